@@ -1,0 +1,245 @@
+"""The contract of a compression method: given a task, knobs and a budget, return a policy and trained weights.
+
+The harness owns pretraining, splits, tuning of the knobs, repair onto the budget, fine-tuning, evaluation and
+logging. A method is a class registered in the entry-point group `bench.methods`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.data import TaskData
+from bench.network import NetworkShape
+from bench.options import Strict
+from bench.policy import Policy
+from bench.quantization import QuantizerFactory, UniformQuantizer
+from bench.seeds import generator
+from bench.spec import Match, Schedule, SearchSchedule
+
+
+class NoOptions(Strict):
+    """For methods without options."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capabilities:
+    """What a method needs and can do.
+
+    Attributes:
+        budget: "strength": a knob λ is tuned onto the budget; "direct": the method is handed the budget and
+            answers it in one search; "ignored": it has none (a reference).
+        prunes: It removes filters.
+        mixed_precision: It chooses bits layer by layer.
+        own_quantizer: It has a quantizer of its own for `recipe = "own"`.
+    """
+
+    budget: Literal["strength", "direct", "ignored"]
+    prunes: bool = False
+    mixed_precision: bool = False
+    own_quantizer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knob:
+    """The range of one number that the harness tunes for a method."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerm:
+    """The harness's cost term: what a search adds to its task loss (Eq. 13).
+
+    mode "lambda": λ log R, as the paper. mode "hinge": λ log(R/B) while the network that the search stands for
+    costs more than the budget B, and nothing below it.
+    """
+
+    mode: Match
+    strength: float
+    budget: float
+
+    def __call__(self, relaxed: Tensor, actual: float) -> Tensor:
+        """The term, a scalar.
+
+        Args:
+            relaxed: The differentiable cost.
+            actual: The cost of the discrete network that the search would return now.
+        """
+        if self.mode == "hinge" and actual <= self.budget:
+            return relaxed.detach() * 0.0
+        return self.strength * torch.log(relaxed / self.budget)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """One discrete choice of a search that repair may move.
+
+    Attributes:
+        layer: The layer's name.
+        what: Bits of weights, bits of activations, or one group of filters.
+        options: What can be chosen, from cheap to dear: widths in bits; for filters `(0, 1)`, dropped or kept.
+        chosen: Index of the search's choice.
+        margins: For each neighbouring pair of options how clearly the search preferred one side, in the
+            method's own unit: entry i stands between options i and i + 1, positive towards i + 1.
+        filters: The filters of the group.
+    """
+
+    layer: str
+    what: Literal["weight_bits", "activation_bits", "filters"]
+    options: tuple[int, ...]
+    chosen: int
+    margins: tuple[float, ...]
+    filters: tuple[int, ...] = ()
+
+
+@dataclass(kw_only=True)
+class SearchResult:
+    """What a search returns.
+
+    Attributes:
+        policy: The result.
+        state: Weights and buffers under the names of the float model, unreduced.
+        clips: Clip values by "<layer>.weight" and "<layer>.activation", for the common quantizer.
+        decisions: What repair may move; empty when nothing may.
+        record: Curves and figures of the search, JSON-serialisable; `history` is a list of one dict an epoch.
+    """
+
+    policy: Policy
+    state: Mapping[str, Tensor]
+    clips: Mapping[str, float] = field(default_factory=dict)
+    decisions: Sequence[Decision] = ()
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set and a model, on the device where training happens.
+
+    Attributes:
+        data: The three parts of the data.
+        network: The shapes of the model.
+        make_model: Builds a fresh float model on the device, initialised from PyTorch's global generator.
+    """
+
+    data: TaskData
+    network: NetworkShape
+    make_model: Callable[[], nn.Module]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data and the model live."""
+        return self.data.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchJob:
+    """Everything that one search is given.
+
+    Attributes:
+        task: Data and model.
+        pretrained: State of the pretrained float model.
+        knobs: The values that the harness chose for the method's knobs.
+        budget: BOPs that the final policy may cost; infinite for methods that ignore it.
+        match: How the cost term works.
+        schedule: Length and rates of the search.
+        seed: Seed of the run; the same for every method.
+        report: Called after each epoch with figures to show and keep.
+    """
+
+    task: Task
+    pretrained: Mapping[str, Tensor]
+    knobs: Mapping[str, float]
+    budget: float
+    match: Match
+    schedule: SearchSchedule
+    seed: int
+    report: Callable[[Mapping[str, float]], None]
+
+    def float_model(self) -> nn.Module:
+        """A float model with the pretrained weights."""
+        model = self.task.make_model()
+        model.load_state_dict(dict(self.pretrained))
+        return model
+
+    def cost_term(self, *, strength: float | None = None, budget: float | None = None) -> CostTerm:
+        """The cost term at the tuned strength and the budget of the run, or at others given."""
+        chosen = self.knobs["strength"] if strength is None else strength
+        return CostTerm(self.match, chosen, self.budget if budget is None else budget)
+
+    def order(self, purpose: str = "search") -> torch.Generator:
+        """The generator of the data's order: the same for all methods of a seed."""
+        return generator("order", purpose, self.seed)
+
+    def noise(self, purpose: str) -> torch.Generator:
+        """A generator for a method's own random draws."""
+        return generator("noise", purpose, self.seed)
+
+    def epochs(self, batch_size: int | None = None) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
+        """The search's training epochs: number and batches."""
+        order = self.order()
+        for epoch in range(self.schedule.epochs):
+            yield epoch, self.task.data.training_batches(batch_size or self.schedule.batch_size, order)
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole search."""
+        return self.schedule.epochs * self.task.data.batches_per_epoch(self.schedule.batch_size)
+
+
+class Method(ABC):
+    """A way to find a policy.
+
+    Attributes:
+        summary: One line for `bench list methods`.
+        capabilities: What it needs and can do.
+        Options: Its options.
+    """
+
+    summary: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+    Options: ClassVar[type[Strict]] = NoOptions
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = self.Options() if options is None else options
+
+    def knobs(self, match: Match) -> Mapping[str, Knob]:
+        """The numbers that the harness tunes; "strength" is the one that is bracketed in mode "lambda"."""
+        return {}
+
+    def cheapest(self, network: NetworkShape) -> Policy | None:
+        """The cheapest policy that the method can express; `None` when it ignores budgets."""
+        return None
+
+    @property
+    def quantizer(self) -> QuantizerFactory:
+        """The quantizer of the method's paper, used in fine-tuning with `recipe = "own"`."""
+        return UniformQuantizer
+
+    @abstractmethod
+    def search(self, job: SearchJob) -> SearchResult:
+        """Find a policy.
+
+        Raises:
+            UnreachableBudgetError: No policy of this method fits the budget.
+            NonFiniteLossError: Training diverged.
+        """
+
+
+__all__ = [
+    "Capabilities",
+    "CostTerm",
+    "Decision",
+    "Knob",
+    "Method",
+    "NoOptions",
+    "Schedule",
+    "SearchJob",
+    "SearchResult",
+    "Task",
+]

@@ -1,0 +1,195 @@
+"""The plain quantizer (paper, Section 2, Eqs. 1–4): the common recipe of every method.
+
+With k bits the step is s = 1/(2^k − 1) on [0, 1] and
+
+    activations  z = clip(x/v, 0, 1)                Q(x) = v · D(z, s)
+    weights      z = (clip(w/v, −1, 1) + 1)/2       Q(w) = v · (2 · D(z, s) − 1)
+    D(z, s) = s · ⌈z/s − 1/2⌉
+
+Straight-through gradients: D is the identity in z. Hence dQ/dx = 1 inside the clip range and 0 outside, and
+dQ/dv has two terms: the level itself, and −z (−w/v for weights) inside the range.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["weight", "activation"]
+
+_SMALLEST_CLIP = 1e-6
+_WEIGHT_STD_FLOOR = 1e-12
+_CALIBRATION_STEPS = 80
+
+
+def steps(bits: int) -> int:
+    """Number of steps of the k-bit grid on [0, 1], 2^k − 1 = 1/s (Eq. 4)."""
+    return int(2**bits - 1)
+
+
+def round_half_down(x: Tensor) -> Tensor:
+    """⌈x − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties."""
+    return torch.ceil(x - 0.5)
+
+
+def discretize(z: Tensor, bits: int) -> Tensor:
+    """D(z, s) of Eq. 3: the nearest of the 2^k levels of [0, 1]; no gradient of its own."""
+    count = steps(bits)
+    return round_half_down(z * count) / count
+
+
+def normalize(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
+    """Map a tensor to z in [0, 1] by its clip value (Eqs. 1, 2)."""
+    if kind == "activation":
+        return (x / clip).clamp(0, 1)
+    return ((x / clip).clamp(-1, 1) + 1) / 2
+
+
+def denormalize(z: Tensor, clip: Tensor, kind: Kind) -> Tensor:
+    """The inverse of `normalize` inside the clip range."""
+    return clip * z if kind == "activation" else clip * (2 * z - 1)
+
+
+def inside(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
+    """Where a tensor is not clipped, bounds included."""
+    return (x >= 0) & (x <= clip) if kind == "activation" else x.abs() <= clip
+
+
+def clip_gradients(grad: Tensor, x: Tensor, clip: Tensor, level: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Straight-through gradients of Q with respect to its input and its clip value.
+
+    Args:
+        grad: Gradient of the loss with respect to Q, the shape of `x`.
+        x: The tensor that was quantized.
+        clip: v, a scalar.
+        level: D(z, s), the shape of `x`.
+        kind: Which of the two quantizers.
+
+    Returns:
+        The gradient for `x`, and the gradient for `clip`, a scalar.
+    """
+    passed = grad * inside(x, clip, kind)
+    grad_clip = (grad * denormalize(level, torch.ones_like(clip), kind)).sum() - (passed * x).sum() / clip
+    return passed, grad_clip
+
+
+class _Quantize(torch.autograd.Function):
+    """Q with straight-through gradients; keeps the input alone and recomputes the rest in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
+        ctx.save_for_backward(x, clip)
+        ctx.bits, ctx.kind = bits, kind
+        return denormalize(discretize(normalize(x, clip, kind), bits), clip, kind)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
+        x, clip = ctx.saved_tensors
+        level = discretize(normalize(x, clip, ctx.kind), ctx.bits)
+        grad_x, grad_clip = clip_gradients(grads[0], x, clip, level, ctx.kind)
+        return grad_x, grad_clip, None, None
+
+
+def quantize(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
+    """Q(x) at k bits with straight-through gradients for `x` and `clip`."""
+    result: Tensor = _Quantize.apply(x, clip, bits, kind)  # type: ignore[no-untyped-call]
+    return result
+
+
+def standardize(weight: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Weight normalisation: (w − mean)/std over the tensor, the statistics without gradient.
+
+    Args:
+        weight: Any shape.
+        mask: 1 where a weight survives pruning, broadcastable to `weight`; the statistics are those of the
+            surviving weights, so that a searched network and its reduced form agree. All when absent.
+    """
+    with torch.no_grad():
+        if mask is None:
+            mean, std = weight.mean(), weight.std()
+        else:
+            kept = mask.expand_as(weight)
+            count = kept.sum()
+            mean = (weight * kept).sum() / count
+            std = (((weight - mean).square() * kept).sum() / (count - 1)).sqrt()
+    return (weight - mean) / std.clamp_min(_WEIGHT_STD_FLOOR)
+
+
+def positive(clip: Tensor) -> Tensor:
+    """The clip value as it is used: positive whatever the optimizer did."""
+    return clip.abs().clamp_min(_SMALLEST_CLIP)
+
+
+def best_clip(x: Tensor, bits: int, kind: Kind) -> float:
+    """The clip value with the least mean squared error of Q(x) at `bits`, from a scan over the tensor's range."""
+    largest = float(x.abs().max())
+    if largest == 0:
+        return 1.0
+    candidates = [largest * (step + 1) / _CALIBRATION_STEPS for step in range(_CALIBRATION_STEPS)]
+
+    def error(value: float) -> float:
+        clip = torch.tensor(value, dtype=x.dtype, device=x.device)
+        return float((denormalize(discretize(normalize(x, clip, kind), bits), clip, kind) - x).square().mean())
+
+    return min(candidates, key=error)
+
+
+class Quantizer(Protocol):
+    """What a layer of a compressed network applies to its weight or its input."""
+
+    bits: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Quantize a tensor."""
+        ...
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set the quantizer's parameters from a tensor as it arrives."""
+        ...
+
+
+class QuantizerFactory(Protocol):
+    """Makes the quantizer of one tensor: `factory(bits=4, kind="weight", normalized=True)`."""
+
+    def __call__(self, *, bits: int, kind: Kind, normalized: bool) -> nn.Module:
+        """Build a quantizer module that satisfies `Quantizer`."""
+        ...
+
+
+class UniformQuantizer(nn.Module):
+    """The common quantizer as a module: one trainable clip value, Eqs. 1–4.
+
+    Args:
+        bits: Width; full precision (32) passes tensors through.
+        kind: Weights or activations.
+        normalized: Standardise weights first (convolutions do, the classifier does not).
+    """
+
+    def __init__(self, *, bits: int, kind: Kind, normalized: bool = False) -> None:
+        super().__init__()
+        self.bits = bits
+        self.kind: Kind = kind
+        self.normalized = normalized
+        self.clip = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor of any shape."""
+        if self.bits >= 32:
+            return x
+        return quantize(standardize(x) if self.normalized else x, positive(self.clip), self.bits, self.kind)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set the clip value to the one with least mean squared error."""
+        if self.bits < 32:
+            self.clip.fill_(best_clip(standardize(x) if self.normalized else x, self.bits, self.kind))
+
+    def extra_repr(self) -> str:
+        """Shown in the network's printed form."""
+        return f"bits={self.bits}, kind={self.kind}, normalized={self.normalized}"
+
+
+def clip_parameters(module: nn.Module) -> Sequence[nn.Parameter]:
+    """The quantizer parameters of a network: trained like weights, but without decay."""
+    return [parameter for name, parameter in module.named_parameters() if name.rpartition(".")[2].startswith("clip")]

@@ -1,0 +1,239 @@
+"""The specification of a study: one immutable, typed tree, and where its values come from.
+
+Precedence, lowest first: defaults, preset, specification file (TOML), `--set key=value`, flags.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from bench.errors import BenchError, unknown_name
+from bench.options import Strict, explain
+
+Match = Literal["hinge", "lambda"]
+Recipe = Literal["common", "own"]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TaskSpec(Strict):
+    """What is compressed.
+
+    Attributes:
+        dataset: Name of a data set.
+        model: Name of a model.
+        validation_fraction: Share of the training data, class by class, on which everything is chosen.
+        checkpoint: A file with a pretrained state of the model; pretraining is skipped.
+        init: Compress a pretrained network, or train from scratch (paper, Section 5.6).
+    """
+
+    dataset: str = "digits"
+    model: str = "resnet20"
+    validation_fraction: Fraction = 0.1
+    checkpoint: str | None = None
+    init: Literal["pretrained", "scratch"] = "pretrained"
+
+
+class Schedule(Strict):
+    """A training schedule.
+
+    Attributes:
+        epochs: Passes over the training data.
+        batch_size: Images an update.
+        lr: The largest learning rate.
+        decay: "step" divides by 10 at the milestones, "cosine" falls to 0, "one_cycle" rises and falls.
+        milestones: Epochs at which "step" divides.
+        momentum, nesterov, weight_decay: Of SGD.
+    """
+
+    epochs: Count = 1
+    batch_size: Count = 128
+    lr: Positive = 0.1
+    decay: Literal["step", "cosine", "one_cycle"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+
+    @model_validator(mode="after")
+    def _milestones_have_an_effect(self) -> Self:
+        if self.milestones and self.decay != "step":
+            raise ValueError(f"milestones have no effect with decay = '{self.decay}'; use decay = 'step'")
+        if self.decay == "step" and not self.milestones:
+            raise ValueError("decay = 'step' needs milestones, e.g. [80, 120]")
+        return self
+
+
+class SearchSchedule(Strict):
+    """Length and rate of a search; the weights' rate is constant (paper, Section 4.2)."""
+
+    epochs: Count = 1
+    batch_size: Count = 128
+    lr: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class FinetuneSchedule(Schedule):
+    """The schedule of fine-tuning.
+
+    Attributes:
+        calibrate: Set clip values anew for the found bits before the first update; otherwise training starts
+            from those of the search, as the paper does.
+    """
+
+    calibrate: bool = True
+
+
+class TuningSpec(Strict):
+    """How methods with a knob are brought onto the budget.
+
+    Attributes:
+        match: "hinge": λ acts above the budget only, Optuna chooses λ by validation accuracy among trials within
+            the window. "lambda": plain λ log R, Optuna brackets log λ onto the budget.
+        trials: Searches at most, for each method and budget.
+        tolerance: The window is [1 − tolerance, 1] × budget.
+        repair: Move the fewest gates of smallest margin to end inside the window.
+        finetune_epochs: Short fine-tuning of each trial before its validation accuracy is read.
+        seed: Number of the tuning seed; tuning seeds are disjoint from report seeds.
+    """
+
+    match: Match = "hinge"
+    trials: Count = 4
+    tolerance: Fraction = 0.03
+    repair: bool = True
+    finetune_epochs: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, le=999)] = 0
+
+
+class StudySpec(Strict):
+    """All runs of one command: methods × budgets × seeds on one task.
+
+    Attributes:
+        name: Name of the study and of its folder.
+        methods: Names of methods.
+        options: Options by method name.
+        budgets: See `bench.budget`.
+        seeds: Report seeds.
+        recipe: "common": all fine-tune with the plain quantizer; "own": with the one of the method's paper.
+        baseline: The method to which the table compares the others, when it is in the study.
+        device: Where training happens; "auto" is resolved when the study is planned.
+        threads: CPU threads of a run; part of its identity, since sums round differently with other counts.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("sbs", "dnas", "fixed", "full_precision")
+    options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("4bit",)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1_000_000)], ...], Field(min_length=1)] = (0, 1, 2)
+    recipe: Recipe = "common"
+    baseline: str = "fixed"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Count = 2
+    task: TaskSpec = TaskSpec()
+    pretrain: Schedule = Schedule()
+    search: SearchSchedule = SearchSchedule()
+    finetune: FinetuneSchedule = FinetuneSchedule()
+    tuning: TuningSpec = TuningSpec()
+
+    @field_validator("methods", "seeds", "budgets")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        repeated = sorted({str(value) for value in values if values.count(value) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} is listed twice; each may appear once")
+        return values
+
+    @model_validator(mode="after")
+    def _options_belong_to_methods(self) -> Self:
+        for name in self.options:
+            if name not in self.methods:
+                raise ValueError(f"options are given for '{name}', which is not among the methods {', '.join(self.methods)}")
+        return self
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that come with the harness."""
+    files = resources.files("bench.presets").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A preset's values.
+
+    Raises:
+        BenchError: There is no such preset.
+    """
+    if name not in preset_names():
+        raise unknown_name("preset", name, preset_names(), "bench list presets")
+    return tomllib.loads(resources.files("bench.presets").joinpath(f"{name}.toml").read_text())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A specification file's values.
+
+    Raises:
+        BenchError: The file cannot be read or is not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BenchError(f"cannot read the specification '{path}': {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BenchError(f"the specification '{path}' is not valid TOML: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """One `--set key=value` as a nested dictionary; the value is read as TOML, a bare word as a string.
+
+    Raises:
+        BenchError: There is no "=" or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise BenchError(f"--set {text!r} is not of the form key=value, e.g. --set search.epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    nested: Any = parsed
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `base` in which the values of `over` win, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build(layers: Iterable[Mapping[str, Any]]) -> StudySpec:
+    """The specification from layers of values, lowest precedence first.
+
+    Raises:
+        BenchError: A key is unknown, or a value is not allowed.
+    """
+    values: dict[str, Any] = reduce(merge, layers, {})
+    try:
+        return StudySpec.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise explain(error, "", StudySpec) from error
+
+
+def canonical_hash(document: Any) -> str:
+    """The identity of a JSON document: 16 hexadecimal digits of SHA-256 over its canonical form."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

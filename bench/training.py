@@ -1,0 +1,165 @@
+"""Training and evaluation that all stages share: pretraining, fine-tuning, and the pieces a search needs."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from bench.data import Subset, TaskData
+from bench.errors import NonFiniteLossError
+from bench.quantization import clip_parameters
+from bench.spec import Schedule, SearchSchedule
+
+Report = Callable[[Mapping[str, float]], None]
+"""Called after each epoch with figures to show and keep."""
+
+_STATISTICS_BATCHES = 10
+_ONE_CYCLE_WARMUP = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Accuracy on a subset, in percent, and mean cross-entropy."""
+
+    top1: float
+    top5: float
+    loss: float
+
+
+class Meter:
+    """Mean loss and accuracy of an epoch, counted on the device without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), device=device, dtype=torch.float64)
+        self._correct = torch.zeros((), device=device, dtype=torch.int64)
+        self._images = 0
+        self._batches = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch."""
+        self._loss += loss.detach()
+        self._correct += (logits.detach().argmax(1) == labels).sum()
+        self._images += len(labels)
+        self._batches += 1
+
+    def figures(self) -> dict[str, float]:
+        """Mean training loss and accuracy in percent.
+
+        Raises:
+            NonFiniteLossError: The loss became NaN or infinite during the epoch.
+        """
+        loss = float(self._loss) / self._batches
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the training loss became {loss}; a smaller learning rate may help")
+        return {"loss": loss, "accuracy": 100 * int(self._correct) / self._images}
+
+
+def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSchedule) -> torch.optim.SGD:
+    """SGD with the schedule's rate, momentum and decay for groups that state no other."""
+    return torch.optim.SGD(
+        [dict(group) for group in groups],
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        nesterov=schedule.nesterov and schedule.momentum > 0,
+        weight_decay=schedule.weight_decay,
+    )
+
+
+def weight_groups(model: nn.Module) -> Sequence[Mapping[str, object]]:
+    """Parameter groups of a network: weights with decay, clip values without."""
+    clips = list(clip_parameters(model))
+    chosen = {id(parameter) for parameter in clips}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    groups: list[Mapping[str, object]] = [{"params": weights}]
+    if clips:
+        groups.append({"params": clips, "weight_decay": 0.0})
+    return groups
+
+
+def rate_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps_per_epoch: int) -> LRScheduler:
+    """The learning-rate schedule, advanced after every update."""
+    total = schedule.epochs * steps_per_epoch
+    if schedule.decay == "cosine":
+        return CosineAnnealingLR(optimizer, total)
+    if schedule.decay == "one_cycle":
+        return OneCycleLR(
+            optimizer, schedule.lr, total_steps=total + 1, pct_start=_ONE_CYCLE_WARMUP, cycle_momentum=False
+        )
+    return MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in schedule.milestones])
+
+
+def fit(model: nn.Module, data: TaskData, schedule: Schedule, order: torch.Generator, report: Report) -> None:
+    """Train a network by cross-entropy, in place.
+
+    Args:
+        model: The network, on the data's device.
+        data: Training images come from its training part.
+        schedule: Length, rates and decay.
+        order: Draws the order of the images and their augmentation.
+        report: Called after each epoch with loss, accuracy (percent) and learning rate.
+
+    Raises:
+        NonFiniteLossError: Training diverged.
+    """
+    optimizer = sgd(weight_groups(model), schedule)
+    rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
+    model.train()
+    for epoch in range(schedule.epochs):
+        meter = Meter(data.device)
+        for images, labels in data.training_batches(schedule.batch_size, order):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            rates.step()
+            meter.add(loss, logits, labels)
+        report({"epoch": epoch + 1, "epochs": schedule.epochs, **meter.figures(), "lr": rates.get_last_lr()[0]})
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
+    """Accuracy and loss of a network on a subset, in evaluation mode. Top-5 is over at most all classes."""
+    loss, top1, top5 = 0.0, 0, 0
+    with evaluating(model):
+        for images, labels in data.evaluation_batches(subset):
+            logits = model(images)
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
+            top1 += int(ranked[:, 0].sum())
+            top5 += int(ranked.any(1).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    count = len(subset)
+    return Evaluation(top1=100 * top1 / count, top5=100 * top5 / count, loss=loss / count)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, the mode from before after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def reestimate_norms(model: nn.Module, data: TaskData, batch_size: int) -> None:
+    """Replace the stored statistics of all batch normalisations by the mean over a few training batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    was_training = model.training
+    model.train()
+    for images in data.calibration_batches(_STATISTICS_BATCHES, batch_size):
+        model(images)
+    model.train(was_training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
