@@ -1,0 +1,197 @@
+"""The numbers of a study as two tables, read from the run folders: one line a run, one line a table cell.
+
+Missing and damaged records are part of a study's normal life: nothing here raises because of one.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.store import Store, UnitKind, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAILURES = frozenset({"failed", "unreachable", "interrupted"})
+"""Statuses of runs that ended without a result."""
+
+FINISHED = FAILURES | {"done"}
+"""Statuses of runs that need no further work."""
+
+MISSING, DAMAGED = "missing", "damaged"
+"""What `runs_frame` shows as the status of a run without a readable record."""
+
+IDENTITY = ("model", "dataset", "method", "budget")
+"""What tells the lines of `results_frame` apart."""
+
+_TEXTS = ("status", "reason", "recipe", "match", "tuning", "started", "finished")
+_TIMES = ("search_seconds", "finetune_seconds", "total_seconds")
+_METRICS = (
+    *(
+        "top1",
+        "top5",
+        "loss",
+        "validation_top1",
+        "bops",
+        "raw_bops",
+        "repaired_gates",
+        "memory_kb",
+        "memory_bits",
+    ),
+    *("macs", "parameters", "start_top1", "pretrained_top1"),
+)
+_NUMBERS = ("budget_bops", "peak_memory_mb", *_METRICS, *_TIMES)
+
+RUN_COLUMNS = (
+    *(
+        "id",
+        *IDENTITY,
+        "seed",
+        "budget_bops",
+        "status",
+        "reason",
+        "recipe",
+        "match",
+        "tuning",
+        "within_budget",
+    ),
+    *_METRICS,
+    *_TIMES,
+    *("peak_memory_mb", "options", "started", "finished"),
+)
+"""Columns that `runs_frame` always has; figures and knobs that only some methods have come after them."""
+
+RESULT_COLUMNS = (
+    *IDENTITY,
+    *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
+    *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "within_budget"),
+)
+"""Columns of `results_frame`."""
+
+
+def runs_frame(store: Store, study: Mapping[str, Any]) -> "pd.DataFrame":
+    """One line for each run of a study, in the study's order.
+
+    Runs without a record have the status "missing", those whose record cannot be read "damaged". Percentages
+    are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`.
+
+    Args:
+        store: Where the runs are.
+        study: The study's document.
+    """
+    import pandas as pd
+
+    rows = [_run_row(store, study, str(identity)) for identity in study.get("runs") or ()]
+    extra = dict.fromkeys(key for row in rows for key in row if key not in RUN_COLUMNS)
+    frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS, *extra])
+    for column in (*_NUMBERS, *extra):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    frame["seed"] = pd.to_numeric(frame["seed"], errors="coerce").astype("Int64")
+    return frame
+
+
+def results_frame(store: Store, study: Mapping[str, Any]) -> "pd.DataFrame":
+    """One line for each (model, data set, method, budget) of which at least one run has a record.
+
+    `n` counts runs that are done and `n_failed` those that ended otherwise; runs not yet run are neither.
+    All figures are over the runs that are done; `peak_memory_mb` is their largest. `tuning_seconds` is the
+    time of all tuning trials, 0 when nothing was tuned. `within_budget` is empty without a budget or a run
+    that is done.
+    """
+    import pandas as pd
+
+    runs = runs_frame(store, study)
+    known = runs[~runs["status"].isin((MISSING, DAMAGED))]
+    groups = known.groupby(list(IDENTITY), sort=False)
+    rows = [
+        dict(zip(IDENTITY, key, strict=True)) | _aggregate(group, store)
+        for key, group in groups
+        if isinstance(key, tuple)
+    ]
+    return pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"n": int, "n_failed": int})
+
+
+def write_study_files(store: Store, study: Mapping[str, Any]) -> None:
+    """Write `runs.csv` and `results.csv` into the study's folder."""
+    folder = store.study(str(study["name"]))
+    write_text(folder / "runs.csv", runs_frame(store, study).to_csv(index=False))
+    write_text(folder / "results.csv", results_frame(store, study).to_csv(index=False))
+
+
+def read_record(store: Store, kind: UnitKind, identity: str) -> dict[str, Any] | None:
+    """A unit's record; `None` when there is none that is a JSON object."""
+    record = store.record(kind, identity)
+    return record if isinstance(record, dict) else None
+
+
+def section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An inner table of a record; empty when it is missing or something else."""
+    value = record.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _run_row(store: Store, study: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    record = read_record(store, "runs", identity)
+    if record is None:
+        return _row_without_record(store, study, identity)
+    return {
+        **dict(_figures(record)),
+        "id": identity,
+        **{key: _text(record.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        **{key: record.get(key) for key in ("seed", "budget_bops", "peak_memory_mb")},
+        "within_budget": _truth(record.get("within_budget")),
+        "options": json.dumps(section(record, "options"), sort_keys=True),
+    }
+
+
+def _row_without_record(store: Store, study: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    """What can still be said of a run that left no readable record: its task, which all runs share."""
+    damaged = (store.unit("runs", identity) / "record.json").exists()
+    task = section(section(study, "spec"), "task")
+    return {
+        "id": identity,
+        **{key: _text(task.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        "status": DAMAGED if damaged else MISSING,
+        "reason": "the record cannot be read" if damaged else "",
+    }
+
+
+def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from section(record, "metrics").items()
+    yield from section(record, "times").items()
+    yield from ((f"knob_{name}", value) for name, value in section(record, "knobs").items())
+
+
+def _aggregate(runs: "pd.DataFrame", store: Store) -> dict[str, Any]:
+    done = runs[runs["status"] == "done"]
+    return {
+        "n": len(done),
+        "n_failed": int(runs["status"].isin(FAILURES).sum()),
+        **{
+            f"{figure}_mean": done[figure].mean()
+            for figure in ("top1", "top5", "bops", "memory_kb", "search_seconds")
+        },
+        **{f"{figure}_std": done[figure].std(ddof=1) for figure in ("top1", "top5", "bops")},
+        "tuning_seconds": sum(map(_tuning_seconds(store), sorted(set(runs["tuning"]) - {""}))),
+        "peak_memory_mb": done["peak_memory_mb"].max(),
+        "within_budget": all(done["within_budget"].eq(True))
+        if len(done) and runs["budget"].iloc[0]
+        else None,
+    }
+
+
+def _tuning_seconds(store: Store) -> Callable[[str], float]:
+    def seconds(identity: str) -> float:
+        value = (read_record(store, "tuning", identity) or {}).get("tuning_seconds")
+        return float(value) if isinstance(value, int | float) else float("nan")
+
+    return seconds
+
+
+def _text(value: Any) -> str:
+    """A field for a table: text on one line, empty for none."""
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None

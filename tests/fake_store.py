@@ -1,0 +1,197 @@
+"""Builds stores with made-up results, for tests of everything that reads a store and trains nothing."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.spec import build
+from bench.store import Store, write_json, write_text
+
+BUDGET_BOPS = 40e6
+POLICY = {
+    "model": "resnet8",
+    "dataset": "digits",
+    "layers": {"stem": {"weight_bits": 8, "activation_bits": 8, "kept_filters": None}},
+}
+
+
+@dataclass
+class FakeStore:
+    """A store with one study that grows run by run.
+
+    Attributes:
+        root: The store's folder.
+        name: The study's name.
+        spec: Values of the study's specification.
+    """
+
+    root: Path
+    name: str = "quick"
+    spec: dict[str, Any] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+    tunings: list[str] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    def run(
+        self,
+        method: str,
+        seed: int,
+        top1: float | None = None,
+        *,
+        budget: str | None = "4bit",
+        status: str = "done",
+        metrics: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> str:
+        """Add a run; without `top1` it has no figures. Returns its id."""
+        identity = f"{method}-{budget or 'none'}-{seed}"
+        record = {
+            "id": identity,
+            "kind": "run",
+            "status": status,
+            "reason": None,
+            "model": "resnet8",
+            "dataset": "digits",
+            "method": method,
+            "budget": budget,
+            "budget_bops": BUDGET_BOPS if budget else None,
+            "seed": seed,
+            "recipe": "common",
+            "match": "hinge",
+            "options": {},
+            "knobs": {},
+            "tuning": None,
+            "metrics": {} if top1 is None else figures(top1) | dict(metrics or {}),
+            "times": {} if top1 is None else {"search_seconds": 10.0 + seed, "total_seconds": 30.0},
+            "peak_memory_mb": 200.0 + seed,
+            "within_budget": None if budget is None or top1 is None else True,
+            "started": "2026-01-01T00:00:00+00:00",
+            "finished": None if status in ("planned", "running") else "2026-01-01T00:01:00+00:00",
+        }
+        self.runs.append(identity)
+        write_json(self.store.unit("runs", identity) / "record.json", record | fields)
+        if status == "done":
+            self._outcome(identity)
+        return identity
+
+    def seeds(self, method: str, values: Iterable[float], **fields: Any) -> list[str]:
+        """Add one run a value, with seeds 0, 1, …"""
+        return [self.run(method, seed, value, **fields) for seed, value in enumerate(values)]
+
+    def missing(self, identity: str) -> None:
+        """Add a run that has not been started."""
+        self.runs.append(identity)
+
+    def damaged(self, identity: str) -> None:
+        """Add a run whose record was cut off."""
+        self.runs.append(identity)
+        write_text(self.store.unit("runs", identity) / "record.json", '{"id": "x", "status": "do')
+
+    def failed(self, method: str, seed: int, reason: str, **fields: Any) -> str:
+        """Add a run that failed, with its traceback."""
+        identity = self.run(method, seed, status="failed", reason=reason, **fields)
+        write_text(self.store.unit("runs", identity) / "error.txt", f"Traceback\n{reason}\n")
+        return identity
+
+    def tuning(
+        self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0
+    ) -> str:
+        """Add a tuning with one trial for each strength. Returns its id."""
+        identity = f"tuning-{method}-{budget}"
+        folder = self.store.unit("tuning", identity)
+        record = {"id": identity, "kind": "tuning", "status": "done", "model": "resnet8", "dataset": "digits"}
+        record |= {
+            "method": method,
+            "budget": budget,
+            "budget_bops": BUDGET_BOPS,
+            "seed": 1000,
+            "reason": None,
+        }
+        record |= {"knobs": {"strength": trials[0]}, "trials_used": len(trials), "tuning_seconds": seconds}
+        write_json(folder / "record.json", record)
+        for number, strength in enumerate(trials):
+            write_json(folder / "trials" / f"{number}.json", trial(number, strength))
+        self.tunings.append(identity)
+        return identity
+
+    def document(self, **spec: Any) -> dict[str, Any]:
+        """The study's document, written to the store as well."""
+        task = {"dataset": "digits", "model": "resnet8"}
+        values = {"name": self.name, "task": task, "baseline": "fixed"} | self.spec | spec
+        document = {
+            "name": self.name,
+            "spec": build([values]).model_dump(mode="json"),
+            "runs": self.runs,
+            "tunings": self.tunings,
+            "created": "2026-01-01T00:00:00+00:00",
+            "command": "bench run",
+        }
+        write_json(self.store.study(self.name) / "study.json", document)
+        return document
+
+    def _outcome(self, identity: str) -> None:
+        folder = self.store.unit("runs", identity)
+        write_json(folder / "policy.json", POLICY)
+        write_json(folder / "curves.json", curves())
+
+
+def figures(top1: float) -> dict[str, Any]:
+    """Metrics of a run."""
+    return {
+        "top1": top1,
+        "top5": 99.0,
+        "loss": 0.5,
+        "validation_top1": top1 + 1,
+        "bops": 39.5e6,
+        "raw_bops": 41e6,
+        "repaired_gates": 1,
+        "memory_kb": 33.25,
+        "pretrained_top1": None,
+    }
+
+
+def curves(epochs: int = 2) -> list[dict[str, Any]]:
+    """Epoch figures of a search and a fine-tuning."""
+    phases = ("search", "finetune")
+    return [
+        {"phase": p, "epoch": e, "loss": 1.0 / (e + 1), "accuracy": 50.0 + e}
+        for p in phases
+        for e in range(epochs)
+    ]
+
+
+def trial(number: int, strength: float) -> dict[str, Any]:
+    """One tuning trial."""
+    return {
+        "number": number,
+        "knobs": {"strength": strength},
+        "raw_bops": 41e6,
+        "bops": 39e6,
+        "repaired_gates": 2,
+        "within_budget": True,
+        "validation_top1": 90.0 + number,
+        "seconds": 11.0,
+        "policy": POLICY,
+        "curves": curves(1),
+    }
+
+
+def mixed(root: Path) -> FakeStore:
+    """Two methods with three seeds each, a reference, and everything that can go wrong."""
+    fake = FakeStore(root, spec={"methods": ["fixed", "sbs", "dnas", "full_precision"]})
+    fake.seeds("fixed", [70.0, 71.0, 72.0])
+    tuning = fake.tuning("sbs", [0.2, 0.4])
+    for seed, top1 in enumerate([72.0, 72.5, 74.5]):
+        fake.run("sbs", seed, top1, tuning=tuning, knobs={"strength": 0.2})
+    fake.run("dnas", 0, 69.0, within_budget=False)
+    fake.run("dnas", 1, status="unreachable", reason="the cheapest policy costs 44.1 M")
+    fake.failed("dnas", 2, "NaN loss")
+    fake.run("dnas", 3, status="running")
+    fake.seeds("full_precision", [80.0, 81.0], budget=None, metrics={"bops": 2.5e9})
+    fake.missing("not-yet-run")
+    fake.damaged("cut-off")
+    return fake
