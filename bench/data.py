@@ -76,8 +76,8 @@ class Dataset(ABC):
         """Read the arrays, downloading them first when they are absent and the data set knows from where.
 
         Raises:
-            BenchError: Files are missing and cannot be fetched, or are corrupt; the message says what was looked
-                for and how to get it.
+            BenchError: Files are missing and cannot be fetched, or are corrupt; the message says what was
+                looked for and how to get it.
         """
 
 
@@ -104,7 +104,9 @@ class TaskData:
         checksum: Of the data and of the split.
     """
 
-    def __init__(self, dataset: Dataset, arrays: Arrays, *, validation_fraction: float, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, arrays: Arrays, *, validation_fraction: float, device: torch.device
+    ) -> None:
         _check_arrays(dataset, arrays)
         train_indices, validation_indices = split(arrays.train_labels, validation_fraction)
         everything = Subset(images=arrays.train_images, labels=arrays.train_labels)
@@ -156,7 +158,7 @@ class TaskData:
         """A fixed choice of training images without augmentation, for statistics and metrics."""
         chosen = torch.randperm(len(self.train), generator=generator("calibration"))[: count * batch_size]
         images = self.train.take(chosen.to(self.device)).images
-        return [self.normalize(part) for part in images.split(batch_size)]
+        return [self.normalize(part) for part in torch.split(images, batch_size)]
 
 
 def split(labels: Tensor, validation_fraction: float) -> tuple[Tensor, Tensor]:
@@ -171,7 +173,7 @@ def split(labels: Tensor, validation_fraction: float) -> tuple[Tensor, Tensor]:
     """
     shuffled = torch.randperm(len(labels), generator=generator("split"))
     validation = []
-    for label in labels.unique(sorted=True):
+    for label in torch.unique(labels, sorted=True):
         members = shuffled[labels[shuffled] == label]
         validation.append(members[: round(validation_fraction * len(members))])
     chosen = torch.cat(validation).sort().values
@@ -217,13 +219,21 @@ def _check_arrays(dataset: Dataset, arrays: Arrays) -> None:
         ("training", arrays.train_images, arrays.train_labels),
         ("test", arrays.test_images, arrays.test_labels),
     ):
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != dataset.image_shape or len(images) != len(labels):
+        name = type(dataset).__name__
+        if (
+            images.dtype != torch.uint8
+            or tuple(images.shape[1:]) != dataset.image_shape
+            or len(images) != len(labels)
+        ):
             raise BenchError(
-                f"the {part} images of {type(dataset).__name__} have shape {tuple(images.shape)} and type "
-                f"{images.dtype} with {len(labels)} labels; expected uint8 images of shape (N, *{dataset.image_shape})"
+                f"the {part} images of {name} have shape {tuple(images.shape)} and type {images.dtype} "
+                f"with {len(labels)} labels; expected uint8 images of shape (N, *{dataset.image_shape})"
             )
-        if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= dataset.num_classes:
-            raise BenchError(f"the {part} labels of {type(dataset).__name__} are not all in 0 to {dataset.num_classes - 1}")
+        known = labels.dtype == torch.int64 and len(labels) > 0
+        if not known or int(labels.min()) < 0 or int(labels.max()) >= dataset.num_classes:
+            raise BenchError(
+                f"the {part} labels of {name} are not all int64 in 0 to {dataset.num_classes - 1}"
+            )
 
 
 def as_uint8(images: np.ndarray) -> Tensor:

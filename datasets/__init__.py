@@ -1,0 +1,1 @@
+"""Data sets, one file each, found by `bench` through the entry-point group `bench.datasets`."""

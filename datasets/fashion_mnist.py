@@ -1,0 +1,77 @@
+"""Fashion-MNIST (Xiao et al. 2017): 28×28 grey pictures, 60,000 for training and 10,000 for testing."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bench.data import Arrays, Augmentation, Dataset
+from datasets._files import Check, Source, layout_check, locate
+
+_FOLDER = "FashionMNIST/raw"
+_COUNTS = {"train": 60_000, "t10k": 10_000}
+# The IDX format's first word: two zero bytes, the type (8: bytes), the number of dimensions.
+_IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801
+
+
+class FashionMnist(Dataset):
+    """Ten classes. Mean and standard deviation are the usual published ones of the 60,000 training images.
+
+    The checksums that are published are those of the compressed files; torchvision compares them on download.
+    Unpacked files are checked by size and header.
+    """
+
+    summary = "10 classes of 28×28 grey pictures of clothing; 60,000 training and 10,000 test images"
+    image_shape = (1, 28, 28)
+    num_classes = 10
+    mean = (0.2860,)
+    std = (0.3530,)
+    augmentation = Augmentation(pad=2, flip=True)
+
+    def load(self, data_dir: Path | None) -> Arrays:
+        """Read the arrays from torchvision's folder, downloading it when absent.
+
+        Raises:
+            BenchError: Files are missing and cannot be fetched, or are corrupt.
+        """
+        import torchvision.datasets
+
+        folder = locate(_source(torchvision.datasets.FashionMNIST), data_dir) / _FOLDER
+        train_images, train_labels = _read(folder, "train")
+        test_images, test_labels = _read(folder, "t10k")
+        return Arrays(
+            train_images=train_images,
+            train_labels=train_labels,
+            test_images=test_images,
+            test_labels=test_labels,
+        )
+
+
+def _read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) and labels (N,) of one part."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    images, labels = (folder / name for name in _files(part))
+    return read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels))
+
+
+def _files(part: str) -> dict[str, Check]:
+    """The two files of a part, images first, with their checks."""
+    count = _COUNTS[part]
+    images = struct.pack(">4I", _IMAGES_MAGIC, count, 28, 28)
+    labels = struct.pack(">2I", _LABELS_MAGIC, count)
+    return {
+        f"{part}-images-idx3-ubyte": layout_check(images, len(images) + count * 28 * 28),
+        f"{part}-labels-idx1-ubyte": layout_check(labels, len(labels) + count),
+    }
+
+
+def _source(published: Any) -> Source:
+    return Source(
+        name="fashion_mnist",
+        folder=_FOLDER,
+        files=_files("train") | _files("t10k"),
+        archives={f"{_FOLDER}/{file}": md5 for file, md5 in published.resources},
+        download=lambda folder: published(folder, download=True),
+    )
