@@ -1,0 +1,1 @@
+"""Checks of the SBS paper's mathematics, for `bench verify`."""

@@ -1,0 +1,302 @@
+"""Checks Theorem 1, Corollary 1 and Lemma 2 of the SBS paper, exactly where that is possible.
+
+The exact part counts in whole units. With T = 2^b_K − 1 steps on the finest grid and a resolution m, the unit
+is 1/(2mT): every level of every grid of the chain and every tie between two levels is then a whole number,
+since each grid's number of steps divides the next one's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bench import quantization
+from bench.checks import CheckLine
+from bench.seeds import generator
+from methods import quantizers
+
+Whole = npt.NDArray[np.int64]
+Rounding = Callable[[Whole, int], Whole]
+
+_CHAINS = ((2, 4, 8), (3, 6, 12))
+_CASES: dict[tuple[int, ...], int] = {(2, 4, 8): 1292, (3, 6, 12): 20540}
+_HALF_EVEN_FAILURES: dict[tuple[int, ...], int] = {(2, 4, 8): 264, (3, 6, 12): 4144}
+# Any odd factor keeps ties on the lattice; a large one puts random points at many distances from them.
+_FINE = 100_003
+_RANDOM_POINTS = 200_000
+_FIGURE_BITS = (1, 2, 4, 8, 16)
+_FIGURE_SIZE = 100
+_FIGURE_DRAWS = 200
+
+
+def half_down(numerator: Whole, denominator: int) -> Whole:
+    """⌈n/d − 1/2⌉, the paper's rounding, exact for an even denominator."""
+    return -((denominator // 2 - numerator) // denominator)
+
+
+def half_even(numerator: Whole, denominator: int) -> Whole:
+    """The whole number nearest to n/d, of two the even one, as `torch.round`; for an even denominator."""
+    up = (numerator + denominator // 2) // denominator
+    tie = (numerator + denominator // 2) % denominator == 0
+    nearest: Whole = up - (tie & (up % 2 == 1))
+    return nearest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExactGrids:
+    """The grids of a chain of bitwidths in whole units of 1/(2mT).
+
+    Attributes:
+        bits: The chain.
+        fine: m, odd; 1 where levels and ties are all that is asked.
+    """
+
+    bits: tuple[int, ...]
+    fine: int = 1
+
+    @property
+    def one(self) -> int:
+        """How many units z = 1 is."""
+        return 2 * self.fine * quantization.steps(self.bits[-1])
+
+    def step(self, bits: int) -> int:
+        """The step s_b in units, an even number."""
+        return self.one // quantization.steps(bits)
+
+    def discretize(self, z: Whole, bits: int, rounding: Rounding) -> Whole:
+        """D(z, s_b) in units."""
+        return rounding(z, self.step(bits)) * self.step(bits)
+
+    def decompose(self, z: Whole, rounding: Rounding) -> list[Whole]:
+        """z_b1, r_b2, …, r_bK in units, by the definitions in Eq. 8."""
+        parts = [self.discretize(z, self.bits[0], rounding)]
+        for low, high in pairwise(self.bits):
+            parts.append(self.discretize(z - self.discretize(z, low, rounding), high, rounding))
+        return parts
+
+    def points(self) -> Whole:
+        """Every level and half-level of the finest grid: all places where any grid's rounding can turn."""
+        return np.arange(0, self.one + 1, self.fine, dtype=np.int64)
+
+    def ties(self, bits: int) -> Whole:
+        """The points half-way between two levels of one grid."""
+        step = self.step(bits)
+        return np.arange(step // 2, self.one, step, dtype=np.int64)
+
+
+def checks() -> Iterator[CheckLine]:
+    """Theorem 1 exactly and in floating point, Corollary 1 with Fig. 2, and Lemma 2."""
+    for bits in _CHAINS:
+        yield _theorem_line(bits)
+    for bits in _CHAINS:
+        yield _half_even_line(bits)
+    yield _rounding_line()
+    for bits in _CHAINS:
+        yield _double_line(bits)
+    yield _single_line()
+    yield _corollary_exact_line()
+    yield _corollary_random_line()
+    for bits in _CHAINS:
+        yield _lemma_line(bits)
+
+
+def theorem_failures(bits: tuple[int, ...], rounding: Rounding) -> tuple[int, int]:
+    """Count where z_bj ≠ z_b1 + r_b2 + … + r_bj, in exact arithmetic.
+
+    For each step j of the chain the cases are every level and half-level of the finest grid, and every tie of
+    grid b_j itself.
+
+    Returns:
+        The number of failures and the number of cases.
+    """
+    grids = ExactGrids(bits=bits)
+    failures = cases = 0
+    for index in range(1, len(bits)):
+        z = np.concatenate([grids.points(), grids.ties(bits[index])])
+        total = sum(grids.decompose(z, rounding)[: index + 1])
+        failures += int(np.count_nonzero(total != grids.discretize(z, bits[index], rounding)))
+        cases += len(z)
+    return failures, cases
+
+
+def _set(bits: Sequence[int]) -> str:
+    return "{" + ", ".join(map(str, bits)) + "}"
+
+
+def _theorem_line(bits: tuple[int, ...]) -> CheckLine:
+    failures, cases = theorem_failures(bits, half_down)
+    return CheckLine(
+        what=f"Theorem 1 for {_set(bits)}, exact arithmetic, every level and every tie",
+        figure=f"holds in {cases - failures} of {cases} cases",
+        passed=failures == 0 and cases == _CASES[bits],
+    )
+
+
+def _half_even_line(bits: tuple[int, ...]) -> CheckLine:
+    failures, cases = theorem_failures(bits, half_even)
+    return CheckLine(
+        what=f"By contrast, rounding half to even (torch.round) breaks Theorem 1 for {_set(bits)}",
+        figure=f"fails in {failures} of {cases} cases",
+        passed=failures == _HALF_EVEN_FAILURES[bits],
+    )
+
+
+def _rounding_line() -> CheckLine:
+    """Ties that floating point holds exactly: x + 1/2 for whole x, and z = 1/2 on every grid."""
+    whole = torch.arange(-4096, 4096, dtype=torch.float64)
+    wrong = int((quantization.round_half_down(whole + 0.5) != whole).sum())
+    widths = range(1, 13)
+    for bits in widths:
+        level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * quantization.steps(
+            bits
+        )
+        wrong += round(float(level)) != (quantization.steps(bits) - 1) // 2
+    cases = len(whole) + len(widths)
+    return CheckLine(
+        what="The quantizer rounds ties down, as ⌈x − 1/2⌉ does, wherever a float holds the tie exactly",
+        figure=f"{cases - wrong} of {cases} ties",
+        passed=wrong == 0,
+    )
+
+
+def _off_tie_points(grids: ExactGrids) -> Whole:
+    """Random points of [0, 1] in units, none of them a tie of any grid."""
+    drawn = torch.randint(grids.one + 1, (_RANDOM_POINTS,), generator=generator("check theorem", *grids.bits))
+    z: Whole = drawn.numpy()
+    # A tie of any grid of the chain is one of the finest, for the ratio of their steps is odd.
+    step = grids.step(grids.bits[-1])
+    kept: Whole = z[z % step != step // 2]
+    return kept
+
+
+def _level_errors(values: Tensor, exact: Whole, grids: ExactGrids) -> int:
+    """How many values are not, to 1e-9, the exact ones."""
+    expected = torch.from_numpy(exact).to(torch.float64) / grids.one
+    return int(((values - expected).abs() > 1e-9).sum())
+
+
+def _double_line(bits: tuple[int, ...]) -> CheckLine:
+    """D and the decomposition in float64 against exact arithmetic, at levels and at random points."""
+    grids = ExactGrids(bits=bits, fine=_FINE)
+    levels = np.arange(0, grids.one + 1, grids.step(bits[-1]), dtype=np.int64)
+    units = np.concatenate([levels, _off_tie_points(grids)])
+    z = torch.from_numpy(units).to(torch.float64) / grids.one
+    wrong = cases = 0
+    for width in bits:
+        exact = grids.discretize(units, width, half_down)
+        wrong += _level_errors(quantization.discretize(z, width), exact, grids)
+        cases += len(units)
+    found = quantizers.decompose(z, bits)
+    expected = grids.decompose(units, half_down)
+    wrong += abs(len(found) - len(expected)) * len(units)
+    for part, exact in zip(found, expected, strict=False):
+        wrong += _level_errors(part, exact, grids)
+        cases += len(units)
+    return CheckLine(
+        what=f"The code's D(z, s) and decomposition for {_set(bits)}, float64: the exact ones off ties",
+        figure=f"{cases - wrong:,} of {cases:,} values",
+        passed=wrong == 0,
+    )
+
+
+def _single_line() -> CheckLine:
+    """Searches run in float32, where a rounding error can carry a point across a tie."""
+    bits = (2, 4, 8)
+    z = torch.rand(10 * _RANDOM_POINTS, generator=generator("check theorem", "float32"))
+    total = torch.stack(quantizers.decompose(z, bits)).sum(0)
+    levels_apart = ((total - quantization.discretize(z, bits[-1])) * quantization.steps(bits[-1])).abs()
+    different = int((levels_apart > 0.5).sum())
+    return CheckLine(
+        what=f"Theorem 1 for {_set(bits)} in float32 on random z: at most 1 in 10,000 is off, by one level",
+        figure=f"{different} of {len(z):,} off, largest difference {float(levels_apart.max()):.3f} levels",
+        passed=different <= len(z) * 1e-4 and bool((levels_apart < 1.5).all()),
+    )
+
+
+def _corollary_exact_line() -> CheckLine:
+    """|ε_K − ε_(K+1)| · (2^b_K − 1)/C for one z, the worst over all points; a vector's is a mean of such."""
+    bits = (1, 2, 4, 8, 16)
+    grids = ExactGrids(bits=bits)
+    z = grids.points()
+    ratios = []
+    for low, high in pairwise(bits):
+        error_low, error_high = (np.abs(z - grids.discretize(z, width, half_down)) for width in (low, high))
+        ratios.append(int(np.abs(error_low - error_high).max()) / grids.step(low))
+    return CheckLine(
+        what=f"Corollary 1 for {_set(bits)}, every level and half-level: largest share of C/(2^b − 1)",
+        figure=", ".join(
+            f"{low}→{high}: {r:.3f}" for (low, high), r in zip(pairwise(bits), ratios, strict=True)
+        ),
+        passed=max(ratios) <= 1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorBound:
+    """The curves of the paper's Fig. 2.
+
+    Attributes:
+        bits: b_K, one a point.
+        change: |ε_K − ε_(K+1)|, the change of the normalised error from b_K to 2·b_K.
+        bound: C/(2^b_K − 1) with C = d/‖z‖₁.
+        error: ε_K itself.
+    """
+
+    bits: tuple[int, ...]
+    change: tuple[float, ...]
+    bound: tuple[float, ...]
+    error: tuple[float, ...]
+
+
+def error_bound(seed: int, bits: Sequence[int] = _FIGURE_BITS, size: int = _FIGURE_SIZE) -> ErrorBound:
+    """Normalised quantization errors of a random z in [0, 1]^size (Corollary 1, Fig. 2).
+
+    Args:
+        seed: Of the draw.
+        bits: Widths b_K, each compared with its double.
+        size: d.
+    """
+    z = torch.rand(size, generator=generator("error bound", seed), dtype=torch.float64)
+    norm = float(z.sum())
+
+    def error(width: int) -> float:
+        return float((z - quantization.discretize(z, width)).abs().sum()) / norm
+
+    return ErrorBound(
+        bits=tuple(bits),
+        change=tuple(abs(error(width) - error(2 * width)) for width in bits),
+        bound=tuple(size / norm / quantization.steps(width) for width in bits),
+        error=tuple(error(width) for width in bits),
+    )
+
+
+def _corollary_random_line() -> CheckLine:
+    curves = [error_bound(seed) for seed in range(_FIGURE_DRAWS)]
+    largest = max(
+        change / bound for curve in curves for change, bound in zip(curve.change, curve.bound, strict=True)
+    )
+    return CheckLine(
+        what=f"Corollary 1, Fig. 2: {_FIGURE_DRAWS} random z, d = {_FIGURE_SIZE}, b in {_set(_FIGURE_BITS)}",
+        figure=f"largest error change is {largest:.3f} of its bound",
+        passed=largest <= 1,
+    )
+
+
+def _lemma_line(bits: tuple[int, ...]) -> CheckLine:
+    """ε_K falls with K: exactly at every point, and in the mean."""
+    grids = ExactGrids(bits=bits)
+    z = grids.points()
+    errors = [np.abs(z - grids.discretize(z, width, half_down)) for width in bits]
+    pairs = list(pairwise(errors))
+    grows = sum(int(np.count_nonzero(high > low)) for low, high in pairs)
+    falls = all(int(high.sum()) < int(low.sum()) for low, high in pairs)
+    means = " > ".join(f"{error.mean() / grids.one:.5f}" for error in errors)
+    return CheckLine(
+        what=f"Lemma 2 for {_set(bits)}, exact arithmetic: the mean error falls, and no point's error grows",
+        figure=f"mean {means}; grows at {grows} of {len(z)} points",
+        passed=grows == 0 and falls,
+    )
