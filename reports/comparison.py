@@ -1,0 +1,258 @@
+"""The comparison table: mean±std of every method at every budget, with what the differences are worth."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import statistics
+from bench.report import Column, Report, Table
+from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, results_frame, runs_frame, section
+from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
+from bench.store import Store
+from reports.renderers import RENDERERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MILLION = 1e6
+_TOO_FEW = f"n<{MIN_PAIRS}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """One line of the table before it is text.
+
+    Attributes:
+        result: The line of `results_frame`.
+        budget_bops: BOPs of the budget; NaN without one.
+        top1: Top-1 by seed, of the runs that are done.
+        difference: To the baseline; `None` where there is nothing to compare.
+        p: Of the difference, corrected; NaN where too few pairs allow no test.
+    """
+
+    result: Mapping[str, Any]
+    budget_bops: float
+    top1: Mapping[int, float]
+    difference: PairedDifference | None = None
+    p: float = math.nan
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.result["method"])
+
+    @property
+    def budget(self) -> str:
+        """The budget as the user wrote it; empty for none."""
+        return str(self.result["budget"])
+
+
+class Comparison(Report):
+    """The table that ends `bench run`."""
+
+    summary = "mean±std of every method and budget, paired differences to the baseline, search cost"
+    stem = "table"
+    renderers = RENDERERS
+
+    def build(self, store: Store, study: Mapping[str, Any]) -> Table:
+        """The table of all runs that a study has so far."""
+        runs, spec = runs_frame(store, study), section(study, "spec")
+        baseline = str(spec.get("baseline", ""))
+        rows = _compared(_rows(runs, results_frame(store, study)), baseline)
+        return Table(
+            title=_title(study),
+            columns=_columns(baseline),
+            rows=tuple(_cells(row, baseline) for row in rows),
+            notes=tuple(_notes(rows, runs, spec)),
+        )
+
+
+def write_tables(store: Store, study: Mapping[str, Any]) -> list[Path]:
+    """Write table.md, table.tex and table.csv into the study's folder; returns the files."""
+    return Comparison().write(store, study)
+
+
+def _title(study: Mapping[str, Any]) -> str:
+    task = section(section(study, "spec"), "task")
+    return f"{study['name']}: {task.get('model', 'unknown model')} on {task.get('dataset', 'unknown data')}"
+
+
+def _columns(baseline: str) -> tuple[Column, ...]:
+    return (
+        Column(title="Method", align="left"),
+        Column(title="Budget", align="left"),
+        Column(title="n"),
+        Column(title="Top-1 %"),
+        Column(title="95 % interval", drop=6),
+        Column(title=f"Δ {baseline}"),
+        Column(title="Δ 95 % interval", drop=3),
+        Column(title="p"),
+        Column(title="Top-5 %", drop=9),
+        Column(title="BOPs (M)"),
+        Column(title="% of budget", drop=5),
+        Column(title="In budget", drop=1),
+        Column(title="Memory KB", drop=7),
+        Column(title="Search s", drop=2),
+        Column(title="Tuning s", drop=4),
+        Column(title="Peak MB", drop=8),
+    )
+
+
+def _rows(runs: "pd.DataFrame", results: "pd.DataFrame") -> list[_Row]:
+    """The lines of the table in the study's order, each with its runs' Top-1."""
+    members = dict(iter(runs.groupby(list(IDENTITY), sort=False)))
+    rows = []
+    for result in results.to_dict("records"):
+        group = members[tuple(result[key] for key in IDENTITY)]
+        done = group[group["status"] == "done"].dropna(subset=["seed", "top1"])
+        top1 = {int(seed): float(value) for seed, value in zip(done["seed"], done["top1"], strict=True)}
+        fields = {str(key): value for key, value in result.items()}
+        rows.append(_Row(result=fields, budget_bops=group["budget_bops"].max(), top1=top1))
+    return rows
+
+
+def _compared(rows: Sequence[_Row], baseline: str) -> list[_Row]:
+    """The rows with their differences to the baseline, p corrected over the table."""
+    found = [_difference(row, _partner(row, rows, baseline)) for row in rows]
+    tested = [pair.p if pair is not None and pair.n >= MIN_PAIRS else math.nan for pair in found]
+    corrected = statistics.holm(tested)
+    return [replace(row, difference=pair, p=p) for row, pair, p in zip(rows, found, corrected, strict=True)]
+
+
+def _partner(row: _Row, rows: Sequence[_Row], baseline: str) -> _Row | None:
+    """The baseline's row at the same budget; its only one when the baseline ignores budgets."""
+    if row.method == baseline:
+        return None
+    partners = (other for other in rows if other.method == baseline and other.budget in (row.budget, ""))
+    return next(partners, None)
+
+
+def _difference(row: _Row, partner: _Row | None) -> PairedDifference | None:
+    common = sorted(set(row.top1) & set(partner.top1)) if partner else []
+    if partner is None or not common:
+        return None
+    return statistics.compare_pairs([row.top1[s] for s in common], [partner.top1[s] for s in common])
+
+
+def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
+    result = row.result
+    return (
+        row.method,
+        row.budget,
+        _count(result["n"], result["n_failed"]),
+        _spread(result["top1_mean"], result["top1_std"]),
+        _interval(statistics.t_interval(list(row.top1.values()))),
+        *_difference_cells(row, baseline),
+        _spread(result["top5_mean"], result["top5_std"]),
+        _spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
+        _number(100 * result["bops_mean"] / row.budget_bops, digits=1),
+        {True: "yes", False: "no"}.get(result["within_budget"], ""),
+        _number(result["memory_kb_mean"], digits=1),
+        _number(result["search_seconds_mean"], digits=1),
+        _number(result["tuning_seconds"], digits=1),
+        _number(result["peak_memory_mb"], digits=0),
+    )
+
+
+def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
+    if row.method == baseline:
+        return "baseline", "", ""
+    if row.difference is None:
+        return "", "", ""
+    p = _TOO_FEW if row.difference.n < MIN_PAIRS else _probability(row.p)
+    return f"{row.difference.mean:+.2f}", _interval(row.difference.interval, sign="+"), p
+
+
+def _count(n: int, failed: int) -> str:
+    return f"{n}/{n + failed}" if failed else str(n)
+
+
+def _spread(mean: float, std: float) -> str:
+    """Mean±std; small figures get more digits so that they do not vanish."""
+    digits = 2 if math.isnan(mean) or mean == 0 or abs(mean) >= 1 else 4
+    return _number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    return "" if math.isnan(interval.low) else f"[{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+
+
+def _probability(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _notes(rows: Sequence[_Row], runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
+    yield "±: sample standard deviation over seeds (ddof = 1). Intervals: 95 % Student-t. n: finished runs"
+    yield from _comparison_notes(rows, str(spec.get("baseline", "")))
+    yield _protocol(spec)
+    yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
+    outside = [_name(row.result) for row in rows if row.result["within_budget"] is False]
+    if outside:
+        yield f"Not all runs within the budget: {', '.join(outside)}"
+    references = sorted({row.method for row in rows if not row.budget})
+    if references:
+        yield f"References without a budget: {', '.join(references)}"
+    yield from _unfinished(runs)
+    yield from _failures(runs)
+
+
+def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
+    if not any(row.method == baseline and row.top1 for row in rows):
+        yield f"No differences: the baseline '{baseline}' has no finished run in this study"
+        return
+    yield f"Δ: Top-1 minus that of {baseline} at the same budget, paired by seed"
+    tests = sum(not math.isnan(row.p) for row in rows)
+    if tests:
+        yield (
+            f"p: two-sided sign-flip test (exact up to {EXACT_PAIRS} pairs), "
+            f"Holm-corrected over the table's {tests} tests"
+        )
+    if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
+        yield f"{_TOO_FEW}: too few pairs for a test"
+    yield from _detectable(rows)
+
+
+def _detectable(rows: Sequence[_Row]) -> Iterator[str]:
+    """What each comparison could have found, so that "no difference" is not read as "equal"."""
+    known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
+    parts = [f"{_name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
+    if parts:
+        yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"
+
+
+def _protocol(spec: Mapping[str, Any]) -> str:
+    tuning = section(spec, "tuning")
+    tolerance = float(tuning.get("tolerance", math.nan))
+    seeds = ", ".join(str(seed) for seed in spec.get("seeds", ()))
+    return (
+        f"Matching: {tuning.get('match')}, cost within [{1 - tolerance:.2f}, 1.00] of the budget. "
+        f"Recipe: {spec.get('recipe')}. Seeds: {seeds}"
+    )
+
+
+def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
+    """How many runs are still to come, and in which state they are."""
+    open_runs = runs[~runs["status"].isin(FINISHED)]
+    if len(open_runs):
+        states = ", ".join(
+            f"{count} {status}" for status, count in open_runs["status"].value_counts().items()
+        )
+        yield f"{len(open_runs)} of {len(runs)} runs without a result yet: {states}"
+    for identity in runs[runs["status"] == DAMAGED]["id"]:
+        yield f"The record of run {identity} is damaged and was left out"
+
+
+def _failures(runs: "pd.DataFrame") -> Iterator[str]:
+    for run in runs[runs["status"].isin(FAILURES)].to_dict("records"):
+        yield f"{_name(run)} seed {run['seed']}: {': '.join(filter(None, (run['status'], run['reason'])))}"
+
+
+def _name(fields: Mapping[Any, Any]) -> str:
+    """Method and budget of a run or a line of the table."""
+    return " ".join(filter(None, (str(fields["method"]), str(fields["budget"]))))

@@ -1,0 +1,186 @@
+"""The forms of a table: terminal, Markdown, CSV, LaTeX. All show the same strings."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bench.report import Column, Renderer, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    # After the \\ of the row before, a bracket would be read as its argument and a star as part of it.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\dots{}",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "Δ": r"$\Delta$",
+    "λ": r"$\lambda$",
+    "α": r"$\alpha$",
+}
+
+
+def terminal(table: Table, width: int) -> str:
+    """Plain text of the given width, without colours."""
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False
+    )
+    with console.capture() as captured:
+        console.print(renderable(table, width))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def renderable(table: Table, width: int) -> Group:
+    """The table for a rich console; columns that do not fit are left out and named below it."""
+    shown = _fitting(table, width)
+    fits = _line_width(table, shown) <= width
+    grid = RichTable(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(table.title, "bold"), title_justify="left"
+    )
+    for index in shown:
+        column = table.columns[index]
+        wanted = _column_width(table, index) if fits else None
+        grid.add_column(
+            Text(column.title), justify=column.align, vertical="bottom", overflow="fold", width=wanted
+        )
+    for row in table.rows:
+        grid.add_row(*(Text(row[index]) for index in shown))
+    return Group(grid, _bullets([*table.notes, *_left_out(table, shown)]))
+
+
+def markdown(table: Table) -> str:
+    """A GitHub-flavoured Markdown table with its title above and its notes below."""
+    head = [_escape_markdown(column.title) for column in table.columns]
+    body = [[_escape_markdown(cell) for cell in row] for row in table.rows]
+    widths = [max(3, *(len(row[index]) for row in [head, *body])) for index in range(len(head))]
+    lines = [_markdown_row(row, table.columns, widths) for row in [head, *body]]
+    lines.insert(1, "| " + " | ".join(map(_rule, table.columns, widths)) + " |")
+    notes = [f"- {_escape_markdown(note)}" for note in table.notes]
+    blocks = [f"**{_escape_markdown(table.title)}**", "\n".join(lines), "\n".join(notes)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """Headings and rows as CSV, without title and notes."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(column.title for column in table.columns)
+    writer.writerows(table.rows)
+    return stream.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A LaTeX table; the document needs the package booktabs."""
+    alignment = "".join(column.align[0] for column in table.columns)
+    rows = [_latex_row(row) for row in table.rows]
+    notes = [rf"\par\footnotesize {escape_latex(note)}" for note in table.notes]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table*}",
+        r"\centering",
+        rf"\caption{{{escape_latex(table.title)}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        _latex_row([column.title for column in table.columns]),
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *notes,
+        r"\end{table*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """Text in which nothing is a command to LaTeX; a hyphen before a number becomes a minus sign."""
+    signed = re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
+    return "".join(_LATEX.get(character, character) for character in signed)
+
+
+RENDERERS = {
+    "terminal": Renderer("", terminal),
+    "markdown": Renderer(".md", lambda table, width: markdown(table)),
+    "latex": Renderer(".tex", lambda table, width: latex(table)),
+    "csv": Renderer(".csv", lambda table, width: comma_separated(table)),
+}
+"""All forms by name, for `Report.renderers`."""
+
+
+def _fitting(table: Table, width: int) -> list[int]:
+    """The columns to show: the least important ones go until the others fit."""
+    shown = list(range(len(table.columns)))
+    for index in sorted(shown, key=lambda index: (-table.columns[index].drop, -index)):
+        if _line_width(table, shown) <= width or not table.columns[index].drop:
+            break
+        shown.remove(index)
+    return shown
+
+
+def _line_width(table: Table, shown: Sequence[int]) -> int:
+    """Characters that a line needs, with two between columns and one at either end."""
+    return sum(_column_width(table, index) + 2 for index in shown)
+
+
+def _column_width(table: Table, index: int) -> int:
+    """Characters of the longest cell; headings may be broken at blanks."""
+    words = table.columns[index].title.split()
+    return max(len(text) for text in [*words, *(row[index] for row in table.rows)])
+
+
+def _left_out(table: Table, shown: Sequence[int]) -> list[str]:
+    missing = [column.title for index, column in enumerate(table.columns) if index not in shown]
+    return [f"Left out at this width: {', '.join(missing)}"] if missing else []
+
+
+def _bullets(notes: Sequence[str]) -> RichTable:
+    """Notes with their continuation lines indented."""
+    grid = RichTable.grid(padding=(0, 1))
+    for note in notes:
+        grid.add_row(Text(" ·", "dim"), Text(note, "dim"))
+    return grid
+
+
+def _escape_markdown(text: str) -> str:
+    """Text in which nothing is markup; "n<6" stays as it is, since no tag starts with a digit."""
+    return re.sub(r"([\\|*`]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def _markdown_row(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    cells = [
+        cell.rjust(width) if column.align == "right" else cell.ljust(width)
+        for cell, column, width in zip(row, columns, widths, strict=True)
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(column: Column, width: int) -> str:
+    return "-" * (width - 1) + ":" if column.align == "right" else "-" * width
+
+
+def _latex_row(row: Sequence[str]) -> str:
+    return " & ".join(escape_latex(cell) for cell in row) + r" \\"

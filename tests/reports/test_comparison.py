@@ -1,0 +1,276 @@
+"""The comparison table: its numbers, its notes, and that all forms show the same."""
+
+import csv
+import io
+import json
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench.errors import BenchError
+from bench.report import Column, Table
+from bench.results import results_frame
+from bench.statistics import smallest_detectable
+from reports.comparison import Comparison, write_tables
+from reports.renderers import comma_separated, escape_latex, latex, markdown, terminal
+
+fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+
+SBS = [71.0, 72.5, 73.0, 71.5, 72.0, 73.5]
+FIXED = [70.0, 71.0, 72.0, 70.5, 70.0, 72.0]
+
+
+def table_of(fake: SimpleNamespace, **spec: object) -> Table:
+    return Comparison().build(fake.store, fake.document(**spec))
+
+
+def cell(table: Table, method: str, title: str, budget: str = "4bit") -> str:
+    titles = [column.title for column in table.columns]
+    rows = [row for row in table.rows if row[0] == method and row[1] == budget]
+    return rows[0][titles.index(title)]
+
+
+def notes(table: Table) -> str:
+    return "\n".join(table.notes)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> SimpleNamespace:
+    return fake_store.mixed(tmp_path)
+
+
+def test_figures_of_a_row(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    assert table.title == "quick: resnet8 on digits"
+    assert cell(table, "sbs", "Top-1 %") == "73.00±1.32"
+    assert cell(table, "sbs", "95 % interval") == "[69.71, 76.29]"
+    assert cell(table, "sbs", "BOPs (M)") == "39.50±0.00"
+    assert cell(table, "sbs", "% of budget") == "98.8"
+    assert cell(table, "sbs", "In budget") == "yes"
+    assert cell(table, "dnas", "In budget") == "no"
+    assert cell(table, "sbs", "Search s") == "11.0"
+    assert cell(table, "sbs", "Tuning s") == "45.0"
+    assert cell(table, "sbs", "Peak MB") == "202"
+
+
+def test_the_table_shows_the_numbers_of_results_csv(mixed: SimpleNamespace) -> None:
+    table, document = table_of(mixed), mixed.document()
+    for line in results_frame(mixed.store, document).to_dict("records"):
+        shown = cell(table, line["method"], "Top-1 %", line["budget"])
+        assert shown.split("±")[0] == f"{line['top1_mean']:.2f}"
+
+
+def test_failed_runs_show_in_n_and_with_their_reasons(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    assert cell(table, "dnas", "n") == "1/3"
+    assert "dnas 4bit seed 2: failed: NaN loss" in table.notes
+    assert "dnas 4bit seed 1: unreachable: the cheapest policy costs 44.1 M" in table.notes
+
+
+def test_one_run_has_no_deviation_and_no_interval(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    assert cell(table, "dnas", "Top-1 %") == "69.00"
+    assert cell(table, "dnas", "95 % interval") == ""
+    assert cell(table, "dnas", "Δ fixed") == "-1.00"
+    assert cell(table, "dnas", "Δ 95 % interval") == ""
+
+
+def test_references_have_no_budget_and_no_difference(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    for title in ("Δ fixed", "p", "% of budget", "In budget"):
+        assert cell(table, "full_precision", title, budget="") == ""
+    assert "References without a budget: full_precision" in table.notes
+
+
+def test_notes_say_what_is_missing_and_how_it_was_matched(mixed: SimpleNamespace) -> None:
+    text = notes(table_of(mixed))
+    assert "3 of 14 runs without a result yet: 1 running, 1 missing, 1 damaged" in text
+    assert "The record of run cut-off is damaged" in text
+    assert "Matching: hinge, cost within [0.97, 1.00] of the budget. Recipe: common. Seeds: 0, 1, 2" in text
+    assert "Not all runs within the budget: dnas 4bit" in text
+
+
+def test_few_pairs_get_no_p(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    assert cell(table, "sbs", "p") == "n<6"
+    assert cell(table, "fixed", "p") == ""
+    assert "n<6: too few pairs for a test" in table.notes
+    assert not any(note.startswith("p: ") for note in table.notes)
+
+
+def test_differences_are_paired_by_seed_and_holm_corrected(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", FIXED)
+    fake.seeds("sbs", SBS)
+    for seed, top1 in enumerate(FIXED):
+        fake.run("dnas", seed, top1 - 0.5 * (-1) ** seed)
+    table = table_of(fake)
+    assert cell(table, "fixed", "Δ fixed") == "baseline"
+    assert cell(table, "sbs", "Δ fixed") == "+1.33"
+    assert cell(table, "sbs", "p") == "0.062"  # 2 / 2^6 as the smaller of two
+    assert cell(table, "dnas", "Δ fixed") in ("+0.00", "-0.00")
+    assert cell(table, "dnas", "p") == "1.000"
+    assert "Holm-corrected over the table's 2 tests" in notes(table)
+
+
+def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", FIXED)
+    fake.failed("sbs", 0, "out of memory")
+    fake.run("sbs", 1, 73.0)
+    fake.run("sbs", 9, 99.0)
+    table = table_of(fake)
+    assert cell(table, "sbs", "Δ fixed") == "+2.00"
+    assert cell(table, "sbs", "p") == "n<6"
+
+
+def test_each_budget_has_its_own_baseline(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    for budget, top1 in (("4bit", 70.0), ("2bit", 60.0)):
+        fake.seeds("fixed", [top1, top1], budget=budget)
+        fake.seeds("sbs", [top1 + 1, top1 + 3], budget=budget)
+    table = table_of(fake)
+    assert cell(table, "sbs", "Δ fixed", "4bit") == cell(table, "sbs", "Δ fixed", "2bit") == "+2.00"
+
+
+def test_a_baseline_without_budget_serves_every_budget(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("full_precision", [80.0, 80.0], budget=None)
+    fake.seeds("sbs", [79.0, 79.5])
+    table = table_of(fake, baseline="full_precision")
+    assert cell(table, "sbs", "Δ full_precision") == "-0.75"
+
+
+def test_a_study_without_its_baseline_says_so(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", SBS)
+    table = table_of(fake)
+    assert cell(table, "sbs", "p") == ""
+    assert "No differences: the baseline 'fixed' has no finished run in this study" in table.notes
+
+
+def test_the_smallest_detectable_difference_is_noted(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0, 70.0, 70.0])
+    fake.seeds("sbs", [71.0, 72.0, 73.0])
+    expected = f"sbs 4bit {smallest_detectable(1.0, 3):.2f} (n = 3)"
+    assert expected in notes(table_of(fake))
+
+
+def test_nothing_run_yet_is_a_table_too(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.missing("a")
+    fake.run("sbs", 1, status="unreachable", reason="too dear")
+    table = table_of(fake)
+    assert cell(table, "sbs", "Top-1 %") == ""
+    assert "1 of 2 runs without a result yet: 1 missing" in table.notes
+    for form in Comparison.renderers:
+        assert "sbs" in Comparison().render(table, form)
+
+
+def test_small_counts_keep_their_digits(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.run("sbs", 0, 50.0, metrics={"bops": 12_300.0})
+    assert cell(table_of(fake), "sbs", "BOPs (M)") == "0.0123"
+
+
+# ------------------------------------------------------------------------------------------- forms
+
+
+def plain(text: str) -> str:
+    """LaTeX and Markdown without their markup, for comparing what a reader sees."""
+    for command, sign in ((r"$\pm$", "±"), ("$-$", "-"), (r"\textless{}", "<"), ("{[}", "["), ("{]}", "]")):
+        text = text.replace(command, sign)
+    return text.replace(r"$\Delta$", "Δ").replace("\\", "")
+
+
+def rows_of_latex(text: str) -> list[list[str]]:
+    lines = [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith(r" \\")]
+    return [[part.strip() for part in plain(line).split(" & ")] for line in lines]
+
+
+def rows_of_markdown(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|") and not re.match(r"\| -", line)]
+    return [[part.strip() for part in plain(line)[2:-2].split(" | ")] for line in lines]
+
+
+def test_all_forms_show_the_same_cells(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    expected = [[column.title for column in table.columns], *map(list, table.rows)]
+    assert list(csv.reader(io.StringIO(comma_separated(table)))) == expected
+    assert rows_of_markdown(markdown(table)) == expected
+    assert rows_of_latex(latex(table)) == expected
+    shown = terminal(table, 300)
+    for row in table.rows:
+        assert any(line.split() == " ".join(row).split() for line in shown.splitlines())
+
+
+def test_notes_are_in_every_form_with_notes(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    for note in table.notes:
+        assert note in plain(markdown(table)) and note in plain(terminal(table, 300))
+        assert note in plain(latex(table)).replace("''", '"')
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_terminal_form_keeps_to_the_width(mixed: SimpleNamespace, width: int) -> None:
+    mixed.seeds("prune_then_quantize", [71.2, 71.9])
+    lines = terminal(table_of(mixed), width).splitlines()
+    assert max(map(len, lines)) <= width
+    row = next(line for line in lines if line.startswith(" prune_then_quantize"))
+    assert "71.55±0.49" in row and "39.50±0.00" in row
+
+
+def test_a_narrow_terminal_names_what_it_leaves_out(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    assert "Left out at this width: 95 % interval" in terminal(table, 100)
+    assert "Left out" not in terminal(table, 200)
+    # Too narrow for even the columns that always stay: cells are folded, none is lost.
+    assert max(map(len, terminal(table, 50).splitlines())) <= 50
+
+
+def test_the_terminal_form_shows_brackets_as_they_are() -> None:
+    table = Table(title="[bold]t", columns=(Column(title="[red]"),), rows=(("[1, 2]",),), notes=("[dim]n",))
+    shown = terminal(table, 60)
+    assert "[bold]t" in shown and "[red]" in shown and "[1, 2]" in shown and "[dim]n" in shown
+
+
+def test_latex_is_escaped() -> None:
+    assert escape_latex("prune_then_quantize 50% & #1 {a} $x$ ~ ^ \\") == (
+        r"prune\_then\_quantize 50\% \& \#1 \{a\} \$x\$ \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
+    assert escape_latex("-0.50 seed-2 [-1, *]") == r"$-$0.50 seed-2 {[}$-$1, {*}{]}"
+    text = latex(Table(title="100% a_b", columns=(Column(title="x_y", align="left"),), rows=(("[a]",),)))
+    assert r"\caption{100\% a\_b}" in text and r"\begin{tabular}{l}" in text
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+
+
+def test_markdown_is_escaped() -> None:
+    table = Table(
+        title="t", columns=(Column(title="a|b"),), rows=(("n<6",),), notes=("<class 'x'>\nlost *w* _v_ a_b",)
+    )
+    text = markdown(table)
+    assert r"a\|b" in text and "n<6" in text
+    assert r"- \<class 'x'> lost \*w\* \_v\_ a_b" in text
+
+
+def test_a_row_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row of 2 cells in a table of 1 columns"):
+        Table(title="t", columns=(Column(title="a"),), rows=(("1", "2"),))
+
+
+def test_an_unknown_form_names_the_nearest(mixed: SimpleNamespace) -> None:
+    with pytest.raises(BenchError, match="did you mean 'markdown'"):
+        Comparison().render(table_of(mixed), "markdwn")
+
+
+def test_tables_are_written_beside_the_study(mixed: SimpleNamespace) -> None:
+    document = mixed.document()
+    files = write_tables(mixed.store, document)
+    assert [file.name for file in files] == ["table.md", "table.tex", "table.csv"]
+    folder = mixed.store.study("quick")
+    assert (folder / "table.md").read_text() == markdown(table_of(mixed))
+    assert json.loads((folder / "study.json").read_text()) == document
