@@ -1,6 +1,6 @@
 """Shapes of a network: what every cost is computed from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +111,20 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         elif index == len(seen) - 1:
             position = "last"
         layers.append(_layer_shape(path, module, input_size, output_size, position, producers.get(path), path in pruned))
+    _check_pruning(name, layers, pruned)
     return NetworkShape(model=name, dataset=dataset, layers=tuple(layers))
+
+
+def _check_pruning(model: str, layers: Sequence[LayerShape], pruned: Mapping[str, Prunable]) -> None:
+    """Refuse what would be priced as one thing and built as another: groups, linear layers, wrong names."""
+    able = {layer.name for layer in layers if layer.kind == "conv" and layer.groups == 1}
+    for path, prunable in pruned.items():
+        for name in (path, prunable.consumer):
+            if name not in able:
+                raise BenchError(
+                    f"model '{model}' states that pruning '{path}' changes layer '{name}'; "
+                    "allowed: convolutions without groups that the model runs"
+                )
 
 
 def _layer_shape(

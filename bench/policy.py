@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,10 @@ def load_policy(path: Path) -> Policy:
         BenchError: The file is missing, is no JSON, or does not have the policy's form.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BenchError(f"cannot read the policy file '{path}': {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, nested too deeply
         raise BenchError(f"the policy file '{path}' is not valid JSON: {error}") from error
     return policy_from_json(document, where=f"the policy file '{path}'")
 
@@ -85,6 +86,9 @@ def policy_from_json(document: Any, *, where: str = "the policy") -> Policy:
         BenchError: A field is missing, has the wrong type, or is unknown.
     """
     fields = _expect_keys(document, {"model", "dataset", "layers"}, where)
+    for key in ("model", "dataset"):
+        if not isinstance(fields[key], str):
+            raise BenchError(f"{where}: '{key}' must be a name, got {fields[key]!r}")
     if not isinstance(fields["layers"], dict) or not fields["layers"]:
         raise BenchError(f"{where}: 'layers' must be a non-empty object of layer names")
     layers = {}
@@ -95,7 +99,7 @@ def policy_from_json(document: Any, *, where: str = "the policy") -> Policy:
             activation_bits=_expect_bits(values["activation_bits"], f"{where}, layer '{name}', activation_bits"),
             kept_filters=_expect_filters(values["kept_filters"], f"{where}, layer '{name}', kept_filters"),
         )
-    return Policy(model=str(fields["model"]), dataset=str(fields["dataset"]), layers=layers)
+    return Policy(model=fields["model"], dataset=fields["dataset"], layers=layers)
 
 
 def check(network: NetworkShape, policy: Policy) -> None:
@@ -116,9 +120,11 @@ def check(network: NetworkShape, policy: Policy) -> None:
             continue
         if not layer.prunable:
             raise BenchError(f"layer '{layer.name}' of {network.model} cannot be pruned; its kept_filters must be null")
-        if not kept or kept[0] < 0 or kept[-1] >= layer.out_channels:
+        rising = all(low < high for low, high in pairwise(kept))
+        if not kept or not rising or kept[0] < 0 or kept[-1] >= layer.out_channels:
             raise BenchError(
-                f"layer '{layer.name}' keeps filters {list(kept)[:4]}…; allowed: one or more of 0 to {layer.out_channels - 1}"
+                f"layer '{layer.name}' keeps filters {list(kept)[:4]}…; "
+                f"allowed: one or more of 0 to {layer.out_channels - 1}, in rising order"
             )
 
 
