@@ -1,0 +1,258 @@
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import bench.costs
+from bench import quantization
+from bench.checks import CheckLine
+from bench.checks import costs as cost_checks
+from bench.network import NetworkShape
+from bench.plugins import available, load
+from bench.policy import Policy, uniform
+from methods import quantizers
+from methods.checks import regression, theorem
+
+
+def failed(lines: Iterator[CheckLine]) -> list[str]:
+    return [line.what for line in lines if not line.passed]
+
+
+def some_failed(check: Callable[[], Iterator[CheckLine]], words: str) -> bool:
+    return any(words in what for what in failed(check()))
+
+
+@pytest.fixture
+def few_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "_SEEDS", 2)
+
+
+def test_checks_are_found_by_name() -> None:
+    assert set(available("checks")) >= {"costs", "theorem", "regression"}
+    assert load("checks", "theorem") is theorem.checks
+
+
+@pytest.mark.parametrize("check", [cost_checks.checks, theorem.checks], ids=["costs", "theorem"])
+def test_every_line_passes(check: Callable[[], Iterator[CheckLine]]) -> None:
+    lines = list(check())
+    assert failed(iter(lines)) == []
+    assert len({line.what for line in lines}) == len(lines) > 10
+    assert all(line.figure for line in lines)
+
+
+# Costs.
+
+PRICE_LAYER = bench.costs._price_layer
+
+
+def priced_with(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[bench.costs.LayerCost], dict[str, Any]]
+) -> None:
+    """Break the counter in one figure of every layer."""
+
+    def broken(*arguments: Any) -> bench.costs.LayerCost:
+        cost = PRICE_LAYER(*arguments)
+        return dataclasses.replace(cost, **change(cost))
+
+    monkeypatch.setattr(bench.costs, "_price_layer", broken)
+
+
+def test_bops_off_by_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    priced_with(monkeypatch, lambda cost: {"bops": cost.bops + (cost.name == "fc")})
+    assert some_failed(cost_checks.checks, "ResNet-20 BOPs, uniform")
+    assert some_failed(cost_checks.checks, "ResNet-56 BOPs, uniform")
+
+
+def test_memory_off_by_one_byte_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    priced_with(monkeypatch, lambda cost: {"memory_bits": cost.memory_bits + 8 * (cost.name == "fc")})
+    assert len(failed(cost_checks.checks())) == 2
+
+
+def test_wrong_edges_miss_the_printed_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(network: NetworkShape, bits: int) -> Policy:
+        return uniform(network, bits).with_layer("fc", weight_bits=32)
+
+    monkeypatch.setattr(cost_checks, "uniform", wrong)
+    assert some_failed(cost_checks.checks, "paper prints 674.6 M")
+    assert some_failed(cost_checks.checks, "paper prints 1156.46 M")
+    assert some_failed(cost_checks.checks, "paper prints 711.7 KB")
+
+
+def test_readers_that_do_not_shrink_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.costs, "kept_inputs", lambda network, policy, layer: None)
+    assert some_failed(cost_checks.checks, "hand count")
+    assert some_failed(cost_checks.checks, "SBS-P")
+    assert some_failed(cost_checks.checks, "differentiable cost")
+
+
+def test_relaxed_cost_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = bench.costs.RelaxedBops.__call__
+    monkeypatch.setattr(
+        bench.costs.RelaxedBops,
+        "__call__",
+        lambda self, *widths, **channels: exact(self, *widths, **channels) + 1,
+    )
+    assert len(failed(cost_checks.checks())) == 2
+
+
+def test_misprint_is_explained_and_not_hidden() -> None:
+    (line,) = [line for line in cost_checks.checks() if "misprint" in line.what]
+    assert "1482.1 M" in line.what
+    assert "1482.047488 M" in line.figure
+
+
+def test_misprint_that_rounds_right_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_checks, "_MISPRINT", dataclasses.replace(cost_checks._MISPRINT, value="1482.0"))
+    assert some_failed(cost_checks.checks, "misprint")
+
+
+# Theorem 1 and what follows from it.
+
+
+@given(st.integers(-10_000, 10_000), st.integers(1, 500).map(lambda half: 2 * half))
+def test_whole_number_roundings_are_those_of_fractions(numerator: int, denominator: int) -> None:
+    ratio = Fraction(numerator, denominator)
+    whole = np.array([numerator], dtype=np.int64)
+    assert theorem.half_down(whole, denominator)[0] == math.ceil(ratio - Fraction(1, 2))
+    assert theorem.half_even(whole, denominator)[0] == round(ratio)
+
+
+@pytest.mark.parametrize("bits", [(2, 4, 8), (1, 2), (3, 6), (2, 6)])
+def test_grids_count_as_fractions_do(bits: tuple[int, ...]) -> None:
+    grids = theorem.ExactGrids(bits=bits)
+    points = grids.points()
+    parts = grids.decompose(points, theorem.half_down)
+    for index, unit in enumerate(points.tolist()):
+        z = Fraction(unit, grids.one)
+        lower = Fraction(0)
+        for part, width in zip(parts, bits, strict=True):
+            step = Fraction(1, 2**width - 1)
+            offset = step * math.ceil((z - lower) / step - Fraction(1, 2))
+            assert Fraction(int(part[index]), grids.one) == offset
+            lower = step * math.ceil(z / step - Fraction(1, 2))
+
+
+@pytest.mark.parametrize("bits", [(2, 3), (2, 5), (3, 4)])
+def test_theorem_fails_where_a_width_is_no_multiple(bits: tuple[int, int]) -> None:
+    """The condition of the theorem is needed: between foreign grids the sum leaves the finer grid."""
+    outer = 2 ** bits[1] - 1
+    failures = 0
+    for unit in range(2 * outer + 1):
+        z = Fraction(unit, 2 * outer)
+        low, high = (Fraction(math.ceil(z * (2**width - 1) - Fraction(1, 2)), 2**width - 1) for width in bits)
+        offset = Fraction(math.ceil((z - low) * outer - Fraction(1, 2)), outer)
+        failures += low + offset != high
+    assert failures > 0
+
+
+def test_half_even_rounding_in_the_quantizer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "round_half_down", torch.round)
+    assert some_failed(theorem.checks, "rounds ties down")
+
+
+def test_floor_in_the_quantizer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "round_half_down", torch.floor)
+    assert some_failed(theorem.checks, "off ties")
+
+
+def test_wrong_steps_in_the_quantizer_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^k steps in place of 2^k − 1: the grids are no longer nested with an odd ratio."""
+    monkeypatch.setattr(
+        quantization, "discretize", lambda z, bits: quantization.round_half_down(z * 2**bits) / 2**bits
+    )
+    assert some_failed(theorem.checks, "off ties")
+
+
+def test_decomposition_without_its_last_offset_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    decompose = quantizers.decompose
+    monkeypatch.setattr(quantizers, "decompose", lambda z, bits: decompose(z, bits)[:-1])
+    assert some_failed(theorem.checks, "off ties")
+    assert some_failed(theorem.checks, "float32")
+
+
+def test_decomposition_of_the_wrong_residual_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(z: Tensor, bits: Sequence[int]) -> list[Tensor]:
+        low = quantization.discretize(z, bits[0])
+        return [low, *(quantization.discretize(z - low, width) for width in bits[1:])]
+
+    monkeypatch.setattr(quantizers, "decompose", broken)
+    assert some_failed(theorem.checks, "off ties")
+
+
+def test_wrong_counts_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theorem, "half_down", theorem.half_even)
+    assert some_failed(theorem.checks, "Theorem 1 for {2, 4, 8}, exact")
+    monkeypatch.undo()
+    monkeypatch.setattr(theorem, "half_even", theorem.half_down)
+    assert some_failed(theorem.checks, "By contrast")
+
+
+def test_larger_errors_break_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "discretize", lambda z, bits: torch.zeros_like(z) if bits == 8 else z)
+    assert some_failed(theorem.checks, "Fig. 2")
+
+
+def test_error_bound_falls_with_the_bits() -> None:
+    curves = theorem.error_bound(0, bits=(2, 4, 8, 16))
+    for curve in (curves.change, curves.bound, curves.error):
+        assert len(curve) == 4
+        assert list(curve) == sorted(curve, reverse=True)
+    assert theorem.error_bound(0) == theorem.error_bound(0) != theorem.error_bound(1)
+
+
+# The toy regression.
+
+
+@pytest.mark.usefixtures("few_seeds")
+def test_regression_lines_pass() -> None:
+    lines = list(regression.checks())
+    assert failed(iter(lines)) == []
+    assert len(lines) == 4
+    assert all("not judged" in line.what for line in lines[1:])
+
+
+@pytest.mark.usefixtures("few_seeds")
+@pytest.mark.parametrize("method", ["SharedWeight", "SeparateWeights"])
+def test_a_method_that_stays_at_two_bits_is_noticed(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def coarse(model: torch.nn.Module) -> Tensor:
+        weight = model.weight if method == "SharedWeight" else model.weights[0]  # type: ignore[index]
+        return quantization.quantize(weight, torch.ones((), dtype=torch.float64), 2, "weight")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(getattr(regression, method), "forward", coarse)
+    assert "Proposition 1" in failed(regression.checks())[0]
+
+
+def test_curves_are_the_same_again_and_start_at_the_same_problem() -> None:
+    first, again, longer = (regression.regression_curves(3, count) for count in (20, 20, 40))
+    assert first == again
+    assert len(first.sbs) == len(first.dnas) == 20 < len(longer.sbs)
+    assert first.floor == longer.floor
+    assert first.sbs[0] == longer.sbs[0]
+
+
+def test_loss_is_the_mean_squared_error_over_all_samples() -> None:
+    problem = regression._Problem(0, 2, 8)
+    weight = torch.linspace(0, 1, 10, dtype=torch.float64).requires_grad_()
+    expected = (problem.targets - problem.inputs @ weight).square().mean()
+    assert problem.loss(weight.detach()) == pytest.approx(float(expected.detach()))
+    batch = problem.batches[0]
+    loss = (problem.targets[batch] - problem.inputs[batch] @ weight).square().mean()
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert torch.allclose(problem.gradient(weight.detach(), batch), gradient)
+    assert problem.floor == pytest.approx(1, abs=0.1)
+    assert problem.floor < float(expected.detach())
+
+
+def test_measures_of_a_curve_by_hand() -> None:
+    curve = [4.0, 3.0, 2.0, 1.04, 0.9] + [1.0] * 50
+    assert regression.final_loss(curve) == 1.0
+    assert regression.iterations_to_converge(curve) == 3
+    assert regression.roughness(curve) == pytest.approx((1 + 1 + 0.96 + 0.14 + 0.1) / 54)
