@@ -172,7 +172,10 @@ def _misprint_line() -> CheckLine:
     once = _rounded(value, "0.1")
     twice = _rounded(_rounded(value, "0.01"), "0.1")
     return CheckLine(
-        what=f"ResNet-20 at 6 bits, paper prints {_MISPRINT.value} M (Table 10): misprint, rounded twice",
+        what=(
+            f"ResNet-20 at 6 bits, paper prints {_MISPRINT.value} M (Table 10): "
+            "a misprint in the last digit, as if rounded twice"
+        ),
         figure=f"{value} M; rounded once {once}, rounded to hundredths and then to tenths {twice}",
         passed=once != twice == Decimal(_MISPRINT.value),
     )
