@@ -15,7 +15,21 @@ Clips = Mapping[str, float]
 """Clip values by tensor: "<layer>.weight" and "<layer>.activation"."""
 
 
-class QuantizedConv2d(nn.Module):
+class _Calibrated(nn.Module):
+    """A layer with one quantizer for its weight and one for its input."""
+
+    weight: nn.Parameter
+    weight_quantizer: nn.Module
+    activation_quantizer: nn.Module
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set both quantizers from the weight and from an input of the layer."""
+        for quantizer, tensor in ((self.weight_quantizer, self.weight), (self.activation_quantizer, x)):
+            if not isinstance(quantizer, nn.Identity):
+                quantizer.calibrate(tensor)  # type: ignore[operator]
+
+
+class QuantizedConv2d(_Calibrated):
     """A convolution whose weight and input are quantized.
 
     The input of the first layer arrives as normalised 8-bit pixels: it is on an 8-bit grid already, so
@@ -37,7 +51,7 @@ class QuantizedConv2d(nn.Module):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(_Calibrated):
     """A linear layer whose weight and input are quantized."""
 
     def __init__(self, linear: nn.Linear, weight_quantizer: nn.Module, activation_quantizer: nn.Module) -> None:
@@ -160,19 +174,19 @@ def _set_clips(name: str, weight: nn.Module, activation: nn.Module, clips: Clips
 def calibrate(model: nn.Module, images: Tensor) -> None:
     """Set every quantizer's parameters from one batch, layer by layer in the order of execution.
 
-    A layer is calibrated on its input as it arrives through the layers before it, already calibrated.
+    Layers that have a method `calibrate` are given their input as it arrives through the layers before them,
+    already calibrated.
 
     Args:
-        model: A compressed network.
+        model: A network with quantized layers.
         images: A batch of normalised training images.
     """
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        module.weight_quantizer.calibrate(module.weight)  # type: ignore[operator]
-        if not isinstance(module.activation_quantizer, nn.Identity):
-            module.activation_quantizer.calibrate(inputs[0])  # type: ignore[operator]
+        module.calibrate(inputs[0])  # type: ignore[operator]
 
-    hooks = [m.register_forward_pre_hook(before) for m in model.modules() if isinstance(m, QuantizedLayer)]
+    layers = [module for module in model.modules() if hasattr(module, "calibrate") and hasattr(module, "weight")]
+    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     was_training = model.training
     try:
         # Batch statistics: the stored ones belong to the float network and are wrong by the weights' scale.

@@ -23,8 +23,6 @@ from bench.policy import EDGE_BITS, LayerPolicy, Policy, check, kept_inputs
 COUNTER_VERSION = 1
 """Stored with every result; raised when any figure of the counter changes."""
 
-_EDGE = LayerPolicy(weight_bits=EDGE_BITS, activation_bits=EDGE_BITS)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCost:
@@ -144,12 +142,17 @@ class RelaxedBops:
     integers: R = R_edge + Σ_l unit_l · in_l · out_l · b_w,l · b_x,l, where unit_l holds kernel area and output
     positions (the joint form of the paper's Eq. 14). With integer arguments it equals the counter exactly.
 
+    Args:
+        network: The shapes.
+        device: Where the arguments will live.
+        edge_bits: Bits of the first and the last layer.
+
     Attributes:
         layers: The searched layers; position i of every argument belongs to `layers[i]`.
         in_channels, out_channels: Full channel counts, shape (L,).
     """
 
-    def __init__(self, network: NetworkShape, device: torch.device | str = "cpu") -> None:
+    def __init__(self, network: NetworkShape, device: torch.device | str = "cpu", *, edge_bits: int = EDGE_BITS) -> None:
         self.layers: Sequence[LayerShape] = network.middle
         units = [
             layer.kernel[0] * layer.kernel[1] * layer.out_size[0] * layer.out_size[1] / layer.groups for layer in self.layers
@@ -164,7 +167,9 @@ class RelaxedBops:
         edges = Policy(
             model=network.model,
             dataset=network.dataset,
-            layers={layer.name: _EDGE for layer in network.layers},
+            layers={
+                layer.name: LayerPolicy(weight_bits=edge_bits, activation_bits=edge_bits) for layer in network.layers
+            },
         )
         self._edge = float(sum(_price_layer(network, edges, layer).bops for layer in network.layers if layer.position != "middle"))
 

@@ -64,16 +64,15 @@ class CostTerm:
     strength: float
     budget: float
 
-    def __call__(self, relaxed: Tensor, actual: float) -> Tensor:
-        """The term, a scalar.
+    def __call__(self, relaxed: Tensor, actual: Tensor) -> Tensor:
+        """The term, a scalar; computed without waiting for the device.
 
         Args:
             relaxed: The differentiable cost.
             actual: The cost of the discrete network that the search would return now.
         """
-        if self.mode == "hinge" and actual <= self.budget:
-            return relaxed.detach() * 0.0
-        return self.strength * torch.log(relaxed / self.budget)
+        term = self.strength * torch.log(relaxed / self.budget)
+        return term * (actual > self.budget) if self.mode == "hinge" else term
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ Kind = Literal["weight", "activation"]
 _SMALLEST_CLIP = 1e-6
 _WEIGHT_STD_FLOOR = 1e-12
 _CALIBRATION_STEPS = 80
+_CALIBRATION_SAMPLE = 2**16
 
 
 def steps(bits: int) -> int:
@@ -28,15 +29,21 @@ def steps(bits: int) -> int:
     return int(2**bits - 1)
 
 
-def round_half_down(x: Tensor) -> Tensor:
-    """⌈x − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties."""
-    return torch.ceil(x - 0.5)
+def round_to_grid(z: Tensor, count: int | Tensor) -> Tensor:
+    """⌈z · count − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties.
+
+    Args:
+        z: Normalised values, any shape.
+        count: Steps of the grid; a tensor of one element where it must not be waited for.
+    """
+    half = z.new_full((), -0.5)
+    scaled = torch.addcmul(half, z, count) if isinstance(count, Tensor) else torch.add(half, z, alpha=count)
+    return scaled.ceil_()
 
 
 def discretize(z: Tensor, bits: int) -> Tensor:
     """D(z, s) of Eq. 3: the nearest of the 2^k levels of [0, 1]; no gradient of its own."""
-    count = steps(bits)
-    return round_half_down(z * count) / count
+    return round_to_grid(z.detach(), steps(bits)).div_(steps(bits))
 
 
 def normalize(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
@@ -51,27 +58,49 @@ def denormalize(z: Tensor, clip: Tensor, kind: Kind) -> Tensor:
     return clip * z if kind == "activation" else clip * (2 * z - 1)
 
 
-def inside(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
-    """Where a tensor is not clipped, bounds included."""
-    return (x >= 0) & (x <= clip) if kind == "activation" else x.abs() <= clip
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ over all elements, in one pass where both lie alike in memory."""
+    if a.stride() == b.stride() and a.numel() == b.numel() and _is_dense(a):
+        return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
+    return (a * b).sum()
 
 
-def clip_gradients(grad: Tensor, x: Tensor, clip: Tensor, level: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Straight-through gradients of Q with respect to its input and its clip value.
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def pass_through(grad: Tensor, x: Tensor, clip: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
+    """The straight-through gradient of Q for its input, and what the backward pass needs besides.
 
     Args:
         grad: Gradient of the loss with respect to Q, the shape of `x`.
         x: The tensor that was quantized.
         clip: v, a scalar.
-        level: D(z, s), the shape of `x`.
         kind: Which of the two quantizers.
 
     Returns:
-        The gradient for `x`, and the gradient for `clip`, a scalar.
+        The gradient for `x`: `grad` inside the clip range, bounds included, and 0 outside; z; and the part
+        of the gradient for `clip` that comes from inside the range, −⟨grad, x/v⟩ there.
     """
-    passed = grad * inside(x, clip, kind)
-    grad_clip = (grad * denormalize(level, torch.ones_like(clip), kind)).sum() - (passed * x).sum() / clip
-    return passed, grad_clip
+    ratio = x / clip
+    z = ratio.clamp(0 if kind == "activation" else -1, 1)
+    passed = grad * (ratio == z)
+    from_inside = -inner(passed, ratio)
+    return passed, z if kind == "activation" else z.add_(1).div_(2), from_inside
+
+
+def clip_gradient(grad: Tensor, level_product: Tensor, from_inside: Tensor, kind: Kind) -> Tensor:
+    """The gradient for the clip value: the level's term and the one from inside the range.
+
+    Args:
+        grad: Gradient of the loss with respect to Q.
+        level_product: ⟨grad, D(z, s)⟩.
+        from_inside: As `pass_through` returns it.
+        kind: Which of the two quantizers.
+    """
+    if kind == "activation":
+        return level_product + from_inside
+    return 2 * level_product - grad.sum() + from_inside
 
 
 class _Quantize(torch.autograd.Function):
@@ -86,9 +115,9 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
         x, clip = ctx.saved_tensors
-        level = discretize(normalize(x, clip, ctx.kind), ctx.bits)
-        grad_x, grad_clip = clip_gradients(grads[0], x, clip, level, ctx.kind)
-        return grad_x, grad_clip, None, None
+        passed, z, from_inside = pass_through(grads[0], x, clip, ctx.kind)
+        level_product = inner(grads[0], discretize(z, ctx.bits))
+        return passed, clip_gradient(grads[0], level_product, from_inside, ctx.kind), None, None
 
 
 def quantize(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
@@ -122,7 +151,15 @@ def positive(clip: Tensor) -> Tensor:
 
 
 def best_clip(x: Tensor, bits: int, kind: Kind) -> float:
-    """The clip value with the least mean squared error of Q(x) at `bits`, from a scan over the tensor's range."""
+    """The clip value with the least mean squared error of Q(x) at `bits`, from a scan over the tensor's range.
+
+    Large tensors are represented by a drawn sample, the same on every call. Evenly spaced elements would all
+    come from one column of the maps, whose widths are powers of two.
+    """
+    x = x.flatten()
+    if x.numel() > _CALIBRATION_SAMPLE:
+        drawn = torch.randint(x.numel(), (_CALIBRATION_SAMPLE,), generator=torch.Generator().manual_seed(0))
+        x = x[drawn.to(x.device)]
     largest = float(x.abs().max())
     if largest == 0:
         return 1.0

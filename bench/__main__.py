@@ -1,0 +1,44 @@
+"""The console script: runs the command line and turns the errors that users meet into one line."""
+
+import logging
+import os
+import sys
+
+from bench.errors import BenchError
+
+EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main() -> None:
+    """Run `bench`; exits with the statuses that `docs/command-line.md` lists."""
+    import click
+
+    from bench.cli import bench
+
+    logging.basicConfig(level=logging.WARNING, format="bench: %(message)s")
+    try:
+        status = bench.main(standalone_mode=False, prog_name="bench")
+    except click.exceptions.Abort:
+        status = EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        sys.stderr.write("bench: interrupted; nothing that had finished is lost, the same command goes on from here\n")
+        status = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        usage = getattr(error, "ctx", None)
+        hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
+        sys.stderr.write(f"bench: {' '.join(error.format_message().split())}{hint}\n")
+        status = EXIT_USAGE
+    except BenchError as error:
+        sys.stderr.write(f"bench: {error}\n")
+        status = EXIT_USAGE
+    except BrokenPipeError:  # the reader of our output left, e.g. `bench list methods | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        sys.stderr.write(f"bench: {error.strerror or error}: {error.filename or 'no file named'}; nothing that had finished is lost\n")
+        status = EXIT_USAGE
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

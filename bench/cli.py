@@ -1,0 +1,324 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench import __version__
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.plan import Plan
+    from bench.spec import StudySpec
+    from bench.store import Store
+
+DEFAULT_STORE = "bench-store"
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+_store_option = click.option(
+    "--store", "store_dir", type=_FOLDER, default=DEFAULT_STORE, show_default=True, envvar="BENCH_STORE", help="Folder of results."
+)
+_data_option = click.option(
+    "--data-dir", type=_FOLDER, default=None, envvar="BENCH_DATA_DIR", help="Folder with data sets in torchvision's layout."
+)
+_tracking_option = click.option(
+    "--tracking-uri", default=None, help="MLflow server; the store's own SQLite file when absent."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sbs-bench")
+def bench() -> None:
+    """Compare neural-network compression methods at matched bit-operation budgets.
+
+    \b
+    bench run --methods sbs,dnas          compare two methods on the embedded data set
+    bench report                          the table of the latest study
+    bench ui                              the same in MLflow
+    """
+
+
+@bench.command()
+@click.option("--preset", default=None, help="A named specification; see `bench list presets`.  [default: quick]")
+@click.option("--spec", "spec_file", type=_FILE, default=None, help="A specification file (TOML).")
+@click.option("--name", default=None, help="Name of the study.")
+@click.option("--methods", default=None, help="Names, separated by commas.")
+@click.option("--model", default=None, help="Name of a model.")
+@click.option("--dataset", default=None, help="Name of a data set.")
+@click.option("--budget", "budgets", default=None, help="4bit, 630.6M or 0.016x; several separated by commas.")
+@click.option("--seeds", default=None, help="A count (5) or a list (0,1,2).")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs worked on at once.")
+@click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value of the specification.")
+@click.option("--dry-run", is_flag=True, help="Print every planned trial and run, and how long they will take.")
+@_store_option
+@_data_option
+@_tracking_option
+def run(
+    store_dir: Path, data_dir: Path | None, tracking_uri: str | None, jobs: int, dry_run: bool, **asked: Any
+) -> int:
+    """Run a study: tune each method onto each budget, repeat over seeds, print the table.
+
+    What the store already has is not repeated, so the same command continues an interrupted study.
+    """
+    from bench.console import make_console
+    from bench.plan import make_plan
+    from bench.store import Store
+
+    console = make_console()
+    spec = _specification(**asked)
+    plan = make_plan(spec)
+    store = Store(store_dir)
+    if dry_run:
+        _print_plan(console, plan, store, data_dir, jobs)
+        return 0
+    return _run(console, plan, store, data_dir, jobs, tracking_uri)
+
+
+def _run(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int, tracking_uri: str | None) -> int:
+    from bench.__main__ import EXIT_SOME_FAILED
+    from bench.console import LiveWatcher
+    from bench.plugins import load
+    from bench.results import runs_frame
+    from bench.study import StudyRun, run_study
+    from bench.tracking import Tracker
+
+    how = StudyRun(store=store, data_dir=data_dir, jobs=jobs, tracker=Tracker(tracking_uri, store.root))
+    document = run_study(plan, how, LiveWatcher(console))
+    report = load("reports", "comparison")()
+    click.echo(report.render(report.build(store, document), "terminal", console.width))
+    click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui")
+    failed = runs_frame(store, document)["status"].isin(("failed", "interrupted")).any()
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _specification(
+    *,
+    preset: str | None,
+    spec_file: Path | None,
+    name: str | None,
+    methods: str | None,
+    model: str | None,
+    dataset: str | None,
+    budgets: str | None,
+    seeds: str | None,
+    device: str | None,
+    settings: tuple[str, ...],
+) -> StudySpec:
+    """The specification from preset, file, `--set` and flags, with the device resolved."""
+    from bench.machine import resolve_device
+    from bench.spec import build, merge, parse_setting, read_preset, read_toml
+
+    if preset is not None and spec_file is not None:
+        raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
+    base = read_toml(spec_file) if spec_file is not None else read_preset(preset or "quick")
+    task = {key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None}
+    flags: dict[str, Any] = {"task": task} if task else {}
+    lists = {"methods": methods, "budgets": budgets}
+    flags |= {key: _names(value, f"--{key}") for key, value in lists.items() if value is not None}
+    flags |= {key: value for key, value in (("name", name), ("device", device)) if value is not None}
+    if seeds is not None:
+        flags["seeds"] = _seeds(seeds)
+    asked: dict[str, Any] = {}
+    for setting in settings:
+        asked = merge(asked, parse_setting(setting))
+    asked = merge(asked, flags)
+    chosen = asked.get("methods", base.get("methods", ()))
+    if isinstance(base.get("options"), Mapping):  # a preset's options for methods that were not asked for
+        base = {**base, "options": {key: value for key, value in base["options"].items() if key in chosen}}
+    spec = build([base, asked])
+    return spec.model_copy(update={"device": str(resolve_device(spec.device))})
+
+
+def _names(text: str, flag: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise BenchError(f"{flag} '{text}' has an empty entry; separate names by single commas, e.g. sbs,dnas")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    """A count, or a list with at least one comma."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
+        raise BenchError(f"--seeds '{text}' is not understood; give a count, e.g. 5, or a list, e.g. 0,1,2 or 7,")
+    return numbers if "," in text else list(range(numbers[0]))
+
+
+def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
+    from bench.console import Silent, duration, simple_table
+    from bench.estimate import estimate, unit_states
+    from bench.execution import Workbench
+    from bench.plan import title
+
+    workbench = Workbench(plan.spec, store, data_dir, Silent())
+    guess = estimate(plan, workbench)
+    rows, total = [], 0.0
+    for _, unit, state in unit_states(plan, workbench):
+        seconds = 0.0 if state in ("done", "unreachable") else guess.seconds(unit)
+        total += seconds
+        rows.append([title(unit), state, duration(seconds), unit.identity])
+    columns = {"unit": False, "state": False, "time left": True, "id": False}
+    console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
+    steps = {"training": guess.training, "fine-tuning": guess.finetuning, **guess.searches}
+    measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
+    console.print(f"measured steps: {measured}", highlight=False)
+    console.print(f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.spec.tuning.trials} trials a tuning", highlight=False)
+
+
+@bench.command()
+@click.argument("study", required=False)
+@_store_option
+def status(study: str | None, store_dir: Path) -> None:
+    """Show every run of a study: state, seed, accuracy, cost."""
+    from bench.console import make_console, simple_table
+    from bench.results import runs_frame
+    from bench.store import Store
+
+    store = Store(store_dir)
+    document = store.load_study(study)
+    frame = runs_frame(store, document)
+    columns = {"method": False, "budget": False, "seed": True, "state": False, "top-1 %": True, "BOPs (M)": True, "reason": False}
+    rows = [
+        [
+            row["method"] or "",
+            row["budget"] or "",
+            str(row["seed"]),
+            row["status"],
+            _figure(row["top1"], "{:.2f}"),
+            _figure(row["bops"], "{:.1f}", 1e-6),
+            row["reason"] or "",
+        ]
+        for row in frame.to_dict("records")
+    ]
+    make_console().print(simple_table(f"study {document['name']}", columns, rows))
+
+
+def _figure(value: float, form: str, scale: float = 1.0) -> str:
+    return "" if value != value else form.format(value * scale)  # NaN differs from itself
+
+
+@bench.command()
+@click.argument("study", required=False)
+@click.option("--report", "name", default="comparison", show_default=True, help="See `bench list reports`.")
+@click.option("--format", "form", default="terminal", show_default=True, help="terminal, markdown, csv or latex.")
+@_store_option
+def report(study: str | None, name: str, form: str, store_dir: Path) -> None:
+    """Print a study's table; the latest study when none is named."""
+    from bench.console import make_console
+    from bench.plugins import load
+    from bench.store import Store
+
+    store = Store(store_dir)
+    made = load("reports", name)()
+    click.echo(made.render(made.build(store, store.load_study(study)), form, make_console().width))
+
+
+@bench.command()
+@click.argument("study", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@_store_option
+@_tracking_option
+def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: str | None) -> None:
+    """Open a study in MLflow's comparison view, on this machine only."""
+    from bench.store import Store
+    from bench.tracking import launch_ui
+
+    store = Store(store_dir)
+    launch_ui(store.root, tracking_uri, str(store.load_study(study)["name"]), host=host, port=port)
+
+
+@bench.command("list")
+@click.argument("kind", type=click.Choice(["methods", "models", "datasets", "presets", "reports"]))
+def list_(kind: str) -> None:
+    """List what can be named on the command line, with a line on each."""
+    from bench.plugins import available, load
+    from bench.spec import preset_names, read_preset
+
+    if kind == "presets":
+        entries = {name: _preset_summary(read_preset(name)) for name in preset_names()}
+    else:
+        entries = {name: _summary(load(kind, name)) for name in available(kind)}  # type: ignore[arg-type]
+    width = max(len(name) for name in entries)
+    for name, summary in entries.items():
+        click.echo(f"{name:<{width}}  {summary}")
+
+
+def _summary(plugin: Any) -> str:
+    return str(getattr(plugin, "summary", None) or (plugin.__doc__ or "").splitlines()[0])
+
+
+def _preset_summary(preset: Mapping[str, Any]) -> str:
+    from bench.spec import build
+
+    spec = build([preset])
+    return (
+        f"{spec.task.model} on {spec.task.dataset}, budget {', '.join(spec.budgets)}, {len(spec.seeds)} seeds; epochs: "
+        f"pretraining {spec.pretrain.epochs}, search {spec.search.epochs}, fine-tuning {spec.finetune.epochs}"
+    )
+
+
+@bench.command()
+@click.option("--model", default="resnet20", show_default=True, help="Name of a model.")
+@click.option("--dataset", default="cifar100", show_default=True, help="Name of a data set.")
+@click.option("--bits", type=click.IntRange(1, 32), default=None, help="Uniform precision; 32 is full precision.")
+@click.option("--policy", "policy_file", type=_FILE, default=None, help="A policy file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
+def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, as_json: bool) -> None:
+    """Price a policy: MACs, BOPs, memory and parameters, layer by layer."""
+    import json
+
+    from bench.console import make_console
+    from bench.costs import price
+    from bench.policy import load_policy, uniform
+
+    if (bits is None) == (policy_file is None):
+        raise BenchError("give one of --bits N and --policy FILE, e.g. `bench cost --model resnet20 --bits 4`")
+    if policy_file is not None:
+        policy = load_policy(policy_file)
+        network = _shape(policy.model, policy.dataset)
+    else:
+        network = _shape(model, dataset)
+        policy = uniform(network, bits or 0)
+    priced = price(network, policy)
+    if as_json:
+        click.echo(json.dumps(priced.to_json(), indent=1))
+    else:
+        from bench.console import cost_table
+
+        make_console().print(cost_table(priced))
+
+
+def _shape(model: str, dataset: str) -> Any:
+    from bench.network import trace
+    from bench.plugins import load
+
+    data = load("datasets", dataset)
+    return trace(load("models", model)(data.image_shape[0], data.num_classes), data.image_shape, name=model, dataset=dataset)
+
+
+@bench.command()
+def verify() -> int:
+    """Check the paper's theorem, bounds, toy regression and printed costs against this implementation."""
+    from bench.__main__ import EXIT_SOME_FAILED
+    from bench.plugins import available, load
+
+    failed = 0
+    for name in available("checks"):
+        for line in load("checks", name)():
+            failed += not line.passed
+            click.echo(f"{'pass' if line.passed else 'FAIL'}  {line.what}: {line.figure}")
+    click.echo(f"{failed} checks failed" if failed else "all checks passed")
+    return EXIT_SOME_FAILED if failed else 0

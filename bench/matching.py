@@ -1,0 +1,274 @@
+"""Brings a method onto its budget: Optuna chooses the knobs, trial by trial, one search a trial.
+
+Mode "hinge": the cost term acts above the budget only, so each search ends near it; knobs are chosen by
+validation accuracy among trials that end inside the window. Mode "lambda": plain λ log R, and λ is bracketed
+in log λ until the cost of a search lands inside the window.
+
+Proposals depend on completed trials alone, so a study that was interrupted goes on exactly as if it had not been.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.budget import Budget
+from bench.errors import UnreachableBudgetError
+from bench.method import Knob
+from bench.seeds import derive
+from bench.spec import TuningSpec
+from bench.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+
+_log = logging.getLogger(__name__)
+
+_SPACE_FILLING = 4
+"""Trials before the model-based sampler takes over."""
+_REACH = 100.0
+"""In mode "lambda" a bracket may leave the knob's range by this factor on either side."""
+_STRADDLE = 1.02
+"""Two strengths closer than this that lie on either side of the window: there is none between them worth a search."""
+_GUARD = 0.2
+"""Interpolation inside a bracket stays this share away from its ends, so that plateaus cannot stall it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """The outcome of one search while tuning.
+
+    Attributes:
+        number: Position among completed trials.
+        knobs: Values that were tried.
+        raw_bops, bops: Cost before and after repair.
+        repaired_gates: Decisions that repair moved.
+        within_budget: Whether the cost after repair lies inside the window.
+        validation_top1, validation_loss: Of the repaired network after the trial's short fine-tuning.
+        seconds: Wall time of the trial.
+        policy: The policy after repair, as JSON.
+        curves: Figures by epoch.
+        record: The search's own record.
+    """
+
+    number: int
+    knobs: Mapping[str, float]
+    raw_bops: float
+    bops: float
+    repaired_gates: int
+    within_budget: bool
+    validation_top1: float
+    validation_loss: float
+    seconds: float
+    policy: Mapping[str, Any]
+    curves: Sequence[Mapping[str, Any]]
+    record: Mapping[str, Any]
+
+
+SearchTrial = Callable[[int, Mapping[str, float]], Trial]
+"""Runs one search with given knobs."""
+
+
+def tune(
+    knobs: Mapping[str, Knob],
+    budget: Budget,
+    spec: TuningSpec,
+    folder: Path,
+    search: SearchTrial,
+    seed: int,
+) -> tuple[Trial, Sequence[Trial]]:
+    """Find the knobs for a budget.
+
+    Args:
+        knobs: Ranges of the knobs; must contain "strength".
+        budget: The target.
+        spec: Mode, number of trials.
+        folder: Holds the journal and the trials; what is there already is taken up.
+        search: Runs one trial.
+        seed: Seeds the sampler.
+
+    Returns:
+        The chosen trial and all completed ones.
+
+    Raises:
+        UnreachableBudgetError: No trial ended at a cost within the budget.
+    """
+    study = _open_study(folder)
+    trials = _completed(folder, study)
+    while len(trials) < spec.trials and not _settled(trials, budget, spec):
+        trials.append(_next_trial(study, knobs, budget, spec, folder, search, derive(seed, len(trials)), trials))
+    return _choose(trials, budget, spec), trials
+
+
+def _open_study(folder: Path) -> "Study":
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    study = optuna.create_study(storage=storage, study_name="tuning", direction="maximize", load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # of a process that is gone
+    return study
+
+
+def _completed(folder: Path, study: "Study") -> list[Trial]:
+    """The trials that both the journal and the folder know as completed."""
+    import optuna
+
+    known = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+    trials = []
+    for number in range(known):
+        document = read_json(folder / "trials" / f"{number}.json")
+        if document is None:
+            break
+        trials.append(Trial(**document))
+    return trials
+
+
+def _next_trial(
+    study: "Study",
+    knobs: Mapping[str, Knob],
+    budget: Budget,
+    spec: TuningSpec,
+    folder: Path,
+    search: SearchTrial,
+    seed: int,
+    completed: Sequence[Trial],
+) -> Trial:
+    from optuna.distributions import FloatDistribution
+
+    bracketing = spec.match == "lambda"
+    if bracketing:
+        study.sampler = bracket_sampler(knobs, budget, spec.trials, completed)
+    else:
+        study.sampler = _accuracy_sampler(knobs, seed, len(completed))
+    reach = _REACH if bracketing else 1.0
+    asked = study.ask(
+        {
+            name: FloatDistribution(
+                knob.low / (reach if name == "strength" else 1), knob.high * (reach if name == "strength" else 1), log=knob.log
+            )
+            for name, knob in knobs.items()
+        }
+    )
+    trial = search(len(completed), {name: float(value) for name, value in asked.params.items()})
+    # The file first: a trial that only the journal knew would be lost, one that only the folder knows is repeated.
+    write_json(folder / "trials" / f"{trial.number}.json", asdict(trial))
+    if not bracketing:
+        # Unmatched trials teach the sampler where not to look.
+        asked.set_constraint("window", 0.0 if trial.within_budget else abs(math.log(trial.bops / budget.bops)) + 1e-9)
+    study.tell(asked, trial.validation_top1)
+    _log.info("trial %d: %s, %.3f of the budget, validation %.2f %%", trial.number, trial.knobs, trial.bops / budget.bops, trial.validation_top1)
+    return trial
+
+
+def _settled(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> bool:
+    """In mode "lambda": a search landed in the window, or its two neighbours straddle it."""
+    if spec.match == "hinge" or not trials:
+        return False
+    if budget.matches(trials[-1].raw_bops):
+        return True
+    low, high = _bracket([(math.log(t.knobs["strength"]), math.log(t.raw_bops / budget.bops)) for t in trials], budget)
+    return low is not None and high is not None and abs(high[0] - low[0]) < math.log(_STRADDLE)
+
+
+def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> Trial:
+    """By validation accuracy among trials inside the window; else the dearest that the budget allows."""
+    inside = [trial for trial in trials if trial.within_budget]
+    if inside and spec.match == "lambda":
+        return min(inside, key=lambda trial: abs(math.log(trial.raw_bops / budget.bops)))
+    if inside:
+        return max(inside, key=lambda trial: (trial.validation_top1, -trial.validation_loss))
+    allowed = [trial for trial in trials if trial.bops <= budget.bops]
+    if allowed:
+        return max(allowed, key=lambda trial: trial.bops)
+    nearest = min(trial.bops for trial in trials)
+    raise UnreachableBudgetError(
+        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.bops:.3f} of it", nearest
+    )
+
+
+def _accuracy_sampler(knobs: Mapping[str, Knob], seed: int, completed: int) -> "BaseSampler":
+    """Space-filling points first, then a tree-structured Parzen estimator; both depend on completed trials only."""
+    from optuna.samplers import PartialFixedSampler, TPESampler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base = TPESampler(seed=seed % 2**32, n_startup_trials=_SPACE_FILLING)
+        if completed >= _SPACE_FILLING:
+            return base
+        return PartialFixedSampler(space_filling(knobs, completed), base)
+
+
+def space_filling(knobs: Mapping[str, Knob], index: int) -> dict[str, float]:
+    """Point `index` of a Halton sequence over the knobs' ranges; the first lies in the middle of the first range."""
+    from scipy.stats import qmc
+
+    unit = qmc.Halton(len(knobs), scramble=False).random(index + 2)[index + 1]
+    return {name: _inside(knob, share) for (name, knob), share in zip(knobs.items(), unit, strict=True)}
+
+
+def _inside(knob: Knob, share: float) -> float:
+    if knob.log:
+        return float(math.exp(math.log(knob.low) + share * (math.log(knob.high) - math.log(knob.low))))
+    return float(knob.low + share * (knob.high - knob.low))
+
+
+def bracket_sampler(knobs: Mapping[str, Knob], budget: Budget, block: int, completed: Sequence[Trial]) -> "BaseSampler":
+    """A stateless sampler that brackets log λ; other knobs keep a space-filling value."""
+    from optuna.samplers import PartialFixedSampler, RandomSampler
+
+    others = {name: knob for name, knob in knobs.items() if name != "strength"}
+    fixed = space_filling(others, len(completed) // block) if others else {}
+    points = [(math.log(t.knobs["strength"]), math.log(t.raw_bops / budget.bops)) for t in completed]
+    fixed["strength"] = math.exp(propose_log_strength(points, budget, knobs["strength"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PartialFixedSampler(fixed, RandomSampler(seed=0))
+
+
+Point = tuple[float, float]
+"""(log λ, log(cost/budget)) of a completed search."""
+
+
+def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
+    """The neighbouring points on either side of the window: too dear at the smaller λ, too cheap at the larger."""
+    cheap = [point for point in points if point[1] < math.log(1 - budget.tolerance)]
+    dear = [point for point in points if point[1] > 0]
+    high = min(cheap, default=None)
+    below = [point for point in dear if high is None or point[0] < high[0]]
+    low = max(below, default=None)
+    return low, high
+
+
+def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) -> float:
+    """The next log λ: the middle of the range, then outwards until the window is bracketed, then guarded false position.
+
+    Args:
+        points: Completed searches, in any order.
+        budget: The target.
+        knob: The range of λ.
+    """
+    bottom, top = math.log(knob.low), math.log(knob.high)
+    low, high = _bracket(points, budget)
+    if low is None and high is None:
+        return (bottom + top) / 2
+    if low is None and high is not None:
+        reach = [bottom, bottom - math.log(_REACH)]
+        return next(((high[0] + end) / 2 for end in reach if high[0] > end + 0.7), reach[-1])
+    if high is None and low is not None:
+        reach = [top, top + math.log(_REACH)]
+        return next(((low[0] + end) / 2 for end in reach if low[0] < end - 0.7), reach[-1])
+    assert low is not None and high is not None  # noqa: S101  (the other cases returned)
+    target = math.log(1 - budget.tolerance / 2)
+    share = (low[1] - target) / (low[1] - high[1])
+    return low[0] + min(max(share, _GUARD), 1 - _GUARD) * (high[0] - low[0])

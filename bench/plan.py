@@ -1,0 +1,243 @@
+"""Plans a study: which pretrainings, tunings and runs it consists of, each with its identity.
+
+The identity of a unit is the hash of the part of the specification that its numbers depend on. Workers, time
+limits, folders and names of studies are no part of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.budget import Budget, parse_budget
+from bench.data import Dataset
+from bench.errors import BenchError
+from bench.method import Method
+from bench.network import NetworkShape, trace
+from bench.options import explain
+from bench.plugins import load, source_file
+from bench.seeds import tuning_seed
+from bench.spec import StudySpec, canonical_hash
+from bench.store import UnitKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One piece of work.
+
+    Attributes:
+        identity: Hash of `document`.
+        document: Everything that its numbers depend on.
+        seed: Of the run, or of the tuning's searches.
+    """
+
+    identity: str
+    document: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningUnit(Unit):
+    """Tuning of one method onto one budget."""
+
+    method: str
+    options: Mapping[str, Any]
+    budget: Budget
+    pretraining: Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunUnit(Unit):
+    """One (task, method, budget, seed)."""
+
+    method: str
+    options: Mapping[str, Any]
+    budget: Budget | None
+    pretraining: Unit
+    tuning: TuningUnit | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All units of a study, in the order in which they are worked on."""
+
+    spec: StudySpec
+    network: NetworkShape
+    pretrainings: Sequence[Unit]
+    tunings: Sequence[TuningUnit]
+    runs: Sequence[RunUnit]
+
+
+def make_plan(spec: StudySpec) -> Plan:
+    """Plan a study.
+
+    Args:
+        spec: With a resolved device.
+
+    Raises:
+        BenchError: A name is unknown, an option or a budget is not allowed.
+    """
+    dataset: type[Dataset] = load("datasets", spec.task.dataset)
+    network = model_shape(spec, dataset)
+    budgets = [parse_budget(text, network, spec.tuning.tolerance) for text in spec.budgets]
+    builder = _Builder(spec)
+    runs = []
+    for budget in budgets:
+        for name in spec.methods:
+            method = make_method(name, spec.options.get(name, {}))
+            if method.capabilities.budget == "ignored" and budget is not budgets[0]:
+                continue
+            runs += [builder.run(name, method, budget, seed) for seed in spec.seeds]
+    return Plan(
+        spec=spec,
+        network=network,
+        pretrainings=list(builder.pretrainings.values()),
+        tunings=list(builder.tunings.values()),
+        runs=runs,
+    )
+
+
+def model_shape(spec: StudySpec, dataset: type[Dataset]) -> NetworkShape:
+    """The shapes of the study's model on its data set."""
+    model = load("models", spec.task.model)(dataset.image_shape[0], dataset.num_classes)
+    return trace(model, dataset.image_shape, name=spec.task.model, dataset=spec.task.dataset)
+
+
+def make_method(name: str, options: Mapping[str, Any]) -> Method:
+    """A method with validated options.
+
+    Raises:
+        BenchError: The method or an option is unknown, or a value is not allowed.
+    """
+    kind: type[Method] = load("methods", name)
+    try:
+        return kind(kind.Options.model_validate_json(json.dumps(dict(options), default=str)))
+    except ValidationError as error:
+        raise explain(error, f"options.{name}", kind.Options) from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        BenchError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BenchError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def method_source(name: str) -> str:
+    """Hash of the file that defines a method."""
+    return file_hash(source_file("methods", name))
+
+
+def planned_epochs(plan: Plan, unit: Unit) -> int:
+    """Training epochs that a unit takes at most."""
+    spec = plan.spec
+    if isinstance(unit, TuningUnit):
+        return spec.tuning.trials * (spec.search.epochs + spec.tuning.finetune_epochs)
+    if isinstance(unit, RunUnit):
+        return (spec.search.epochs if unit.tuning else 0) + spec.finetune.epochs
+    return spec.pretrain.epochs if "schedule" in unit.document else 0
+
+
+def title(unit: Unit) -> str:
+    """A unit in words."""
+    if isinstance(unit, TuningUnit):
+        return f"tune {unit.method} {unit.budget.text}"
+    if isinstance(unit, RunUnit):
+        budget = "" if unit.budget is None else f" {unit.budget.text}"
+        return f"run {unit.method}{budget} seed {unit.seed}"
+    return f"pretrain seed {unit.seed}"
+
+
+def phases(plan: Plan) -> Sequence[tuple[UnitKind, Sequence[Unit]]]:
+    """The units by kind, in the order in which kinds depend on each other."""
+    return (("pretrained", plan.pretrainings), ("tuning", plan.tunings), ("runs", plan.runs))
+
+
+class _Builder:
+    """Makes units, each once."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self.spec = spec
+        self.pretrainings: dict[str, Unit] = {}
+        self.tunings: dict[str, TuningUnit] = {}
+        dump = spec.model_dump(mode="json")
+        self._task: dict[str, Any] = dump["task"]
+        if spec.task.checkpoint is not None:
+            self._task = {**self._task, "checkpoint": file_hash(Path(spec.task.checkpoint))}
+        self._dump = dump
+        self._where = {"device": spec.device.partition(":")[0], "threads": spec.threads}
+
+    def pretraining(self, seed: int) -> Unit:
+        document: dict[str, Any] = {"kind": "pretrained", "task": self._task, "seed": seed, **self._where}
+        if self.spec.task.init == "pretrained" and self.spec.task.checkpoint is None:
+            document["schedule"] = self._dump["pretrain"]
+        unit = Unit(identity=canonical_hash(document), document=document, seed=seed)
+        return self.pretrainings.setdefault(unit.identity, unit)
+
+    def tuning(self, name: str, method: Method, budget: Budget) -> TuningUnit:
+        seed = tuning_seed(self.spec.tuning.seed)
+        pretraining = self.pretraining(seed)
+        document = {
+            "kind": "tuning",
+            **self._common(name, method, budget),
+            "pretraining": pretraining.identity,
+            "tuning": self._dump["tuning"],
+            "seed": seed,
+        }
+        unit = TuningUnit(
+            identity=canonical_hash(document),
+            document=document,
+            seed=seed,
+            method=name,
+            options=self.spec.options.get(name, {}),
+            budget=budget,
+            pretraining=pretraining,
+        )
+        return self.tunings.setdefault(unit.identity, unit)
+
+    def run(self, name: str, method: Method, budget: Budget, seed: int) -> RunUnit:
+        target = None if method.capabilities.budget == "ignored" else budget
+        tuning = self.tuning(name, method, budget) if method.capabilities.budget == "strength" else None
+        pretraining = self.pretraining(seed)
+        document = {
+            "kind": "run",
+            **self._common(name, method, target),
+            "pretraining": pretraining.identity,
+            "tuning": None if tuning is None else tuning.identity,
+            "repair": self.spec.tuning.repair,
+            "seed": seed,
+        }
+        return RunUnit(
+            identity=canonical_hash(document),
+            document=document,
+            seed=seed,
+            method=name,
+            options=self.spec.options.get(name, {}),
+            budget=target,
+            pretraining=pretraining,
+            tuning=tuning,
+        )
+
+    def _common(self, name: str, method: Method, budget: Budget | None) -> dict[str, Any]:
+        stated = None
+        if budget is not None:
+            stated = {"text": budget.text, "bops": budget.bops, "tolerance": budget.tolerance}
+        return {
+            "task": self._task,
+            "method": name,
+            "options": method.options.model_dump(mode="json"),
+            "budget": stated,
+            "recipe": self.spec.recipe,
+            "search": self._dump["search"],
+            "finetune": self._dump["finetune"],
+            **self._where,
+        }

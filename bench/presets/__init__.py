@@ -1,0 +1,1 @@
+"""Presets: complete study specifications as TOML files."""

@@ -1,0 +1,160 @@
+"""Repair: moves the fewest decisions of smallest margin so that a policy ends inside the budget's window.
+
+The costs that a network can have are a coarse lattice, and searches hover around their budget; without this
+last step two methods would be compared at costs that differ by more than the window. What was moved is
+recorded, and raw and repaired cost are both reported.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from bench.budget import Budget
+from bench.costs import price
+from bench.method import Decision
+from bench.network import NetworkShape
+from bench.policy import Policy
+
+_PAIR_CANDIDATES = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One decision set to a neighbouring option.
+
+    Attributes:
+        index: Position of the decision.
+        chosen: The new option.
+        margin: How clearly the search had preferred the other side.
+    """
+
+    index: int
+    chosen: int
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repair:
+    """The outcome of a repair.
+
+    Attributes:
+        policy: The policy after it.
+        decisions: The decisions after it.
+        raw_bops, bops: The cost before and after.
+        moved: How many decisions differ from the search's.
+    """
+
+    policy: Policy
+    decisions: Sequence[Decision]
+    raw_bops: int
+    bops: int
+    moved: int
+
+
+def policy_of(base: Policy, decisions: Iterable[Decision]) -> Policy:
+    """The policy that decisions stand for; what none of them touches stays as in `base`.
+
+    Args:
+        base: Lists all filters of every layer that has filter decisions.
+        decisions: The choices.
+    """
+    layers = dict(base.layers)
+    dropped: dict[str, set[int]] = {}
+    for decision in decisions:
+        value = decision.options[decision.chosen]
+        if decision.what == "filters":
+            gone = dropped.setdefault(decision.layer, set())
+            gone.update(() if value else decision.filters)
+        elif decision.what == "weight_bits":
+            layers[decision.layer] = replace(layers[decision.layer], weight_bits=value)
+        else:
+            layers[decision.layer] = replace(layers[decision.layer], activation_bits=value)
+    for name, gone in dropped.items():
+        layers[name] = replace(layers[name], kept_filters=_remaining(base, name, gone) if gone else None)
+    return replace(base, layers=layers)
+
+
+def _remaining(base: Policy, name: str, gone: set[int]) -> tuple[int, ...]:
+    kept = base.layers[name].kept_filters
+    if kept is None:
+        raise ValueError(f"the base policy of a layer with filter decisions must list its filters: '{name}'")
+    return tuple(filter_ for filter_ in kept if filter_ not in gone)
+
+
+def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Repair:
+    """Bring a policy into the window of a budget, if its decisions allow it.
+
+    First single moves, then pairs of moves of small margin; when none lands in the window, the move of
+    smallest margin towards it is made and the search for a landing goes on from there. What cannot be brought
+    inside ends at the dearest policy met that costs no more than the budget.
+
+    Args:
+        network: The shapes.
+        policy: The search's policy, consistent with `decisions`.
+        decisions: What may be moved.
+        budget: The target.
+    """
+    raw = price(network, policy).bops
+    base = _with_all_filters(network, policy, decisions)
+    current = list(decisions)
+    best: tuple[float, list[Decision]] | None = (raw, list(current)) if raw <= budget.bops else None
+    cost = raw
+    seen: set[tuple[int, ...]] = set()
+    while not budget.matches(cost) and (state := tuple(d.chosen for d in current)) not in seen:
+        seen.add(state)
+        moves = _moves(network, base, current, cost, towards_less=cost > budget.bops)
+        landing = _landing(network, base, current, moves, budget)
+        if landing is None and not moves:
+            break
+        for move in landing or moves[:1]:
+            current[move.index] = replace(current[move.index], chosen=move.chosen)
+        cost = price(network, policy_of(base, current)).bops
+        if cost <= budget.bops and (best is None or cost > best[0]):
+            best = (cost, list(current))
+    final = current if best is None else best[1]
+    repaired = policy_of(base, final)
+    moved = sum(before.chosen != after.chosen for before, after in zip(decisions, final, strict=True))
+    return Repair(policy=repaired, decisions=final, raw_bops=raw, bops=price(network, repaired).bops, moved=moved)
+
+
+def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence[Decision]) -> Policy:
+    """The policy with every filter listed in the layers that have filter decisions."""
+    for name in {decision.layer for decision in decisions if decision.what == "filters"}:
+        policy = policy.with_layer(name, kept_filters=tuple(range(network[name].out_channels)))
+    return policy
+
+
+def _moves(
+    network: NetworkShape, base: Policy, decisions: Sequence[Decision], cost: float, *, towards_less: bool
+) -> list[Move]:
+    """Moves by one option that change the cost in the wanted direction, smallest margin first."""
+    step = -1 if towards_less else 1
+    found = []
+    for index, decision in enumerate(decisions):
+        chosen = decision.chosen + step
+        if 0 <= chosen < len(decision.options):
+            boundary = min(decision.chosen, chosen)
+            found.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
+    effective = [move for move in found if _cost_after(network, base, decisions, [move]) != cost]
+    return sorted(effective, key=lambda move: (move.margin, move.index))
+
+
+def _landing(
+    network: NetworkShape, base: Policy, decisions: Sequence[Decision], moves: Sequence[Move], budget: Budget
+) -> Sequence[Move] | None:
+    """The fewest moves, then the least sum of margins, that end inside the window in at most two."""
+    for move in moves:
+        if budget.matches(_cost_after(network, base, decisions, [move])):
+            return [move]
+    pairs = sorted(combinations(moves[:_PAIR_CANDIDATES], 2), key=lambda pair: pair[0].margin + pair[1].margin)
+    for pair in pairs:
+        if budget.matches(_cost_after(network, base, decisions, pair)):
+            return pair
+    return None
+
+
+def _cost_after(network: NetworkShape, base: Policy, decisions: Sequence[Decision], moves: Sequence[Move]) -> int:
+    changed = list(decisions)
+    for move in moves:
+        changed[move.index] = replace(changed[move.index], chosen=move.chosen)
+    return price(network, policy_of(base, changed)).bops

@@ -1,0 +1,1 @@
+"""Compression methods, one file each, and the building blocks that they share."""

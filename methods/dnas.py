@@ -1,0 +1,93 @@
+"""DNAS (Wu et al. 2018, arXiv 1812.00090): multi-path search with DoReFa weights and PACT activations.
+
+Quantizers as the paper's Appendix F states them: DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160, Eq. 9) for weights, PACT
+(Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a clipping level that starts at 1 for activations. Candidates
+{2, 4, 8}: the printed costs of DNAS lie on the lattice of exactly these widths. With `recipe = "common"` the found policy
+is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` with DoReFa and PACT.
+
+Left aside: the original's cost factor β(log cost)^γ (the harness hands every search the same cost term) and drawing
+several networks from the final distribution (the argmax is taken).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import Capabilities
+from bench.quantization import Kind, QuantizerFactory, positive, steps
+from methods.multi_path import MultiPath
+
+
+class _Round(torch.autograd.Function):
+    """Rounding to the nearest level of [0, 1], the identity in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, count: int) -> Tensor:
+        return torch.round(z * count) / count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def _round(z: Tensor, bits: int) -> Tensor:
+    result: Tensor = _Round.apply(z, steps(bits))  # type: ignore[no-untyped-call]
+    return result
+
+
+class DorefaWeight(nn.Module):
+    """w ↦ 2 · round_k(tanh(w) / (2 max |tanh(w)|) + 1/2) − 1."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight tensor to [−1, 1]."""
+        squashed = torch.tanh(weight)
+        return 2 * _round(squashed / (2 * squashed.abs().max()) + 0.5, self.bits) - 1
+
+    def calibrate(self, x: Tensor) -> None:
+        """DoReFa has no parameter to set."""
+
+
+class PactActivation(nn.Module):
+    """x ↦ a · round_k(clip(x, 0, a)/a); a learns only from the inputs that it clips."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.clip = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a non-negative tensor."""
+        clip = positive(self.clip)
+        clipped = torch.where(x >= clip, clip, x.clamp_min(0))
+        fixed = clip.detach()
+        return clipped + (fixed * _round(clipped.detach() / fixed, self.bits) - clipped).detach()
+
+    def calibrate(self, x: Tensor) -> None:
+        """The clipping level starts at 1 (Appendix F)."""
+
+
+def dorefa_pact(*, bits: int, kind: Kind, normalized: bool) -> nn.Module:
+    """DoReFa for weights, PACT for activations; DoReFa brings its own normalisation."""
+    return DorefaWeight(bits) if kind == "weight" else PactActivation(bits)
+
+
+class Dnas(MultiPath):
+    """DNAS."""
+
+    summary = "Multi-path differentiable search: separate weights per candidate, Gumbel-softmax, DoReFa and PACT"
+    capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True)
+
+    @property
+    def search_quantizer(self) -> QuantizerFactory:
+        """DoReFa and PACT."""
+        return dorefa_pact
+
+    @property
+    def quantizer(self) -> QuantizerFactory:
+        """DoReFa and PACT."""
+        return dorefa_pact

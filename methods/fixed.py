@@ -1,0 +1,52 @@
+"""Fixed precision: the same width in every layer but the first and the last, which have 8 bits."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bench.costs import price
+from bench.errors import UnreachableBudgetError
+from bench.method import Capabilities, Method, SearchJob, SearchResult
+from bench.network import NetworkShape
+from bench.options import Strict
+from bench.policy import Policy, uniform
+
+_WIDEST = 16
+
+
+class FixedOptions(Strict):
+    """Options of fixed precision.
+
+    Attributes:
+        bits: The width; when absent, the largest one whose network fits the budget.
+    """
+
+    bits: Annotated[int, Field(ge=1, le=_WIDEST)] | None = None
+
+
+class Fixed(Method):
+    """Uniform precision, quantized by the common quantizer."""
+
+    summary = "Uniform precision: the largest k bits that fit the budget"
+    capabilities = Capabilities(budget="direct")
+    Options = FixedOptions
+    options: FixedOptions
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """One bit everywhere, or the width that was asked for."""
+        return uniform(network, self.options.bits or 1)
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Take the largest width within the budget; nothing is trained.
+
+        Raises:
+            UnreachableBudgetError: Even the least width costs more.
+        """
+        network = job.task.network
+        widths = [self.options.bits] if self.options.bits else list(range(_WIDEST, 0, -1))
+        for bits in widths:
+            policy = uniform(network, bits)
+            if price(network, policy).bops <= job.budget:
+                return SearchResult(policy=policy, state=job.pretrained, record={"bits": bits})
+        nearest = price(network, uniform(network, widths[-1])).bops
+        raise UnreachableBudgetError(f"uniform {widths[-1]} bit costs {nearest:,} BOPs, above the budget", nearest)

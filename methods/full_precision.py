@@ -1,0 +1,15 @@
+"""The reference: the network at full precision, trained on as long as every compressed one."""
+
+from bench.method import Capabilities, Method, SearchJob, SearchResult
+from bench.policy import FULL_PRECISION_BITS, uniform
+
+
+class FullPrecision(Method):
+    """Nothing is compressed; fine-tuning is the same as everybody's."""
+
+    summary = "Reference: no compression, fine-tuned as long as the others"
+    capabilities = Capabilities(budget="ignored")
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Keep the pretrained weights."""
+        return SearchResult(policy=uniform(job.task.network, FULL_PRECISION_BITS), state=job.pretrained)

@@ -1,0 +1,286 @@
+"""Multi-path search: a separate set of weights per candidate width (DNAS, Wu et al. 2018, arXiv 1812.00090).
+
+Each layer holds one weight tensor and one clip value per candidate width, for weights and for activations
+independently, mixed by Gumbel-softmax probabilities. Convolution is linear in its weight and in its input, so
+the sum over all (weight, activation) paths Σ_ij p_i q_j conv(x_j, w_i) equals one convolution of the mixed input
+with the mixed weight; that is computed, and it is the same function at a fraction of the price.
+
+`multi_path` is this scheme with SBS's quantizer: the paper's "without bit sharing" (Section 5.1). `dnas` differs in
+its quantizers.
+
+Choices where sources differ or are silent: soft mixtures, one Gumbel draw a layer and step; all paths start from the
+pretrained weights; logits start at 0 and learn on a held-out part of the training data (20 %), weights on the rest;
+cost enters as λ log R with R the product of expected widths; the final width is the argmax.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from bench.compression import calibrate, replace_layer
+from bench.costs import RelaxedBops
+from bench.data import Subset
+from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
+from bench.network import LayerShape, NetworkShape
+from bench.options import Strict
+from bench.policy import EDGE_BITS, LayerPolicy, Policy
+from bench.quantization import QuantizerFactory, UniformQuantizer, positive
+from bench.repair import policy_of
+from bench.seeds import generator
+from bench.spec import Match
+from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from methods.sbs import edge_layer
+
+
+class MultiPathOptions(Strict):
+    """Options of multi-path search.
+
+    Attributes:
+        bits: Candidates for weights and activations.
+        architecture_share: Part of the training data on which the logits learn.
+        warmup_share: Part of the search in which only weights learn.
+        temperature_start, temperature_end: Of the Gumbel-softmax, falling exponentially.
+        logit_travel: Rate × updates of the logits (Adam); the rate follows from the length of the search.
+    """
+
+    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=2)] = (2, 4, 8)
+    architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    temperature_start: Annotated[float, Field(gt=0)] = 5.0
+    temperature_end: Annotated[float, Field(gt=0)] = 0.5
+    logit_travel: Annotated[float, Field(gt=0)] = 6.0
+
+
+class MixedConv2d(nn.Module):
+    """A convolution with one weight per candidate width.
+
+    Attributes:
+        logits: Architecture parameters, shape (2, K): weights, activations.
+        probabilities: Of the present step, shape (2, K); set by the search before each forward pass.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bits: tuple[int, ...], quantizer: QuantizerFactory) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.conv_groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.weight = nn.ParameterList([nn.Parameter(conv.weight.detach().clone()) for _ in bits])
+        self.bias = conv.bias
+        self.weight_quantizers = nn.ModuleList([quantizer(bits=width, kind="weight", normalized=True) for width in bits])
+        self.activation_quantizers = nn.ModuleList([quantizer(bits=width, kind="activation", normalized=False) for width in bits])
+        self.logits = nn.Parameter(torch.zeros(2, len(bits)))
+        self.probabilities = torch.full((2, len(bits)), 1 / len(bits))
+        self.to(conv.weight.device)
+        self.probabilities = self.probabilities.to(conv.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve the mixed input with the mixed weight."""
+        of_weights, of_inputs = self.probabilities
+        weight = sum(p * quantizer(w) for p, quantizer, w in zip(of_weights, self.weight_quantizers, self.weight, strict=True))
+        mixed = sum(p * quantizer(x) for p, quantizer in zip(of_inputs, self.activation_quantizers, strict=True))
+        return F.conv2d(mixed, weight, self.bias, self.stride, self.padding, self.dilation, self.conv_groups)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set every candidate's quantizer for its own width."""
+        for quantizer, weight in zip(self.weight_quantizers, self.weight, strict=True):
+            quantizer.calibrate(weight)  # type: ignore[operator]
+        for quantizer in self.activation_quantizers:
+            quantizer.calibrate(x)  # type: ignore[operator]
+
+
+class PathNetwork:
+    """A model whose searched layers have all paths.
+
+    Attributes:
+        model: The network.
+        layers: The searched layers by name, in order of execution.
+    """
+
+    def __init__(self, job: SearchJob, bits: tuple[int, ...], quantizer: QuantizerFactory) -> None:
+        self.bits = bits
+        self.network = job.task.network
+        self.model = job.float_model()
+        self.layers: dict[str, MixedConv2d] = {}
+        for shape in self.network.layers:
+            module = self.model.get_submodule(shape.name)
+            if shape.position != "middle":
+                replace_layer(self.model, shape.name, edge_layer(module, first=shape.position == "first"))
+            elif isinstance(module, nn.Conv2d):
+                self.layers[shape.name] = MixedConv2d(module, bits, quantizer)
+                replace_layer(self.model, shape.name, self.layers[shape.name])
+            else:
+                raise TypeError(f"layer '{shape.name}' is a {type(module).__name__}; multi-path search handles convolutions")
+        self._relaxed = RelaxedBops(self.network, job.task.device)
+        self._widths = torch.tensor(bits, dtype=torch.float32, device=job.task.device)
+
+    def logits(self) -> list[nn.Parameter]:
+        """All architecture parameters."""
+        return [layer.logits for layer in self.layers.values()]
+
+    def draw(self, temperature: float, noise: torch.Generator | None) -> None:
+        """Set every layer's probabilities: Gumbel-softmax with noise, plain softmax without."""
+        for layer in self.layers.values():
+            scores = layer.logits
+            if noise is not None:
+                uniform = torch.rand(scores.shape, generator=noise).clamp(1e-9, 1 - 1e-9)
+                scores = scores - torch.log(-torch.log(uniform)).to(scores.device)
+            layer.probabilities = torch.softmax(scores / temperature, dim=1)
+
+    def expected_cost(self) -> Tensor:
+        """R of the expected widths under the present probabilities."""
+        widths = torch.stack([layer.probabilities @ self._widths for layer in self.layers.values()])
+        return self._relaxed(widths[:, 0], widths[:, 1])
+
+    @torch.no_grad()
+    def actual_cost(self) -> Tensor:
+        """R of the widths that the argmax picks now."""
+        widths = torch.stack([self._widths[layer.logits.argmax(1)] for layer in self.layers.values()])
+        return self._relaxed(widths[:, 0], widths[:, 1])
+
+    def decisions(self) -> list[Decision]:
+        """Every layer's choice, with differences of logits as margins."""
+        found = []
+        for name, layer in self.layers.items():
+            for what, logits in zip(("weight_bits", "activation_bits"), layer.logits.tolist(), strict=True):
+                margins = tuple(high - low for low, high in zip(logits, logits[1:], strict=False))
+                chosen = max(range(len(logits)), key=logits.__getitem__)
+                found.append(Decision(layer=name, what=what, options=self.bits, chosen=chosen, margins=margins))  # type: ignore[arg-type]
+        return found
+
+    def policy(self, decisions: list[Decision]) -> Policy:
+        """The policy of these decisions; first and last layer at 8 bits."""
+        edge = LayerPolicy(weight_bits=EDGE_BITS, activation_bits=EDGE_BITS)
+        base = Policy(model=self.network.model, dataset=self.network.dataset, layers={s.name: edge for s in self.network.layers})
+        return policy_of(base, decisions)
+
+    def state(self, policy: Policy, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the chosen paths, under the float model's names."""
+        mine = self.model.state_dict()
+        state = {name: mine[name].detach().clone() for name in names if name in mine}
+        for name, layer in self.layers.items():
+            chosen = self.bits.index(policy.layers[name].weight_bits)
+            state[f"{name}.weight"] = layer.weight[chosen].detach().clone()
+        return state
+
+    def clips(self, policy: Policy) -> dict[str, float]:
+        """Clip values of the chosen paths, where the common quantizer was searched with."""
+        found = {}
+        for name, layer in self.layers.items():
+            choice = policy.layers[name]
+            for kind, quantizers, width in (
+                ("weight", layer.weight_quantizers, choice.weight_bits),
+                ("activation", layer.activation_quantizers, choice.activation_bits),
+            ):
+                quantizer = quantizers[self.bits.index(width)]
+                if isinstance(quantizer, UniformQuantizer):
+                    found[f"{name}.{kind}"] = positive(quantizer.clip).item()
+        return found
+
+
+class MultiPath(Method):
+    """Multi-path search with SBS's quantizer."""
+
+    summary = "SBS without bit sharing: separate weights per candidate, Gumbel-softmax, the common quantizer"
+    capabilities = Capabilities(budget="strength", mixed_precision=True)
+    Options = MultiPathOptions
+    options: MultiPathOptions
+
+    def knobs(self, match: Match) -> Mapping[str, Knob]:
+        """λ."""
+        return {"strength": Knob(low=0.01, high=1.0, log=True)}
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """The least candidate everywhere."""
+
+        def choice(layer: LayerShape) -> LayerPolicy:
+            width = min(self.options.bits) if layer.position == "middle" else EDGE_BITS
+            return LayerPolicy(weight_bits=width, activation_bits=width)
+
+        return Policy(model=network.model, dataset=network.dataset, layers={s.name: choice(s) for s in network.layers})
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Train paths and logits in turn, then take the argmax."""
+        network = PathNetwork(job, self.options.bits, self.search_quantizer)
+        data = job.task.data
+        calibrate(network.model, data.calibration_batches(1, job.schedule.batch_size)[0])
+        reestimate_norms(network.model, data, job.schedule.batch_size)
+        start_top1 = evaluate(network.model, data, data.validation).top1
+        record = _train(job, network, self.options)
+        decisions = network.decisions()
+        policy = network.policy(decisions)
+        return SearchResult(
+            policy=policy,
+            state=network.state(policy, job.pretrained),
+            clips=network.clips(policy),
+            decisions=decisions,
+            record={"start_top1": start_top1, **record},
+        )
+
+    @property
+    def search_quantizer(self) -> QuantizerFactory:
+        """The quantizer of every path."""
+        return UniformQuantizer
+
+
+def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> dict[str, Any]:
+    """Weights on one part of the training data, logits on the other, in the ratio of the parts."""
+    weight_part, architecture_part = _parts(job, options.architecture_share)
+    noise = job.noise("gumbel")
+    term = job.cost_term()
+    logits = network.logits()
+    chosen = {id(parameter) for parameter in logits}
+    groups = [{**g, "params": [p for p in g["params"] if id(p) not in chosen]} for g in weight_groups(network.model)]  # type: ignore[attr-defined]
+    of_weights = sgd(groups, job.schedule)
+    period = max(2, round(1 / options.architecture_share))
+    of_logits = torch.optim.Adam(logits, lr=options.logit_travel / max(1, job.steps // period))
+    weight_batches = _endless(job, weight_part, "search")
+    architecture_batches = _endless(job, architecture_part, "architecture")
+    warmup = round(options.warmup_share * job.steps)
+    per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
+    history: list[dict[str, float]] = []
+    costs: list[float] = []
+    network.model.train()
+    meter = Meter(job.task.device)
+    for step in range(job.steps):
+        temperature = options.temperature_start * (options.temperature_end / options.temperature_start) ** (step / job.steps)
+        network.draw(temperature, noise)
+        architecture_turn = step >= warmup and step % period == period - 1
+        images, labels = next(architecture_batches if architecture_turn else weight_batches)
+        outputs = network.model(images)
+        loss = F.cross_entropy(outputs, labels)
+        network.model.zero_grad(set_to_none=True)
+        if architecture_turn:
+            actual = network.actual_cost()
+            (loss + term(network.expected_cost(), actual)).backward()
+            of_logits.step()
+        else:
+            loss.backward()
+            of_weights.step()
+        meter.add(loss, outputs, labels)
+        if (step + 1) % per_epoch == 0:
+            costs.append(float(network.actual_cost()))
+            epoch = {"epoch": (step + 1) // per_epoch, **meter.figures(), "bops": costs[-1], "temperature": temperature}
+            history.append({**epoch, "budget_share": costs[-1] / job.budget})
+            job.report({**history[-1], "epochs": job.schedule.epochs})
+            meter = Meter(job.task.device)
+    return {"history": history, "logits": {name: layer.logits.tolist() for name, layer in network.layers.items()}}
+
+
+def _parts(job: SearchJob, share: float) -> tuple[Subset, Subset]:
+    """The training data divided for weights and for logits, the same for every run of a seed."""
+    train = job.task.data.train
+    order = torch.randperm(len(train), generator=generator("architecture-part", job.seed)).to(job.task.device)
+    cut = max(1, round(share * len(train)))
+    return train.take(order[cut:]), train.take(order[:cut])
+
+
+def _endless(job: SearchJob, part: Subset, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+    order = job.order(purpose)
+    while True:
+        yield from job.task.data.training_batches(job.schedule.batch_size, order, subset=part)
+
+
+__all__ = ["MixedConv2d", "MultiPath", "MultiPathOptions", "PathNetwork"]

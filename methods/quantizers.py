@@ -1,0 +1,189 @@
+"""Bit sharing: every bitwidth as a subset of one shared set of quantized values (paper, Sections 3.1 and 3.2).
+
+Two forms of the same mathematics. `decompose` and `bit_sharing_literal` read like Eqs. 8 and 10 and are
+differentiated by autograd. `bit_sharing` is what searches run: gates are binary, so by Theorem 1 its value is
+the plain quantization at the active width, and its backward pass recomputes the residuals from the input,
+which is all that it keeps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.quantization import (
+    Kind,
+    clip_gradient,
+    denormalize,
+    discretize,
+    inner,
+    normalize,
+    pass_through,
+    round_to_grid,
+    steps,
+)
+from methods.gates import gate, surrogate_slope
+
+
+def check_chain(bits: Sequence[int]) -> None:
+    """Make sure that candidates form a chain b, γb, γγ′b, … as Theorem 1 demands.
+
+    Raises:
+        ValueError: One is not a multiple of the one before it.
+    """
+    if not bits or bits[0] < 1:
+        raise ValueError(f"bit candidates {list(bits)} must be one or more positive widths, e.g. [2, 4, 8]")
+    for low, high in zip(bits, bits[1:], strict=False):
+        if high <= low or high % low:
+            raise ValueError(f"{high} is not a multiple of {low}: each candidate must be one of the width before it")
+
+
+def decompose(z: Tensor, bits: Sequence[int]) -> list[Tensor]:
+    """z_b1 and the re-assignment offsets r_b2, …, r_bK (Eq. 8); their sum is D(z, s_bK).
+
+    Args:
+        z: Normalised values in [0, 1], any shape.
+        bits: The chain of candidates.
+    """
+    parts = [discretize(z, bits[0])]
+    for low, high in zip(bits, bits[1:], strict=False):
+        parts.append(discretize(z - discretize(z, low), high))
+    return parts
+
+
+def metrics(z: Tensor, bits: Sequence[int], mask: Tensor | None = None) -> Tensor:
+    """Normalised gate metrics Â_j = mean |z − z_b(j−1)|, shape (K − 1,) (Eq. 10, Section 3.2.3).
+
+    Args:
+        z: Normalised values.
+        bits: The chain of candidates.
+        mask: 1 for elements that count, broadcastable to `z`; all when absent.
+    """
+    means = [_mean_error(z, low, mask) for low in bits[:-1]]
+    return torch.stack(means) if means else z.new_zeros(0)
+
+
+def _mean_error(z: Tensor, bits: int, mask: Tensor | None) -> Tensor:
+    """mean |z − D(z, s)| over the elements that count, with one temporary tensor."""
+    error = discretize(z, bits).sub_(z)
+    if mask is None:
+        return torch.linalg.vector_norm(error, 1) / z.numel()
+    return torch.linalg.vector_norm(error.mul_(mask), 1) / (mask.sum() * (z.numel() / mask.numel()))
+
+
+def bit_sharing_literal(
+    x: Tensor, clip: Tensor, thresholds: Tensor, bits: Sequence[int], kind: Kind, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Eq. 10 term by term; D is the identity in the backward pass, H the sigmoid's slope (Eq. 12).
+
+    Args and result are those of `bit_sharing`.
+    """
+    z = normalize(x, clip, kind)
+
+    def straight_through(values: Tensor, width: int) -> Tensor:
+        return values + (discretize(values, width) - values).detach()
+
+    gates = gate(metrics(z.detach(), bits, mask), thresholds)
+    offsets = torch.zeros_like(z)
+    for index in reversed(range(1, len(bits))):
+        residual = straight_through(z - straight_through(z, bits[index - 1]), bits[index])
+        offsets = gates[index - 1] * (residual + offsets)
+    return denormalize(straight_through(z, bits[0]) + offsets, clip, kind), gates
+
+
+def bit_sharing(
+    x: Tensor,
+    clip: Tensor,
+    thresholds: Tensor,
+    bits: Sequence[int],
+    kind: Kind,
+    mask: Tensor | None = None,
+    *,
+    task_gradient: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize at the width that the gates choose.
+
+    Args:
+        x: Any shape.
+        clip: v, a positive scalar.
+        thresholds: α_b2, …, α_bK, shape (K − 1,).
+        bits: The chain of candidates, K of them.
+        kind: Weights or activations.
+        mask: 1 for elements that count in the metrics; without gradient.
+        task_gradient: Whether the task loss reaches the gates; the control `cost_only` switches it off.
+
+    Returns:
+        The quantized tensor; the gates g_b2, …, g_bK, shape (K − 1,), each the result of its own threshold
+        whatever the gates before it; and their metrics, shape (K − 1,), without gradient.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _BitSharing.apply(  # type: ignore[no-untyped-call]
+        x, clip, thresholds, tuple(bits), kind, mask, task_gradient
+    )
+    return result
+
+
+class _BitSharing(torch.autograd.Function):
+    """The value at the active width; the gradients of Eqs. 10 and 12 with straight-through D.
+
+    With y = v·q, q the active level and r_j the offsets (for weights v becomes 2v):
+    dy/dx and dy/dv are the plain quantizer's; dL/dg_j = v Π_{i<j} g_i ⟨dL/dy, r_j + g_{j+1}(r_{j+1} + …)⟩.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        clip: Tensor,
+        thresholds: Tensor,
+        bits: tuple[int, ...],
+        kind: Kind,
+        mask: Tensor | None,
+        task_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z = normalize(x, clip, kind)
+        measured = metrics(z, bits, mask)
+        gates = (measured >= thresholds).to(x.dtype)
+        ctx.save_for_backward(x, clip, gates, measured - thresholds)
+        ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient
+        ctx.mark_non_differentiable(measured)
+        return denormalize(_active_level(z, gates, bits), clip, kind), gates, measured
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
+        x, clip, gates, excess = ctx.saved_tensors
+        grad, grad_gates = grads[0], grads[1]
+        passed, z, from_inside = pass_through(grad, x, clip, ctx.kind)
+        products = torch.stack([inner(grad, round_to_grid(z, steps(width))) / steps(width) for width in ctx.bits])
+        grad_clip = clip_gradient(grad, products[_opened(gates)], from_inside, ctx.kind)
+        if ctx.task_gradient and len(ctx.bits) > 1:
+            scale = clip if ctx.kind == "activation" else 2 * clip
+            # ⟨grad, r_j⟩ with r_j = z_bj − z_b(j−1), by Theorem 1
+            grad_gates = grad_gates + scale * _gate_products(products.diff(), gates)
+        return passed, grad_clip, -grad_gates * surrogate_slope(excess), None, None, None, None
+
+
+def _opened(gates: Tensor) -> Tensor:
+    """Number of leading open gates, a scalar on the device."""
+    return torch.cumprod(gates, 0).sum().to(torch.int64)
+
+
+def _active_level(z: Tensor, gates: Tensor, bits: Sequence[int]) -> Tensor:
+    """D(z, s) at the width that the leading open gates select, without waiting for the device."""
+    counts = torch.tensor([float(steps(width)) for width in bits], dtype=z.dtype, device=z.device)
+    count = counts[_opened(gates)]
+    return round_to_grid(z, count).div_(count)
+
+
+def _gate_products(residuals: Tensor, gates: Tensor) -> Tensor:
+    """Π_{i<j} g_i (⟨grad, r_j⟩ + g_{j+1}(⟨grad, r_{j+1}⟩ + …)) for j = 2, …, K.
+
+    Args:
+        residuals: ⟨grad, r_j⟩, shape (K − 1,).
+        gates: Shape (K − 1,).
+    """
+    tails = [residuals[-1]]
+    for index in reversed(range(len(gates) - 1)):
+        tails.append(residuals[index] + gates[index + 1] * tails[-1])
+    before = torch.cat([torch.ones_like(gates[:1]), torch.cumprod(gates, 0)[:-1]])
+    return before * torch.stack(tails[::-1])

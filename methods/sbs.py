@@ -1,0 +1,541 @@
+"""Single-path Bit Sharing (SBS): joint filter pruning and mixed-precision quantization in one set of weights.
+
+The search of the paper's Section 3 and Algorithm 1. Equations are where they are used:
+
+* quantizer, Eqs. 1–4: `bench.quantization`;
+* decomposition, Theorem 1 and Eq. 8, and gated quantization, Eq. 10: `methods.quantizers`;
+* pruning gates, Eq. 11, and the surrogate gradient, Eq. 12: `methods.gates`;
+* layers: `methods.shared_layers`;
+* L = L_ce + λ log R, Eqs. 13 and 14, and Algorithm 1: here.
+
+Where the paper is silent or its letter does not work, the choice is an option below.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from bench.compression import calibrate, quantized_layer, replace_layer
+from bench.costs import RelaxedBops
+from bench.method import Capabilities, CostTerm, Decision, Knob, Method, SearchJob, SearchResult
+from bench.network import NetworkShape, prunables
+from bench.options import Strict
+from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
+from bench.quantization import UniformQuantizer, positive
+from bench.repair import policy_of
+from bench.spec import Match
+from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from methods.quantizers import check_chain
+from methods.shared_layers import FULL_PRECISION, GatePlace, GroupMetric, LayerSettings, LayerSpace, SharedConv2d
+
+PAPER_THRESHOLD_LR = 1e-3
+PAPER_UPDATES = 10_530
+"""Updates of the paper's search: 30 epochs of 351 batches of 128 (45,000 images). A threshold's way is rate × updates, so
+a strength λ keeps its meaning over schedules only when their product is kept."""
+
+QUANTIZATION_STRENGTH = Knob(low=0.01, high=0.5, log=True)
+"""Below 0.01 no gate moves at the paper's rate × updates; above 0.5 the cost decides alone."""
+
+PRUNING_STRENGTH = Knob(low=0.05, high=10.0, log=True)
+"""The task pulls a shut group open with a gradient of about 0.1, ten times a shut width's."""
+
+_CALIBRATION_BATCHES = 4
+_DECIDING_SHARE = 0.1
+
+
+class SbsOptions(Strict):
+    """Options of SBS. The value `paper` means: as the paper states it.
+
+    Attributes:
+        bits: Candidates for weights and activations, each a multiple of the one before.
+        group_size: Filters a pruning group, B.
+        gate_training: Thresholds of weights and activations take turns (Algorithm 1) or move together.
+        gate_place: Where a pruning gate acts: on the quantized input of the next convolution; after the
+            normalisation; or on the weight, the letter of Eq. 11. The last two are there to show why not.
+        group_metric: Mean absolute value of raw weights, or of normalised ones.
+        threshold_lr: Rate of the thresholds: "scaled" keeps rate × updates at the paper's, "paper" is 1e-3.
+        clip_init: Clip values from the least squared error at 4 bits on a batch, or 1 ("paper").
+        final_gates: Each gate by majority over the last tenth of the search, or its last state; both on the
+            metric of a calibration pass.
+        weight_normalization: Standardise convolution weights before they are quantized.
+        search_downsampling: Search the 1×1 convolutions of shortcuts like any other layer, or fix them at
+            the widest candidate.
+        finetune_from: Fine-tune the searched weights, or the pretrained ones again.
+        relaxed_cost: Cost of weights, activations and filters jointly; or the printed Eq. 14, in which the
+            gates of weights (and filters) see activations at their present width as a constant, and the gates
+            of activations weights.
+    """
+
+    bits: tuple[int, ...] = (2, 4, 8)
+    group_size: Annotated[int, Field(ge=1)] = 4
+    gate_training: Literal["alternating", "joint"] = "alternating"
+    gate_place: GatePlace = "next_input"
+    group_metric: GroupMetric = "raw"
+    threshold_lr: Literal["scaled", "paper"] | Annotated[float, Field(gt=0)] = "scaled"
+    clip_init: Literal["calibrated", "paper"] = "calibrated"
+    final_gates: Literal["majority", "last"] = "majority"
+    weight_normalization: bool = True
+    search_downsampling: bool = True
+    finetune_from: Literal["searched", "pretrained"] = "searched"
+    relaxed_cost: Literal["joint", "separate"] = "joint"
+
+    @model_validator(mode="after")
+    def _bits_form_a_chain(self) -> Self:
+        check_chain(self.bits)
+        return self
+
+
+SearchSpace = Mapping[str, LayerSpace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a search starts.
+
+    Attributes:
+        state: Weights under the float model's names.
+        clips: Clip values to keep; when empty they are set by `clip_init`.
+    """
+
+    state: Mapping[str, Tensor]
+    clips: Mapping[str, float]
+
+
+class SharedNetwork:
+    """A model whose searched layers are shared ones, with its differentiable cost.
+
+    Attributes:
+        model: The network, in which layers keep their names.
+        layers: The searched layers, in order of execution.
+    """
+
+    def __init__(self, job: SearchJob, space: SearchSpace, settings: LayerSettings, start: Start) -> None:
+        self.network = job.task.network
+        self.model = job.task.make_model()
+        self.model.load_state_dict(dict(start.state))
+        self.full_precision = all(choice.weight_bits == FULL_PRECISION for choice in space.values())
+        self.layers: dict[str, SharedConv2d] = {}
+        for shape in self.network.layers:
+            module = self.model.get_submodule(shape.name)
+            if shape.position == "middle" and isinstance(module, nn.Conv2d):
+                producer = self.layers.get(shape.producer or "")
+                self.layers[shape.name] = SharedConv2d(module, space[shape.name], settings, producer)
+                replace_layer(self.model, shape.name, self.layers[shape.name])
+            elif shape.position == "middle":
+                raise TypeError(f"layer '{shape.name}' is a {type(module).__name__}; SBS searches convolutions")
+            elif not self.full_precision:
+                replace_layer(self.model, shape.name, edge_layer(module, first=shape.position == "first"))
+        self._edge_bits = FULL_PRECISION_BITS if self.full_precision else EDGE_BITS
+        self._relaxed = RelaxedBops(self.network, job.task.device, edge_bits=self._edge_bits)
+        self._prunables = prunables(self.model)
+        if settings.gate_place == "norm_output":
+            self._mask_after_norms()
+        self._restore_clips(start.clips)
+
+    def _mask_after_norms(self) -> None:
+        for name, prunable in self._prunables.items():
+            layer = self.layers[name]
+
+            def mask(_: nn.Module, __: Any, output: Tensor, layer: SharedConv2d = layer) -> Tensor:
+                gates = layer.channel_gates
+                return output if gates is None else output * gates.view(1, -1, 1, 1)
+
+            self.model.get_submodule(prunable.norm).register_forward_hook(mask)
+
+    @torch.no_grad()
+    def _restore_clips(self, clips: Mapping[str, float]) -> None:
+        for name, clip in self._clips():
+            if name in clips:
+                clip.fill_(clips[name])
+
+    def _clips(self) -> Sequence[tuple[str, nn.Parameter]]:
+        found = []
+        for shape in self.network.layers:
+            module = self.model.get_submodule(shape.name)
+            if isinstance(module, SharedConv2d):
+                found += [(f"{shape.name}.weight", module.clip_weight), (f"{shape.name}.activation", module.clip_activation)]
+                continue
+            for kind in ("weight", "activation"):
+                quantizer = getattr(module, f"{kind}_quantizer", None)
+                if isinstance(quantizer, UniformQuantizer):
+                    found.append((f"{shape.name}.{kind}", quantizer.clip))
+        return found
+
+    def clips(self) -> dict[str, float]:
+        """All clip values."""
+        return {name: positive(clip).item() for name, clip in self._clips()}
+
+    def relaxed_cost(self, form: Literal["joint", "separate"]) -> Tensor:
+        """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.
+
+        "separate" adds the two one-sided forms and takes away their common value, so that each gate has the
+        gradient of its own form while R keeps its value.
+        """
+        weight_bits, activation_bits = (torch.stack(parts) for parts in zip(*(layer.bits() for layer in self.layers.values()), strict=True))
+        filters = {name: layer.filters() for name, layer in self.layers.items()}
+        outputs = torch.stack(list(filters.values()))
+        inputs = torch.stack([filters.get(shape.producer or "", full) for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)])
+
+        def cost(weights: Tensor, activations: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+            return self._relaxed(weights, activations, in_channels=inputs, out_channels=outputs)
+
+        if form == "joint":
+            return cost(weight_bits, activation_bits, inputs, outputs)
+        of_weights = cost(weight_bits, activation_bits.detach(), inputs, outputs)
+        of_activations = cost(weight_bits.detach(), activation_bits, inputs.detach(), outputs.detach())
+        return of_weights + of_activations - of_weights.detach()
+
+    def state(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights and buffers under the float model's names."""
+        mine = self.model.state_dict()
+        return {name: mine[name].detach().clone() for name in names}
+
+    def decide(self, policy: Policy) -> None:
+        """Fix all gates as a policy says."""
+        for name, layer in self.layers.items():
+            layer.decide(policy.layers[name])
+
+    def decisions(self, activation_metrics: Mapping[str, Tensor]) -> list[Decision]:
+        """Every gate with its margin Â − α, at the present thresholds.
+
+        Args:
+            activation_metrics: Calibrated metrics by layer.
+        """
+        found = []
+        for name, layer in self.layers.items():
+            found += _bit_decisions(name, "weight_bits", layer.space.weight_bits, layer.weight_metric - layer.thresholds_weight)
+            excess = activation_metrics[name] - layer.thresholds_activation
+            found += _bit_decisions(name, "activation_bits", layer.space.activation_bits, excess)
+            if layer.groups is not None and layer.threshold_filters is not None:
+                found += _group_decisions(name, layer)
+        return found
+
+    def base_policy(self, space: SearchSpace) -> Policy:
+        """What is fixed beforehand: edges, widths without a choice, filters kept from an earlier stage.
+
+        Layers with pruning gates list all their filters.
+        """
+        layers = {}
+        for shape in self.network.layers:
+            choice = space.get(shape.name)
+            if choice is None:
+                layers[shape.name] = LayerPolicy(weight_bits=self._edge_bits, activation_bits=self._edge_bits)
+            else:
+                layers[shape.name] = LayerPolicy(
+                    weight_bits=choice.weight_bits[0],
+                    activation_bits=choice.activation_bits[0],
+                    kept_filters=tuple(range(shape.out_channels)) if choice.group_size else choice.kept_filters,
+                )
+        return Policy(model=self.network.model, dataset=self.network.dataset, layers=layers)
+
+
+def edge_layer(module: nn.Module, *, first: bool) -> nn.Module:
+    """The first or last layer at 8 bits; pixels are on an 8-bit grid already."""
+    weight = UniformQuantizer(bits=EDGE_BITS, kind="weight", normalized=isinstance(module, nn.Conv2d))
+    activation = nn.Identity() if first else UniformQuantizer(bits=EDGE_BITS, kind="activation")
+    return quantized_layer(module, weight, activation)
+
+
+def _bit_decisions(layer: str, what: Literal["weight_bits", "activation_bits"], chain: tuple[int, ...], excess: Tensor) -> list[Decision]:
+    if len(chain) == 1:
+        return []
+    margins = tuple(excess.tolist())
+    opened = 0
+    while opened < len(margins) and margins[opened] >= 0:
+        opened += 1
+    return [Decision(layer=layer, what=what, options=chain, chosen=opened, margins=margins)]
+
+
+def _group_decisions(name: str, layer: SharedConv2d) -> list[Decision]:
+    """One decision a group, but for the strongest, which stays."""
+    if layer.groups is None or layer.threshold_filters is None:
+        return []
+    excess = (layer.group_metric - layer.threshold_filters).tolist()
+    strongest = int(layer.group_metric.argmax())
+    return [
+        Decision(layer=name, what="filters", options=(0, 1), chosen=int(margin >= 0), margins=(margin,), filters=members)
+        for group, (margin, members) in enumerate(zip(excess, layer.groups.members, strict=True))
+        if group != strongest
+    ]
+
+
+def threshold_rate(options: SbsOptions, steps: int) -> float:
+    """The thresholds' learning rate for a search of `steps` updates."""
+    if options.threshold_lr == "paper":
+        return PAPER_THRESHOLD_LR
+    if options.threshold_lr == "scaled":
+        return PAPER_THRESHOLD_LR * PAPER_UPDATES / steps
+    return options.threshold_lr
+
+
+def share_bits(
+    job: SearchJob, space: SearchSpace, options: SbsOptions, start: Start, term: CostTerm, *, task_gradient: bool = True
+) -> SearchResult:
+    """Algorithm 1: train weights and thresholds by L = L_ce + λ log R, then read off the gates.
+
+    Args:
+        job: Data, schedule and seed.
+        space: What may be chosen, layer by layer.
+        options: See `SbsOptions`.
+        start: Weights and clip values to start from.
+        term: The cost term.
+        task_gradient: Whether the task loss reaches the gates.
+    """
+    settings = LayerSettings(
+        gate_place=options.gate_place,
+        group_metric=options.group_metric,
+        weight_normalization=options.weight_normalization,
+        task_gradient=task_gradient,
+        calibration_bits=4,
+    )
+    network = SharedNetwork(job, space, settings, start)
+    data = job.task.data
+    if options.clip_init == "calibrated" and not start.clips:
+        calibrate(network.model, data.calibration_batches(1, job.schedule.batch_size)[0])
+    reestimate_norms(network.model, data, job.schedule.batch_size)
+    start_top1 = evaluate(network.model, data, data.validation).top1
+    trace = _train(job, network, options, term)
+    if options.final_gates == "majority":
+        trace.restore_median()
+    decisions = network.decisions(_calibrated_metrics(job, network))
+    policy = policy_of(network.base_policy(space), decisions)
+    network.decide(policy)
+    rate = threshold_rate(options, job.steps)
+    searched = options.finetune_from == "searched"
+    return SearchResult(
+        policy=policy,
+        state=network.state(job.pretrained) if searched else job.pretrained,
+        clips=network.clips() if searched else {},
+        decisions=decisions,
+        record={
+            "start_top1": start_top1,
+            "threshold_lr": rate,
+            "drive": term.strength * rate * job.steps,
+            "history": trace.history,
+            "bops_per_step": trace.bops,
+            "bits_per_epoch": trace.bits,
+        },
+    )
+
+
+class _Trace:
+    """What is kept of a search: figures by epoch, cost by step, thresholds over the deciding last part."""
+
+    def __init__(self, network: SharedNetwork, steps: int) -> None:
+        self._network = network
+        self._deciding_from = steps - max(1, round(_DECIDING_SHARE * steps))
+        self._kept: list[list[Tensor]] = []
+        self._costs: list[Tensor] = []
+        self.history: list[dict[str, float]] = []
+        self.bops: list[float] = []
+        self.bits: list[dict[str, list[float]]] = []
+        self._step = 0
+
+    def _thresholds(self) -> list[nn.Parameter]:
+        return [p for name, p in self._network.model.named_parameters() if name.rpartition(".")[2].startswith("threshold")]
+
+    def add(self, cost: Tensor) -> None:
+        """Keep one step."""
+        self._costs.append(cost.detach())
+        if self._step >= self._deciding_from:
+            self._kept.append([threshold.detach().clone() for threshold in self._thresholds()])
+        self._step += 1
+
+    def end_epoch(self, epoch: int, figures: Mapping[str, float], term: CostTerm) -> dict[str, float]:
+        """Keep one epoch's figures."""
+        self.bops += torch.stack(self._costs).tolist()
+        self._costs = []
+        bops = self.bops[-1]
+        entry = {"epoch": epoch + 1, **figures, "bops": bops, "budget_share": bops / term.budget}
+        self.history.append(entry)
+        self.bits.append(
+            {
+                name: [part.item() for part in (*layer.bits(), layer.filters())]
+                for name, layer in self._network.layers.items()
+            }
+        )
+        return entry
+
+    @torch.no_grad()
+    def restore_median(self) -> None:
+        """Set each threshold to its median over the last part: a gate is then its majority on a fixed metric."""
+        for threshold, values in zip(self._thresholds(), zip(*self._kept, strict=True), strict=True):
+            threshold.copy_(torch.stack(values).median(0).values)
+
+
+def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: CostTerm) -> _Trace:
+    """The loop of Algorithm 1."""
+    trace = _Trace(network, job.steps)
+    weights, of_weights, of_activations = _optimizers(job, network, options)
+    network.model.train()
+    step = 0
+    for epoch, batches in job.epochs():
+        meter = Meter(job.task.device)
+        for images, labels in batches:
+            logits = network.model(images)
+            loss = F.cross_entropy(logits, labels)
+            cost = network.relaxed_cost(options.relaxed_cost)
+            network.model.zero_grad(set_to_none=True)
+            (loss + term(cost, cost.detach())).backward()
+            weights.step()
+            if options.gate_training == "joint" or step % 2 == 0:
+                of_weights.step()
+            if options.gate_training == "joint" or step % 2 == 1:
+                of_activations.step()
+            meter.add(loss, logits, labels)
+            trace.add(cost)
+            step += 1
+        job.report({**trace.end_epoch(epoch, meter.figures(), term), "epochs": job.schedule.epochs})
+    return trace
+
+
+def _optimizers(job: SearchJob, network: SharedNetwork, options: SbsOptions) -> tuple[torch.optim.SGD, ...]:
+    """One for weights and clip values, one for α of weights and filters, one for α of activations; all SGD with momentum."""
+    layers = network.layers.values()
+    filters = [layer.threshold_filters for layer in layers if layer.threshold_filters is not None]
+    of_weights = [layer.thresholds_weight for layer in layers] + filters
+    of_activations = [layer.thresholds_activation for layer in layers]
+    thresholds = {id(parameter) for parameter in (*of_weights, *of_activations)}
+    groups = []
+    for group in weight_groups(network.model):
+        parameters = [p for p in group["params"] if id(p) not in thresholds]  # type: ignore[attr-defined]
+        groups.append({**group, "params": parameters})
+    rate = {"lr": threshold_rate(options, job.steps), "weight_decay": 0.0}
+    schedule = job.schedule
+    return (
+        sgd(groups, schedule),
+        sgd([{"params": of_weights, **rate}], schedule),
+        sgd([{"params": of_activations, **rate}], schedule),
+    )
+
+
+@torch.no_grad()
+def _calibrated_metrics(job: SearchJob, network: SharedNetwork) -> dict[str, Tensor]:
+    """Activation metrics as means over fixed training batches."""
+    batches = job.task.data.calibration_batches(_CALIBRATION_BATCHES, job.schedule.batch_size)
+    sums = {name: torch.zeros_like(layer.thresholds_activation) for name, layer in network.layers.items()}
+    network.model.train()  # batch statistics, as the gates met them during the search
+    for images in batches:
+        network.model(images)
+        for name, layer in network.layers.items():
+            sums[name] += layer.activation_metric
+    return {name: total / len(batches) for name, total in sums.items()}
+
+
+def search_space(
+    network: NetworkShape, options: SbsOptions, *, bits: tuple[int, ...] | None = None, prune: bool
+) -> dict[str, LayerSpace]:
+    """The space of one search: the same candidates everywhere.
+
+    Args:
+        network: The shapes.
+        options: Candidates, group size, and whether shortcuts are searched.
+        bits: Candidates in place of the options'.
+        prune: Whether filters may go.
+    """
+    chain = options.bits if bits is None else bits
+    space = {}
+    for layer in network.middle:
+        fixed = layer.kernel == (1, 1) and not options.search_downsampling
+        candidates = chain[-1:] if fixed else chain
+        space[layer.name] = LayerSpace(
+            weight_bits=candidates,
+            activation_bits=candidates,
+            group_size=options.group_size if prune and layer.prunable else 0,
+        )
+    return space
+
+
+def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
+    """The policy of a space with every gate shut but one group a layer."""
+    edge = FULL_PRECISION_BITS if all(choice.weight_bits == FULL_PRECISION for choice in space.values()) else EDGE_BITS
+    layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
+    for name, choice in space.items():
+        kept = tuple(range(min(choice.group_size, network[name].out_channels))) if choice.group_size else choice.kept_filters
+        layers[name] = LayerPolicy(weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept)
+    return Policy(model=network.model, dataset=network.dataset, layers=layers)
+
+
+class Sbs(Method):
+    """SBS with joint pruning and quantization."""
+
+    summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
+    capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True)
+    Options = SbsOptions
+    options: SbsOptions
+    task_gradient = True
+
+    def knobs(self, match: Match) -> Mapping[str, Knob]:
+        """λ for quantization gates, which move before pruning gates do."""
+        return {"strength": QUANTIZATION_STRENGTH}
+
+    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
+        """What the search may choose."""
+        return search_space(network, self.options, prune=True)
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """Lowest candidates everywhere, one group a layer."""
+        return cheapest_policy(network, self.space(network))
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Algorithm 1 from the pretrained weights."""
+        start = Start(state=job.pretrained, clips={})
+        space = self.space(job.task.network)
+        return share_bits(job, space, self.options, start, job.cost_term(), task_gradient=self.task_gradient)
+
+
+class SbsQ(Sbs):
+    """SBS-Q: quantization only."""
+
+    summary = "SBS without pruning: mixed precision by learned gates"
+    capabilities = Capabilities(budget="strength", mixed_precision=True)
+
+    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
+        """Bits only."""
+        return search_space(network, self.options, prune=False)
+
+
+class SbsP(Sbs):
+    """SBS-P: pruning only, at full precision as in the paper's tables."""
+
+    summary = "SBS without quantization: filter pruning at full precision by learned gates"
+    capabilities = Capabilities(budget="strength", prunes=True)
+
+    def knobs(self, match: Match) -> Mapping[str, Knob]:
+        """λ for pruning gates."""
+        return {"strength": PRUNING_STRENGTH}
+
+    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
+        """Filters only, at 32 bits."""
+        return search_space(network, self.options, bits=FULL_PRECISION, prune=True)
+
+
+class CostOnly(Sbs):
+    """The control: SBS whose thresholds never feel the task."""
+
+    summary = "Control: SBS with the task's gradient on its thresholds switched off, so that cost alone decides"
+    task_gradient = False
+
+
+def with_fixed_bits(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
+    """A space in which the widths of a policy are no longer a choice."""
+    return {
+        name: replace(
+            choice,
+            weight_bits=(policy.layers[name].weight_bits,),
+            activation_bits=(policy.layers[name].activation_bits,),
+        )
+        for name, choice in space.items()
+    }
+
+
+def with_fixed_filters(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
+    """A space in which the filters of a policy are no longer a choice."""
+    return {name: replace(choice, group_size=0, kept_filters=policy.layers[name].kept_filters) for name, choice in space.items()}
+
+

@@ -1,0 +1,201 @@
+"""The layers of a bit-sharing search: one weight, one clip value a tensor, gates for bits and filters."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.policy import FULL_PRECISION_BITS, LayerPolicy
+from bench.quantization import best_clip, positive, standardize
+from methods.gates import FilterGroups, expected_bits
+from methods.quantizers import bit_sharing
+
+GatePlace = Literal["next_input", "norm_output", "weight"]
+GroupMetric = Literal["raw", "normalized"]
+
+FULL_PRECISION = (FULL_PRECISION_BITS,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpace:
+    """What may be chosen for one layer.
+
+    Attributes:
+        weight_bits, activation_bits: Chains of candidates; a single width is no choice.
+        group_size: Filters a pruning group; 0 when the layer is not pruned.
+        kept_filters: Filters that are fixed beforehand; `None` for all.
+    """
+
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    group_size: int = 0
+    kept_filters: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSettings:
+    """How shared layers behave; see the options of `sbs`."""
+
+    gate_place: GatePlace
+    group_metric: GroupMetric
+    weight_normalization: bool
+    task_gradient: bool
+    calibration_bits: int
+
+
+class SharedConv2d(nn.Module):
+    """A convolution that encodes all its candidates in one path (paper, Section 3.2).
+
+    A pruned filter is dead exactly as in the physically reduced network: its channel is masked where the next
+    convolution reads it, after quantization. There a shut gate still has a gradient; between normalisation
+    and ReLU it would have none, and on the weight none or an exploding one. Statistics and metrics count
+    surviving weights and channels only, for the same agreement.
+
+    Attributes:
+        thresholds_weight, thresholds_activation: α_b2 … α_bK of weights and of inputs.
+        threshold_filters: α_b1, one for the layer.
+        weight_gates, activation_gates, group_gates: Gates of the latest forward pass, differentiable.
+        weight_metric, activation_metric, group_metric: Their metrics.
+        channel_gates: The gate of each filter; `None` when the layer keeps all.
+    """
+
+    def __init__(self, conv: nn.Conv2d, space: LayerSpace, settings: LayerSettings, producer: "SharedConv2d | None") -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding, self.dilation, self.conv_groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.space, self.settings = space, settings
+        # A tuple keeps the producer from becoming a submodule.
+        self._producer = (producer,)
+        self.clip_weight = nn.Parameter(conv.weight.new_ones(()))
+        self.clip_activation = nn.Parameter(conv.weight.new_ones(()))
+        self.thresholds_weight = nn.Parameter(conv.weight.new_zeros(len(space.weight_bits) - 1))
+        self.thresholds_activation = nn.Parameter(conv.weight.new_zeros(len(space.activation_bits) - 1))
+        self.threshold_filters: nn.Parameter | None = None
+        self.groups: FilterGroups | None = None
+        if space.group_size:
+            self.groups = FilterGroups(conv.out_channels, space.group_size, conv.weight.device)
+            self.threshold_filters = nn.Parameter(conv.weight.new_zeros(()))
+        self.channel_gates = self._fixed_channels(space.kept_filters)
+        self.group_gates = self.group_metric = conv.weight.new_zeros(0)
+        self.weight_gates = self.weight_metric = conv.weight.new_zeros(0)
+        self.activation_gates = self.activation_metric = conv.weight.new_zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve at the active widths, with the channels that the producer keeps."""
+        self._open_groups()
+        weight = self._shared_weight()
+        return F.conv2d(self._shared_input(x), weight, self.bias, self.stride, self.padding, self.dilation, self.conv_groups)  # type: ignore[arg-type]
+
+    def _open_groups(self) -> None:
+        if self.groups is None or self.threshold_filters is None:
+            return
+        raw = self.settings.group_metric == "raw"
+        self.group_metric = self.groups.metric(self.weight if raw else standardize(self.weight.detach()))
+        self.group_gates = self.groups.gates(self.group_metric, self.threshold_filters)
+        if not self.settings.task_gradient:
+            self.channel_gates = self.groups.spread(self.group_gates.detach())
+        else:
+            self.channel_gates = self.groups.spread(self.group_gates)
+
+    def _shared_weight(self) -> Tensor:
+        if self.space.weight_bits == FULL_PRECISION:
+            weight: Tensor = self.weight
+        else:
+            survivors = self._surviving_weights()
+            standard = standardize(self.weight, survivors) if self.settings.weight_normalization else self.weight
+            weight, self.weight_gates, self.weight_metric = bit_sharing(
+                standard,
+                positive(self.clip_weight),
+                self.thresholds_weight,
+                self.space.weight_bits,
+                "weight",
+                survivors,
+                task_gradient=self.settings.task_gradient,
+            )
+        if self.settings.gate_place == "weight" and self.channel_gates is not None:
+            return weight * self.channel_gates.view(-1, 1, 1, 1)
+        return weight
+
+    def _shared_input(self, x: Tensor) -> Tensor:
+        channels = self.input_gates
+        if self.space.activation_bits != FULL_PRECISION:
+            x, self.activation_gates, self.activation_metric = bit_sharing(
+                x,
+                positive(self.clip_activation),
+                self.thresholds_activation,
+                self.space.activation_bits,
+                "activation",
+                None if channels is None else channels.detach().view(1, -1, 1, 1),
+                task_gradient=self.settings.task_gradient,
+            )
+        if channels is not None and self.settings.gate_place == "next_input":
+            return x * channels.view(1, -1, 1, 1)
+        return x
+
+    @property
+    def input_gates(self) -> Tensor | None:
+        """The gate of each input channel; `None` when all are there."""
+        producer = self._producer[0]
+        return None if producer is None else producer.channel_gates
+
+    def _surviving_weights(self) -> Tensor | None:
+        """1 for weights whose filter and input channel both survive."""
+        outputs, inputs = self.channel_gates, self.input_gates
+        if outputs is None and inputs is None:
+            return None
+        mask = self.weight.new_ones(1, 1, 1, 1)
+        if outputs is not None:
+            mask = mask * outputs.detach().view(-1, 1, 1, 1)
+        if inputs is not None:
+            mask = mask * inputs.detach().view(1, -1, 1, 1)
+        return mask
+
+    def bits(self) -> tuple[Tensor, Tensor]:
+        """Widths of weight and input as functions of the gates (Eq. 14), two scalars."""
+        return (
+            expected_bits(self.weight_gates, self.space.weight_bits),
+            expected_bits(self.activation_gates, self.space.activation_bits),
+        )
+
+    def filters(self) -> Tensor:
+        """Surviving filters as a function of the gates, a scalar."""
+        if self.groups is not None:
+            return (self.group_gates * self.groups.sizes).sum()
+        if self.channel_gates is not None:
+            return self.channel_gates.sum()
+        return self.weight.new_tensor(float(self.weight.shape[0]))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set both clip values for the calibration width, or for the only width that there is."""
+        if self.space.weight_bits != FULL_PRECISION:
+            standard = standardize(self.weight) if self.settings.weight_normalization else self.weight
+            self.clip_weight.fill_(best_clip(standard, self._width(self.space.weight_bits), "weight"))
+        if self.space.activation_bits != FULL_PRECISION:
+            self.clip_activation.fill_(best_clip(x, self._width(self.space.activation_bits), "activation"))
+
+    def _width(self, chain: tuple[int, ...]) -> int:
+        """The candidate nearest to the calibration width."""
+        return min(chain, key=lambda width: abs(width - self.settings.calibration_bits))
+
+    @torch.no_grad()
+    def decide(self, policy: LayerPolicy) -> None:
+        """Fix all gates as a policy says: open gates get the threshold −∞, shut ones +∞."""
+        for thresholds, chain, width in (
+            (self.thresholds_weight, self.space.weight_bits, policy.weight_bits),
+            (self.thresholds_activation, self.space.activation_bits, policy.activation_bits),
+        ):
+            opened = chain.index(width)
+            thresholds[:opened] = -torch.inf
+            thresholds[opened:] = torch.inf
+        self.groups = None
+        self.channel_gates = self._fixed_channels(policy.kept_filters)
+
+    def _fixed_channels(self, kept: tuple[int, ...] | None) -> Tensor | None:
+        if kept is None:
+            return None
+        mask = self.weight.new_zeros(self.weight.shape[0])
+        mask[list(kept)] = 1
+        return mask

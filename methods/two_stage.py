@@ -1,0 +1,150 @@
+"""Two stages instead of one: SBS-P → SBS-Q and SBS-Q → SBS-P (paper, Section 5.2 and Table 7).
+
+Each stage is a search of its own with a strength of its own. How much of the compression the first stage
+does is the knob `split`: on a logarithmic scale from the uncompressed cost (0) to the budget (1). Both are tuned by
+the harness on validation accuracy, like any other method's knobs; the search's epochs are divided between the
+stages.
+
+With `match = "lambda"` there is no budget inside a search: `split` falls away and the first strength alone says how
+far the first stage goes, while the second is bracketed onto the budget.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from math import exp, log
+from typing import ClassVar
+
+from bench.budget import Budget
+from bench.costs import price
+from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
+from bench.network import NetworkShape
+from bench.policy import Policy
+from bench.repair import repair
+from bench.spec import Match
+from methods.sbs import (
+    PRUNING_STRENGTH,
+    QUANTIZATION_STRENGTH,
+    SbsOptions,
+    SearchSpace,
+    Start,
+    cheapest_policy,
+    search_space,
+    share_bits,
+    with_fixed_bits,
+    with_fixed_filters,
+)
+from methods.shared_layers import FULL_PRECISION
+
+_STAGE_TOLERANCE = 0.03
+
+
+class _TwoStage(Method):
+    """What both orders share."""
+
+    capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True)
+    Options = SbsOptions
+    options: SbsOptions
+
+    first_strength: ClassVar[Knob]
+    second_strength: ClassVar[Knob]
+
+    def knobs(self, match: Match) -> Mapping[str, Knob]:
+        """Strengths of both stages, and the split where budgets act inside searches."""
+        stages = {"strength": self.second_strength, "first_strength": self.first_strength}
+        return stages if match == "lambda" else {**stages, "split": Knob(low=0.1, high=0.9)}
+
+    @abstractmethod
+    def first_space(self, network: NetworkShape) -> SearchSpace:
+        """What the first stage may choose."""
+
+    @abstractmethod
+    def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
+        """What the second stage may choose after the first."""
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """The cheapest policy of joint pruning and quantization; both orders can express it."""
+        return cheapest_policy(network, search_space(network, self.options, prune=True))
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Search, repair onto the first stage's own budget, and search on from there."""
+        network = job.task.network
+        first_epochs = max(1, job.schedule.epochs // 2)
+        space = self.first_space(network)
+        first = self._first_stage(_with_epochs(job, first_epochs), space)
+        second_job = _with_epochs(job, max(1, job.schedule.epochs - first_epochs))
+        clips = first.clips if self.options.finetune_from == "searched" else {}
+        start = Start(state=first.state, clips=self._kept_clips(clips))
+        second = share_bits(second_job, self.second_space(network, first.policy), self.options, start, job.cost_term())
+        return replace(second, record={**second.record, "first_stage": first.record})
+
+    def _first_stage(self, job: SearchJob, space: SearchSpace) -> SearchResult:
+        network = job.task.network
+        dearest = price(network, _dearest(network, space)).bops
+        target = job.budget
+        if "split" in job.knobs:
+            reachable = max(job.budget, price(network, cheapest_policy(network, space)).bops)
+            target = exp(log(dearest) + job.knobs["split"] * (log(reachable) - log(dearest)))
+        term = job.cost_term(strength=job.knobs["first_strength"], budget=target)
+        result = share_bits(job, space, self.options, Start(state=job.pretrained, clips={}), term)
+        record = {**result.record, "target_bops": target, "raw_bops": price(network, result.policy).bops}
+        if "split" in job.knobs:
+            window = Budget(text="first stage", bops=target, tolerance=_STAGE_TOLERANCE)
+            repaired = repair(network, result.policy, result.decisions, window)
+            return replace(result, policy=repaired.policy, record={**record, "bops": repaired.bops})
+        return replace(result, record=record)
+
+    @abstractmethod
+    def _kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
+        """Clip values of the first stage that the second starts from."""
+
+
+class PruneThenQuantize(_TwoStage):
+    """SBS-P, then SBS-Q on the filters that are left."""
+
+    summary = "Two stages: filter pruning at full precision, then mixed-precision quantization of what is left"
+    first_strength, second_strength = PRUNING_STRENGTH, QUANTIZATION_STRENGTH
+
+    def first_space(self, network: NetworkShape) -> SearchSpace:
+        """Filters, at full precision."""
+        return search_space(network, self.options, bits=FULL_PRECISION, prune=True)
+
+    def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
+        """Bits, with the filters of the first stage."""
+        return with_fixed_filters(search_space(network, self.options, prune=False), first)
+
+    def _kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
+        """None: nothing was quantized yet."""
+        return {}
+
+
+class QuantizeThenPrune(_TwoStage):
+    """SBS-Q, then SBS-P at the widths found."""
+
+    summary = "Two stages: mixed-precision quantization, then filter pruning at the widths found"
+    first_strength, second_strength = QUANTIZATION_STRENGTH, PRUNING_STRENGTH
+
+    def first_space(self, network: NetworkShape) -> SearchSpace:
+        """Bits."""
+        return search_space(network, self.options, prune=False)
+
+    def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
+        """Filters, with the widths of the first stage."""
+        return with_fixed_bits(search_space(network, self.options, prune=True), first)
+
+    def _kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
+        """All of them: the second stage goes on with the quantizers of the first."""
+        return clips
+
+
+def _with_epochs(job: SearchJob, epochs: int) -> SearchJob:
+    return replace(job, schedule=job.schedule.model_copy(update={"epochs": epochs}))
+
+
+def _dearest(network: NetworkShape, space: SearchSpace) -> Policy:
+    """Every gate open."""
+    widest = {
+        name: replace(choice, weight_bits=choice.weight_bits[-1:], activation_bits=choice.activation_bits[-1:], group_size=0)
+        for name, choice in space.items()
+    }
+    return cheapest_policy(network, widest)
