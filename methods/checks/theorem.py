@@ -146,9 +146,9 @@ def _half_even_line(bits: tuple[int, ...]) -> CheckLine:
 
 
 def _rounding_line() -> CheckLine:
-    """Ties that floating point holds exactly: x + 1/2 for whole x, and z = 1/2 on every grid."""
+    """Ties that floating point holds exactly: x + 1/2 on the grid of step 1, and z = 1/2 on every grid."""
     whole = torch.arange(-4096, 4096, dtype=torch.float64)
-    wrong = int((quantization.round_half_down(whole + 0.5) != whole).sum())
+    wrong = int((quantization.discretize(whole + 0.5, 1) != whole).sum())
     widths = range(1, 13)
     for bits in widths:
         level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * quantization.steps(

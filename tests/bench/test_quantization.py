@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -12,11 +13,9 @@ from bench.quantization import (
     clip_parameters,
     denormalize,
     discretize,
-    inside,
     normalize,
     positive,
     quantize,
-    round_half_down,
     standardize,
     steps,
 )
@@ -31,6 +30,11 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
+
+
+def unclipped(x: Tensor, clip: float, kind: Kind) -> Tensor:
+    """Where a tensor lies in the range of the clip value, bounds included."""
+    return (x >= (0 if kind == "activation" else -clip)) & (x <= clip)
 
 
 def exact_quantize(x: float, clip: Fraction, bits: int, kind: Kind) -> Fraction:
@@ -72,7 +76,8 @@ def test_discretize_leaves_levels_alone_and_stays_in_bounds(bits: int) -> None:
     ("x", "rounded"), [(0.5, 0), (1.5, 1), (2.5, 2), (-0.5, -1), (-1.5, -2), (0.6, 1), (-0.4, 0)]
 )
 def test_ties_are_rounded_down(x: float, rounded: int) -> None:
-    assert float(round_half_down(scalar(x))) == rounded
+    """One bit has the step 1: D is the rounding itself."""
+    assert float(discretize(scalar(x), 1)) == rounded
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -85,7 +90,7 @@ def test_normalize_and_denormalize_are_inverse_inside_the_range(kind: Kind) -> N
     x, clip = normal(500), scalar(0.8)
     z = normalize(x, clip, kind)
     assert 0 <= float(z.min()) <= float(z.max()) <= 1
-    kept = inside(x, clip, kind)
+    kept = unclipped(x, 0.8, kind)
     assert torch.allclose(denormalize(z, clip, kind)[kept], x[kept], atol=1e-15)
     assert set(denormalize(z, clip, kind)[~kept].tolist()) == (
         {0.8, -0.8} if kind == "weight" else {0.8, 0.0}
@@ -121,7 +126,28 @@ def test_gradients_are_those_of_the_literal_composition(kind: Kind, bits: int, c
     outer = normal(203, seed=99)
     expected = torch.autograd.grad(straight_through(x, clips, bits, kind), (x, clips), outer)
     found = torch.autograd.grad(quantize(x, clips, bits, kind), (x, clips), outer)
-    assert torch.equal(found[0], outer * inside(x, clips, kind))
+    assert torch.equal(found[0], outer * unclipped(x.detach(), clip, kind))
+    assert torch.allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(found[1], expected[1], rtol=1e-12, atol=1e-12)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "layout_of_x", [torch.clone, channels_last, lambda x: x.transpose(2, 3), lambda x: x[1:]]
+)
+@pytest.mark.parametrize("layout_of_grad", [torch.clone, channels_last, lambda x: x.transpose(2, 3)])
+def test_gradients_do_not_depend_on_the_layout_in_memory(
+    kind: Kind, layout_of_x: Callable[[Tensor], Tensor], layout_of_grad: Callable[[Tensor], Tensor]
+) -> None:
+    x = layout_of_x(normal(3, 4, 5, 5)).requires_grad_()
+    outer = layout_of_grad(normal(*x.shape, seed=1))
+    clip = scalar(0.9).requires_grad_()
+    expected = torch.autograd.grad(straight_through(x, clip, 3, kind), (x, clip), outer)
+    found = torch.autograd.grad(quantize(x, clip, 3, kind), (x, clip), outer)
     assert torch.allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
     assert torch.allclose(found[1], expected[1], rtol=1e-12, atol=1e-12)
 

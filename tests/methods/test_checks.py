@@ -153,21 +153,26 @@ def test_theorem_fails_where_a_width_is_no_multiple(bits: tuple[int, int]) -> No
     assert failures > 0
 
 
+def rounded_with(monkeypatch: pytest.MonkeyPatch, rounding: Callable[[Tensor], Tensor]) -> None:
+    """Break the quantizer's rounding alone."""
+    monkeypatch.setattr(
+        quantization, "discretize", lambda z, bits: rounding(z * (2**bits - 1)) / (2**bits - 1)
+    )
+
+
 def test_half_even_rounding_in_the_quantizer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "round_half_down", torch.round)
+    rounded_with(monkeypatch, torch.round)
     assert some_failed(theorem.checks, "rounds ties down")
 
 
 def test_floor_in_the_quantizer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "round_half_down", torch.floor)
+    rounded_with(monkeypatch, torch.floor)
     assert some_failed(theorem.checks, "off ties")
 
 
 def test_wrong_steps_in_the_quantizer_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """2^k steps in place of 2^k − 1: the grids are no longer nested with an odd ratio."""
-    monkeypatch.setattr(
-        quantization, "discretize", lambda z, bits: quantization.round_half_down(z * 2**bits) / 2**bits
-    )
+    monkeypatch.setattr(quantization, "discretize", lambda z, bits: torch.ceil(z * 2**bits - 0.5) / 2**bits)
     assert some_failed(theorem.checks, "off ties")
 
 
