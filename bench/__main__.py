@@ -35,7 +35,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        sys.stderr.write(f"bench: {error.strerror or error}: {error.filename or 'no file named'}; nothing that had finished is lost\n")
+        where = error.filename or "no file named"
+        sys.stderr.write(f"bench: {error.strerror or error}: {where}; nothing that had finished is lost\n")
         status = EXIT_USAGE
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -56,5 +56,7 @@ def parse_budget(text: str, network: NetworkShape, tolerance: float) -> Budget:
     else:
         raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
     if not 0 < bops <= full:
-        raise BenchError(f"budget '{text}' is {bops:,.0f} BOPs; it must be above 0 and at most full precision's {full:,.0f}")
+        raise BenchError(
+            f"budget '{text}' is {bops:,.0f} BOPs; it must be above 0 and at most full precision's {full:,.0f}"
+        )
     return Budget(text=text, bops=bops, tolerance=tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,20 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 _store_option = click.option(
-    "--store", "store_dir", type=_FOLDER, default=DEFAULT_STORE, show_default=True, envvar="BENCH_STORE", help="Folder of results."
+    "--store",
+    "store_dir",
+    type=_FOLDER,
+    default=DEFAULT_STORE,
+    show_default=True,
+    envvar="BENCH_STORE",
+    help="Folder of results.",
 )
 _data_option = click.option(
-    "--data-dir", type=_FOLDER, default=None, envvar="BENCH_DATA_DIR", help="Folder with data sets in torchvision's layout."
+    "--data-dir",
+    type=_FOLDER,
+    default=None,
+    envvar="BENCH_DATA_DIR",
+    help="Folder with data sets in torchvision's layout.",
 )
 _tracking_option = click.option(
     "--tracking-uri", default=None, help="MLflow server; the store's own SQLite file when absent."
@@ -37,7 +48,7 @@ _tracking_option = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sbs-bench")
 def bench() -> None:
-    """Compare neural-network compression methods at matched bit-operation budgets.
+    r"""Compare neural-network compression methods at matched bit-operation budgets.
 
     \b
     bench run --methods sbs,dnas          compare two methods on the embedded data set
@@ -174,7 +185,10 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     steps = {"training": guess.training, "fine-tuning": guess.finetuning, **guess.searches}
     measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
     console.print(f"measured steps: {measured}", highlight=False)
-    console.print(f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.spec.tuning.trials} trials a tuning", highlight=False)
+    console.print(
+        f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.spec.tuning.trials} trials a tuning",
+        highlight=False,
+    )
 
 
 @bench.command()
@@ -189,7 +203,15 @@ def status(study: str | None, store_dir: Path) -> None:
     store = Store(store_dir)
     document = store.load_study(study)
     frame = runs_frame(store, document)
-    columns = {"method": False, "budget": False, "seed": True, "state": False, "top-1 %": True, "BOPs (M)": True, "reason": False}
+    columns = {
+        "method": False,
+        "budget": False,
+        "seed": True,
+        "state": False,
+        "top-1 %": True,
+        "BOPs (M)": True,
+        "reason": False,
+    }
     rows = [
         [
             row["method"] or "",
@@ -206,7 +228,7 @@ def status(study: str | None, store_dir: Path) -> None:
 
 
 def _figure(value: float, form: str, scale: float = 1.0) -> str:
-    return "" if value != value else form.format(value * scale)  # NaN differs from itself
+    return "" if math.isnan(value) else form.format(value * scale)
 
 
 @bench.command()
@@ -250,7 +272,7 @@ def list_(kind: str) -> None:
     if kind == "presets":
         entries = {name: _preset_summary(read_preset(name)) for name in preset_names()}
     else:
-        entries = {name: _summary(load(kind, name)) for name in available(kind)}  # type: ignore[arg-type]
+        entries = {name: _summary(load(kind, name)) for name in available(kind)}
     width = max(len(name) for name in entries)
     for name, summary in entries.items():
         click.echo(f"{name:<{width}}  {summary}")
@@ -306,7 +328,12 @@ def _shape(model: str, dataset: str) -> Any:
     from bench.plugins import load
 
     data = load("datasets", dataset)
-    return trace(load("models", model)(data.image_shape[0], data.num_classes), data.image_shape, name=model, dataset=dataset)
+    return trace(
+        load("models", model)(data.image_shape[0], data.num_classes),
+        data.image_shape,
+        name=model,
+        dataset=dataset,
+    )
 
 
 @bench.command()

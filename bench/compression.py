@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,29 @@ Clips = Mapping[str, float]
 """Clip values by tensor: "<layer>.weight" and "<layer>.activation"."""
 
 
+@dataclass(frozen=True, slots=True)
+class ConvGeometry:
+    """How a convolution moves over its input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Self:
+        """The geometry of a layer."""
+        return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve (N, C, H, W) with a weight (out, in/groups, kh, kw)."""
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
 class _Calibrated(nn.Module):
     """A layer with one quantizer for its weight and one for its input."""
 
-    weight: nn.Parameter
+    weight: Tensor
     weight_quantizer: nn.Module
     activation_quantizer: nn.Module
 
@@ -40,15 +61,13 @@ class QuantizedConv2d(_Calibrated):
         super().__init__()
         self.weight = conv.weight
         self.bias = conv.bias
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.geometry = ConvGeometry.of(conv)
         self.weight_quantizer = weight_quantizer
         self.activation_quantizer = activation_quantizer
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve a quantized input with the quantized weight."""
-        x = self.activation_quantizer(x)
-        weight = self.weight_quantizer(self.weight)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return self.geometry.convolve(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantizedLinear(_Calibrated):

@@ -6,7 +6,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from bench.costs import NetworkCost
@@ -48,7 +56,9 @@ class LiveWatcher:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def started(self, plan: Plan, epochs: int) -> None:
@@ -56,7 +66,8 @@ class LiveWatcher:
         spec = plan.spec
         self._console.print(
             f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
-            f"{len(plan.tunings)} tunings of at most {spec.tuning.trials} trials, {len(plan.runs)} runs, on {spec.device}",
+            f"{len(plan.tunings)} tunings of at most {spec.tuning.trials} trials, {len(plan.runs)} runs, "
+            f"on {spec.device}",
             highlight=False,
         )
         self._study = self._progress.add_task(spec.name, total=epochs, detail="")
@@ -76,7 +87,10 @@ class LiveWatcher:
     def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
         """Show an epoch's figures."""
         self._unit_epochs += 1
-        parts = [f"{self._unit}: {phase} {figures['epoch']:.0f}/{figures['epochs']:.0f}", f"loss {figures['loss']:.3f}"]
+        parts = [
+            f"{self._unit}: {phase} {figures['epoch']:.0f}/{figures['epochs']:.0f}",
+            f"loss {figures['loss']:.3f}",
+        ]
         parts.append(f"acc {figures['accuracy']:.1f} %")
         if "budget_share" in figures:
             parts.append(f"cost {figures['budget_share']:.2f} × budget")
@@ -119,7 +133,16 @@ def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]])
 
 def cost_table(cost: NetworkCost) -> Table:
     """The cost of a network layer by layer, with the totals in the last line."""
-    columns = {"layer": False, "in": True, "out": True, "w bits": True, "a bits": True, "MACs": True, "BOPs": True, "share": True}
+    columns = {
+        "layer": False,
+        "in": True,
+        "out": True,
+        "w bits": True,
+        "a bits": True,
+        "MACs": True,
+        "BOPs": True,
+        "share": True,
+    }
     rows = [
         [
             layer.name,

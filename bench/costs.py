@@ -152,10 +152,13 @@ class RelaxedBops:
         in_channels, out_channels: Full channel counts, shape (L,).
     """
 
-    def __init__(self, network: NetworkShape, device: torch.device | str = "cpu", *, edge_bits: int = EDGE_BITS) -> None:
+    def __init__(
+        self, network: NetworkShape, device: torch.device | str = "cpu", *, edge_bits: int = EDGE_BITS
+    ) -> None:
         self.layers: Sequence[LayerShape] = network.middle
         units = [
-            layer.kernel[0] * layer.kernel[1] * layer.out_size[0] * layer.out_size[1] / layer.groups for layer in self.layers
+            layer.kernel[0] * layer.kernel[1] * layer.out_size[0] * layer.out_size[1] / layer.groups
+            for layer in self.layers
         ]
 
         def vector(values: Sequence[float]) -> Tensor:
@@ -171,7 +174,9 @@ class RelaxedBops:
                 layer.name: LayerPolicy(weight_bits=edge_bits, activation_bits=edge_bits) for layer in network.layers
             },
         )
-        self._edge = float(sum(_price_layer(network, edges, layer).bops for layer in network.layers if layer.position != "middle"))
+        self._edge = float(
+            sum(_price_layer(network, edges, layer).bops for layer in network.layers if layer.position != "middle")
+        )
 
     def __call__(
         self,

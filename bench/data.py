@@ -104,9 +104,7 @@ class TaskData:
         checksum: Of the data and of the split.
     """
 
-    def __init__(
-        self, dataset: Dataset, arrays: Arrays, *, validation_fraction: float, device: torch.device
-    ) -> None:
+    def __init__(self, dataset: Dataset, arrays: Arrays, *, validation_fraction: float, device: torch.device) -> None:
         _check_arrays(dataset, arrays)
         train_indices, validation_indices = split(arrays.train_labels, validation_fraction)
         everything = Subset(images=arrays.train_images, labels=arrays.train_labels)
@@ -220,20 +218,14 @@ def _check_arrays(dataset: Dataset, arrays: Arrays) -> None:
         ("test", arrays.test_images, arrays.test_labels),
     ):
         name = type(dataset).__name__
-        if (
-            images.dtype != torch.uint8
-            or tuple(images.shape[1:]) != dataset.image_shape
-            or len(images) != len(labels)
-        ):
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != dataset.image_shape or len(images) != len(labels):
             raise BenchError(
                 f"the {part} images of {name} have shape {tuple(images.shape)} and type {images.dtype} "
                 f"with {len(labels)} labels; expected uint8 images of shape (N, *{dataset.image_shape})"
             )
         known = labels.dtype == torch.int64 and len(labels) > 0
         if not known or int(labels.min()) < 0 or int(labels.max()) >= dataset.num_classes:
-            raise BenchError(
-                f"the {part} labels of {name} are not all int64 in 0 to {dataset.num_classes - 1}"
-            )
+            raise BenchError(f"the {part} labels of {name} are not all int64 in 0 to {dataset.num_classes - 1}")
 
 
 def as_uint8(images: np.ndarray) -> Tensor:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from bench.compression import calibrate, compress
 from bench.data import TaskData
 from bench.execution import Workbench
@@ -72,10 +74,11 @@ def estimate(plan: Plan, bench: Workbench) -> Estimate:
     quantized = compress(float_model, task.network, uniform(task.network, _FINETUNE_BITS))
     calibrate(quantized, task.data.calibration_batches(1, spec.finetune.batch_size)[0])
 
-    def training(model: object, schedule: Schedule) -> StepTime:
+    def training(model: nn.Module, schedule: Schedule) -> StepTime:
         def work(batches: int) -> None:
             short = schedule.model_copy(update={"epochs": 1, "decay": "cosine", "milestones": ()})
-            fit(model, _limited(task.data, batches * schedule.batch_size), short, generator("estimate"), _ignore)  # type: ignore[arg-type]
+            few = _limited(task.data, batches * schedule.batch_size)
+            fit(model, few, short, generator("estimate"), _ignore)
 
         return _measure(work)
 

@@ -155,7 +155,9 @@ def _next_trial(
     asked = study.ask(
         {
             name: FloatDistribution(
-                knob.low / (reach if name == "strength" else 1), knob.high * (reach if name == "strength" else 1), log=knob.log
+                knob.low / (reach if name == "strength" else 1),
+                knob.high * (reach if name == "strength" else 1),
+                log=knob.log,
             )
             for name, knob in knobs.items()
         }
@@ -167,7 +169,13 @@ def _next_trial(
         # Unmatched trials teach the sampler where not to look.
         asked.set_constraint("window", 0.0 if trial.within_budget else abs(math.log(trial.bops / budget.bops)) + 1e-9)
     study.tell(asked, trial.validation_top1)
-    _log.info("trial %d: %s, %.3f of the budget, validation %.2f %%", trial.number, trial.knobs, trial.bops / budget.bops, trial.validation_top1)
+    _log.info(
+        "trial %d: %s, %.3f of the budget, validation %.2f %%",
+        trial.number,
+        trial.knobs,
+        trial.bops / budget.bops,
+        trial.validation_top1,
+    )
     return trial
 
 
@@ -193,7 +201,8 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> Trial:
         return max(allowed, key=lambda trial: trial.bops)
     nearest = min(trial.bops for trial in trials)
     raise UnreachableBudgetError(
-        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.bops:.3f} of it", nearest
+        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.bops:.3f} of it",
+        nearest,
     )
 
 
@@ -251,7 +260,7 @@ def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Poi
 
 
 def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) -> float:
-    """The next log λ: the middle of the range, then outwards until the window is bracketed, then guarded false position.
+    """The next log λ: the middle of the range, outwards until the window is bracketed, then guarded false position.
 
     Args:
         points: Completed searches, in any order.
@@ -262,13 +271,19 @@ def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) ->
     low, high = _bracket(points, budget)
     if low is None and high is None:
         return (bottom + top) / 2
-    if low is None and high is not None:
+    if high is not None and low is None:
         reach = [bottom, bottom - math.log(_REACH)]
         return next(((high[0] + end) / 2 for end in reach if high[0] > end + 0.7), reach[-1])
-    if high is None and low is not None:
+    if low is not None and high is None:
         reach = [top, top + math.log(_REACH)]
         return next(((low[0] + end) / 2 for end in reach if low[0] < end - 0.7), reach[-1])
-    assert low is not None and high is not None  # noqa: S101  (the other cases returned)
+    return _inside_bracket(low, high, budget)
+
+
+def _inside_bracket(low: Point | None, high: Point | None, budget: Budget) -> float:
+    """False position between a point that is too dear and one that is too cheap."""
+    if low is None or high is None:
+        raise ValueError("both ends of the bracket are needed")
     target = math.log(1 - budget.tolerance / 2)
     share = (low[1] - target) / (low[1] - high[1])
     return low[0] + min(max(share, _GUARD), 1 - _GUARD) * (high[0] - low[0])

@@ -110,7 +110,9 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
             position = "first"
         elif index == len(seen) - 1:
             position = "last"
-        layers.append(_layer_shape(path, module, input_size, output_size, position, producers.get(path), path in pruned))
+        layers.append(
+            _layer_shape(path, module, input_size, output_size, position, producers.get(path), path in pruned)
+        )
     _check_pruning(name, layers, pruned)
     return NetworkShape(model=name, dataset=dataset, layers=tuple(layers))
 

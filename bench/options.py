@@ -34,4 +34,6 @@ def explain(error: ValidationError, where: str, known: type[BaseModel]) -> Bench
     if problem["type"] == "missing":
         return BenchError(f"the specification lacks '{full}'; add it with --set {full}=…")
     message = problem["msg"].removeprefix("Value error, ")
-    return BenchError(f"'{full}' is {problem['input']!r}: {message[0].lower()}{message[1:]}; change it with --set {full}=…")
+    return BenchError(
+        f"'{full}' is {problem['input']!r}: {message[0].lower()}{message[1:]}; change it with --set {full}=…"
+    )

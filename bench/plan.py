@@ -158,8 +158,12 @@ def title(unit: Unit) -> str:
 
 
 def phases(plan: Plan) -> Sequence[tuple[UnitKind, Sequence[Unit]]]:
-    """The units by kind, in the order in which kinds depend on each other."""
-    return (("pretrained", plan.pretrainings), ("tuning", plan.tunings), ("runs", plan.runs))
+    """The units by kind, in the order in which kinds depend on each other.
+
+    Runs go seed by seed, so that a study can be compared while it is under way.
+    """
+    runs = sorted(plan.runs, key=lambda unit: unit.seed)
+    return (("pretrained", plan.pretrainings), ("tuning", plan.tunings), ("runs", runs))
 
 
 class _Builder:

@@ -167,16 +167,11 @@ def _aggregate(runs: "pd.DataFrame", store: Store) -> dict[str, Any]:
     return {
         "n": len(done),
         "n_failed": int(runs["status"].isin(FAILURES).sum()),
-        **{
-            f"{figure}_mean": done[figure].mean()
-            for figure in ("top1", "top5", "bops", "memory_kb", "search_seconds")
-        },
+        **{f"{figure}_mean": done[figure].mean() for figure in ("top1", "top5", "bops", "memory_kb", "search_seconds")},
         **{f"{figure}_std": done[figure].std(ddof=1) for figure in ("top1", "top5", "bops")},
         "tuning_seconds": sum(map(_tuning_seconds(store), sorted(set(runs["tuning"]) - {""}))),
         "peak_memory_mb": done["peak_memory_mb"].max(),
-        "within_budget": all(done["within_budget"].eq(True))
-        if len(done) and runs["budget"].iloc[0]
-        else None,
+        "within_budget": all(done["within_budget"].eq(True)) if len(done) and runs["budget"].iloc[0] else None,
     }
 
 

@@ -157,7 +157,9 @@ class StudySpec(Strict):
     def _options_belong_to_methods(self) -> Self:
         for name in self.options:
             if name not in self.methods:
-                raise ValueError(f"options are given for '{name}', which is not among the methods {', '.join(self.methods)}")
+                raise ValueError(
+                    f"options are given for '{name}', which is not among the methods {', '.join(self.methods)}"
+                )
         return self
 
 

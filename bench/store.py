@@ -42,12 +42,13 @@ class Store:
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
         """The record of a unit; `None` when it was never started or its record cannot be read."""
-        return read_json(self.unit(kind, identity) / "record.json")
+        record: dict[str, Any] | None = read_json(self.unit(kind, identity) / "record.json")
+        return record
 
     def studies(self) -> list[str]:
         """Names of all studies, the most recently run last."""
         folder = self.root / "studies"
-        found = [path for path in folder.glob("*/study.json")] if folder.is_dir() else []
+        found = list(folder.glob("*/study.json")) if folder.is_dir() else []
         return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
     def load_study(self, name: str | None) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Store:
         if not known:
             raise BenchError(f"no study in the store '{self.root}'; run one first: `bench run`")
         chosen = name or known[-1]
-        document = read_json(self.study(chosen) / "study.json") if chosen in known else None
+        document: dict[str, Any] | None = read_json(self.study(chosen) / "study.json") if chosen in known else None
         if document is None:
             raise BenchError(f"no study '{chosen}' in the store '{self.root}'; there are: {', '.join(sorted(known))}")
         return document

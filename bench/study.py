@@ -151,7 +151,11 @@ def _worked_off(kind: UnitKind, units: Sequence[Unit], bench: Workbench, how: St
 
     by_identity = {unit.identity: unit for unit in units}
     spec = bench.spec.model_dump_json()
-    arguments = (spec, str(how.store.root.resolve()), None if how.data_dir is None else str(how.data_dir.resolve()))
+    arguments = (
+        spec,
+        str(how.store.root.resolve()),
+        None if how.data_dir is None else str(how.data_dir.resolve()),
+    )
     parallel = Parallel(n_jobs=how.jobs, backend="loky", return_as="generator_unordered")
     for identity in parallel(delayed(_work_in_process)(kind, identity, *arguments) for identity in by_identity):
         yield by_identity[identity]

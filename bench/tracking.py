@@ -1,8 +1,8 @@
 """The MLflow view of a study: what the run folders say, for MLflow's tables, plots and filters.
 
-It can be thrown away and rebuilt at any time. Only the process that plans a study writes to it, and through the
-client API alone: the fluent API keeps a current run in global state and resumes whatever `MLFLOW_RUN_ID` names,
-so that a new child would silently overwrite its parent.
+It can be thrown away and rebuilt at any time. Only the process that plans a study writes to it, and through
+the client API alone: the fluent API keeps a current run in global state and resumes whatever `MLFLOW_RUN_ID`
+names, so that a new child would silently overwrite its parent.
 """
 
 import http.client
@@ -13,13 +13,14 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -101,6 +102,7 @@ class Tracker:
         self.root = store_root.resolve()
         self.uri = resolve_uri(uri, self.root)
         self._warned = False
+        self._given_up = False
 
     def prepare(self, study: Mapping[str, Any]) -> bool:
         """Make the database and the study's experiment, before anything is written to them.
@@ -130,9 +132,13 @@ class Tracker:
         from mlflow import MlflowClient
 
         _quiet_loggers()
-        if self._is_private:
-            self.root.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        try:
+            _open_sqlite(self.uri)
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        except Exception:
+            # MLflow tries for minutes to reach a database; once is enough.
+            self._given_up = True
+            raise
 
     @property
     def _is_private(self) -> bool:
@@ -140,6 +146,8 @@ class Tracker:
         return self.uri == resolve_uri(None, self.root, environment={})
 
     def _guarded(self, action: Callable[[], object]) -> bool:
+        if self._given_up:
+            return False
         try:
             action()
         except Exception as error:
@@ -195,19 +203,19 @@ class Tracker:
 
     def _update_parent(self, experiment: str, entry: Entry, found: list["Run"] | None) -> str:
         """Write an aggregate into its run, made when missing; returns the run's id."""
-        if not found:
+        # MLflow's params can never change: a study that now has another recipe needs a new run.
+        fitting = [run for run in found or () if {**run.data.params, **entry.params} == entry.params][:1]
+        self._delete(run for run in found or () if run not in fitting)
+        if not fitting:
             return self._create(experiment, entry, {})
-        self._delete(found[1:])
-        run = found[0]
+        run = fitting[0]
         if run.data.tags.get(FINISHED_TAG) != entry.stamp:
             # A figure that there was and is no more, e.g. the deviation of one run, must not stay as it was.
             gone = dict.fromkeys(run.data.metrics.keys() - entry.metrics.keys(), float("nan"))
-            self._fill(run.info.run_id, entry, metrics={**gone, **entry.metrics}, params={})
+            self._fill(run.info.run_id, entry, metrics={**gone, **entry.metrics})
         return str(run.info.run_id)
 
-    def _log_child(
-        self, experiment: str, entry: Entry, found: list["Run"] | None, parent: str | None
-    ) -> None:
+    def _log_child(self, experiment: str, entry: Entry, found: list["Run"] | None, parent: str | None) -> None:
         """Write a run or trial once; replace it when its record has changed or it was left half-written."""
         wanted = {FINISHED_TAG: entry.stamp, **({} if parent is None else {PARENT: parent})}
         current = [run for run in found or () if wanted.items() <= run.data.tags.items()][:1]
@@ -219,21 +227,17 @@ class Tracker:
         marks = {ID: entry.identity, STORE: str(self.root)}
         run = self._client.create_run(experiment, entry.started, {**marks, **entry.tags, **tags}, entry.name)
         identity = str(run.info.run_id)
-        self._fill(identity, entry, metrics=entry.metrics, params=entry.params)
+        self._fill(identity, entry, metrics=entry.metrics)
         return identity
 
-    def _fill(
-        self, run: str, entry: Entry, *, metrics: Mapping[str, float], params: Mapping[str, str]
-    ) -> None:
+    def _fill(self, run: str, entry: Entry, *, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
         points = [(key, value, 0) for key, value in metrics.items()]
         points += curve_points(entry.curves)
-        batches = list(
-            _chunks([Metric(key, value, entry.ended or now, step) for key, value, step in points], BATCH)
-        )
-        self._client.log_batch(run, params=[Param(key, value) for key, value in params.items()])
+        batches = list(_chunks([Metric(key, value, entry.ended or now, step) for key, value, step in points], BATCH))
+        self._client.log_batch(run, params=[Param(key, value) for key, value in entry.params.items()])
         for batch in batches:
             self._client.log_batch(run, metrics=batch)
         for path in entry.files:
@@ -252,7 +256,38 @@ class Tracker:
 
 def resolve_uri(uri: str | None, store_root: Path, environment: Mapping[str, str] = os.environ) -> str:
     """Where MLflow keeps its data: as given, else MLFLOW_TRACKING_URI, else an SQLite file in the store."""
-    return uri or environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_root.resolve() / 'mlflow.db'}"
+    return uri or environment.get("MLFLOW_TRACKING_URI") or _sqlite_uri(store_root.resolve() / "mlflow.db")
+
+
+def _sqlite_uri(path: Path) -> str:
+    """The URI of an SQLite file, in which signs that mean something in a URI are escaped."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The file behind an SQLite URI; `None` for any other."""
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database
+    return Path(name) if name and name != ":memory:" else None
+
+
+def _open_sqlite(uri: str) -> None:
+    """Fail at once on an SQLite file that cannot be used; MLflow itself would try again for 100 seconds.
+
+    Raises:
+        sqlite3.Error: The file cannot be opened or is no database.
+        OSError: Its folder cannot be made.
+    """
+    file = _sqlite_file(uri)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("pragma schema_version")
 
 
 def artifact_root(store_root: Path) -> Path:
@@ -340,8 +375,7 @@ def _run_entry(folder: Path, identity: str, record: Mapping[str, Any]) -> Entry:
         stamp=str(record.get("finished") or canonical_hash(record)),
         name=f"{_name(record)} seed {record.get('seed')}",
         params=params | _settings(record),
-        tags=params
-        | {"status": status, "reason": str(record.get("reason") or "")[:500], **_within_budget(record)},
+        tags=params | {"status": status, "reason": str(record.get("reason") or "")[:500], **_within_budget(record)},
         metrics=_numbers(metrics),
         curves=read_json(folder / "curves.json"),
         status=_STATUS.get(status, "FINISHED"),
@@ -351,9 +385,7 @@ def _run_entry(folder: Path, identity: str, record: Mapping[str, Any]) -> Entry:
     )
 
 
-def _trial_entry(
-    study: Mapping[str, Any], tuning: str, record: Mapping[str, Any], trial: Mapping[str, Any]
-) -> Entry:
+def _trial_entry(study: Mapping[str, Any], tuning: str, record: Mapping[str, Any], trial: Mapping[str, Any]) -> Entry:
     spec = section(study, "spec")
     params = _params(record) | {"seed": str(record.get("seed")), "phase": "trial"}
     params |= {"recipe": str(spec.get("recipe")), "match": str(section(spec, "tuning").get("match"))}
@@ -549,8 +581,8 @@ def _require_experiment(tracker: Tracker, study: str) -> str:
     missing = BenchError(
         f"MLflow at {tracker.uri} has no experiment '{study}'; `bench run` makes it unless tracking is off"
     )
-    database = tracker.uri.removeprefix("sqlite:///")
-    if database != tracker.uri and not Path(database).is_file():
+    database = _sqlite_file(tracker.uri)
+    if database is not None and not database.is_file():
         raise missing
     try:
         experiment = tracker.find_experiment(study)

@@ -70,11 +70,16 @@ def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSched
     )
 
 
-def weight_groups(model: nn.Module) -> Sequence[Mapping[str, object]]:
-    """Parameter groups of a network: weights with decay, clip values without."""
+def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Sequence[Mapping[str, object]]:
+    """Parameter groups of a network: weights with decay, clip values without.
+
+    Args:
+        model: The network.
+        exclude: Parameters that another optimizer trains.
+    """
     clips = list(clip_parameters(model))
-    chosen = {id(parameter) for parameter in clips}
-    weights = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    taken = {id(parameter) for parameter in (*clips, *exclude)}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     groups: list[Mapping[str, object]] = [{"params": weights}]
     if clips:
         groups.append({"params": clips, "weight_decay": 0.0})
@@ -115,11 +120,18 @@ def fit(model: nn.Module, data: TaskData, schedule: Schedule, order: torch.Gener
             logits = model(images)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             rates.step()
             meter.add(loss, logits, labels)
-        report({"epoch": epoch + 1, "epochs": schedule.epochs, **meter.figures(), "lr": rates.get_last_lr()[0]})
+        report(
+            {
+                "epoch": epoch + 1,
+                "epochs": schedule.epochs,
+                **meter.figures(),
+                "lr": float(rates.get_last_lr()[0]),
+            }
+        )
 
 
 @torch.no_grad()

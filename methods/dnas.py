@@ -1,9 +1,9 @@
 """DNAS (Wu et al. 2018, arXiv 1812.00090): multi-path search with DoReFa weights and PACT activations.
 
-Quantizers as the paper's Appendix F states them: DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160, Eq. 9) for weights, PACT
-(Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a clipping level that starts at 1 for activations. Candidates
-{2, 4, 8}: the printed costs of DNAS lie on the lattice of exactly these widths. With `recipe = "common"` the found policy
-is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` with DoReFa and PACT.
+Quantizers as the paper's Appendix F states them: DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160, Eq. 9) for weights,
+PACT (Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a clipping level that starts at 1 for activations.
+Candidates {2, 4, 8}: the printed costs of DNAS lie on the lattice of exactly these widths. With `recipe = "common"`
+the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` with DoReFa and PACT.
 
 Left aside: the original's cost factor β(log cost)^γ (the harness hands every search the same cost term) and drawing
 several networks from the final distribution (the argmax is taken).

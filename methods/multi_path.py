@@ -13,15 +13,16 @@ pretrained weights; logits start at 0 and learn on a held-out part of the traini
 cost enters as λ log R with R the product of expected widths; the final width is the argmax.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.compression import calibrate, replace_layer
+from bench.compression import ConvGeometry, calibrate, replace_layer
 from bench.costs import RelaxedBops
 from bench.data import Subset
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
@@ -65,11 +66,15 @@ class MixedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, bits: tuple[int, ...], quantizer: QuantizerFactory) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation, self.conv_groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.geometry = ConvGeometry.of(conv)
         self.weight = nn.ParameterList([nn.Parameter(conv.weight.detach().clone()) for _ in bits])
         self.bias = conv.bias
-        self.weight_quantizers = nn.ModuleList([quantizer(bits=width, kind="weight", normalized=True) for width in bits])
-        self.activation_quantizers = nn.ModuleList([quantizer(bits=width, kind="activation", normalized=False) for width in bits])
+        self.weight_quantizers = nn.ModuleList(
+            [quantizer(bits=width, kind="weight", normalized=True) for width in bits]
+        )
+        self.activation_quantizers = nn.ModuleList(
+            [quantizer(bits=width, kind="activation", normalized=False) for width in bits]
+        )
         self.logits = nn.Parameter(torch.zeros(2, len(bits)))
         self.probabilities = torch.full((2, len(bits)), 1 / len(bits))
         self.to(conv.weight.device)
@@ -78,9 +83,11 @@ class MixedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve the mixed input with the mixed weight."""
         of_weights, of_inputs = self.probabilities
-        weight = sum(p * quantizer(w) for p, quantizer, w in zip(of_weights, self.weight_quantizers, self.weight, strict=True))
-        mixed = sum(p * quantizer(x) for p, quantizer in zip(of_inputs, self.activation_quantizers, strict=True))
-        return F.conv2d(mixed, weight, self.bias, self.stride, self.padding, self.dilation, self.conv_groups)  # type: ignore[arg-type]
+        weights = zip(of_weights, self.weight_quantizers, self.weight, strict=True)
+        weight = sum((p * quantizer(w) for p, quantizer, w in weights), start=x.new_zeros(()))
+        inputs = zip(of_inputs, self.activation_quantizers, strict=True)
+        mixed = sum((p * quantizer(x) for p, quantizer in inputs), start=x.new_zeros(()))
+        return self.geometry.convolve(mixed, weight, self.bias)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -112,7 +119,9 @@ class PathNetwork:
                 self.layers[shape.name] = MixedConv2d(module, bits, quantizer)
                 replace_layer(self.model, shape.name, self.layers[shape.name])
             else:
-                raise TypeError(f"layer '{shape.name}' is a {type(module).__name__}; multi-path search handles convolutions")
+                raise TypeError(
+                    f"layer '{shape.name}' is a {type(module).__name__}; multi-path search handles convolutions"
+                )
         self._relaxed = RelaxedBops(self.network, job.task.device)
         self._widths = torch.tensor(bits, dtype=torch.float32, device=job.task.device)
 
@@ -123,7 +132,7 @@ class PathNetwork:
     def draw(self, temperature: float, noise: torch.Generator | None) -> None:
         """Set every layer's probabilities: Gumbel-softmax with noise, plain softmax without."""
         for layer in self.layers.values():
-            scores = layer.logits
+            scores: Tensor = layer.logits
             if noise is not None:
                 uniform = torch.rand(scores.shape, generator=noise).clamp(1e-9, 1 - 1e-9)
                 scores = scores - torch.log(-torch.log(uniform)).to(scores.device)
@@ -144,16 +153,19 @@ class PathNetwork:
         """Every layer's choice, with differences of logits as margins."""
         found = []
         for name, layer in self.layers.items():
-            for what, logits in zip(("weight_bits", "activation_bits"), layer.logits.tolist(), strict=True):
-                margins = tuple(high - low for low, high in zip(logits, logits[1:], strict=False))
-                chosen = max(range(len(logits)), key=logits.__getitem__)
-                found.append(Decision(layer=name, what=what, options=self.bits, chosen=chosen, margins=margins))  # type: ignore[arg-type]
+            of_weights, of_inputs = layer.logits.tolist()
+            found.append(_bits_decision(name, "weight_bits", self.bits, of_weights))
+            found.append(_bits_decision(name, "activation_bits", self.bits, of_inputs))
         return found
 
     def policy(self, decisions: list[Decision]) -> Policy:
         """The policy of these decisions; first and last layer at 8 bits."""
         edge = LayerPolicy(weight_bits=EDGE_BITS, activation_bits=EDGE_BITS)
-        base = Policy(model=self.network.model, dataset=self.network.dataset, layers={s.name: edge for s in self.network.layers})
+        base = Policy(
+            model=self.network.model,
+            dataset=self.network.dataset,
+            layers={s.name: edge for s in self.network.layers},
+        )
         return policy_of(base, decisions)
 
     def state(self, policy: Policy, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -178,6 +190,18 @@ class PathNetwork:
                 if isinstance(quantizer, UniformQuantizer):
                     found[f"{name}.{kind}"] = positive(quantizer.clip).item()
         return found
+
+
+def _bits_decision(
+    layer: str,
+    what: Literal["weight_bits", "activation_bits"],
+    bits: tuple[int, ...],
+    logits: Sequence[float],
+) -> Decision:
+    """The argmax of a tensor's logits; margins are differences of neighbours."""
+    margins = tuple(high - low for low, high in pairwise(logits))
+    chosen = max(range(len(logits)), key=logits.__getitem__)
+    return Decision(layer=layer, what=what, options=bits, chosen=chosen, margins=margins)
 
 
 class MultiPath(Method):
@@ -231,9 +255,7 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
     noise = job.noise("gumbel")
     term = job.cost_term()
     logits = network.logits()
-    chosen = {id(parameter) for parameter in logits}
-    groups = [{**g, "params": [p for p in g["params"] if id(p) not in chosen]} for g in weight_groups(network.model)]  # type: ignore[attr-defined]
-    of_weights = sgd(groups, job.schedule)
+    of_weights = sgd(weight_groups(network.model, exclude=logits), job.schedule)
     period = max(2, round(1 / options.architecture_share))
     of_logits = torch.optim.Adam(logits, lr=options.logit_travel / max(1, job.steps // period))
     weight_batches = _endless(job, weight_part, "search")
@@ -245,7 +267,9 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
     network.model.train()
     meter = Meter(job.task.device)
     for step in range(job.steps):
-        temperature = options.temperature_start * (options.temperature_end / options.temperature_start) ** (step / job.steps)
+        temperature = options.temperature_start * (options.temperature_end / options.temperature_start) ** (
+            step / job.steps
+        )
         network.draw(temperature, noise)
         architecture_turn = step >= warmup and step % period == period - 1
         images, labels = next(architecture_batches if architecture_turn else weight_batches)
@@ -254,19 +278,27 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
         network.model.zero_grad(set_to_none=True)
         if architecture_turn:
             actual = network.actual_cost()
-            (loss + term(network.expected_cost(), actual)).backward()
+            (loss + term(network.expected_cost(), actual)).backward()  # type: ignore[no-untyped-call]
             of_logits.step()
         else:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             of_weights.step()
         meter.add(loss, outputs, labels)
         if (step + 1) % per_epoch == 0:
             costs.append(float(network.actual_cost()))
-            epoch = {"epoch": (step + 1) // per_epoch, **meter.figures(), "bops": costs[-1], "temperature": temperature}
+            epoch = {
+                "epoch": (step + 1) // per_epoch,
+                **meter.figures(),
+                "bops": costs[-1],
+                "temperature": temperature,
+            }
             history.append({**epoch, "budget_share": costs[-1] / job.budget})
             job.report({**history[-1], "epochs": job.schedule.epochs})
             meter = Meter(job.task.device)
-    return {"history": history, "logits": {name: layer.logits.tolist() for name, layer in network.layers.items()}}
+    return {
+        "history": history,
+        "logits": {name: layer.logits.tolist() for name, layer in network.layers.items()},
+    }
 
 
 def _parts(job: SearchJob, share: float) -> tuple[Subset, Subset]:

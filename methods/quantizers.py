@@ -7,6 +7,7 @@ which is all that it keeps.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def check_chain(bits: Sequence[int]) -> None:
     """
     if not bits or bits[0] < 1:
         raise ValueError(f"bit candidates {list(bits)} must be one or more positive widths, e.g. [2, 4, 8]")
-    for low, high in zip(bits, bits[1:], strict=False):
+    for low, high in pairwise(bits):
         if high <= low or high % low:
             raise ValueError(f"{high} is not a multiple of {low}: each candidate must be one of the width before it")
 
@@ -47,7 +48,7 @@ def decompose(z: Tensor, bits: Sequence[int]) -> list[Tensor]:
         bits: The chain of candidates.
     """
     parts = [discretize(z, bits[0])]
-    for low, high in zip(bits, bits[1:], strict=False):
+    for low, high in pairwise(bits):
         parts.append(discretize(z - discretize(z, low), high))
     return parts
 
@@ -65,11 +66,13 @@ def metrics(z: Tensor, bits: Sequence[int], mask: Tensor | None = None) -> Tenso
 
 
 def _mean_error(z: Tensor, bits: int, mask: Tensor | None) -> Tensor:
-    """mean |z − D(z, s)| over the elements that count, with one temporary tensor."""
+    """Mean of |z − D(z, s)| over the elements that count, with one temporary tensor."""
     error = discretize(z, bits).sub_(z)
     if mask is None:
-        return torch.linalg.vector_norm(error, 1) / z.numel()
-    return torch.linalg.vector_norm(error.mul_(mask), 1) / (mask.sum() * (z.numel() / mask.numel()))
+        total: Tensor = torch.linalg.vector_norm(error, 1)
+        return total / z.numel()
+    total = torch.linalg.vector_norm(error.mul_(mask), 1)
+    return total / (mask.sum() * (z.numel() / mask.numel()))
 
 
 def bit_sharing_literal(

@@ -31,12 +31,19 @@ from bench.repair import policy_of
 from bench.spec import Match
 from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.quantizers import check_chain
-from methods.shared_layers import FULL_PRECISION, GatePlace, GroupMetric, LayerSettings, LayerSpace, SharedConv2d
+from methods.shared_layers import (
+    FULL_PRECISION,
+    GatePlace,
+    GroupMetric,
+    LayerSettings,
+    LayerSpace,
+    SharedConv2d,
+)
 
 PAPER_THRESHOLD_LR = 1e-3
 PAPER_UPDATES = 10_530
-"""Updates of the paper's search: 30 epochs of 351 batches of 128 (45,000 images). A threshold's way is rate × updates, so
-a strength λ keeps its meaning over schedules only when their product is kept."""
+"""Updates of the paper's search: 30 epochs of 351 batches of 128 (45,000 images). A threshold's way is rate × updates,
+so a strength λ keeps its meaning over schedules only when their product is kept."""
 
 QUANTIZATION_STRENGTH = Knob(low=0.01, high=0.5, log=True)
 """Below 0.01 no gate moves at the paper's rate × updates; above 0.5 the cost decides alone."""
@@ -158,7 +165,10 @@ class SharedNetwork:
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
             if isinstance(module, SharedConv2d):
-                found += [(f"{shape.name}.weight", module.clip_weight), (f"{shape.name}.activation", module.clip_activation)]
+                found += [
+                    (f"{shape.name}.weight", module.clip_weight),
+                    (f"{shape.name}.activation", module.clip_activation),
+                ]
                 continue
             for kind in ("weight", "activation"):
                 quantizer = getattr(module, f"{kind}_quantizer", None)
@@ -176,10 +186,17 @@ class SharedNetwork:
         "separate" adds the two one-sided forms and takes away their common value, so that each gate has the
         gradient of its own form while R keeps its value.
         """
-        weight_bits, activation_bits = (torch.stack(parts) for parts in zip(*(layer.bits() for layer in self.layers.values()), strict=True))
+        weight_bits, activation_bits = (
+            torch.stack(parts) for parts in zip(*(layer.bits() for layer in self.layers.values()), strict=True)
+        )
         filters = {name: layer.filters() for name, layer in self.layers.items()}
         outputs = torch.stack(list(filters.values()))
-        inputs = torch.stack([filters.get(shape.producer or "", full) for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)])
+        inputs = torch.stack(
+            [
+                filters.get(shape.producer or "", full)
+                for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)
+            ]
+        )
 
         def cost(weights: Tensor, activations: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
             return self._relaxed(weights, activations, in_channels=inputs, out_channels=outputs)
@@ -208,7 +225,9 @@ class SharedNetwork:
         """
         found = []
         for name, layer in self.layers.items():
-            found += _bit_decisions(name, "weight_bits", layer.space.weight_bits, layer.weight_metric - layer.thresholds_weight)
+            found += _bit_decisions(
+                name, "weight_bits", layer.space.weight_bits, layer.weight_metric - layer.thresholds_weight
+            )
             excess = activation_metrics[name] - layer.thresholds_activation
             found += _bit_decisions(name, "activation_bits", layer.space.activation_bits, excess)
             if layer.groups is not None and layer.threshold_filters is not None:
@@ -241,7 +260,9 @@ def edge_layer(module: nn.Module, *, first: bool) -> nn.Module:
     return quantized_layer(module, weight, activation)
 
 
-def _bit_decisions(layer: str, what: Literal["weight_bits", "activation_bits"], chain: tuple[int, ...], excess: Tensor) -> list[Decision]:
+def _bit_decisions(
+    layer: str, what: Literal["weight_bits", "activation_bits"], chain: tuple[int, ...], excess: Tensor
+) -> list[Decision]:
     if len(chain) == 1:
         return []
     margins = tuple(excess.tolist())
@@ -258,7 +279,14 @@ def _group_decisions(name: str, layer: SharedConv2d) -> list[Decision]:
     excess = (layer.group_metric - layer.threshold_filters).tolist()
     strongest = int(layer.group_metric.argmax())
     return [
-        Decision(layer=name, what="filters", options=(0, 1), chosen=int(margin >= 0), margins=(margin,), filters=members)
+        Decision(
+            layer=name,
+            what="filters",
+            options=(0, 1),
+            chosen=int(margin >= 0),
+            margins=(margin,),
+            filters=members,
+        )
         for group, (margin, members) in enumerate(zip(excess, layer.groups.members, strict=True))
         if group != strongest
     ]
@@ -274,7 +302,13 @@ def threshold_rate(options: SbsOptions, steps: int) -> float:
 
 
 def share_bits(
-    job: SearchJob, space: SearchSpace, options: SbsOptions, start: Start, term: CostTerm, *, task_gradient: bool = True
+    job: SearchJob,
+    space: SearchSpace,
+    options: SbsOptions,
+    start: Start,
+    term: CostTerm,
+    *,
+    task_gradient: bool = True,
 ) -> SearchResult:
     """Algorithm 1: train weights and thresholds by L = L_ce + λ log R, then read off the gates.
 
@@ -337,7 +371,9 @@ class _Trace:
         self._step = 0
 
     def _thresholds(self) -> list[nn.Parameter]:
-        return [p for name, p in self._network.model.named_parameters() if name.rpartition(".")[2].startswith("threshold")]
+        return [
+            p for name, p in self._network.model.named_parameters() if name.rpartition(".")[2].startswith("threshold")
+        ]
 
     def add(self, cost: Tensor) -> None:
         """Keep one step."""
@@ -381,7 +417,7 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
             loss = F.cross_entropy(logits, labels)
             cost = network.relaxed_cost(options.relaxed_cost)
             network.model.zero_grad(set_to_none=True)
-            (loss + term(cost, cost.detach())).backward()
+            (loss + term(cost, cost.detach())).backward()  # type: ignore[no-untyped-call]
             weights.step()
             if options.gate_training == "joint" or step % 2 == 0:
                 of_weights.step()
@@ -395,20 +431,15 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
 
 
 def _optimizers(job: SearchJob, network: SharedNetwork, options: SbsOptions) -> tuple[torch.optim.SGD, ...]:
-    """One for weights and clip values, one for α of weights and filters, one for α of activations; all SGD with momentum."""
+    """One for weights and clip values, one for α of weights and filters, one for α of activations; all SGD."""
     layers = network.layers.values()
     filters = [layer.threshold_filters for layer in layers if layer.threshold_filters is not None]
     of_weights = [layer.thresholds_weight for layer in layers] + filters
     of_activations = [layer.thresholds_activation for layer in layers]
-    thresholds = {id(parameter) for parameter in (*of_weights, *of_activations)}
-    groups = []
-    for group in weight_groups(network.model):
-        parameters = [p for p in group["params"] if id(p) not in thresholds]  # type: ignore[attr-defined]
-        groups.append({**group, "params": parameters})
     rate = {"lr": threshold_rate(options, job.steps), "weight_decay": 0.0}
     schedule = job.schedule
     return (
-        sgd(groups, schedule),
+        sgd(weight_groups(network.model, exclude=[*of_weights, *of_activations]), schedule),
         sgd([{"params": of_weights, **rate}], schedule),
         sgd([{"params": of_activations, **rate}], schedule),
     )
@@ -456,8 +487,14 @@ def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
     edge = FULL_PRECISION_BITS if all(choice.weight_bits == FULL_PRECISION for choice in space.values()) else EDGE_BITS
     layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
     for name, choice in space.items():
-        kept = tuple(range(min(choice.group_size, network[name].out_channels))) if choice.group_size else choice.kept_filters
-        layers[name] = LayerPolicy(weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept)
+        kept = (
+            tuple(range(min(choice.group_size, network[name].out_channels)))
+            if choice.group_size
+            else choice.kept_filters
+        )
+        layers[name] = LayerPolicy(
+            weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
+        )
     return Policy(model=network.model, dataset=network.dataset, layers=layers)
 
 
@@ -536,6 +573,7 @@ def with_fixed_bits(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]
 
 def with_fixed_filters(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
     """A space in which the filters of a policy are no longer a choice."""
-    return {name: replace(choice, group_size=0, kept_filters=policy.layers[name].kept_filters) for name, choice in space.items()}
-
-
+    return {
+        name: replace(choice, group_size=0, kept_filters=policy.layers[name].kept_filters)
+        for name, choice in space.items()
+    }

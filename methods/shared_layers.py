@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.compression import ConvGeometry
 from bench.policy import FULL_PRECISION_BITS, LayerPolicy
 from bench.quantization import best_clip, positive, standardize
 from methods.gates import FilterGroups, expected_bits
@@ -61,10 +61,12 @@ class SharedConv2d(nn.Module):
         channel_gates: The gate of each filter; `None` when the layer keeps all.
     """
 
-    def __init__(self, conv: nn.Conv2d, space: LayerSpace, settings: LayerSettings, producer: "SharedConv2d | None") -> None:
+    def __init__(
+        self, conv: nn.Conv2d, space: LayerSpace, settings: LayerSettings, producer: "SharedConv2d | None"
+    ) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        self.stride, self.padding, self.dilation, self.conv_groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.geometry = ConvGeometry.of(conv)
         self.space, self.settings = space, settings
         # A tuple keeps the producer from becoming a submodule.
         self._producer = (producer,)
@@ -86,7 +88,7 @@ class SharedConv2d(nn.Module):
         """Convolve at the active widths, with the channels that the producer keeps."""
         self._open_groups()
         weight = self._shared_weight()
-        return F.conv2d(self._shared_input(x), weight, self.bias, self.stride, self.padding, self.dilation, self.conv_groups)  # type: ignore[arg-type]
+        return self.geometry.convolve(self._shared_input(x), weight, self.bias)
 
     def _open_groups(self) -> None:
         if self.groups is None or self.threshold_filters is None:

@@ -144,7 +144,12 @@ def _with_epochs(job: SearchJob, epochs: int) -> SearchJob:
 def _dearest(network: NetworkShape, space: SearchSpace) -> Policy:
     """Every gate open."""
     widest = {
-        name: replace(choice, weight_bits=choice.weight_bits[-1:], activation_bits=choice.activation_bits[-1:], group_size=0)
+        name: replace(
+            choice,
+            weight_bits=choice.weight_bits[-1:],
+            activation_bits=choice.activation_bits[-1:],
+            group_size=0,
+        )
         for name, choice in space.items()
     }
     return cheapest_policy(network, widest)

@@ -190,9 +190,7 @@ def random_policy(shape: NetworkShape, source: torch.Generator) -> Policy:
         if layer.prunable:
             count = int(torch.randint(1, layer.out_channels + 1, (), generator=source))
             kept = tuple(sorted(torch.randperm(layer.out_channels, generator=source)[:count].tolist()))
-        policy = policy.with_layer(
-            layer.name, weight_bits=weight, activation_bits=activation, kept_filters=kept
-        )
+        policy = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation, kept_filters=kept)
     return policy
 
 

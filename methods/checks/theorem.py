@@ -151,9 +151,7 @@ def _rounding_line() -> CheckLine:
     wrong = int((quantization.discretize(whole + 0.5, 1) != whole).sum())
     widths = range(1, 13)
     for bits in widths:
-        level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * quantization.steps(
-            bits
-        )
+        level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * quantization.steps(bits)
         wrong += round(float(level)) != (quantization.steps(bits) - 1) // 2
     cases = len(whole) + len(widths)
     return CheckLine(
@@ -228,9 +226,7 @@ def _corollary_exact_line() -> CheckLine:
         ratios.append(int(np.abs(error_low - error_high).max()) / grids.step(low))
     return CheckLine(
         what=f"Corollary 1 for {_set(bits)}, every level and half-level: largest share of C/(2^b − 1)",
-        figure=", ".join(
-            f"{low}→{high}: {r:.3f}" for (low, high), r in zip(pairwise(bits), ratios, strict=True)
-        ),
+        figure=", ".join(f"{low}→{high}: {r:.3f}" for (low, high), r in zip(pairwise(bits), ratios, strict=True)),
         passed=max(ratios) <= 1,
     )
 
@@ -276,9 +272,7 @@ def error_bound(seed: int, bits: Sequence[int] = _FIGURE_BITS, size: int = _FIGU
 
 def _corollary_random_line() -> CheckLine:
     curves = [error_bound(seed) for seed in range(_FIGURE_DRAWS)]
-    largest = max(
-        change / bound for curve in curves for change, bound in zip(curve.change, curve.bound, strict=True)
-    )
+    largest = max(change / bound for curve in curves for change, bound in zip(curve.change, curve.bound, strict=True))
     return CheckLine(
         what=f"Corollary 1, Fig. 2: {_FIGURE_DRAWS} random z, d = {_FIGURE_SIZE}, b in {_set(_FIGURE_BITS)}",
         figure=f"largest error change is {largest:.3f} of its bound",
