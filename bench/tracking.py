@@ -204,7 +204,7 @@ class Tracker:
     def _update_parent(self, experiment: str, entry: Entry, found: list["Run"] | None) -> str:
         """Write an aggregate into its run, made when missing; returns the run's id."""
         # MLflow's params can never change: a study that now has another recipe needs a new run.
-        fitting = [run for run in found or () if {**run.data.params, **entry.params} == entry.params][:1]
+        fitting = [run for run in found or () if {**entry.params, **run.data.params} == entry.params][:1]
         self._delete(run for run in found or () if run not in fitting)
         if not fitting:
             return self._create(experiment, entry, {})

@@ -240,9 +240,7 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
     """How many runs are still to come, and in which state they are."""
     open_runs = runs[~runs["status"].isin(FINISHED)]
     if len(open_runs):
-        states = ", ".join(
-            f"{count} {status}" for status, count in open_runs["status"].value_counts().items()
-        )
+        states = ", ".join(f"{count} {status}" for status, count in open_runs["status"].value_counts().items())
         yield f"{len(open_runs)} of {len(runs)} runs without a result yet: {states}"
     for identity in runs[runs["status"] == DAMAGED]["id"]:
         yield f"The record of run {identity} is damaged and was left out"

@@ -46,9 +46,7 @@ _LATEX = {
 
 def terminal(table: Table, width: int) -> str:
     """Plain text of the given width, without colours."""
-    console = Console(
-        file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(renderable(table, width))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
@@ -58,15 +56,11 @@ def renderable(table: Table, width: int) -> Group:
     """The table for a rich console; columns that do not fit are left out and named below it."""
     shown = _fitting(table, width)
     fits = _line_width(table, shown) <= width
-    grid = RichTable(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(table.title, "bold"), title_justify="left"
-    )
+    grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(table.title, "bold"), title_justify="left")
     for index in shown:
         column = table.columns[index]
         wanted = _column_width(table, index) if fits else None
-        grid.add_column(
-            Text(column.title), justify=column.align, vertical="bottom", overflow="fold", width=wanted
-        )
+        grid.add_column(Text(column.title), justify=column.align, vertical="bottom", overflow="fold", width=wanted)
     for row in table.rows:
         grid.add_row(*(Text(row[index]) for index in shown))
     return Group(grid, _bullets([*table.notes, *_left_out(table, shown)]))

@@ -97,9 +97,7 @@ class FakeStore:
         write_text(self.store.unit("runs", identity) / "error.txt", f"Traceback\n{reason}\n")
         return identity
 
-    def tuning(
-        self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0
-    ) -> str:
+    def tuning(self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0) -> str:
         """Add a tuning with one trial for each strength. Returns its id."""
         identity = f"tuning-{method}-{budget}"
         folder = self.store.unit("tuning", identity)
@@ -158,9 +156,7 @@ def curves(epochs: int = 2) -> list[dict[str, Any]]:
     """Epoch figures of a search and a fine-tuning."""
     phases = ("search", "finetune")
     return [
-        {"phase": p, "epoch": e, "loss": 1.0 / (e + 1), "accuracy": 50.0 + e}
-        for p in phases
-        for e in range(epochs)
+        {"phase": p, "epoch": e, "loss": 1.0 / (e + 1), "accuracy": 50.0 + e} for p in phases for e in range(epochs)
     ]
 
 

@@ -249,9 +249,7 @@ def test_latex_is_escaped() -> None:
 
 
 def test_markdown_is_escaped() -> None:
-    table = Table(
-        title="t", columns=(Column(title="a|b"),), rows=(("n<6",),), notes=("<class 'x'>\nlost *w* _v_ a_b",)
-    )
+    table = Table(title="t", columns=(Column(title="a|b"),), rows=(("n<6",),), notes=("<class 'x'>\nlost *w* _v_ a_b",))
     text = markdown(table)
     assert r"a\|b" in text and "n<6" in text
     assert r"- \<class 'x'> lost \*w\* \_v\_ a_b" in text
