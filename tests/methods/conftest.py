@@ -1,0 +1,145 @@
+"""A small task on handwritten digits, its pretrained network, and jobs that search it in a second or two."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.costs import price
+from bench.data import Arrays, TaskData
+from bench.method import SearchJob, Task
+from bench.models.resnet import resnet8, resnet20
+from bench.network import NetworkShape, trace
+from bench.policy import uniform
+from bench.seeds import generator
+from bench.spec import Schedule, SearchSchedule
+from bench.training import fit
+from datasets.digits import Digits
+
+CPU = torch.device("cpu")
+MODELS: Mapping[str, Callable[[], nn.Module]] = {
+    "resnet8": lambda: resnet8(1, 10),
+    "resnet20": lambda: resnet20(1, 10),
+}
+
+Watch = Callable[[nn.Module], None]
+
+
+def quiet(figures: Mapping[str, float]) -> None:
+    """A report that nobody reads."""
+
+
+def digits_data(count: int | None = None) -> TaskData:
+    """The digits, or the first of their training images only."""
+    dataset = Digits()
+    arrays = dataset.load(None)
+    few = Arrays(
+        train_images=arrays.train_images[:count],
+        train_labels=arrays.train_labels[:count],
+        test_images=arrays.test_images,
+        test_labels=arrays.test_labels,
+    )
+    return TaskData(dataset, few, validation_fraction=0.1, device=CPU)
+
+
+def task_of(data: TaskData, model: str) -> Task:
+    """One of the models on digits."""
+    shapes = trace(MODELS[model](), data.image_shape, name=model, dataset="digits")
+    return Task(data=data, network=shapes, make_model=MODELS[model])
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    """ResNet-8 on all digits."""
+    return task_of(digits_data(), "resnet8")
+
+
+@pytest.fixture(scope="session")
+def small_task() -> Task:
+    """ResNet-8 on 320 digits: ten batches of 28."""
+    return task_of(digits_data(320), "resnet8")
+
+
+@pytest.fixture(scope="session")
+def network(task: Task) -> NetworkShape:
+    """The shapes of ResNet-8 on digits."""
+    return task.network
+
+
+@pytest.fixture(scope="session")
+def pretrained(task: Task) -> Mapping[str, Tensor]:
+    """The state of a network that reads digits well."""
+    torch.manual_seed(0)
+    model = task.make_model()
+    schedule = Schedule(epochs=5, batch_size=64, lr=0.1, decay="one_cycle")
+    fit(model, task.data, schedule, generator("tests"), quiet)
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def scramble(model: nn.Module, seed: int) -> nn.Module:
+    """Give the norms of a model parameters and statistics that they do not start with."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 2, generator=draws)
+                module.bias.normal_(generator=draws)
+                module.running_mean.normal_(generator=draws)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2, generator=draws)  # type: ignore[union-attr]
+    return model
+
+
+@pytest.fixture(scope="session", params=sorted(MODELS))
+def scrambled_job(request: pytest.FixtureRequest, small_task: Task) -> SearchJob:
+    """A job on a network of random weights and norms, ResNet-8 and ResNet-20."""
+    task = task_of(small_task.data, request.param)
+    torch.manual_seed(3)
+    state = scramble(task.make_model(), 3).state_dict()
+    return job_of(task, state)
+
+
+def job_of(task: Task, state: Mapping[str, Tensor], **changes: Any) -> SearchJob:
+    """A search of one epoch at strength 0.3 for what uniform 4 bit costs."""
+    job = SearchJob(
+        task=task,
+        pretrained=state,
+        knobs={"strength": 0.3},
+        budget=float(price(task.network, uniform(task.network, 4)).bops),
+        match="hinge",
+        schedule=SearchSchedule(epochs=1, batch_size=28),
+        seed=0,
+        report=quiet,
+    )
+    return replace(job, **changes)
+
+
+@pytest.fixture(scope="session")
+def make_job(small_task: Task, pretrained: Mapping[str, Tensor]) -> Callable[..., SearchJob]:
+    """Builds jobs on the small task: ten updates from the pretrained network, with any field changed."""
+
+    def make(task: Task = small_task, state: Mapping[str, Tensor] = pretrained, **changes: Any) -> SearchJob:
+        return job_of(task, state, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def watched() -> Callable[[Task, Watch], Task]:
+    """Adds a look at the network after every forward pass of a training step."""
+
+    def watch_task(task: Task, watch: Watch) -> Task:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if torch.is_grad_enabled():
+                watch(module)
+
+        def make_model() -> nn.Module:
+            model = task.make_model()
+            model.register_forward_hook(hook)
+            return model
+
+        return replace(task, make_model=make_model)
+
+    return watch_task

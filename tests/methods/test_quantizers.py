@@ -1,0 +1,297 @@
+import math
+from collections.abc import Sequence
+from itertools import pairwise, product
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.quantization import Kind, discretize, quantize
+from methods.quantizers import bit_sharing, bit_sharing_literal, check_chain, decompose, metrics
+
+KINDS: tuple[Kind, ...] = ("weight", "activation")
+CHAINS = [(4,), (2, 4), (2, 4, 8), (3, 6, 12)]
+SHAPE = (4, 3, 5, 6)
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5}
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tie_distance(z: float, bits: Sequence[int]) -> float:
+    """How far a value is from the nearest middle between two levels of any width, in steps."""
+    scaled = [z * (2**width - 1) - 0.5 for width in bits]
+    return min(abs(value - round(value)) for value in scaled)
+
+
+def away_from_ties(shape: tuple[int, ...], clip: float, kind: Kind, bits: Sequence[int], seed: int = 0) -> Tensor:
+    """Values inside and outside the clip range, none of which rounds differently in another precision."""
+    found: list[float] = []
+    for x in torch.randn(20 * math.prod(shape), generator=draws(seed), dtype=torch.float64).tolist():
+        ratio = min(max(x / clip, 0 if kind == "activation" else -1), 1)
+        z = ratio if kind == "activation" else (ratio + 1) / 2
+        if tie_distance(z, bits) > 2e-3 and abs(abs(x) - clip) > 1e-3:
+            found.append(x)
+    return torch.tensor(found[: math.prod(shape)], dtype=torch.float64).view(shape)
+
+
+# --- the mathematics, one element at a time ---
+
+
+def level(z: float, width: int) -> float:
+    """D(z, s)."""
+    count = 2**width - 1
+    return math.ceil(z * count - 0.5) / count
+
+
+def position(x: float, clip: float, kind: Kind) -> float:
+    """Eqs. 1 and 2."""
+    if kind == "activation":
+        return min(max(x / clip, 0.0), 1.0)
+    return (min(max(x / clip, -1.0), 1.0) + 1) / 2
+
+
+def relaxed_value(x: float, clip: float, gates: Sequence[float], bits: Sequence[int], kind: Kind) -> float:
+    """Eq. 10 with gates of any value."""
+    z = position(x, clip, kind)
+    total, product_of_gates = level(z, bits[0]), 1.0
+    for (low, high), opened in zip(pairwise(bits), gates, strict=True):
+        product_of_gates *= opened
+        total += product_of_gates * level(z - level(z, low), high)
+    return clip * total if kind == "activation" else clip * (2 * total - 1)
+
+
+class Case(NamedTuple):
+    """Arguments of bit sharing, and the upstream gradients of its results."""
+
+    x: Tensor
+    clip: Tensor
+    thresholds: Tensor
+    mask: Tensor | None
+    grad: Tensor
+    grad_gates: Tensor
+
+
+def make_case(
+    kind: Kind, bits: Sequence[int], pattern: Sequence[int], *, masked: bool, channels_last: bool, dtype: torch.dtype
+) -> Case:
+    """Random arguments for which the gates are `pattern`."""
+    clip = 1.25
+    x = away_from_ties(SHAPE, clip, kind, bits).to(dtype)
+    grad = torch.randn(SHAPE, generator=draws(7), dtype=torch.float64).to(dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    mask = None
+    if masked:
+        mask = torch.tensor([1.0, 0.0, 1.0], dtype=dtype).view(1, -1, 1, 1)
+        if kind == "weight":
+            mask = mask * torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=dtype).view(-1, 1, 1, 1)
+    measured = torch.tensor(mean_errors(x, clip, bits, kind, mask), dtype=dtype)
+    offsets = torch.tensor([-0.01 if opened else 0.013 for opened in pattern], dtype=dtype)
+    grad_gates = torch.randn(len(bits) - 1, generator=draws(8), dtype=torch.float64).to(dtype)
+    return Case(x, torch.tensor(clip, dtype=dtype), measured + offsets, mask, grad, grad_gates)
+
+
+def mean_errors(x: Tensor, clip: float, bits: Sequence[int], kind: Kind, mask: Tensor | None) -> list[float]:
+    """Â of each gate, by a loop."""
+    counted = torch.ones_like(x) if mask is None else mask.expand_as(x)
+    inside = [
+        position(v, clip, kind) for v, m in zip(x.flatten().tolist(), counted.flatten().tolist(), strict=True) if m
+    ]
+    return [sum(abs(z - level(z, low)) for z in inside) / len(inside) for low in bits[:-1]]
+
+
+CASES = [
+    (kind, bits, pattern) for kind in KINDS for bits in CHAINS for pattern in product((0, 1), repeat=len(bits) - 1)
+]
+VARIANTS = [
+    pytest.param(
+        masked, last, dtype, id=f"{'masked' if masked else 'all'}-{'nhwc' if last else 'nchw'}-{str(dtype)[-2:]}"
+    )
+    for masked, last, dtype in product((False, True), (False, True), (torch.float64, torch.float32))
+]
+
+
+class Outcome(NamedTuple):
+    """Results and gradients of one form."""
+
+    value: Tensor
+    gates: Tensor
+    to_x: Tensor
+    to_clip: Tensor
+    to_thresholds: Tensor
+
+
+def run(case: Case, bits: Sequence[int], kind: Kind, *, literal: bool, task_gradient: bool = True) -> Outcome:
+    leaves = [tensor.clone(memory_format=torch.preserve_format).requires_grad_() for tensor in case[:3]]
+    x, clip, thresholds = leaves
+    if literal:
+        value, gates = bit_sharing_literal(x, clip, thresholds, bits, kind, case.mask)
+    else:
+        value, gates, _ = bit_sharing(x, clip, thresholds, bits, kind, case.mask, task_gradient=task_gradient)
+    loss = (value * case.grad).sum() + (gates * case.grad_gates).sum()
+    return Outcome(value.detach(), gates.detach(), *torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+@pytest.mark.parametrize(("masked", "channels_last", "dtype"), VARIANTS)
+def test_fused_form_is_the_literal_one(
+    kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...], masked: bool, channels_last: bool, dtype: torch.dtype
+) -> None:
+    case = make_case(kind, bits, pattern, masked=masked, channels_last=channels_last, dtype=dtype)
+    fused, literal = (run(case, bits, kind, literal=form) for form in (False, True))
+    assert tuple(fused.gates.tolist()) == pattern
+    for name, found, expected in zip(Outcome._fields, fused, literal, strict=True):
+        assert found.dtype == expected.dtype == dtype
+        assert torch.allclose(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 10), name
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+@pytest.mark.parametrize("literal", [False, True])
+def test_value_and_gradients_are_the_equations(
+    kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...], literal: bool
+) -> None:
+    """Against Eq. 10 element by element; dL/dg by differences of its relaxed value."""
+    case = make_case(kind, bits, pattern, masked=False, channels_last=False, dtype=torch.float64)
+    found = run(case, bits, kind, literal=literal)
+    values, upstream, clip = case.x.flatten().tolist(), case.grad.flatten().tolist(), case.clip.item()
+    expected = [relaxed_value(x, clip, pattern, bits, kind) for x in values]
+    assert found.value.flatten().tolist() == pytest.approx(expected, abs=1e-12)
+
+    low = 0 if kind == "activation" else -clip
+    passed = [g if low <= x <= clip else 0 for x, g in zip(values, upstream, strict=True)]
+    assert found.to_x.flatten().tolist() == pytest.approx(passed, abs=1e-12)
+    from_levels = sum(g * y / clip for y, g in zip(expected, upstream, strict=True))
+    from_inside = sum(g * x / clip for x, g in zip(values, upstream, strict=True) if low <= x <= clip)
+    assert found.to_clip.item() == pytest.approx(from_levels - from_inside, abs=1e-10)
+
+    excess = torch.tensor(mean_errors(case.x, clip, bits, kind, None), dtype=torch.float64) - case.thresholds
+    slopes = torch.sigmoid(excess) * torch.sigmoid(-excess)
+    for index in range(len(bits) - 1):
+        task = difference(case, pattern, index, bits, kind)
+        total = task + float(case.grad_gates[index])
+        assert found.to_thresholds[index].item() == pytest.approx(-total * float(slopes[index]), abs=1e-10)
+
+
+def difference(case: Case, pattern: Sequence[int], index: int, bits: Sequence[int], kind: Kind) -> float:
+    """d⟨grad, value⟩/dg by a central difference; the value is linear in each gate."""
+
+    def loss(opened: float) -> float:
+        gates = [opened if at == index else float(other) for at, other in enumerate(pattern)]
+        pairs = zip(case.x.flatten().tolist(), case.grad.flatten().tolist(), strict=True)
+        return sum(g * relaxed_value(x, case.clip.item(), gates, bits, kind) for x, g in pairs)
+
+    return loss(pattern[index] + 0.5) - loss(pattern[index] - 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", CHAINS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_metric_is_the_mean_error_of_what_counts(kind: Kind, bits: tuple[int, ...], masked: bool) -> None:
+    case = make_case(kind, bits, (1,) * (len(bits) - 1), masked=masked, channels_last=False, dtype=torch.float64)
+    *_, measured = bit_sharing(case.x, case.clip.requires_grad_(), case.thresholds, bits, kind, case.mask)
+    assert not measured.requires_grad
+    assert measured.tolist() == pytest.approx(mean_errors(case.x, case.clip.item(), bits, kind, case.mask), abs=1e-14)
+
+
+def test_elements_behind_the_mask_do_not_move_a_gate() -> None:
+    z = torch.rand(2, 3, 4, generator=draws())
+    mask = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1)
+    other = torch.where(mask == 0, torch.rand(2, 3, 4, generator=draws(1)), z)
+    assert not torch.equal(metrics(z, (2, 4, 8)), metrics(other, (2, 4, 8)))
+    assert torch.allclose(metrics(z, (2, 4, 8), mask), metrics(other, (2, 4, 8), mask))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("literal", [False, True])
+def test_a_gate_at_its_threshold_is_open_and_just_below_it_shut(kind: Kind, literal: bool) -> None:
+    bits = (2, 4)
+    x = torch.randn(300, generator=draws())
+    clip = torch.tensor(1.5)
+    *_, measured = bit_sharing(x, clip, torch.zeros(1), bits, kind)
+    for towards, opened in ((-math.inf, 1), (None, 1), (math.inf, 0)):
+        at = measured if towards is None else torch.nextafter(measured, torch.tensor(towards))
+        gates = (bit_sharing_literal if literal else bit_sharing)(x, clip, at, bits, kind)[1]
+        assert gates.tolist() == [opened]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_is_the_plain_quantizers_to_the_last_bit(kind: Kind, dtype: torch.dtype) -> None:
+    """Ties and their neighbours included, so that a searched network and its reduced form round alike."""
+    bits = (2, 4, 8)
+    middles = torch.cat([(torch.arange(2**width - 1) + 0.5) / (2**width - 1) for width in bits]).to(dtype)
+    x = torch.cat([middles, *(torch.nextafter(middles, torch.tensor(end, dtype=dtype)) for end in (-1.0, 2.0))])
+    x = x if kind == "activation" else 2 * x - 1
+    clip = torch.tensor(1.0, dtype=dtype)
+    for opened, width in enumerate(bits):
+        thresholds = torch.full((2,), math.inf, dtype=dtype)
+        thresholds[:opened] = -math.inf
+        assert torch.equal(bit_sharing(x, clip, thresholds, bits, kind)[0], quantize(x, clip, width, kind))
+
+
+@pytest.mark.parametrize("bits", CHAINS)
+def test_offsets_add_up_to_each_width(bits: tuple[int, ...]) -> None:
+    z = torch.rand(5000, generator=draws(), dtype=torch.float64)
+    parts = decompose(z, bits)
+    assert len(parts) == len(bits)
+    for count, width in enumerate(bits, start=1):
+        assert torch.allclose(sum(parts[:count], start=torch.zeros(())), discretize(z, width), atol=1e-12)
+
+
+# --- who feels what ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("literal", [False, True])
+def test_behind_a_shut_gate_the_next_one_feels_the_cost_alone(kind: Kind, literal: bool) -> None:
+    bits = (2, 4, 8)
+    case = make_case(kind, bits, (0, 1), masked=False, channels_last=False, dtype=torch.float64)
+    task_only = case._replace(grad_gates=torch.zeros(2, dtype=torch.float64))
+    first, second = run(task_only, bits, kind, literal=literal).to_thresholds.tolist()
+    assert second == 0 != first
+    cost_only = case._replace(grad=torch.zeros_like(case.grad))
+    assert all(run(cost_only, bits, kind, literal=literal).to_thresholds.tolist())
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+def test_without_task_gradient_thresholds_lose_the_tasks_part_and_nothing_else_changes(
+    kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...]
+) -> None:
+    case = make_case(kind, bits, pattern, masked=True, channels_last=False, dtype=torch.float64)
+    with_task = run(case, bits, kind, literal=False)
+    without = run(case, bits, kind, literal=False, task_gradient=False)
+    for name in ("value", "gates", "to_x", "to_clip"):
+        assert torch.equal(getattr(with_task, name), getattr(without, name))
+    of_cost = run(case._replace(grad=torch.zeros_like(case.grad)), bits, kind, literal=True).to_thresholds
+    of_task = run(case._replace(grad_gates=torch.zeros_like(case.grad_gates)), bits, kind, literal=True).to_thresholds
+    assert torch.allclose(without.to_thresholds, of_cost, atol=1e-12)
+    assert torch.allclose(with_task.to_thresholds - without.to_thresholds, of_task, atol=1e-10)
+
+
+# --- chains ---
+
+
+@pytest.mark.parametrize("bits", [(2,), (2, 4, 8), (3, 6, 12), (1, 3, 9), (2, 6)])
+def test_multiples_form_a_chain(bits: tuple[int, ...]) -> None:
+    check_chain(bits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ((), "positive widths"),
+        ((0, 2), "positive widths"),
+        ((-2, 4), "positive widths"),
+        ((4, 2), "2 is not a multiple of 4"),
+        ((2, 2), "2 is not a multiple of 2"),
+        ((2, 5), "5 is not a multiple of 2"),
+        ((2, 4, 6), "6 is not a multiple of 4"),
+    ],
+)
+def test_other_widths_are_refused_by_name(bits: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_chain(bits)
