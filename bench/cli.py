@@ -259,7 +259,9 @@ def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: s
     from bench.tracking import launch_ui
 
     store = Store(store_dir)
-    launch_ui(store.root, tracking_uri, str(store.load_study(study)["name"]), host=host, port=port)
+    with launch_ui(store.root, tracking_uri, str(store.load_study(study)["name"]), host=host, port=port) as view:
+        click.echo(f"{view.url}\npress Ctrl-C to stop")
+        view.wait()
 
 
 @bench.command("list")

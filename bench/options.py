@@ -6,9 +6,9 @@ from bench.errors import BenchError, unknown_name
 
 
 class Strict(BaseModel):
-    """Immutable; unknown keys are errors; values are not bent into another type but int to float."""
+    """Immutable; unknown keys are errors; values are finite and not bent into another type but int to float."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 def explain(error: ValidationError, where: str, known: type[BaseModel]) -> BenchError:
@@ -34,6 +34,7 @@ def explain(error: ValidationError, where: str, known: type[BaseModel]) -> Bench
     if problem["type"] == "missing":
         return BenchError(f"the specification lacks '{full}'; add it with --set {full}=…")
     message = problem["msg"].removeprefix("Value error, ")
-    return BenchError(
-        f"'{full}' is {problem['input']!r}: {message[0].lower()}{message[1:]}; change it with --set {full}=…"
-    )
+    message = f"{message[0].lower()}{message[1:]}"
+    if not full:  # a rule over several keys names them itself; its input is the whole specification
+        return BenchError(message)
+    return BenchError(f"'{full}' is {problem['input']!r}: {message}; change it with --set {full}=…")

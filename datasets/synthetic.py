@@ -20,9 +20,7 @@ class Synthetic(Dataset):
     Mean and standard deviation were measured on the training part.
     """
 
-    summary = (
-        "10 classes of 16×16 generated colour patterns; 512 training and 256 test images; needs no download"
-    )
+    summary = "10 classes of 16×16 generated colour patterns; 512 training and 256 test images; needs no download"
     image_shape = (3, _SIDE, _SIDE)
     num_classes = _CLASSES
     mean = (0.4791, 0.4836, 0.5034)
@@ -44,9 +42,7 @@ class Synthetic(Dataset):
 
 def _patterns(draws: torch.Generator) -> Tensor:
     """One pattern a class, (10, 3, 16, 16), of blocks wide enough to survive a shift by a pixel."""
-    blocks = torch.randint(
-        _NOISE, 256 - _NOISE, (_CLASSES, 3, _SIDE // _BLOCK, _SIDE // _BLOCK), generator=draws
-    )
+    blocks = torch.randint(_NOISE, 256 - _NOISE, (_CLASSES, 3, _SIDE // _BLOCK, _SIDE // _BLOCK), generator=draws)
     return blocks.repeat_interleave(_BLOCK, dim=2).repeat_interleave(_BLOCK, dim=3)
 
 

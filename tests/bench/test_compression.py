@@ -94,9 +94,7 @@ def test_reduced_network_gives_the_masked_networks_output(
     assert not torch.allclose(model(images), expected, atol=1e-3)
 
 
-def test_reduced_layers_have_the_surviving_slices(
-    model: CifarResNet, network: NetworkShape, pruned: Policy
-) -> None:
+def test_reduced_layers_have_the_surviving_slices(model: CifarResNet, network: NetworkShape, pruned: Policy) -> None:
     reduced = reduce(model, network, pruned)
     for name, kept in KEPT.items():
         block = name.removesuffix(".conv1")
@@ -126,14 +124,10 @@ def test_reduced_network_learns(model: CifarResNet, network: NetworkShape, prune
     reduced = reduce(model, network, pruned)
     parameters = list(reduced.parameters())
     gradients = torch.autograd.grad(reduced(normal(4, 3, 8, 8)).square().sum(), parameters)
-    assert all(
-        gradient.shape == parameter.shape for gradient, parameter in zip(gradients, parameters, strict=True)
-    )
+    assert all(gradient.shape == parameter.shape for gradient, parameter in zip(gradients, parameters, strict=True))
 
 
-def test_bias_of_a_pruned_convolution_is_sliced(
-    network: NetworkShape, model: CifarResNet, pruned: Policy
-) -> None:
+def test_bias_of_a_pruned_convolution_is_sliced(network: NetworkShape, model: CifarResNet, pruned: Policy) -> None:
     block = model.get_submodule("stages.0.0")
     conv = nn.Conv2d(16, 16, 3, padding=1, bias=True).double()
     block.conv1 = conv
@@ -142,9 +136,7 @@ def test_bias_of_a_pruned_convolution_is_sliced(
     assert torch.allclose(reduced(images), masked_output(model, network, images), atol=1e-10)
 
 
-def test_only_batch_norm_can_follow_a_pruned_layer(
-    model: CifarResNet, network: NetworkShape, pruned: Policy
-) -> None:
+def test_only_batch_norm_can_follow_a_pruned_layer(model: CifarResNet, network: NetworkShape, pruned: Policy) -> None:
     model.get_submodule("stages.0.0").bn1 = nn.GroupNorm(4, 16)
     with pytest.raises(TypeError, match="BatchNorm2d"):
         reduce(model, network, pruned)
@@ -157,18 +149,14 @@ def test_full_precision_is_the_float_model(model: CifarResNet, network: NetworkS
     assert not any(isinstance(module, UniformQuantizer) for module in compressed.modules())
 
 
-def test_pruning_alone_is_the_reduced_model(
-    model: CifarResNet, network: NetworkShape, pruned: Policy
-) -> None:
+def test_pruning_alone_is_the_reduced_model(model: CifarResNet, network: NetworkShape, pruned: Policy) -> None:
     images = normal(5, 3, 8, 8)
     assert torch.equal(compress(model, network, pruned)(images), reduce(model, network, pruned)(images))
 
 
 def layers_of(model: nn.Module) -> dict[str, QuantizedConv2d | QuantizedLinear]:
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, QuantizedConv2d | QuantizedLinear)
+        name: module for name, module in model.named_modules() if isinstance(module, QuantizedConv2d | QuantizedLinear)
     }
 
 
@@ -278,9 +266,7 @@ def test_calibrate_leaves_mode_and_hooks_as_they_were(
     assert not any(layer._forward_pre_hooks for layer in layers_of(compressed).values())
 
 
-def test_calibration_brings_eight_bits_close_to_the_float_network(
-    model: CifarResNet, network: NetworkShape
-) -> None:
+def test_calibration_brings_eight_bits_close_to_the_float_network(model: CifarResNet, network: NetworkShape) -> None:
     """Weights are standardised, so that the float network agrees up to the scale that the norms take out."""
     images = normal(32, 3, 8, 8)
     compressed = compress(model, network, uniform(network, 8)).double()

@@ -194,9 +194,9 @@ def test_normalize_uses_mean_and_std_per_channel_in_channels_last_order() -> Non
     data = _task_data()
     images = _numbered_images(7)
     normalized = data.normalize(images)
-    expected = (images.numpy() / 255 - np.array([0.25, 0.5]).reshape(1, 2, 1, 1)) / np.array(
-        [0.2, 0.4]
-    ).reshape(1, 2, 1, 1)
+    expected = (images.numpy() / 255 - np.array([0.25, 0.5]).reshape(1, 2, 1, 1)) / np.array([0.2, 0.4]).reshape(
+        1, 2, 1, 1
+    )
     assert normalized.dtype == torch.float32
     assert normalized.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(normalized.numpy(), expected, atol=1e-5)
@@ -266,8 +266,7 @@ def test_the_same_generator_gives_the_same_batches() -> None:
 def test_one_generator_gives_another_order_in_the_next_epoch() -> None:
     data, order = _task_data(), generator("order")
     first, second = (
-        [number for images, _ in data.training_batches(16, order) for number in _numbers(images)]
-        for _ in range(2)
+        [number for images, _ in data.training_batches(16, order) for number in _numbers(images)] for _ in range(2)
     )
     assert first != second
 

@@ -38,9 +38,7 @@ def test_all_that_is_declared_is_available(kind: plugins.Kind) -> None:
         ("reports", "comparisons", "comparison"),
     ],
 )
-def test_an_unknown_name_gives_the_nearest_and_where_to_look(
-    kind: plugins.Kind, wrong: str, nearest: str
-) -> None:
+def test_an_unknown_name_gives_the_nearest_and_where_to_look(kind: plugins.Kind, wrong: str, nearest: str) -> None:
     with pytest.raises(BenchError) as caught:
         plugins.load(kind, wrong)
     message = str(caught.value)

@@ -72,9 +72,7 @@ def test_discretize_leaves_levels_alone_and_stays_in_bounds(bits: int) -> None:
     assert float((discretize(z, bits) - z).abs().max()) <= 0.5 / steps(bits) + 1e-15
 
 
-@pytest.mark.parametrize(
-    ("x", "rounded"), [(0.5, 0), (1.5, 1), (2.5, 2), (-0.5, -1), (-1.5, -2), (0.6, 1), (-0.4, 0)]
-)
+@pytest.mark.parametrize(("x", "rounded"), [(0.5, 0), (1.5, 1), (2.5, 2), (-0.5, -1), (-1.5, -2), (0.6, 1), (-0.4, 0)])
 def test_ties_are_rounded_down(x: float, rounded: int) -> None:
     """One bit has the step 1: D is the rounding itself."""
     assert float(discretize(scalar(x), 1)) == rounded
@@ -92,9 +90,7 @@ def test_normalize_and_denormalize_are_inverse_inside_the_range(kind: Kind) -> N
     assert 0 <= float(z.min()) <= float(z.max()) <= 1
     kept = unclipped(x, 0.8, kind)
     assert torch.allclose(denormalize(z, clip, kind)[kept], x[kept], atol=1e-15)
-    assert set(denormalize(z, clip, kind)[~kept].tolist()) == (
-        {0.8, -0.8} if kind == "weight" else {0.8, 0.0}
-    )
+    assert set(denormalize(z, clip, kind)[~kept].tolist()) == ({0.8, -0.8} if kind == "weight" else {0.8, 0.0})
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -136,9 +132,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "layout_of_x", [torch.clone, channels_last, lambda x: x.transpose(2, 3), lambda x: x[1:]]
-)
+@pytest.mark.parametrize("layout_of_x", [torch.clone, channels_last, lambda x: x.transpose(2, 3), lambda x: x[1:]])
 @pytest.mark.parametrize("layout_of_grad", [torch.clone, channels_last, lambda x: x.transpose(2, 3)])
 def test_gradients_do_not_depend_on_the_layout_in_memory(
     kind: Kind, layout_of_x: Callable[[Tensor], Tensor], layout_of_grad: Callable[[Tensor], Tensor]

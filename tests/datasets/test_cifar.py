@@ -74,9 +74,7 @@ def _contents(kind: Kind) -> dict[str, bytes]:
     published = KINDS[kind]
     files = {name: _batch(kind, number, 4) for number, (name, _) in enumerate(published.train_list)}
     files |= {name: _batch(kind, 9, 3) for name, _ in published.test_list}
-    return files | {
-        published.meta["filename"]: pickle.dumps({published.meta["key"]: ["name"] * kind.num_classes})
-    }
+    return files | {published.meta["filename"]: pickle.dumps({published.meta["key"]: ["name"] * kind.num_classes})}
 
 
 def _archive(kind: Kind) -> bytes:

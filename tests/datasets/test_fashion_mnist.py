@@ -26,9 +26,7 @@ def _contents() -> dict[str, bytes]:
     files = {}
     for part, count in COUNTS.items():
         files[f"{part}-images-idx3-ubyte"] = struct.pack(">4I", 2051, count, 28, 28) + _pixels(part).tobytes()
-        files[f"{part}-labels-idx1-ubyte"] = struct.pack(">2I", 2049, count) + bytes(
-            i % 10 for i in range(count)
-        )
+        files[f"{part}-labels-idx1-ubyte"] = struct.pack(">2I", 2049, count) + bytes(i % 10 for i in range(count))
     return files
 
 
@@ -42,8 +40,7 @@ def few_images_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("Name or service not known")
 
     resources = [
-        (name, hashlib.md5(content, usedforsecurity=False).hexdigest())
-        for name, content in _compressed().items()
+        (name, hashlib.md5(content, usedforsecurity=False).hexdigest()) for name, content in _compressed().items()
     ]
     monkeypatch.setattr(fashion_mnist, "_COUNTS", COUNTS)
     monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
@@ -114,10 +111,7 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path, part: str) ->
     (folder / name).write_bytes(_contents()[name][:-7])
     message = _refusal(tmp_path)
     size = len(_contents()[name])
-    assert (
-        f"{folder / name} of data set 'fashion_mnist' is corrupt: expected {size} bytes, found {size - 7}"
-        in message
-    )
+    assert f"{folder / name} of data set 'fashion_mnist' is corrupt: expected {size} bytes, found {size - 7}" in message
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -242,9 +242,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     assert f"cannot write to {root} to download it (Not a directory)" in message
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, mode: int = 0o777) -> None:
         raise OSError(30, "Read-only file system", name)
 
