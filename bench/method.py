@@ -18,7 +18,7 @@ from bench.options import Strict
 from bench.policy import Policy
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.seeds import generator
-from bench.spec import Match, Schedule, SearchSchedule
+from bench.spec import Match, SearchSchedule
 
 
 class NoOptions(Strict):
@@ -228,17 +228,3 @@ class Method(ABC):
             UnreachableBudgetError: No policy of this method fits the budget.
             NonFiniteLossError: Training diverged.
         """
-
-
-__all__ = [
-    "Capabilities",
-    "CostTerm",
-    "Decision",
-    "Knob",
-    "Method",
-    "NoOptions",
-    "Schedule",
-    "SearchJob",
-    "SearchResult",
-    "Task",
-]

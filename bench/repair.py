@@ -13,7 +13,7 @@ from bench.budget import Budget
 from bench.costs import price
 from bench.method import Decision
 from bench.network import NetworkShape
-from bench.policy import Policy
+from bench.policy import LayerPolicy, Policy
 
 _PAIR_CANDIDATES = 40
 
@@ -58,20 +58,26 @@ def policy_of(base: Policy, decisions: Iterable[Decision]) -> Policy:
         base: Lists all filters of every layer that has filter decisions.
         decisions: The choices.
     """
-    layers = dict(base.layers)
+    chosen: dict[str, dict[str, int]] = {}
     dropped: dict[str, set[int]] = {}
     for decision in decisions:
         value = decision.options[decision.chosen]
         if decision.what == "filters":
-            gone = dropped.setdefault(decision.layer, set())
-            gone.update(() if value else decision.filters)
-        elif decision.what == "weight_bits":
-            layers[decision.layer] = replace(layers[decision.layer], weight_bits=value)
+            dropped.setdefault(decision.layer, set()).update(() if value else decision.filters)
         else:
-            layers[decision.layer] = replace(layers[decision.layer], activation_bits=value)
-    for name, gone in dropped.items():
-        layers[name] = replace(layers[name], kept_filters=_remaining(base, name, gone) if gone else None)
-    return replace(base, layers=layers)
+            chosen.setdefault(decision.layer, {})[decision.what] = value
+    layers = dict(base.layers)
+    for name in {**chosen, **dropped}:
+        before, widths = base.layers[name], chosen.get(name, {})
+        kept = before.kept_filters
+        if name in dropped:
+            kept = _remaining(base, name, dropped[name]) if dropped[name] else None
+        layers[name] = LayerPolicy(
+            weight_bits=widths.get("weight_bits", before.weight_bits),
+            activation_bits=widths.get("activation_bits", before.activation_bits),
+            kept_filters=kept,
+        )
+    return Policy(model=base.model, dataset=base.dataset, layers=layers)
 
 
 def _remaining(base: Policy, name: str, gone: set[int]) -> tuple[int, ...]:
