@@ -99,7 +99,7 @@ def tune(
     """
     study = _open_study(folder)
     trials = _completed(folder, study)
-    while len(trials) < spec.trials and not _settled(trials, budget, spec):
+    while len(trials) < spec.trials and not _settled(trials, budget, spec, knobs):
         trials.append(_next_trial(study, knobs, budget, spec, folder, search, derive(seed, len(trials)), trials))
     return _choose(trials, budget, spec), trials
 
@@ -179,21 +179,25 @@ def _next_trial(
     return trial
 
 
-def _settled(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> bool:
-    """In mode "lambda": a search landed in the window, or its two neighbours straddle it."""
+def _settled(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, knobs: Mapping[str, Knob]) -> bool:
+    """In mode "lambda": a search landed in the window, two straddle it, or the next would repeat one at the reach."""
     if spec.match == "hinge" or not trials:
         return False
     if budget.matches(trials[-1].raw_bops):
         return True
-    low, high = _bracket([(math.log(t.knobs["strength"]), math.log(t.raw_bops / budget.bops)) for t in trials], budget)
-    return low is not None and high is not None and abs(high[0] - low[0]) < math.log(_STRADDLE)
+    points = _points(trials, budget)
+    low, high = _bracket(points, budget)
+    if low is not None and high is not None:
+        return abs(high[0] - low[0]) < math.log(_STRADDLE)
+    proposed = propose_log_strength(points, budget, knobs["strength"])
+    return any(math.isclose(proposed, point[0], abs_tol=1e-9) for point in points)
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> Trial:
     """By validation accuracy among trials inside the window; else the dearest that the budget allows."""
     inside = [trial for trial in trials if trial.within_budget]
-    if inside and spec.match == "lambda":
-        return min(inside, key=lambda trial: abs(math.log(trial.raw_bops / budget.bops)))
+    if inside and spec.match == "lambda":  # a hit needs no repair; a miss that lies nearer does
+        return min(inside, key=lambda t: (not budget.matches(t.raw_bops), abs(math.log(t.raw_bops / budget.bops))))
     if inside:
         return max(inside, key=lambda trial: (trial.validation_top1, -trial.validation_loss))
     allowed = [trial for trial in trials if trial.bops <= budget.bops]
@@ -238,8 +242,9 @@ def bracket_sampler(knobs: Mapping[str, Knob], budget: Budget, block: int, compl
 
     others = {name: knob for name, knob in knobs.items() if name != "strength"}
     fixed = space_filling(others, len(completed) // block) if others else {}
-    points = [(math.log(t.knobs["strength"]), math.log(t.raw_bops / budget.bops)) for t in completed]
-    fixed["strength"] = math.exp(propose_log_strength(points, budget, knobs["strength"]))
+    knob = knobs["strength"]
+    proposed = math.exp(propose_log_strength(_points(completed, budget), budget, knob))
+    fixed["strength"] = min(max(proposed, knob.low / _REACH), knob.high * _REACH)  # exp of log may end outside
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return PartialFixedSampler(fixed, RandomSampler(seed=0))
@@ -247,6 +252,10 @@ def bracket_sampler(knobs: Mapping[str, Knob], budget: Budget, block: int, compl
 
 Point = tuple[float, float]
 """(log λ, log(cost/budget)) of a completed search."""
+
+
+def _points(trials: Sequence[Trial], budget: Budget) -> list[Point]:
+    return [(math.log(t.knobs["strength"]), math.log(t.raw_bops / budget.bops)) for t in trials]
 
 
 def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
