@@ -20,7 +20,7 @@ from bench.errors import UnreachableBudgetError
 from bench.method import Knob
 from bench.seeds import derive
 from bench.spec import TuningSpec
-from bench.store import read_json, write_json
+from bench.store import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -111,6 +111,7 @@ def _open_study(folder: Path) -> "Study":
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
+    _trim(folder / "journal.log")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
@@ -118,6 +119,13 @@ def _open_study(folder: Path) -> "Study":
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # of a process that is gone
     return study
+
+
+def _trim(journal: Path) -> None:
+    """Take away a last line that a full disk or a power cut left unfinished; Optuna would read no further, ever."""
+    content = journal.read_bytes() if journal.exists() else b""
+    if not content.endswith(b"\n"):
+        write_bytes(journal, content[: content.rfind(b"\n") + 1])
 
 
 def _completed(folder: Path, study: "Study") -> list[Trial]:

@@ -417,6 +417,19 @@ def test_a_lost_journal_repeats_trials_rather_than_trusting_files_alone(
     assert without_times(outcome) == without_times(uninterrupted("hinge"))
 
 
+@pytest.mark.parametrize("cut", [1, 5, 200])
+def test_a_journal_that_was_cut_off_repeats_its_last_trial_at_most(
+    tmp_path: Path, uninterrupted: Callable[[str], Any], cut: int
+) -> None:
+    tune(TWO_KNOBS, BUDGET, spec(trials=5), tmp_path, smooth, SEED)
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    calls = count()
+    outcome = tune(TWO_KNOBS, BUDGET, spec(), tmp_path, failing_at(calls, -1, Killed()), SEED)
+    assert next(calls) == 3
+    assert without_times(outcome) == without_times(uninterrupted("hinge"))
+
+
 def test_a_finished_tuning_searches_no_more(tmp_path: Path) -> None:
     for match in ("hinge", "lambda"):
         first = tune(KNOBS, BUDGET, spec(match), tmp_path / match, smooth, SEED)
