@@ -256,7 +256,7 @@ def report(study: str | None, name: str, form: str, store_dir: Path) -> None:
 def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: str | None) -> None:
     """Open a study in MLflow's comparison view, on this machine only."""
     from bench.store import Store
-    from bench.tracking import launch_ui
+    from bench.ui import launch_ui
 
     store = Store(store_dir)
     with launch_ui(store.root, tracking_uri, str(store.load_study(study)["name"]), host=host, port=port) as view:

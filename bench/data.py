@@ -104,15 +104,26 @@ class TaskData:
         checksum: Of the data and of the split.
     """
 
-    def __init__(self, dataset: Dataset, arrays: Arrays, *, validation_fraction: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        arrays: Arrays,
+        *,
+        validation_fraction: float,
+        device: torch.device,
+        train_images: int | None = None,
+    ) -> None:
         _check_arrays(dataset, arrays)
         train_indices, validation_indices = split(arrays.train_labels, validation_fraction)
+        if train_images is not None:
+            train_indices = _thin_out(train_indices, arrays.train_labels, train_images)
         everything = Subset(images=arrays.train_images, labels=arrays.train_labels)
         self.train = _to_device(everything.take(train_indices), device)
         self.validation = _to_device(everything.take(validation_indices), device)
         self.test = _to_device(Subset(images=arrays.test_images, labels=arrays.test_labels), device)
         digest = hashlib.sha256(arrays.checksum().encode())
         digest.update(validation_indices.numpy().tobytes())
+        digest.update(train_indices.numpy().tobytes())
         self.checksum = digest.hexdigest()
         self.num_classes = dataset.num_classes
         self.image_shape = dataset.image_shape
@@ -205,6 +216,18 @@ def augment(images: Tensor, augmentation: Augmentation, order: torch.Generator) 
     image = torch.arange(count, device=images.device).view(-1, 1, 1)
     gathered = images.permute(0, 2, 3, 1)[image, rows.unsqueeze(2), columns.unsqueeze(1)]
     return gathered.permute(0, 3, 1, 2)
+
+
+def _thin_out(indices: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The same share of every class, `count` images in all but for rounding, in rising order.
+
+    Raises:
+        BenchError: There are not so many.
+    """
+    if count > len(indices):
+        raise BenchError(f"task.train_images is {count}; the training part has {len(indices)} images")
+    kept = split(labels[indices], count / len(indices))[1]
+    return indices[kept]
 
 
 def _to_device(subset: Subset, device: torch.device) -> Subset:

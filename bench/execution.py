@@ -65,8 +65,13 @@ class Workbench:
         """The study's task; loading it reads the data set."""
         kind: type[Dataset] = load("datasets", self.spec.task.dataset)
         dataset = kind()
-        fraction = self.spec.task.validation_fraction
-        data = TaskData(dataset, dataset.load(self._data_dir), validation_fraction=fraction, device=self.device)
+        data = TaskData(
+            dataset,
+            dataset.load(self._data_dir),
+            validation_fraction=self.spec.task.validation_fraction,
+            device=self.device,
+            train_images=self.spec.task.train_images,
+        )
         return Task(data=data, network=model_shape(self.spec, kind), make_model=self._make_model)
 
     def _make_model(self) -> nn.Module:

@@ -31,6 +31,7 @@ class TaskSpec(Strict):
         dataset: Name of a data set.
         model: Name of a model.
         validation_fraction: Share of the training data, class by class, on which everything is chosen.
+        train_images: Use only so many training images, class by class alike; all when absent.
         checkpoint: A file with a pretrained state of the model; pretraining is skipped.
         init: Compress a pretrained network, or train from scratch (paper, Section 5.6).
     """
@@ -38,6 +39,7 @@ class TaskSpec(Strict):
     dataset: str = "digits"
     model: str = "resnet20"
     validation_fraction: Fraction = 0.1
+    train_images: Count | None = None
     checkpoint: str | None = None
     init: Literal["pretrained", "scratch"] = "pretrained"
 

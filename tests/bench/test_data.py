@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.data import Arrays, Augmentation, Dataset, Subset, TaskData, as_uint8, augment, split
 from bench.errors import BenchError
 from bench.seeds import generator
+from datasets.synthetic import Synthetic
 
 CPU = torch.device("cpu")
 
@@ -359,3 +360,18 @@ def test_as_uint8_gives_grey_images_one_channel() -> None:
     grey = np.arange(2 * 5 * 6, dtype=np.uint8).reshape(2, 5, 6)
     assert as_uint8(grey).shape == (2, 1, 5, 6)
     assert torch.equal(as_uint8(grey)[:, 0], torch.from_numpy(grey))
+
+
+def test_fewer_training_images_are_an_even_share_of_every_class() -> None:
+    dataset = Synthetic()
+    arrays = dataset.load(None)
+    cpu = torch.device("cpu")
+    whole = TaskData(dataset, arrays, validation_fraction=0.25, device=cpu)
+    few = TaskData(dataset, arrays, validation_fraction=0.25, device=cpu, train_images=100)
+    counts = few.train.labels.bincount(minlength=dataset.num_classes)
+    assert abs(len(few.train) - 100) <= dataset.num_classes
+    assert int(counts.max() - counts.min()) <= 2
+    assert torch.equal(few.validation.images, whole.validation.images)
+    assert few.checksum != whole.checksum
+    with pytest.raises(BenchError, match=r"train_images is 9999"):
+        TaskData(dataset, arrays, validation_fraction=0.25, device=cpu, train_images=9999)

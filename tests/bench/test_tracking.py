@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 
 from bench import tracking
+from bench import ui as interface
 from bench.errors import BenchError
 from bench.store import read_json, write_json, write_text
-from bench.tracking import Tracker, launch_ui, resolve_uri
+from bench.tracking import Tracker, resolve_uri
+from bench.tracking_entries import curve_points
+from bench.ui import launch_ui
 
 fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 
@@ -329,8 +332,8 @@ def test_curve_points_leave_out_what_is_no_number() -> None:
         None,
         {"loss": 2},
     ]
-    assert tracking.curve_points(curves) == [("search_loss", 1.0, 0), ("epoch_lr", 0.1, 1)]
-    assert tracking.curve_points(None) == []
+    assert curve_points(curves) == [("search_loss", 1.0, 0), ("epoch_lr", 0.1, 1)]
+    assert curve_points(None) == []
 
 
 def test_telemetry_is_off_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +387,7 @@ def test_the_user_interface_shows_the_study(mixed: Any, tmp_path: Path) -> None:
         assert json.loads(fetch(f"{server}/get-artifact?path=policy.json&run_uuid={run}")) == fake_store.POLICY
         with pytest.raises(BenchError, match=f"cannot listen on 127.0.0.1:{port}: .* --port, e.g. {port + 1}"):
             launch_ui(mixed.root, None, "quick", port=port)
-        assert launch_ui(tmp_path, server, "quick") == tracking.Ui(ui.url)
+        assert launch_ui(tmp_path, server, "quick") == interface.Ui(ui.url)
         log_over_the_network(server, tmp_path / "other")
     with pytest.raises(OSError, match="refused"):
         fetch(server)
@@ -417,4 +420,4 @@ def test_a_server_that_is_down_is_one_clear_line(tmp_path: Path, monkeypatch: py
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('first'); print('no such option')"]
     with pytest.raises(BenchError, match="did not start: no such option"):
-        tracking._start_server(command, "127.0.0.1", free_port(), 20)
+        interface._start_server(command, "127.0.0.1", free_port(), 20)
