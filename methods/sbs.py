@@ -483,19 +483,20 @@ def search_space(
 
 
 def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
-    """The policy of a space with every gate shut but one group a layer."""
+    """The policy of a space with every gate shut but that of one group a layer, the smallest."""
     edge = FULL_PRECISION_BITS if all(choice.weight_bits == FULL_PRECISION for choice in space.values()) else EDGE_BITS
     layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
     for name, choice in space.items():
-        kept = (
-            tuple(range(min(choice.group_size, network[name].out_channels)))
-            if choice.group_size
-            else choice.kept_filters
-        )
+        kept = _last_group(network[name].out_channels, choice.group_size) if choice.group_size else choice.kept_filters
         layers[name] = LayerPolicy(
             weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
         )
     return Policy(model=network.model, dataset=network.dataset, layers=layers)
+
+
+def _last_group(filters: int, size: int) -> tuple[int, ...]:
+    """The group that takes what is left: none is smaller."""
+    return tuple(range((filters - 1) // size * size, filters))
 
 
 class Sbs(Method):

@@ -300,16 +300,19 @@ def survivors(gates: Tensor | None, count: int) -> list[int]:
     return list(range(count)) if gates is None else [i for i, opened in enumerate(gates.tolist()) if opened]
 
 
-def test_metrics_and_statistics_are_those_of_survivors(make_job: Callable[..., SearchJob]) -> None:
+@pytest.mark.parametrize("weight_normalization", [True, False])
+def test_metrics_and_statistics_are_those_of_survivors(
+    make_job: Callable[..., SearchJob], weight_normalization: bool
+) -> None:
     job = make_job()
-    network = shared(job)
+    network = shared(job, replace(DEFAULT, weight_normalization=weight_normalization))
     mix_gates(network, 1)
     pruned_inputs = 0
     for layer, x in inputs_of(network, batch(job)).values():
         outputs = survivors(layer.channel_gates, layer.weight.shape[0])
         inputs = survivors(layer.input_gates, layer.weight.shape[1])
         weight = layer.weight.detach()[outputs][:, inputs]
-        standard = (weight - weight.mean()) / weight.std()
+        standard = (weight - weight.mean()) / weight.std() if weight_normalization else weight
         clips = layer.clip_weight.item(), layer.clip_activation.item()
         of_weight = [mean_error(standard, clips[0], width, "weight") for width in (2, 4)]
         of_input = [mean_error(x[:, inputs], clips[1], width, "activation") for width in (2, 4)]
