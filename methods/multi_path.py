@@ -15,11 +15,11 @@ cost enters as λ log R with R the product of expected widths; the final width i
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench.compression import ConvGeometry, calibrate, replace_layer
@@ -34,7 +34,7 @@ from bench.repair import policy_of
 from bench.seeds import generator
 from bench.spec import Match
 from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
-from methods.sbs import edge_layer
+from methods.shared_network import edge_layer
 
 
 class MultiPathOptions(Strict):
@@ -54,6 +54,12 @@ class MultiPathOptions(Strict):
     temperature_start: Annotated[float, Field(gt=0)] = 5.0
     temperature_end: Annotated[float, Field(gt=0)] = 0.5
     logit_travel: Annotated[float, Field(gt=0)] = 6.0
+
+    @model_validator(mode="after")
+    def _bits_rise(self) -> Self:
+        if any(high <= low for low, high in pairwise(self.bits)):
+            raise ValueError(f"bit candidates {list(self.bits)} must rise, e.g. [2, 4, 8]")
+        return self
 
 
 class MixedConv2d(nn.Module):
@@ -178,7 +184,7 @@ class PathNetwork:
         return state
 
     def clips(self, policy: Policy) -> dict[str, float]:
-        """Clip values of the chosen paths, where the common quantizer was searched with."""
+        """Clip values of the chosen paths and of the edges, where the common quantizer was searched with."""
         found = {}
         for name, layer in self.layers.items():
             choice = policy.layers[name]
@@ -189,7 +195,18 @@ class PathNetwork:
                 quantizer = quantizers[self.bits.index(width)]
                 if isinstance(quantizer, UniformQuantizer):
                     found[f"{name}.{kind}"] = positive(quantizer.clip).item()
-        return found
+        return {**found, **self._edge_clips()} if found else {}
+
+    def _edge_clips(self) -> dict[str, float]:
+        """Clip values of the first and the last layer."""
+        return {
+            f"{shape.name}.{kind}": positive(quantizer.clip).item()
+            for shape in self.network.layers
+            for kind in ("weight", "activation")
+            if isinstance(
+                quantizer := getattr(self.model.get_submodule(shape.name), f"{kind}_quantizer", None), UniformQuantizer
+            )
+        }
 
 
 def _bits_decision(

@@ -1,0 +1,403 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from bench.compression import ConvGeometry, compress
+from bench.costs import price
+from bench.method import Method, SearchJob, SearchResult, Task
+from bench.network import trace
+from bench.policy import LayerPolicy, Policy, uniform
+from bench.quantization import QuantizerFactory, UniformQuantizer
+from bench.repair import policy_of
+from bench.seeds import generator
+from bench.spec import SearchSchedule
+from methods.dnas import Dnas, dorefa_pact
+from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions, PathNetwork
+
+Watched = Callable[[Task, Callable[[nn.Module], None]], Task]
+MakeJob = Callable[..., SearchJob]
+
+BITS = (2, 4, 8)
+QUANTIZERS = [pytest.param(UniformQuantizer, id="common"), pytest.param(dorefa_pact, id="dorefa-pact")]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mixed_layers(model: nn.Module) -> dict[str, MixedConv2d]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, MixedConv2d)}
+
+
+@torch.no_grad()
+def random_logits(network: PathNetwork, seed: int = 0) -> None:
+    for index, logits in enumerate(network.logits()):
+        logits.copy_(normal(*logits.shape, seed=100 * seed + index))
+
+
+# --- the mixed convolution --------------------------------------------------------------------------------------
+
+
+def ready_layer(conv: nn.Conv2d, quantizer: QuantizerFactory, x: Tensor, scores: Tensor) -> MixedConv2d:
+    """With a different weight in each path, clip values that suit, and the softmax of scores as probabilities."""
+    layer = MixedConv2d(conv, BITS, quantizer).double()
+    with torch.no_grad():
+        for path, weight in enumerate(layer.weight):
+            weight.add_(0.1 * normal(*weight.shape, seed=path))
+    layer.calibrate(x)
+    layer.probabilities = torch.softmax(scores, dim=1)
+    return layer
+
+
+def all_paths(layer: MixedConv2d, x: Tensor) -> Tensor:
+    """Σ_ij p_i q_j conv(Q_j(x), Q_i(w_i)), one convolution a path."""
+    total = torch.zeros(())
+    for i, j in product(range(len(BITS)), repeat=2):
+        weight = layer.weight_quantizers[i](layer.weight[i])
+        output = layer.geometry.convolve(layer.activation_quantizers[j](x), weight, layer.bias)
+        total = total + layer.probabilities[0, i] * layer.probabilities[1, j] * output
+    return total
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, padding=1, bias=False),
+        nn.Conv2d(4, 6, 1, stride=2),
+        nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2),
+    ],
+    ids=["plain", "shortcut with bias", "groups and dilation"],
+)
+def test_one_convolution_is_the_sum_over_all_paths(conv: nn.Conv2d, quantizer: QuantizerFactory) -> None:
+    x = normal(3, 4, 7, 6, seed=1).abs().requires_grad_()
+    scores = normal(2, len(BITS), seed=9).requires_grad_()
+    layer = ready_layer(conv, quantizer, x.detach(), scores)
+    leaves = [x, scores, *(p for name, p in layer.named_parameters() if name != "logits")]
+    outputs = [layer(x), all_paths(layer, x)]
+    assert torch.allclose(*outputs, atol=1e-12)
+    upstream = normal(*outputs[0].shape, seed=2)
+    gradients = [torch.autograd.grad((output * upstream).sum(), leaves, retain_graph=True) for output in outputs]
+    for found, expected in zip(*gradients, strict=True):
+        assert bool(expected.any())
+        assert torch.allclose(found, expected, atol=1e-10)
+
+
+def test_paths_start_alike_and_are_calibrated_each_for_its_width() -> None:
+    conv = nn.Conv2d(3, 5, 3)
+    layer = MixedConv2d(conv, BITS, UniformQuantizer)
+    assert all(torch.equal(weight, conv.weight) for weight in layer.weight)
+    assert len({weight.data_ptr() for weight in (*layer.weight, conv.weight)}) == 4
+    assert layer.geometry == ConvGeometry.of(conv)
+    assert layer.probabilities.tolist() == [[pytest.approx(1 / 3)] * 3] * 2
+    layer.calibrate(torch.rand(2, 3, 8, 8, generator=generator("x")))
+    for quantizers in (layer.weight_quantizers, layer.activation_quantizers):
+        clips = [quantizer.clip.item() for quantizer in quantizers]  # type: ignore[union-attr,operator]
+        assert clips == sorted(clips)
+        assert len(set(clips)) == 3
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paths(make_job: MakeJob) -> PathNetwork:
+    return PathNetwork(make_job(), BITS, UniformQuantizer)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])
+def test_probabilities_are_a_gumbel_softmax(temperature: float, paths: PathNetwork) -> None:
+    random_logits(paths)
+    paths.draw(temperature, generator("gumbel", "test"))
+    again = generator("gumbel", "test")
+    for layer in paths.layers.values():
+        uniform_draws = torch.rand(2, 3, generator=again).double().numpy()
+        scores = (layer.logits.detach().double().numpy() - np.log(-np.log(uniform_draws))) / temperature
+        powers = np.exp(scores - scores.max(1, keepdims=True))
+        expected = powers / powers.sum(1, keepdims=True)
+        assert layer.probabilities.detach().numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_noise_probabilities_are_a_softmax(paths: PathNetwork) -> None:
+    random_logits(paths)
+    paths.draw(2.0, None)
+    for layer in paths.layers.values():
+        powers = np.exp(layer.logits.detach().double().numpy() / 2)
+        assert layer.probabilities.detach().numpy() == pytest.approx(powers / powers.sum(1, keepdims=True), abs=1e-6)
+
+
+def test_the_largest_is_drawn_as_often_as_the_softmax_says(paths: PathNetwork) -> None:
+    """What Gumbel noise is for; the logits are the same in all layers, so that each draw counts eight times."""
+    logits = torch.tensor([[0.0, 1.0, -0.5], [0.7, 0.0, 0.2]])
+    with torch.no_grad():
+        for parameter in paths.logits():
+            parameter.copy_(logits)
+    noise = generator("gumbel", "frequencies")
+    counts = torch.zeros(2, 3)
+    for _ in range(500):
+        paths.draw(1.0, noise)
+        for layer in paths.layers.values():
+            counts += nn.functional.one_hot(layer.probabilities.argmax(1), 3)
+    frequencies = counts / counts.sum(1, keepdim=True)
+    assert torch.allclose(frequencies, torch.softmax(logits, 1), atol=0.03)
+
+
+def test_a_low_temperature_picks_one_path(paths: PathNetwork) -> None:
+    random_logits(paths)
+    sharpness = []
+    for temperature in (5.0, 0.5, 0.01):
+        paths.draw(temperature, generator("gumbel"))
+        sharpness.append(float(torch.stack([p.probabilities for p in paths.layers.values()]).amax(2).mean().detach()))
+    assert sharpness == sorted(sharpness)
+    assert sharpness[-1] > 0.99
+
+
+# --- cost -------------------------------------------------------------------------------------------------------
+
+
+def test_expected_cost_is_the_mean_over_all_paths_of_a_layer(paths: PathNetwork) -> None:
+    """The other layers have one path; the counter prices each of the nine."""
+    network = paths.network
+    name = "stages.1.0.conv2"
+    for layer in paths.layers.values():
+        layer.probabilities = torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    probabilities = torch.softmax(normal(2, 3, seed=4).float(), dim=1)
+    paths.layers[name].probabilities = probabilities
+    expected = 0.0
+    for i, j in product(range(3), repeat=2):
+        policy = uniform(network, 4).with_layer(name, weight_bits=BITS[i], activation_bits=BITS[j])
+        expected += float(probabilities[0, i] * probabilities[1, j]) * price(network, policy).bops
+    assert paths.expected_cost().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradient_of_the_expected_cost_for_the_logits(paths: PathNetwork) -> None:
+    """By a difference in a single logit, without noise."""
+    random_logits(paths)
+    layer = paths.layers["stages.2.0.conv1"]
+    paths.draw(1.5, None)
+    (found,) = torch.autograd.grad(paths.expected_cost(), layer.logits)
+    for row, column in product(range(2), range(3)):
+        ends = []
+        for h in (0.02, -0.02):
+            with torch.no_grad():
+                layer.logits[row, column] += h
+                paths.draw(1.5, None)
+                ends.append(paths.expected_cost().item())
+                layer.logits[row, column] -= h
+        assert found[row, column].item() == pytest.approx((ends[0] - ends[1]) / 0.04, rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_actual_cost_and_decisions_are_the_argmax_policys(seed: int, paths: PathNetwork) -> None:
+    random_logits(paths, seed)
+    decisions = paths.decisions()
+    policy = paths.policy(decisions)
+    assert paths.actual_cost().item() == price(paths.network, policy).bops
+    for name, layer in paths.layers.items():
+        best = [BITS[index] for index in layer.logits.argmax(1).tolist()]
+        assert [policy.layers[name].weight_bits, policy.layers[name].activation_bits] == best
+        assert policy.layers[name].kept_filters is None
+    assert {policy.layers[name] for name in ("conv1", "fc")} == {LayerPolicy(weight_bits=8, activation_bits=8)}
+
+
+def test_margins_lean_towards_the_choice(paths: PathNetwork) -> None:
+    random_logits(paths, 5)
+    decisions = paths.decisions()
+    assert len(decisions) == 2 * len(paths.layers)
+    for decision in decisions:
+        logits = paths.layers[decision.layer].logits[0 if decision.what == "weight_bits" else 1].tolist()
+        assert decision.options == BITS
+        assert decision.margins == pytest.approx([high - low for low, high in pairwise(logits)])
+        if decision.chosen > 0:
+            assert decision.margins[decision.chosen - 1] >= 0
+        if decision.chosen < 2:
+            assert decision.margins[decision.chosen] <= 0
+
+
+# --- the search -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Step:
+    """One training step as a forward pass met it: labels are not seen, the images tell."""
+
+    images: Tensor
+    parameters: dict[str, Tensor]
+    probabilities: Tensor
+
+
+@dataclass
+class Log:
+    """All steps of a search."""
+
+    steps: list[Step] = field(default_factory=list)
+    model: nn.Module | None = None
+
+    def watch(self, task: Task) -> Task:
+        def hook(model: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            self.model = model
+            if torch.is_grad_enabled():
+                parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+                probabilities = torch.stack([layer.probabilities.detach() for layer in mixed_layers(model).values()])
+                self.steps.append(Step(inputs[0], parameters, probabilities))
+
+        def make_model() -> nn.Module:
+            model = task.make_model()
+            model.register_forward_hook(hook)
+            return model
+
+        return replace(task, make_model=make_model)
+
+    def learned(self, step: int) -> set[str]:
+        """What changed in a step: "logits", "weights" or nothing."""
+        before, after = self.steps[step].parameters, self.steps[step + 1].parameters
+        moved = [name for name in before if not torch.equal(before[name], after[name])]
+        return {"logits" if name.endswith("logits") else "weights" for name in moved}
+
+
+def fingerprints(images: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images.contiguous()}
+
+
+@pytest.fixture
+def unaltered(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """Images arrive as they are, so that they can be told apart."""
+    monkeypatch.setattr("bench.data.augment", lambda images, augmentation, order: images)
+    return small_task
+
+
+def test_weights_and_logits_learn_in_turn_on_disjoint_images(unaltered: Task, make_job: MakeJob) -> None:
+    log = Log()
+    schedule = SearchSchedule(epochs=3, batch_size=14)
+    job = make_job(log.watch(unaltered), schedule=schedule)
+    options = MultiPathOptions(architecture_share=0.25, warmup_share=0.2)
+    MultiPath(options).search(job)
+    assert len(log.steps) == job.steps == 60
+    of_logits, of_weights = set[bytes](), set[bytes]()
+    for number in range(59):
+        images = fingerprints(log.steps[number].images)
+        if number >= 12 and number % 4 == 3:
+            assert log.learned(number) == {"logits"}
+            of_logits |= images
+        else:
+            assert log.learned(number) == {"weights"}
+            of_weights |= images
+    everything = fingerprints(job.task.data.normalize(job.task.data.train.images))
+    assert not of_logits & of_weights
+    assert of_logits | of_weights <= everything
+    assert len(of_logits) <= 0.25 * len(everything) + 1 < len(of_weights)
+
+
+def test_temperature_falls_exponentially(make_job: MakeJob) -> None:
+    options = MultiPathOptions(temperature_start=4.0, temperature_end=1.0)
+    job = make_job(schedule=SearchSchedule(epochs=2, batch_size=28))
+    history = MultiPath(options).search(job).record["history"]
+    assert [entry["temperature"] for entry in history] == pytest.approx([4 * 0.25 ** (9 / 20), 4 * 0.25 ** (19 / 20)])
+
+
+@pytest.mark.parametrize("method", [MultiPath, Dnas])
+def test_search_repeats_itself_to_the_last_bit(method: type[MultiPath], make_job: MakeJob) -> None:
+    results = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        results.append(method(MultiPathOptions()).search(make_job()))
+    one, two = results
+    assert (one.policy, list(one.decisions), one.clips, one.record) == (
+        two.policy,
+        list(two.decisions),
+        two.clips,
+        two.record,
+    )
+    assert all(torch.equal(one.state[name], two.state[name]) for name in one.state)
+
+
+def chosen_paths(log: Log, policy: Policy) -> nn.Module:
+    """The searched network with all probability on the policy's paths."""
+    assert log.model is not None
+    for name, layer in mixed_layers(log.model).items():
+        choice = policy.layers[name]
+        rows = [[float(width == chosen) for width in BITS] for chosen in (choice.weight_bits, choice.activation_bits)]
+        layer.probabilities = torch.tensor(rows, dtype=torch.float64)
+    return log.model.double().eval()
+
+
+def searched(method: Method, job: SearchJob) -> tuple[SearchResult, Log]:
+    log = Log()
+    return method.search(replace(job, task=log.watch(job.task))), log
+
+
+def test_result_is_the_chosen_paths(make_job: MakeJob) -> None:
+    job = make_job(match="lambda", knobs={"strength": 0.5}, schedule=SearchSchedule(epochs=2, batch_size=28))
+    result, log = searched(MultiPath(MultiPathOptions(architecture_share=0.5, warmup_share=0.0)), job)
+    assert len({choice.weight_bits for choice in result.policy.layers.values()}) > 1
+    model = job.task.make_model()
+    model.load_state_dict(dict(result.state))
+    rebuilt = compress(model, job.task.network, result.policy, clips=result.clips).double().eval()
+    images = job.task.data.calibration_batches(1, 8)[0].double()
+    with torch.no_grad():
+        assert torch.allclose(chosen_paths(log, result.policy)(images), rebuilt(images), rtol=1e-5, atol=1e-5)
+    assert policy_of(result.policy, result.decisions) == result.policy
+    assert result.record["history"][-1]["bops"] == price(job.task.network, result.policy).bops
+    assert set(result.record["logits"]) == {shape.name for shape in job.task.network.middle}
+
+
+def test_budget_is_heard_by_the_logits_alone(make_job: MakeJob) -> None:
+    """A strong cost ends at the cheapest widths, none at all wherever the task leads."""
+    job = make_job(match="lambda", schedule=SearchSchedule(epochs=2, batch_size=28))
+    options = MultiPathOptions(architecture_share=0.5, warmup_share=0.0, logit_travel=20.0)
+    strong, absent = (
+        MultiPath(options).search(replace(job, knobs={"strength": strength})).policy for strength in (50.0, 0.0)
+    )
+    assert strong == MultiPath(options).cheapest(job.task.network)
+    assert price(job.task.network, absent).bops > price(job.task.network, strong).bops
+
+
+# --- what it says of itself -------------------------------------------------------------------------------------
+
+
+def test_cheapest_has_the_least_candidate_everywhere(paths: PathNetwork) -> None:
+    policy = MultiPath(MultiPathOptions(bits=(3, 5))).cheapest(paths.network)
+    assert policy == uniform(paths.network, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": (4,)},
+        {"bits": (0, 4)},
+        {"bits": (4, 32)},
+        {"bits": (8, 4, 2)},
+        {"bits": (4, 4)},
+        {"architecture_share": 0.0},
+        {"architecture_share": 1.0},
+        {"warmup_share": 1.0},
+        {"temperature_end": 0.0},
+        {"logit_travel": -1.0},
+        {"temperature": 1.0},
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        MultiPathOptions(**options)
+
+
+class Dense(nn.Sequential):
+    """A network with a linear layer among those that are searched."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def test_only_convolutions_are_searched(small_task: Task, make_job: MakeJob) -> None:
+    shapes = trace(Dense(), (1, 8, 8), name="dense", dataset="digits")
+    job = make_job(replace(small_task, network=shapes, make_model=Dense), state=Dense().state_dict())
+    with pytest.raises(TypeError, match="'2' is a Linear"):
+        MultiPath(MultiPathOptions()).search(job)
