@@ -147,6 +147,7 @@ def compress(
     *,
     clips: Clips | None = None,
     quantizer: QuantizerFactory = UniformQuantizer,
+    normalized_weights: bool = True,
 ) -> nn.Module:
     """The compressed network: reduced, then quantized at the policy's bits.
 
@@ -156,6 +157,7 @@ def compress(
         policy: What to do.
         clips: Clip values to start from; 1 where absent.
         quantizer: Makes the quantizer of each tensor.
+        normalized_weights: Whether convolution weights are standardised first.
     """
     compressed = reduce(model, network, policy)
     for layer in network.layers:
@@ -163,7 +165,9 @@ def compress(
         if choice.weight_bits == choice.activation_bits == FULL_PRECISION_BITS:
             continue
         module = compressed.get_submodule(layer.name)
-        weight = quantizer(bits=choice.weight_bits, kind="weight", normalized=layer.kind == "conv")
+        weight = quantizer(
+            bits=choice.weight_bits, kind="weight", normalized=normalized_weights and layer.kind == "conv"
+        )
         activation: nn.Module = nn.Identity()
         if layer.position != "first":
             activation = quantizer(bits=choice.activation_bits, kind="activation", normalized=False)

@@ -221,7 +221,14 @@ def _compressed(bench: Workbench, method: Method, found: _Found) -> nn.Module:
     quantizer: QuantizerFactory = UniformQuantizer
     if bench.spec.recipe == "own":
         quantizer = method.quantizer
-    network = compress(model, task.network, found.policy, clips=found.result.clips, quantizer=quantizer)
+    network = compress(
+        model,
+        task.network,
+        found.policy,
+        clips=found.result.clips,
+        quantizer=quantizer,
+        normalized_weights=found.result.normalized_weights,
+    )
     network = on_device(network, bench.device)
     if bench.spec.finetune.calibrate or not found.result.clips:
         calibrate(network, task.data.calibration_batches(1, bench.spec.finetune.batch_size)[0])

@@ -105,6 +105,7 @@ class SearchResult:
         policy: The result.
         state: Weights and buffers under the names of the float model, unreduced.
         clips: Clip values by "<layer>.weight" and "<layer>.activation", for the common quantizer.
+        normalized_weights: Whether convolution weights are standardised before they are quantized.
         decisions: What repair may move; empty when nothing may.
         record: Curves and figures of the search, JSON-serialisable; `history` is a list of one dict an epoch.
     """
@@ -112,6 +113,7 @@ class SearchResult:
     policy: Policy
     state: Mapping[str, Tensor]
     clips: Mapping[str, float] = field(default_factory=dict)
+    normalized_weights: bool = True
     decisions: Sequence[Decision] = ()
     record: dict[str, Any] = field(default_factory=dict)
 

@@ -26,8 +26,6 @@ from methods.sbs import (
     PRUNING_STRENGTH,
     QUANTIZATION_STRENGTH,
     SbsOptions,
-    SearchSpace,
-    Start,
     cheapest_policy,
     search_space,
     share_bits,
@@ -35,6 +33,7 @@ from methods.sbs import (
     with_fixed_filters,
 )
 from methods.shared_layers import FULL_PRECISION
+from methods.shared_network import SearchSpace, Start
 
 _STAGE_TOLERANCE = 0.03
 

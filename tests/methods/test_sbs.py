@@ -25,14 +25,13 @@ from methods.sbs import (
     SbsOptions,
     SbsP,
     SbsQ,
-    SharedNetwork,
-    Start,
     _Trace,
     cheapest_policy,
     search_space,
     threshold_rate,
 )
 from methods.shared_layers import LayerSettings, SharedConv2d
+from methods.shared_network import SharedNetwork, Start
 
 Vector = NDArray[np.float64]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]

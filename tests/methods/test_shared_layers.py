@@ -17,8 +17,9 @@ from bench.policy import LayerPolicy, Policy
 from bench.quantization import Kind
 from bench.repair import policy_of
 from bench.training import reestimate_norms
-from methods.sbs import SbsOptions, SharedNetwork, Start, search_space
+from methods.sbs import SbsOptions, search_space
 from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedConv2d
+from methods.shared_network import SharedNetwork, Start
 
 DEFAULT = LayerSettings(
     gate_place="next_input",

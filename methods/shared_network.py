@@ -1,0 +1,218 @@
+"""The network of a bit-sharing search: a model whose searched layers are shared ones, with its cost and decisions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.compression import quantized_layer, replace_layer
+from bench.costs import RelaxedBops
+from bench.method import Decision, SearchJob
+from bench.network import prunables
+from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
+from bench.quantization import UniformQuantizer, positive
+from methods.shared_layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedConv2d
+
+SearchSpace = Mapping[str, LayerSpace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a search starts.
+
+    Attributes:
+        state: Weights under the float model's names.
+        clips: Clip values to keep; when empty they are set by `clip_init`.
+    """
+
+    state: Mapping[str, Tensor]
+    clips: Mapping[str, float]
+
+
+class SharedNetwork:
+    """A model whose searched layers are shared ones, with its differentiable cost.
+
+    Attributes:
+        model: The network, in which layers keep their names.
+        layers: The searched layers, in order of execution.
+    """
+
+    def __init__(self, job: SearchJob, space: SearchSpace, settings: LayerSettings, start: Start) -> None:
+        self.network = job.task.network
+        self.model = job.task.make_model()
+        self.model.load_state_dict(dict(start.state))
+        self.full_precision = all(choice.weight_bits == FULL_PRECISION for choice in space.values())
+        self.layers: dict[str, SharedConv2d] = {}
+        for shape in self.network.layers:
+            module = self.model.get_submodule(shape.name)
+            if shape.position == "middle" and isinstance(module, nn.Conv2d):
+                producer = self.layers.get(shape.producer or "")
+                self.layers[shape.name] = SharedConv2d(module, space[shape.name], settings, producer)
+                replace_layer(self.model, shape.name, self.layers[shape.name])
+            elif shape.position == "middle":
+                raise TypeError(f"layer '{shape.name}' is a {type(module).__name__}; SBS searches convolutions")
+            elif not self.full_precision:
+                edge = edge_layer(module, first=shape.position == "first", normalized=settings.weight_normalization)
+                replace_layer(self.model, shape.name, edge)
+        self._edge_bits = FULL_PRECISION_BITS if self.full_precision else EDGE_BITS
+        self._relaxed = RelaxedBops(self.network, job.task.device, edge_bits=self._edge_bits)
+        self._prunables = prunables(self.model)
+        if settings.gate_place == "norm_output":
+            self._mask_after_norms()
+        self._restore_clips(start.clips)
+
+    def _mask_after_norms(self) -> None:
+        for name, prunable in self._prunables.items():
+            layer = self.layers[name]
+
+            def mask(_: nn.Module, __: Any, output: Tensor, layer: SharedConv2d = layer) -> Tensor:
+                gates = layer.channel_gates
+                return output if gates is None else output * gates.view(1, -1, 1, 1)
+
+            self.model.get_submodule(prunable.norm).register_forward_hook(mask)
+
+    @torch.no_grad()
+    def _restore_clips(self, clips: Mapping[str, float]) -> None:
+        for name, clip in self._clips():
+            if name in clips:
+                clip.fill_(clips[name])
+
+    def _clips(self) -> Sequence[tuple[str, nn.Parameter]]:
+        found = []
+        for shape in self.network.layers:
+            module = self.model.get_submodule(shape.name)
+            if isinstance(module, SharedConv2d):
+                found += [
+                    (f"{shape.name}.weight", module.clip_weight),
+                    (f"{shape.name}.activation", module.clip_activation),
+                ]
+                continue
+            for kind in ("weight", "activation"):
+                quantizer = getattr(module, f"{kind}_quantizer", None)
+                if isinstance(quantizer, UniformQuantizer):
+                    found.append((f"{shape.name}.{kind}", quantizer.clip))
+        return found
+
+    def clips(self) -> dict[str, float]:
+        """All clip values."""
+        return {name: positive(clip).item() for name, clip in self._clips()}
+
+    def relaxed_cost(self, form: Literal["joint", "separate"]) -> Tensor:
+        """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.
+
+        "separate" adds the two one-sided forms and takes away their common value, so that each gate has the
+        gradient of its own form while R keeps its value.
+        """
+        weight_bits, activation_bits = (
+            torch.stack(parts) for parts in zip(*(layer.bits() for layer in self.layers.values()), strict=True)
+        )
+        filters = {name: layer.filters() for name, layer in self.layers.items()}
+        outputs = torch.stack(list(filters.values()))
+        inputs = torch.stack(
+            [
+                filters.get(shape.producer or "", full)
+                for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)
+            ]
+        )
+
+        def cost(weights: Tensor, activations: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+            return self._relaxed(weights, activations, in_channels=inputs, out_channels=outputs)
+
+        if form == "joint":
+            return cost(weight_bits, activation_bits, inputs, outputs)
+        of_weights = cost(weight_bits, activation_bits.detach(), inputs, outputs)
+        of_activations = cost(weight_bits.detach(), activation_bits, inputs.detach(), outputs.detach())
+        return of_weights + of_activations - of_weights.detach()
+
+    def state(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights and buffers under the float model's names."""
+        mine = self.model.state_dict()
+        return {name: mine[name].detach().clone() for name in names}
+
+    def decide(self, policy: Policy) -> None:
+        """Fix all gates as a policy says."""
+        for name, layer in self.layers.items():
+            layer.decide(policy.layers[name])
+
+    def decisions(self, activation_metrics: Mapping[str, Tensor]) -> list[Decision]:
+        """Every gate with its margin Â − α, at the present thresholds.
+
+        Args:
+            activation_metrics: Calibrated metrics by layer.
+        """
+        found = []
+        for name, layer in self.layers.items():
+            found += _bit_decisions(
+                name, "weight_bits", layer.space.weight_bits, layer.weight_metric - layer.thresholds_weight
+            )
+            excess = activation_metrics[name] - layer.thresholds_activation
+            found += _bit_decisions(name, "activation_bits", layer.space.activation_bits, excess)
+            if layer.groups is not None and layer.threshold_filters is not None:
+                found += _group_decisions(name, layer)
+        return found
+
+    def base_policy(self, space: SearchSpace) -> Policy:
+        """What is fixed beforehand: edges, widths without a choice, filters kept from an earlier stage.
+
+        Layers with pruning gates list all their filters.
+        """
+        layers = {}
+        for shape in self.network.layers:
+            choice = space.get(shape.name)
+            if choice is None:
+                layers[shape.name] = LayerPolicy(weight_bits=self._edge_bits, activation_bits=self._edge_bits)
+            else:
+                layers[shape.name] = LayerPolicy(
+                    weight_bits=choice.weight_bits[0],
+                    activation_bits=choice.activation_bits[0],
+                    kept_filters=tuple(range(shape.out_channels)) if choice.group_size else choice.kept_filters,
+                )
+        return Policy(model=self.network.model, dataset=self.network.dataset, layers=layers)
+
+
+def edge_layer(module: nn.Module, *, first: bool, normalized: bool = True) -> nn.Module:
+    """The first or last layer at 8 bits; pixels are on an 8-bit grid already.
+
+    Args:
+        module: A convolution or a linear layer.
+        first: Whether it reads the image.
+        normalized: Whether weights of convolutions are standardised.
+    """
+    standardized = normalized and isinstance(module, nn.Conv2d)
+    weight = UniformQuantizer(bits=EDGE_BITS, kind="weight", normalized=standardized)
+    activation = nn.Identity() if first else UniformQuantizer(bits=EDGE_BITS, kind="activation")
+    return quantized_layer(module, weight, activation)
+
+
+def _bit_decisions(
+    layer: str, what: Literal["weight_bits", "activation_bits"], chain: tuple[int, ...], excess: Tensor
+) -> list[Decision]:
+    if len(chain) == 1:
+        return []
+    margins = tuple(excess.tolist())
+    opened = 0
+    while opened < len(margins) and margins[opened] >= 0:
+        opened += 1
+    return [Decision(layer=layer, what=what, options=chain, chosen=opened, margins=margins)]
+
+
+def _group_decisions(name: str, layer: SharedConv2d) -> list[Decision]:
+    """One decision a group, but for the strongest, which stays."""
+    if layer.groups is None or layer.threshold_filters is None:
+        return []
+    excess = (layer.group_metric - layer.threshold_filters).tolist()
+    strongest = int(layer.group_metric.argmax())
+    return [
+        Decision(
+            layer=name,
+            what="filters",
+            options=(0, 1),
+            chosen=int(margin >= 0),
+            margins=(margin,),
+            filters=members,
+        )
+        for group, (margin, members) in enumerate(zip(excess, layer.groups.members, strict=True))
+        if group != strongest
+    ]
