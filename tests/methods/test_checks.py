@@ -53,9 +53,7 @@ def test_every_line_passes(check: Callable[[], Iterator[CheckLine]]) -> None:
 PRICE_LAYER = bench.costs._price_layer
 
 
-def priced_with(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[bench.costs.LayerCost], dict[str, Any]]
-) -> None:
+def priced_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[bench.costs.LayerCost], dict[str, Any]]) -> None:
     """Break the counter in one figure of every layer."""
 
     def broken(*arguments: Any) -> bench.costs.LayerCost:
@@ -155,9 +153,7 @@ def test_theorem_fails_where_a_width_is_no_multiple(bits: tuple[int, int]) -> No
 
 def rounded_with(monkeypatch: pytest.MonkeyPatch, rounding: Callable[[Tensor], Tensor]) -> None:
     """Break the quantizer's rounding alone."""
-    monkeypatch.setattr(
-        quantization, "discretize", lambda z, bits: rounding(z * (2**bits - 1)) / (2**bits - 1)
-    )
+    monkeypatch.setattr(quantization, "discretize", lambda z, bits: rounding(z * (2**bits - 1)) / (2**bits - 1))
 
 
 def test_half_even_rounding_in_the_quantizer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
