@@ -92,8 +92,8 @@ def rate_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps_pe
     if schedule.decay == "cosine":
         return CosineAnnealingLR(optimizer, total)
     if schedule.decay == "one_cycle":
-        # Half an update of warm-up at least: PyTorch divides by its length, and three updates would have none.
-        warmup = max(_ONE_CYCLE_WARMUP, 1.5 / (total + 1))
+        # PyTorch divides by the length of the warm-up, which would be 0 for three updates.
+        warmup = _ONE_CYCLE_WARMUP if total != 3 else 1.5 * _ONE_CYCLE_WARMUP
         return OneCycleLR(optimizer, schedule.lr, total_steps=total + 1, pct_start=warmup, cycle_momentum=False)
     return MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in schedule.milestones])
 
