@@ -72,6 +72,12 @@ class Workbench:
             device=self.device,
             train_images=self.spec.task.train_images,
         )
+        for part, images in (("training", data.train), ("validation", data.validation)):
+            if not len(images):
+                raise BenchError(
+                    f"no {part} images of {self.spec.task.dataset} are left with task.validation_fraction = "
+                    f"{self.spec.task.validation_fraction}; change it with --set task.validation_fraction=…"
+                )
         return Task(data=data, network=model_shape(self.spec, kind), make_model=self._make_model)
 
     def _make_model(self) -> nn.Module:
@@ -125,10 +131,17 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
 
 
 def _pretrained(bench: Workbench, unit: Unit) -> tuple[dict[str, Any], float]:
-    """The pretrained state on the device, and its validation accuracy."""
+    """The pretrained state on the device, and its validation accuracy.
+
+    Raises:
+        RuntimeError: Pretraining ended without one.
+    """
+    record = bench.store.record("pretrained", unit.identity) or {}
+    if record.get("status") != "done":
+        reason = record.get("reason") or record.get("status")
+        raise RuntimeError(f"pretraining of seed {unit.seed} did not finish: {reason}")
     state = load_state(bench.store.unit("pretrained", unit.identity) / "model.pt")
-    record = bench.store.record("pretrained", unit.identity)
-    top1 = math.nan if record is None else float(record["metrics"]["validation_top1"])
+    top1 = float(record["metrics"]["validation_top1"])
     return {name: value.to(bench.device) for name, value in state.items()}, top1
 
 
@@ -440,6 +453,7 @@ class _recorded:  # noqa: N801  (used like a function)
         self.record = _describe(self._bench, self._kind, self._unit)
         write_json(self._folder / "spec.json", self._unit.document)
         write_json(self._folder / "record.json", self.record)
+        (self._folder / "error.txt").unlink(missing_ok=True)  # of an attempt that failed
         return self.record
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace_: Any) -> bool:
