@@ -29,13 +29,13 @@ TINY: dict[str, Any] = {
     "seeds": [0, 1],
     "device": "cpu",
     "threads": 1,
-    "task": {"dataset": "synthetic", "model": "resnet8", "validation_fraction": 0.8},
+    "task": {"dataset": "synthetic", "model": "resnet8", "validation_fraction": 0.2, "train_images": 96},
     "pretrain": _SCHEDULE,
     "search": {"epochs": 1, "batch_size": 32},
     "finetune": _SCHEDULE,
     "tuning": {"trials": 2},
 }
-"""Three updates an epoch: most of the training images are set aside for validation."""
+"""Three updates an epoch."""
 
 
 class Recorder:
