@@ -52,7 +52,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.unit = ""
+        pass
 
     def started(self, plan: Plan, epochs: int) -> None:
         self.planned = epochs
