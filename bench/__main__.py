@@ -1,7 +1,6 @@
 """The console script: runs the command line and turns the errors that users meet into one line."""
 
 import logging
-import os
 import sys
 
 from bench.errors import BenchError
@@ -16,11 +15,10 @@ def main() -> None:
     from bench.cli import bench
 
     logging.basicConfig(level=logging.WARNING, format="bench: %(message)s")
+    stdout = sys.stdout
     try:
         status = bench.main(standalone_mode=False, prog_name="bench")
-    except click.exceptions.Abort:
-        status = EXIT_INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second into the first
         sys.stderr.write("bench: interrupted; nothing that had finished is lost, the same command goes on from here\n")
         status = EXIT_INTERRUPTED
     except click.ClickException as error:
@@ -31,9 +29,9 @@ def main() -> None:
     except BenchError as error:
         sys.stderr.write(f"bench: {error}\n")
         status = EXIT_USAGE
-    except BrokenPipeError:  # the reader of our output left, e.g. `bench list methods | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+    except SystemExit as error:
+        # Click replaces the output and leaves when its reader has left, e.g. `bench list methods | head -1`.
+        status = error.code if sys.stdout is stdout else 0
     except OSError as error:
         where = error.filename or "no file named"
         sys.stderr.write(f"bench: {error.strerror or error}: {where}; nothing that had finished is lost\n")

@@ -45,9 +45,10 @@ _tracking_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="sbs-bench")
-def bench() -> None:
+@click.pass_context
+def bench(context: click.Context) -> None:
     r"""Compare neural-network compression methods at matched bit-operation budgets.
 
     \b
@@ -55,6 +56,8 @@ def bench() -> None:
     bench report                          the table of the latest study
     bench ui                              the same in MLflow
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @bench.command()
@@ -133,8 +136,8 @@ def _specification(
     base = read_toml(spec_file) if spec_file is not None else read_preset(preset or "quick")
     task = {key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None}
     flags: dict[str, Any] = {"task": task} if task else {}
-    lists = {"methods": methods, "budgets": budgets}
-    flags |= {key: _names(value, f"--{key}") for key, value in lists.items() if value is not None}
+    lists = (("methods", "--methods", methods), ("budgets", "--budget", budgets))
+    flags |= {key: _names(value, flag) for key, flag, value in lists if value is not None}
     flags |= {key: value for key, value in (("name", name), ("device", device)) if value is not None}
     if seeds is not None:
         flags["seeds"] = _seeds(seeds)
@@ -216,13 +219,13 @@ def status(study: str | None, store_dir: Path) -> None:
         [
             row["method"] or "",
             row["budget"] or "",
-            str(row["seed"]),
+            row["seed"],
             row["status"],
             _figure(row["top1"], "{:.2f}"),
             _figure(row["bops"], "{:.1f}", 1e-6),
             row["reason"] or "",
         ]
-        for row in frame.to_dict("records")
+        for row in frame.astype({"seed": "string"}).fillna({"seed": ""}).to_dict("records")
     ]
     make_console().print(simple_table(f"study {document['name']}", columns, rows))
 
