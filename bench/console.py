@@ -23,6 +23,7 @@ from bench.plan import Plan
 _FILE_WIDTH = 120
 _PLAIN_INTERVAL = 10.0
 """Seconds between lines on epochs where there is no terminal."""
+_FIGURES = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f} %", "budget_share": "cost {:.2f} × budget"}
 
 
 class LiveWatcher:
@@ -87,13 +88,11 @@ class LiveWatcher:
     def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
         """Show an epoch's figures."""
         self._unit_epochs += 1
-        parts = [
-            f"{self._unit}: {phase} {figures['epoch']:.0f}/{figures['epochs']:.0f}",
-            f"loss {figures['loss']:.3f}",
-        ]
-        parts.append(f"acc {figures['accuracy']:.1f} %")
-        if "budget_share" in figures:
-            parts.append(f"cost {figures['budget_share']:.2f} × budget")
+        parts = [f"{self._unit}: {phase} {figures.get('epoch', self._unit_epochs):.0f}"]
+        if "epochs" in figures:
+            parts[0] += f"/{figures['epochs']:.0f}"
+        # Methods report what they have.
+        parts += [form.format(figures[name]) for name, form in _FIGURES.items() if name in figures]
         line = ", ".join(parts)
         if self._study is not None:
             self._progress.advance(self._study)
