@@ -245,6 +245,8 @@ def _compressed(bench: Workbench, method: Method, found: _Found) -> nn.Module:
     network = on_device(network, bench.device)
     if bench.spec.finetune.calibrate or not found.result.clips:
         calibrate(network, task.data.calibration_batches(1, bench.spec.finetune.batch_size)[0])
+    # Standardised weights scale every convolution's output; a short fine-tuning would not forget the old statistics.
+    reestimate_norms(network, task.data, bench.spec.finetune.batch_size)
     return network
 
 
@@ -331,8 +333,6 @@ def _trial(
             update={"epochs": bench.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
         )
         _finetune(bench, network, short, unit.seed, curves)
-    else:
-        reestimate_norms(network, bench.task.data, bench.spec.finetune.batch_size)
     result = evaluate(network, bench.task.data, bench.task.data.validation)
     bops = price(bench.task.network, found.policy).bops
     return Trial(
