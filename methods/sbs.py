@@ -76,7 +76,7 @@ class SbsOptions(Strict):
             of activations weights.
     """
 
-    bits: tuple[int, ...] = (2, 4, 8)
+    bits: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (2, 4, 8)
     group_size: Annotated[int, Field(ge=1)] = 4
     gate_training: Literal["alternating", "joint"] = "alternating"
     gate_place: GatePlace = "next_input"

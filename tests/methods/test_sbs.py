@@ -206,9 +206,9 @@ class QuantizationByCost(SbsQ):
 
 
 def frozen_search(method: type[Sbs], job: SearchJob, watched: Watched, **options: Any) -> tuple[SearchResult, Diary]:
-    """A search of 72 steps whose weights stand still, and its diary."""
+    """A search of 64 steps whose weights stand still, and its diary."""
     diary = Diary()
-    schedule = SearchSchedule(epochs=2, batch_size=8, lr=1e-12)
+    schedule = SearchSchedule(epochs=2, batch_size=9, lr=1e-12)
     result = method(SbsOptions(**options)).search(replace(job, task=watched(job.task, diary), schedule=schedule))
     return result, diary
 
@@ -228,7 +228,7 @@ def test_search_by_cost_alone_is_the_simulators_gate_for_gate(
     job = make_job(match=match, knobs={"strength": strength})
     result, diary = frozen_search(method, job, watched, gate_training=gate_training)
     assert diary.model is not None
-    rate = 1e-3 * 10_530 / 72
+    rate = 1e-3 * 10_530 / 64
     simulator = Simulator(job.task.network, diary.model, job.cost_term(), rate, gate_training == "joint")
     costs = []
     for number, (gates, metrics) in enumerate(zip(diary.gates, diary.metrics, strict=True)):
@@ -236,7 +236,7 @@ def test_search_by_cost_alone_is_the_simulators_gate_for_gate(
         costs.append(simulator.step(number, of_inputs))
         for key, expected in gates.items():
             assert simulator.gates[key].tolist() == expected.tolist(), f"step {number}, {key}"
-    assert len(costs) == 72
+    assert len(costs) == 64
     assert costs == result.record["bops_per_step"]
     assert costs[0] > job.budget > costs[-1]
     assert sum(int((a[key] != b[key]).sum()) for a, b in pairwise(diary.gates) for key in a) >= 20
@@ -307,13 +307,13 @@ def test_thresholds_take_turns(gate_training: str, make_job: MakeJob, watched: W
 
 def test_threshold_rate(make_job: MakeJob, watched: Watched) -> None:
     """The first step goes 1.9 × rate × gradient with Nesterov momentum: alike in all searches but for the rate."""
-    job = make_job()
-    rates: Mapping[Any, float] = {"scaled": 1.053, "paper": 1e-3, 0.02: 0.02}
+    job = make_job(schedule=SearchSchedule(epochs=1, batch_size=96))
+    rates: Mapping[Any, float] = {"scaled": 3.51, "paper": 1e-3, 0.02: 0.02}
     ways = []
     for option, rate in rates.items():
         result, diary = short_search(SbsQ, job, watched, threshold_lr=option)
         assert result.record["threshold_lr"] == pytest.approx(rate)
-        assert result.record["drive"] == pytest.approx(0.3 * rate * 10)
+        assert result.record["drive"] == pytest.approx(0.3 * rate * 3)
         ways.append(np.concatenate(list(diary.thresholds[1].values())) / rate)
     assert ways[0].any()
     assert ways[1] == pytest.approx(ways[0], rel=1e-4)
@@ -454,9 +454,10 @@ def assert_same(one: SearchResult, two: SearchResult) -> None:
 def test_search_repeats_itself_to_the_last_bit(make_job: MakeJob) -> None:
     """Whatever the global generator is at; another seed is another search."""
     results = []
+    few = SearchSchedule(epochs=1, batch_size=48)
     for global_seed, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(global_seed)
-        results.append(Sbs(SbsOptions()).search(make_job(seed=seed)))
+        results.append(Sbs(SbsOptions()).search(make_job(seed=seed, schedule=few)))
     assert_same(*results[:2])
     first, _, other = results
     assert any(not torch.equal(first.state[name], other.state[name]) for name in other.state)
@@ -466,6 +467,7 @@ VARIANTS: Sequence[Mapping[str, Any]] = [
     {},
     {"bits": (3, 6, 12), "group_size": 5},
     {"gate_place": "norm_output"},
+    {"weight_normalization": False},
     {"search_downsampling": False, "gate_training": "joint", "relaxed_cost": "separate"},
 ]
 
@@ -477,14 +479,22 @@ def test_result_is_the_network_that_was_searched(
     """Policy, weights and clip values rebuild it, physically reduced; the pretrained weights are left alone."""
     before = {name: value.clone() for name, value in make_job().pretrained.items()}
     job = make_job(knobs={"strength": 3.0}, match="lambda")
-    result, diary = short_search(Sbs, job, watched, threshold_lr=0.1, **options)
+    result, diary = short_search(CostOnly, job, watched, threshold_lr=0.1, **options)
     assert diary.model is not None
     model = job.task.make_model()
     model.load_state_dict(dict(result.state))
-    rebuilt = compress(model, job.task.network, result.policy, clips=result.clips).double().eval()
+    rebuilt = compress(
+        model,
+        job.task.network,
+        result.policy,
+        clips=result.clips,
+        normalized_weights=result.normalized_weights,
+    )
     images = job.task.data.calibration_batches(1, 8)[0].double()
     with torch.no_grad():
-        assert torch.allclose(diary.model.double().eval()(images), rebuilt(images), rtol=1e-5, atol=1e-5)
+        assert torch.allclose(
+            diary.model.double().eval()(images), rebuilt.double().eval()(images), rtol=1e-5, atol=1e-5
+        )
     assert any(choice.kept_filters is not None for choice in result.policy.layers.values())
     assert any(not torch.equal(result.state[name], before[name]) for name in before)
     assert all(torch.equal(job.pretrained[name], before[name]) for name in before)
@@ -540,7 +550,7 @@ def test_methods_choose_what_they_say(
     assert {(choice.weight_bits, choice.activation_bits) for choice in edges} == {
         (32, 32) if widths == {32} else (8, 8)
     }
-    assert any(choice.kept_filters is not None for choice in middle) == ("filters" in decided)
+    assert "filters" in decided or not any(choice.kept_filters for choice in middle)
     cheapest = price(shapes, method(SbsOptions()).cheapest(shapes)).bops
     assert cheapest <= price(shapes, result.policy).bops < price(shapes, open_policy(result)).bops
 
@@ -599,6 +609,8 @@ def test_nothing_in_the_space_is_cheaper_than_the_cheapest(group_size: int, netw
         ({"bits": (4, 2)}, "2 is not a multiple of 4"),
         ({"bits": (4, 4)}, "4 is not a multiple of 4"),
         ({"bits": ()}, "bit candidates"),
+        ({"bits": (8, 32)}, "less than or equal to 16"),
+        ({"bits": (0, 4)}, "greater than or equal to 1"),
         ({"group_size": 0}, "group_size"),
         ({"threshold_lr": 0.0}, "threshold_lr"),
         ({"threshold_lr": "fast"}, "threshold_lr"),
