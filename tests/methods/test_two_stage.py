@@ -50,7 +50,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
 
 
 def two_epochs(make_job: MakeJob, **changes: Any) -> SearchJob:
-    return make_job(**{"knobs": KNOBS, "schedule": SearchSchedule(epochs=2, batch_size=28), **changes})
+    return make_job(**{"knobs": KNOBS, "schedule": SearchSchedule(epochs=2, batch_size=48), **changes})
 
 
 def cost(network: NetworkShape, policy: Policy) -> int:
