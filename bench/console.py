@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from bench.costs import NetworkCost
 from bench.plan import Plan
@@ -70,6 +71,7 @@ class LiveWatcher:
             f"{len(plan.tunings)} tunings of at most {spec.tuning.trials} trials, {len(plan.runs)} runs, "
             f"on {spec.device}",
             highlight=False,
+            markup=False,
         )
         self._study = self._progress.add_task(spec.name, total=epochs, detail="")
 
@@ -80,7 +82,7 @@ class LiveWatcher:
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
         """Say how a unit ended."""
-        self._console.print(f"  {title}: {outcome}", highlight=False)
+        self._console.print(f"  {title}: {outcome}", highlight=False, markup=False)
         if self._study is not None:
             self._progress.advance(self._study, max(0, epochs - self._unit_epochs))
         self._unit_epochs = 0
@@ -98,7 +100,7 @@ class LiveWatcher:
             self._progress.advance(self._study)
         self._detail(line)
         if not self._live and time.monotonic() - self._last_line > _PLAIN_INTERVAL:
-            self._console.print(f"    {line}", highlight=False)
+            self._console.print(f"    {line}", highlight=False, markup=False)
             self._last_line = time.monotonic()
 
     def _detail(self, text: str) -> None:
@@ -126,7 +128,7 @@ def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]])
     for heading, right in columns.items():
         table.add_column(heading, justify="right" if right else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # brackets, e.g. of an error, are no markup
     return table
 
 
