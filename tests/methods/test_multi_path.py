@@ -82,7 +82,7 @@ def test_one_convolution_is_the_sum_over_all_paths(conv: nn.Conv2d, quantizer: Q
     layer = ready_layer(conv, quantizer, x.detach(), scores)
     leaves = [x, scores, *(p for name, p in layer.named_parameters() if name != "logits")]
     outputs = [layer(x), all_paths(layer, x)]
-    assert torch.allclose(*outputs, atol=1e-12)
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-12)
     upstream = normal(*outputs[0].shape, seed=2)
     gradients = [torch.autograd.grad((output * upstream).sum(), leaves, retain_graph=True) for output in outputs]
     for found, expected in zip(*gradients, strict=True):
@@ -99,7 +99,7 @@ def test_paths_start_alike_and_are_calibrated_each_for_its_width() -> None:
     assert layer.probabilities.tolist() == [[pytest.approx(1 / 3)] * 3] * 2
     layer.calibrate(torch.rand(2, 3, 8, 8, generator=generator("x")))
     for quantizers in (layer.weight_quantizers, layer.activation_quantizers):
-        clips = [quantizer.clip.item() for quantizer in quantizers]  # type: ignore[union-attr,operator]
+        clips = [quantizer.clip.item() for quantizer in quantizers]  # type: ignore[operator]
         assert clips == sorted(clips)
         assert len(set(clips)) == 3
 

@@ -167,7 +167,7 @@ class Simulator:
     def _cost(self) -> float:
         total = 0.0
         for shape in self.shapes.layers:
-            macs = math.prod(shape.kernel) * math.prod(shape.out_size)
+            macs = float(math.prod(shape.kernel) * math.prod(shape.out_size))
             macs *= self._filters(shape.producer, shape.in_channels) * self._filters(shape.name, shape.out_channels)
             middle = shape.position == "middle"
             total += macs * (
@@ -411,7 +411,7 @@ class Ending:
 
 @pytest.mark.parametrize("final_gates", ["majority", "last"])
 def test_decisions_are_margins_at_the_deciding_thresholds(
-    final_gates: str, make_job: MakeJob, watched: Watched
+    final_gates: Any, make_job: MakeJob, watched: Watched
 ) -> None:
     ending = Ending()
     job = make_job(schedule=SearchSchedule(epochs=1, batch_size=10), report=ending.report, match="lambda")

@@ -392,7 +392,7 @@ def multiplied_out(shapes: NetworkShape, gates: dict[GateName, float]) -> float:
 
     total = 0.0
     for shape in shapes.layers:
-        macs = math.prod(shape.kernel) * math.prod(shape.out_size)
+        macs = float(math.prod(shape.kernel) * math.prod(shape.out_size))
         macs *= filters(shape.producer, shape.in_channels) * filters(shape.name, shape.out_channels)
         middle = shape.position == "middle"
         total += macs * (width(shape.name, "weight_gates") * width(shape.name, "activation_gates") if middle else 64)

@@ -14,7 +14,8 @@ from bench.network import NetworkShape
 from bench.policy import Policy, uniform
 from bench.repair import repair
 from bench.spec import SearchSchedule
-from methods.sbs import SbsOptions, SearchSpace, Start, share_bits
+from methods.sbs import SbsOptions, share_bits
+from methods.shared_network import SearchSpace, Start
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
 
 MakeJob = Callable[..., SearchJob]
@@ -167,7 +168,7 @@ def first_policy(first: Stage, network: NetworkShape, result: SearchResult, matc
 @pytest.mark.parametrize("finetune_from", ["searched", "pretrained"])
 @pytest.mark.parametrize("method", METHODS)
 def test_second_stage_starts_where_the_first_ended(
-    method: type[TwoStage], finetune_from: str, stages: list[Stage], make_job: MakeJob
+    method: type[TwoStage], finetune_from: Any, stages: list[Stage], make_job: MakeJob
 ) -> None:
     job = two_epochs(make_job)
     method(SbsOptions(finetune_from=finetune_from)).search(job)
