@@ -91,13 +91,15 @@ def test_one_convolution_is_the_sum_over_all_paths(conv: nn.Conv2d, quantizer: Q
 
 
 def test_paths_start_alike_and_are_calibrated_each_for_its_width() -> None:
-    conv = nn.Conv2d(3, 5, 3)
+    conv = nn.Conv2d(3, 64, 3)
+    with torch.no_grad():
+        conv.weight.copy_(normal(64, 3, 3, 3))
     layer = MixedConv2d(conv, BITS, UniformQuantizer)
     assert all(torch.equal(weight, conv.weight) for weight in layer.weight)
     assert len({weight.data_ptr() for weight in (*layer.weight, conv.weight)}) == 4
     assert layer.geometry == ConvGeometry.of(conv)
     assert layer.probabilities.tolist() == [[pytest.approx(1 / 3)] * 3] * 2
-    layer.calibrate(torch.rand(2, 3, 8, 8, generator=generator("x")))
+    layer.calibrate(normal(2, 3, 16, 16, seed=1).float())
     for quantizers in (layer.weight_quantizers, layer.activation_quantizers):
         clips = [quantizer.clip.item() for quantizer in quantizers]  # type: ignore[operator]
         assert clips == sorted(clips)
