@@ -71,9 +71,6 @@ class SbsOptions(Strict):
         search_downsampling: Search the 1×1 convolutions of shortcuts like any other layer, or fix them at
             the widest candidate.
         finetune_from: Fine-tune the searched weights, or the pretrained ones again.
-        relaxed_cost: Cost of weights, activations and filters jointly; or the printed Eq. 14, in which the
-            gates of weights (and filters) see activations at their present width as a constant, and the gates
-            of activations weights.
     """
 
     bits: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (2, 4, 8)
@@ -87,7 +84,6 @@ class SbsOptions(Strict):
     weight_normalization: bool = True
     search_downsampling: bool = True
     finetune_from: Literal["searched", "pretrained"] = "searched"
-    relaxed_cost: Literal["joint", "separate"] = "joint"
 
     @model_validator(mode="after")
     def _bits_form_a_chain(self) -> Self:
@@ -219,7 +215,7 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
         for images, labels in batches:
             logits = network.model(images)
             loss = F.cross_entropy(logits, labels)
-            cost = network.relaxed_cost(options.relaxed_cost)
+            cost = network.relaxed_cost()
             network.model.zero_grad(set_to_none=True)
             (loss + term(cost, cost.detach())).backward()  # type: ignore[no-untyped-call]
             weights.step()

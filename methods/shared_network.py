@@ -99,11 +99,11 @@ class SharedNetwork:
         """All clip values."""
         return {name: positive(clip).item() for name, clip in self._clips()}
 
-    def relaxed_cost(self, form: Literal["joint", "separate"]) -> Tensor:
+    def relaxed_cost(self) -> Tensor:
         """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.
 
-        "separate" adds the two one-sided forms and takes away their common value, so that each gate has the
-        gradient of its own form while R keeps its value.
+        Each width is expanded over its own gates, and the cost of a layer is their product: by the product rule
+        a gate of weights then has the gradient of the printed, weight-only form at the present activations.
         """
         weight_bits, activation_bits = (
             torch.stack(parts) for parts in zip(*(layer.bits() for layer in self.layers.values()), strict=True)
@@ -117,14 +117,7 @@ class SharedNetwork:
             ]
         )
 
-        def cost(weights: Tensor, activations: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-            return self._relaxed(weights, activations, in_channels=inputs, out_channels=outputs)
-
-        if form == "joint":
-            return cost(weight_bits, activation_bits, inputs, outputs)
-        of_weights = cost(weight_bits, activation_bits.detach(), inputs, outputs)
-        of_activations = cost(weight_bits.detach(), activation_bits, inputs.detach(), outputs.detach())
-        return of_weights + of_activations - of_weights.detach()
+        return self._relaxed(weight_bits, activation_bits, in_channels=inputs, out_channels=outputs)
 
     def state(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights and buffers under the float model's names."""

@@ -468,7 +468,7 @@ VARIANTS: Sequence[Mapping[str, Any]] = [
     {"bits": (3, 6, 12), "group_size": 5},
     {"gate_place": "norm_output"},
     {"weight_normalization": False},
-    {"search_downsampling": False, "gate_training": "joint", "relaxed_cost": "separate"},
+    {"search_downsampling": False, "gate_training": "joint"},
 ]
 
 

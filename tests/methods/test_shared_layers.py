@@ -192,7 +192,7 @@ def test_filters_fixed_beforehand_are_those_of_the_reduced_network(scrambled_job
         found = network.model.eval()(batch(scrambled_job))
         expected = reduced(scrambled_job, network, policy)(batch(scrambled_job))
     assert network.base_policy(space) == policy
-    assert network.relaxed_cost("joint").item() == price(scrambled_job.task.network, policy).bops
+    assert network.relaxed_cost().item() == price(scrambled_job.task.network, policy).bops
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -256,7 +256,7 @@ def test_thresholds_feel_the_task_only_where_they_shall(
     loss = F.cross_entropy(network.model.train()(batch(job)), labels())
     thresholds = [p for name, p in network.model.named_parameters() if "threshold" in name]
     of_task = torch.autograd.grad(loss, thresholds, allow_unused=True, retain_graph=True)
-    of_cost = torch.autograd.grad(network.relaxed_cost("joint").log(), thresholds)
+    of_cost = torch.autograd.grad(network.relaxed_cost().log(), thresholds)
     felt = [gradient is not None and bool(gradient.any()) for gradient in of_task]
     assert all(felt) if task_gradient else not any(felt)
     assert sum(bool(gradient.any()) for gradient in of_cost) >= len(thresholds) - 4
@@ -347,17 +347,14 @@ def test_group_metric_is_raw_or_normalised(
 # --- the differentiable cost ---
 
 
-@pytest.mark.parametrize("form", ["joint", "separate"])
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_relaxed_cost_is_the_counters(
-    scrambled_job: SearchJob, seed: int | None, form: Literal["joint", "separate"]
-) -> None:
+def test_relaxed_cost_is_the_counters(scrambled_job: SearchJob, seed: int | None) -> None:
     """With all gates open, and with mixed ones."""
     network = shared(scrambled_job, ready=False)
     if seed is not None:
         mix_gates(network, seed)
     inputs_of(network, batch(scrambled_job, 2))
-    assert network.relaxed_cost(form).item() == price(scrambled_job.task.network, read_off(network)).bops
+    assert network.relaxed_cost().item() == price(scrambled_job.task.network, read_off(network)).bops
 
 
 GateName = tuple[str, str, int]
@@ -399,11 +396,8 @@ def multiplied_out(shapes: NetworkShape, gates: dict[GateName, float]) -> float:
     return total
 
 
-@pytest.mark.parametrize("form", ["joint", "separate"])
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_gradient_of_the_log_cost_is_that_of_the_formula(
-    make_job: Callable[..., SearchJob], seed: int | None, form: Literal["joint", "separate"]
-) -> None:
+def test_gradient_of_the_log_cost_is_that_of_the_formula(make_job: Callable[..., SearchJob], seed: int | None) -> None:
     """For every gate, open or shut, by a difference of the cost, which is linear in each."""
     job = make_job()
     network = shared(job, ready=False)
@@ -417,7 +411,7 @@ def test_gradient_of_the_log_cost_is_that_of_the_formula(
         for kind in ("weight_gates", "activation_gates", "group_gates")
         if len(getattr(layer, kind))
     }
-    gradients = torch.autograd.grad(network.relaxed_cost(form).log(), list(tensors.values()))
+    gradients = torch.autograd.grad(network.relaxed_cost().log(), list(tensors.values()))
     cost = multiplied_out(job.task.network, values)
     for (name, kind), gradient in zip(tensors, gradients, strict=True):
         for position, found in enumerate(gradient.tolist()):
