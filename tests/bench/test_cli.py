@@ -415,6 +415,7 @@ def test_a_dry_run_knows_what_is_done_and_writes_nothing(
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_a_finished_study_again_prints_the_table_and_fills_mlflow(
     bench: Callable[..., Answer], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,6 +495,7 @@ def test_an_interruption_says_how_to_go_on(
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process_and_the_same_command_again(tmp_path: Path, tiny: SimpleNamespace) -> None:
     (tmp_path / "tiny.toml").write_text(toml({**tiny.values, "pretrain": {**tiny.values["pretrain"], "epochs": 20}}))
     store = tmp_path / "store"

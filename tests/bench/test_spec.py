@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -214,6 +214,7 @@ def shuffled(value: Any, draws: random.Random) -> Any:
     return [shuffled(inner, draws) for inner in value] if isinstance(value, list) else value
 
 
+@settings(deadline=None)
 @given(document=st.dictionaries(st.text(max_size=5), JSON, max_size=5), draws=st.randoms(use_true_random=False))
 def test_the_hash_does_not_depend_on_the_order_of_keys(document: dict[str, Any], draws: random.Random) -> None:
     identity = canonical_hash(document)

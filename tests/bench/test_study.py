@@ -197,6 +197,7 @@ def interrupting(original: Callable[..., Any], watcher: Any, unit: str, when: in
     return wrapped
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_numbers_as_one(tiny: SimpleNamespace, finished: Any, tmp_path: Path) -> None:
     from joblib.externals.loky import get_reusable_executor
 
