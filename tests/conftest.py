@@ -20,6 +20,7 @@ from bench.plan import Plan, make_plan
 from bench.spec import StudySpec, build
 from bench.store import Store
 from bench.study import StudyRun, run_study
+from bench.training import fit
 
 _SCHEDULE = {"epochs": 1, "batch_size": 32, "lr": 0.05}
 TINY: dict[str, Any] = {
@@ -94,6 +95,7 @@ class Worked:
     watcher: Recorder
     tracker: NoTracker
     starts: list[tuple[str, int, int]] = field(default_factory=list)
+    orders: list[tuple[str, int]] = field(default_factory=list)
     test_reads: list[str] = field(default_factory=list)
 
     def record(self, title: str) -> dict[str, Any]:
@@ -131,14 +133,25 @@ def tiny() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Worked:
-    """The tiny study, finished, with every look at the test split and every search's start. Do not write to it."""
+    """The tiny study, finished. Do not write to it.
+
+    With the start of every search as (unit, seed, checksum of the weights), the order of the data of every search and
+    training as (unit, seed of the generator), and every unit that looked at the test split.
+    """
     starts: list[tuple[str, int, int]] = []
+    orders: list[tuple[str, int]] = []
     reads: list[str] = []
     current = Recorder()
 
     def spying_job(**fields: Any) -> SearchJob:
         starts.append((current.unit, fields["seed"], checksum(fields["pretrained"])))
-        return SearchJob(**fields)
+        job = SearchJob(**fields)
+        orders.append((current.unit, job.order().initial_seed()))
+        return job
+
+    def spying_fit(model: Any, data: TaskData, schedule: Any, order: torch.Generator, report: Any) -> None:
+        orders.append((current.unit, order.initial_seed()))
+        fit(model, data, schedule, order, report)
 
     def read_test(data: TaskData) -> Any:
         reads.append(current.unit)
@@ -146,10 +159,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worked:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "SearchJob", spying_job)
+        patch.setattr(execution, "fit", spying_fit)
         spy = property(read_test, lambda data, value: data.__dict__.update(test=value))
         patch.setattr(TaskData, "test", spy, raising=False)
         worked = work(tiny_spec(), tmp_path_factory.mktemp("finished") / "store", watcher=current)
-    worked.starts, worked.test_reads = starts, reads
+    worked.starts, worked.orders, worked.test_reads = starts, orders, reads
     return worked
 
 

@@ -21,7 +21,7 @@ from bench.execution import Workbench, final_cost, pretrain, run
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.plan import make_plan, method_source
 from bench.policy import load_policy, uniform
-from bench.seeds import tuning_seed
+from bench.seeds import derive, tuning_seed
 from bench.spec import canonical_hash
 from bench.store import Store, load_state, read_json, save_state
 from bench.training import evaluate
@@ -177,6 +177,21 @@ def test_all_methods_of_a_seed_start_from_the_same_weights(finished: Any) -> Non
     assert trials.isdisjoint(runs.values())
 
 
+def test_all_methods_of_a_seed_see_the_data_in_the_same_order(finished: Any) -> None:
+    def orders(seed: int) -> set[tuple[int, ...]]:
+        """For each run its search's and its fine-tuning's."""
+        titles = {title for title, _ in finished.orders if title.startswith("run") and title.endswith(f"seed {seed}")}
+        assert len(titles) == 4
+        return {tuple(order for title, order in finished.orders if title == wanted) for wanted in titles}
+
+    (first,), (second,) = orders(0), orders(1)
+    assert len({*first, *second}) == 4
+    tuning = {order for title, order in finished.orders if title.startswith("tune")}
+    pretraining = [order for title, order in finished.orders if title.startswith("pretrain")]
+    assert len(tuning) == 2 and tuning.isdisjoint({*first, *second})
+    assert len(set(pretraining)) == 3 and tuning.isdisjoint(pretraining)
+
+
 def test_seeds_give_different_networks(finished: Any) -> None:
     losses = [finished.record(f"{method} {seed}")["metrics"]["loss"] for method in ("sbs", "fixed") for seed in (0, 1)]
     assert len(set(losses)) == 4
@@ -246,8 +261,10 @@ class Direct(Method):
     summary = "for tests"
     capabilities = Capabilities(budget="direct")
     outcome: ClassVar[BaseException | None] = None
+    started: ClassVar[tuple[int, int]]
 
     def search(self, job: SearchJob) -> SearchResult:
+        type(self).started = (torch.initial_seed(), torch.get_num_threads())
         if self.outcome is not None:
             raise self.outcome
         return SearchResult(policy=uniform(job.task.network, 4), state=job.pretrained)
@@ -316,6 +333,16 @@ def test_the_interrupted_run_says_how_to_go_on(attempt: Callable[[BaseException 
     records = [json.loads(path.read_text()) for path in copied.glob("runs/*/record.json")]
     (record,) = [record for record in records if record["status"] == "interrupted"]
     assert record["reason"] == "interrupted; the same command goes on from here"
+
+
+def test_a_search_starts_from_its_own_seed_and_threads_whatever_came_before(
+    attempt: Callable[[BaseException | None], Path],
+) -> None:
+    torch.manual_seed(99)
+    torch.set_num_threads(2)
+    attempt(None)
+    assert Direct.started == (derive("search", 0), 1)
+    assert torch.initial_seed() == derive("finetune", 0)
 
 
 def test_a_users_mistake_goes_on_to_the_caller(attempt: Callable[[BaseException | None], Path]) -> None:
