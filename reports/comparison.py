@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import statistics
 from bench.report import Column, Report, Table
-from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, results_frame, runs_frame, section
+from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, read_record, results_frame, runs_frame, section
 from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
 from bench.store import Store
 from reports.renderers import RENDERERS
@@ -65,7 +65,7 @@ class Comparison(Report):
             title=_title(study),
             columns=_columns(baseline),
             rows=tuple(_cells(row, baseline) for row in rows),
-            notes=tuple(_notes(rows, runs, spec)),
+            notes=(*_notes(rows, runs, spec), *_matching_notes(store, study, runs)),
         )
 
 
@@ -234,6 +234,29 @@ def _protocol(spec: Mapping[str, Any]) -> str:
         f"Matching: {tuning.get('match')}, cost within [{1 - tolerance:.2f}, 1.00] of the budget. "
         f"Recipe: {spec.get('recipe')}. Seeds: {seeds}"
     )
+
+
+def _matching_notes(store: Store, study: Mapping[str, Any], runs: "pd.DataFrame") -> Iterator[str]:
+    """What it took to bring methods onto their budgets: trials, and gates that repair moved."""
+    records = [read_record(store, "tuning", str(identity)) for identity in study.get("tunings") or ()]
+    done = [record for record in records if record is not None and record.get("status") == "done"]
+    if done:
+        parts = [
+            f"{_name(record)} {record['trials_used']} trials, chosen "
+            + ", ".join(f"{name} {value:.3g}" for name, value in section(record, "knobs").items())
+            for record in done
+        ]
+        yield f"Tuning: {'; '.join(parts)}"
+    repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_bops"] > 0)]
+    if len(repaired):
+        shares = repaired.assign(share=repaired["raw_bops"] / repaired["budget_bops"])
+        groups = shares.groupby(["method", "budget"], sort=False)[["repaired_gates", "share"]].mean()
+        parts = [
+            f"{' '.join(map(str, key))} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} × budget"
+            for key, group in groups.iterrows()
+            if isinstance(key, tuple)
+        ]
+        yield f"Repair moved: {'; '.join(parts)}"
 
 
 def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
