@@ -277,5 +277,5 @@ def test_tables_are_written_beside_the_study(mixed: SimpleNamespace) -> None:
 def test_notes_say_what_matching_took(mixed: SimpleNamespace) -> None:
     notes = " | ".join(table_of(mixed).notes)
     assert re.search(r"Tuning: \w+ 4bit \d+ trials, chosen strength ", notes)
-    assert re.search(r"Repair moved: .*sbs 4bit 1\.0 gates a run, from 1\.02 × budget", notes)
+    assert re.search(r"Repair moved: .*sbs 4bit 1\.0 gates a run, from 1\.02 of the budget", notes)
     assert "full_precision" not in notes.partition("Repair moved: ")[2].partition(" | ")[0]
