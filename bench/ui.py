@@ -105,7 +105,7 @@ def ui_command(store_root: Path, uri: str, host: str, port: int) -> list[str]:
 
 def experiment_url(server: str, experiment: str) -> str:
     """The page of an experiment in MLflow's user interface."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
 
 
 def _require_experiment(tracker: Tracker, study: str) -> str:
