@@ -252,7 +252,8 @@ def _matching_notes(store: Store, study: Mapping[str, Any], runs: "pd.DataFrame"
         shares = repaired.assign(share=repaired["raw_bops"] / repaired["budget_bops"])
         groups = shares.groupby(["method", "budget"], sort=False)[["repaired_gates", "share"]].mean()
         parts = [
-            f"{' '.join(map(str, key))} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} of the budget"
+            f"{' '.join(map(str, key))} {group['repaired_gates']:.1f} gates a run, "
+            f"from {group['share']:.2f} of the budget"
             for key, group in groups.iterrows()
             if isinstance(key, tuple)
         ]
