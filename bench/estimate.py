@@ -14,7 +14,7 @@ from bench.method import SearchJob, Task
 from bench.plan import Plan, RunUnit, TuningUnit, Unit, make_method, phases
 from bench.policy import uniform
 from bench.seeds import generator, start_process_deterministically
-from bench.spec import Schedule, SearchSchedule
+from bench.spec import Match, Schedule, SearchSchedule
 from bench.store import UnitKind
 from bench.training import fit
 
@@ -91,9 +91,9 @@ def estimate(plan: Plan, bench: Workbench) -> Estimate:
     )
 
 
-def _search_time(unit: TuningUnit, task: Task, schedule: SearchSchedule, match: str) -> StepTime:
+def _search_time(unit: TuningUnit, task: Task, schedule: SearchSchedule, match: Match) -> StepTime:
     method = make_method(unit.method, unit.options)
-    knobs = {name: math.sqrt(knob.low * knob.high) for name, knob in method.knobs(match).items()}  # type: ignore[arg-type]
+    knobs = {name: math.sqrt(knob.low * knob.high) for name, knob in method.knobs(match).items()}
     state = task.make_model().state_dict()
 
     def work(batches: int) -> None:
@@ -104,7 +104,7 @@ def _search_time(unit: TuningUnit, task: Task, schedule: SearchSchedule, match: 
                 pretrained=state,
                 knobs=knobs,
                 budget=unit.budget.bops,
-                match=match,  # type: ignore[arg-type]
+                match=match,
                 schedule=schedule.model_copy(update={"epochs": 1}),
                 seed=0,
                 report=_ignore,

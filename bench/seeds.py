@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from bench.errors import BenchError
-
-_TUNING_OFFSET = 1_000_000
+from bench.spec import REPORT_SEEDS
 
 
 def derive(*parts: str | int) -> int:
@@ -25,7 +24,7 @@ def generator(*parts: str | int) -> torch.Generator:
 
 def tuning_seed(number: int) -> int:
     """The seed for tuning searches number 0, 1, …; disjoint from every report seed."""
-    return _TUNING_OFFSET + number
+    return REPORT_SEEDS + number
 
 
 def check_report_seed(seed: int) -> None:
@@ -34,8 +33,8 @@ def check_report_seed(seed: int) -> None:
     Raises:
         BenchError: The seed is negative or too large.
     """
-    if not 0 <= seed < _TUNING_OFFSET:
-        raise BenchError(f"seed {seed} is not allowed; seeds go from 0 to {_TUNING_OFFSET - 1}, e.g. --seeds 0,1,2")
+    if not 0 <= seed < REPORT_SEEDS:
+        raise BenchError(f"seed {seed} is not allowed; seeds go from 0 to {REPORT_SEEDS - 1}, e.g. --seeds 0,1,2")
 
 
 def start_process_deterministically(seed: int, threads: int) -> None:

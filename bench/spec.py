@@ -23,6 +23,9 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
+REPORT_SEEDS = 1_000_000
+"""Report seeds lie below this number, tuning seeds from it on."""
+
 
 class TaskSpec(Strict):
     """What is compressed.
@@ -136,7 +139,7 @@ class StudySpec(Strict):
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("sbs", "dnas", "fixed", "full_precision")
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("4bit",)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1_000_000)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=REPORT_SEEDS)], ...], Field(min_length=1)] = (0, 1, 2)
     recipe: Recipe = "common"
     baseline: str = "fixed"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -208,7 +208,3 @@ def _milliseconds(moment: Any) -> int | None:
         return int(datetime.fromisoformat(moment).timestamp() * 1000)
     except (TypeError, ValueError):
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

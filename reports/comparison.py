@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import statistics
@@ -67,11 +66,6 @@ class Comparison(Report):
             rows=tuple(_cells(row, baseline) for row in rows),
             notes=(*_notes(rows, runs, spec), *_matching_notes(store, study, runs)),
         )
-
-
-def write_tables(store: Store, study: Mapping[str, Any]) -> list[Path]:
-    """Write table.md, table.tex and table.csv into the study's folder; returns the files."""
-    return Comparison().write(store, study)
 
 
 def _title(study: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.report import Column, Table
 from bench.results import results_frame
 from bench.statistics import smallest_detectable
-from reports.comparison import Comparison, write_tables
+from reports.comparison import Comparison
 from reports.renderers import comma_separated, escape_latex, latex, markdown, terminal
 
 fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
@@ -267,7 +267,7 @@ def test_an_unknown_form_names_the_nearest(mixed: SimpleNamespace) -> None:
 
 def test_tables_are_written_beside_the_study(mixed: SimpleNamespace) -> None:
     document = mixed.document()
-    files = write_tables(mixed.store, document)
+    files = Comparison().write(mixed.store, document)
     assert [file.name for file in files] == ["table.md", "table.tex", "table.csv"]
     folder = mixed.store.study("quick")
     assert (folder / "table.md").read_text() == markdown(table_of(mixed))
