@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.plan import Plan
+    from bench.running import How
     from bench.spec import StudySpec
     from bench.store import Store
 
@@ -70,6 +71,14 @@ def bench(context: click.Context) -> None:
 @click.option("--budget", "budgets", default=None, help="4bit, 630.6M or 0.016x; several separated by commas.")
 @click.option("--seeds", default=None, help="A count (5) or a list (0,1,2).")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs worked on at once.")
+@click.option("--backend", default="threading", show_default=True, help="threading, loky or dask.")
+@click.option("--scheduler", default=None, metavar="ADDRESS", help="Of a Dask cluster, for --backend dask.")
+@click.option("--timeout", default=None, metavar="TIME", help="Limit for each run and trial: 90s, 30min, 2h.")
+@click.option("--memory-limit", default=None, metavar="SIZE", help="Limit for each run and trial: 800MB, 8GB.")
+@click.option("--retry", default=None, metavar="HOW", help="Try runs again that ended so: failed, timeout, oom, all.")
+@click.option("--runs-per-card", type=click.IntRange(1), default=1, show_default=True, help="With --device cuda.")
+@click.option("--optuna-storage", default=None, metavar="URL", help="Database for Optuna's dashboard.")
+@click.option("--in-process", is_flag=True, help="Work in this process, without limits: for debuggers.")
 @click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value of the specification.")
 @click.option("--dry-run", is_flag=True, help="Print every planned trial and run, and how long they will take.")
@@ -77,40 +86,68 @@ def bench(context: click.Context) -> None:
 @_data_option
 @_tracking_option
 def run(
-    store_dir: Path, data_dir: Path | None, tracking_uri: str | None, jobs: int, dry_run: bool, **asked: Any
+    store_dir: Path,
+    data_dir: Path | None,
+    tracking_uri: str | None,
+    dry_run: bool,
+    jobs: int,
+    backend: str,
+    scheduler: str | None,
+    timeout: str | None,
+    memory_limit: str | None,
+    retry: str | None,
+    runs_per_card: int,
+    optuna_storage: str | None,
+    in_process: bool,
+    **asked: Any,
 ) -> int:
     """Run a study: tune each method onto each budget, repeat over seeds, print the table.
 
     What the store already has is not repeated, so the same command continues an interrupted study.
     """
     from bench.console import make_console
+    from bench.endings import parse_retry
     from bench.plan import make_plan
+    from bench.running import How, Limits, parse_backend, parse_seconds, parse_size
     from bench.store import Store
 
+    how = How(
+        store=Store(store_dir),
+        data_dir=data_dir,
+        jobs=jobs,
+        backend=parse_backend(backend, scheduler, in_process=in_process, jobs=jobs),
+        scheduler=scheduler,
+        isolated=not in_process,
+        limits=Limits(
+            seconds=None if timeout is None else parse_seconds(timeout),
+            memory_bytes=None if memory_limit is None else parse_size(memory_limit),
+        ),
+        retry=frozenset() if retry is None else parse_retry(retry),
+        runs_per_card=runs_per_card,
+        optuna_storage=optuna_storage,
+    )
     console = make_console()
-    spec = _specification(**asked)
-    plan = make_plan(spec)
-    store = Store(store_dir)
+    plan = make_plan(_specification(**asked))
     if dry_run:
-        _print_plan(console, plan, store, data_dir, jobs)
+        _print_plan(console, plan, how.store, data_dir, jobs)
         return 0
-    return _run(console, plan, store, data_dir, jobs, tracking_uri)
+    return _run(console, plan, how, tracking_uri)
 
 
-def _run(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int, tracking_uri: str | None) -> int:
+def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> int:
     from bench.__main__ import EXIT_SOME_FAILED
     from bench.console import LiveWatcher
     from bench.plugins import load
-    from bench.results import runs_frame
-    from bench.study import StudyRun, run_study
+    from bench.results import FAILURES, runs_frame
+    from bench.study import run_study
     from bench.tracking import Tracker
 
-    how = StudyRun(store=store, data_dir=data_dir, jobs=jobs, tracker=Tracker(tracking_uri, store.root))
-    document = run_study(plan, how, LiveWatcher(console))
+    store = how.store
+    document = run_study(plan, how, Tracker(tracking_uri, store.root), LiveWatcher(console))
     report = load("reports", "comparison")()
     click.echo(report.render(report.build(store, document), "terminal", console.width))
     click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui")
-    failed = runs_frame(store, document)["status"].isin(("failed", "interrupted")).any()
+    failed = runs_frame(store, document)["status"].isin(FAILURES - {"unreachable"}).any()
     return EXIT_SOME_FAILED if failed else 0
 
 
@@ -171,12 +208,12 @@ def _seeds(text: str) -> list[int]:
 
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
-    from bench.console import Silent, duration, simple_table
+    from bench.console import duration, simple_table
     from bench.estimate import estimate, unit_states
     from bench.execution import Workbench
     from bench.plan import title
 
-    workbench = Workbench(plan.spec, store, data_dir, Silent())
+    workbench = Workbench(plan.spec, store, data_dir, plan.network)
     guess = estimate(plan, workbench)
     rows, total = [], 0.0
     for _, unit, state in unit_states(plan, workbench):

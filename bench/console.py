@@ -1,7 +1,7 @@
 """What the terminal shows: live progress, plain lines where there is no terminal, and tables."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.costs import NetworkCost
+from bench.leases import LeaseView
 from bench.plan import Plan
 
 _FILE_WIDTH = 120
@@ -28,7 +29,7 @@ _FIGURES = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f} %", "budget_share": "
 
 
 class LiveWatcher:
-    """Live progress of a study: a bar over all epochs with the time left, and a line on what is going on.
+    """Live progress of a study: a bar over all epochs with the time left, and what is worked on.
 
     Where the output is not a terminal, plain lines say the same now and then.
     """
@@ -50,9 +51,8 @@ class LiveWatcher:
             speed_estimate_period=600,
         )
         self._study: TaskID | None = None
-        self._unit_epochs = 0
-        self._unit = ""
-        self._last_line = 0.0
+        self._finished_epochs = 0
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -66,46 +66,48 @@ class LiveWatcher:
     def started(self, plan: Plan, epochs: int) -> None:
         """Show the study's size."""
         spec = plan.spec
-        self._console.print(
+        self.note(
             f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
             f"{len(plan.tunings)} tunings of at most {spec.tuning.trials} trials, {len(plan.runs)} runs, "
-            f"on {spec.device}",
-            highlight=False,
-            markup=False,
+            f"on {spec.device}"
         )
         self._study = self._progress.add_task(spec.name, total=epochs, detail="")
 
-    def unit_started(self, title: str) -> None:
-        """Show which unit begins."""
-        self._unit, self._unit_epochs = title, 0
-        self._detail(title)
+    def note(self, text: str) -> None:
+        """Say something."""
+        self._console.print(text, highlight=False, markup=False)
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
         """Say how a unit ended."""
-        self._console.print(f"  {title}: {outcome}", highlight=False, markup=False)
-        if self._study is not None:
-            self._progress.advance(self._study, max(0, epochs - self._unit_epochs))
-        self._unit_epochs = 0
+        self.note(f"  {title}: {outcome}")
+        self._finished_epochs += epochs
+        self._advance(0)
 
-    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        """Show an epoch's figures."""
-        self._unit_epochs += 1
-        parts = [f"{self._unit}: {phase} {figures.get('epoch', self._unit_epochs):.0f}"]
-        if "epochs" in figures:
-            parts[0] += f"/{figures['epochs']:.0f}"
-        # Methods report what they have.
-        parts += [form.format(figures[name]) for name, form in _FIGURES.items() if name in figures]
-        line = ", ".join(parts)
+    def at_work(self, units: Sequence[LeaseView]) -> None:
+        """Show what is worked on."""
+        lines = [progress_line(unit) for unit in units]
+        self._advance(sum(int(unit.progress.get("done", 0)) for unit in units))
         if self._study is not None:
-            self._progress.advance(self._study)
-        self._detail(line)
-        if not self._live and time.monotonic() - self._last_line > _PLAIN_INTERVAL:
-            self._console.print(f"    {line}", highlight=False, markup=False)
+            self._progress.update(self._study, detail="; ".join(lines))
+        if lines and not self._live and time.monotonic() - self._last_line > _PLAIN_INTERVAL:
+            for line in lines:
+                self.note(f"    {line}")
             self._last_line = time.monotonic()
 
-    def _detail(self, text: str) -> None:
+    def _advance(self, under_way: int) -> None:
         if self._study is not None:
-            self._progress.update(self._study, detail=text)
+            self._progress.update(self._study, completed=self._finished_epochs + under_way)
+
+
+def progress_line(unit: LeaseView) -> str:
+    """How far a unit is: "run sbs 4bit seed 0: search 3/8, loss 1.204"."""
+    progress = unit.progress
+    parts = [f"{unit.title}: {progress.get('phase', '')} {progress.get('epoch', 0):.0f}"]
+    if "epochs" in progress:
+        parts[0] += f"/{progress['epochs']:.0f}"
+    # Methods report what they have.
+    parts += [form.format(progress[name]) for name, form in _FIGURES.items() if name in progress]
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
@@ -168,10 +170,3 @@ def make_console() -> Console:
     """The terminal; as wide as a table needs where the output goes to a file."""
     console = Console()
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        """Say nothing."""

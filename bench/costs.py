@@ -20,9 +20,6 @@ from torch import Tensor
 from bench.network import LayerShape, NetworkShape
 from bench.policy import EDGE_BITS, LayerPolicy, Policy, check, kept_inputs
 
-COUNTER_VERSION = 1
-"""Stored with every result; raised when any figure of the counter changes."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCost:

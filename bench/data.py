@@ -7,10 +7,10 @@ keeps the first layer's input on its 8-bit grid.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -168,6 +168,44 @@ class TaskData:
         chosen = torch.randperm(len(self.train), generator=generator("calibration"))[: count * batch_size]
         images = self.train.take(chosen.to(self.device)).images
         return [self.normalize(part) for part in torch.split(images, batch_size)]
+
+
+class BatchStream:
+    """Training batches without end, epoch after epoch, from a subset; its place can be kept and found again.
+
+    Args:
+        data: Where the images come from.
+        batch_size: Images a batch.
+        order: Draws the order and the augmentation.
+        subset: The images to use.
+    """
+
+    def __init__(self, data: TaskData, batch_size: int, order: torch.Generator, subset: Subset) -> None:
+        self._data, self._batch_size, self._order, self._subset = data, batch_size, order, subset
+        self._begin()
+
+    def _begin(self) -> None:
+        self._drawn_from = self._order.get_state()
+        self._taken = 0
+        self._batches = self._data.training_batches(self._batch_size, self._order, subset=self._subset)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """The next batch."""
+        if self._taken == self._data.batches_per_epoch(self._batch_size, self._subset):
+            self._begin()
+        self._taken += 1
+        return next(self._batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream: the generator before the present epoch, and batches taken since."""
+        return {"drawn_from": self._drawn_from, "taken": self._taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a place in the stream."""
+        self._order.set_state(state["drawn_from"])
+        self._begin()
+        for _ in range(state["taken"]):
+            next(self)
 
 
 def split(labels: Tensor, validation_fraction: float) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,11 @@
-"""Works on one unit: a pretraining, the tuning of a method, or a run. Everything it finds goes to the store."""
+"""Works on one unit: a pretraining, a trial of a tuning, or a run. Everything it finds goes to the unit's folder."""
 
-import logging
+import json
 import math
 import time
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,25 +13,25 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from bench.checkpoints import INTERVAL_SECONDS, Checkpoints
 from bench.compression import calibrate, compress, reduce
-from bench.costs import COUNTER_VERSION, NetworkCost, price
+from bench.costs import NetworkCost, price
 from bench.data import Dataset, TaskData
-from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
-from bench.machine import hardware, peak_memory, versions
-from bench.matching import Trial, tune
-from bench.method import Method, SearchJob, SearchResult, Task
+from bench.endings import SkippedError
+from bench.errors import BenchError, UnreachableBudgetError
+from bench.machine import peak_memory
+from bench.matching import Trial
+from bench.method import Decision, Method, SearchJob, SearchResult, Task
 from bench.network import NetworkShape, trace
-from bench.plan import RunUnit, TuningUnit, Unit, make_method, method_source, model_shape
+from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load
-from bench.policy import Policy
+from bench.policy import Policy, policy_from_json
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.repair import Repair, repair
 from bench.seeds import derive, generator, start_process_deterministically
 from bench.spec import FinetuneSchedule, StudySpec
-from bench.store import Status, Store, UnitKind, load_state, save_state, write_json, write_text
+from bench.store import Store, load_state, manifest, save_state, write_json
 from bench.training import Evaluation, evaluate, fit, reestimate_norms
-
-_log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -50,13 +49,13 @@ class Workbench:
         spec: With a resolved device.
         store: Where units live.
         data_dir: Where data sets are looked for.
-        watcher: Is told of every epoch.
+        network: The shapes of the study's model.
     """
 
-    def __init__(self, spec: StudySpec, store: Store, data_dir: Path | None, watcher: Watcher) -> None:
+    def __init__(self, spec: StudySpec, store: Store, data_dir: Path | None, network: NetworkShape) -> None:
         self.spec = spec
         self.store = store
-        self.watcher = watcher
+        self.network = network
         self._data_dir = data_dir
         self.device = torch.device(spec.device)
 
@@ -78,7 +77,7 @@ class Workbench:
                     f"no {part} images of {self.spec.task.dataset} are left with task.validation_fraction = "
                     f"{self.spec.task.validation_fraction}; change it with --set task.validation_fraction=…"
                 )
-        return Task(data=data, network=model_shape(self.spec, kind), make_model=self._make_model)
+        return Task(data=data, network=self.network, make_model=self._make_model)
 
     def _make_model(self) -> nn.Module:
         data = self.task.data
@@ -92,33 +91,141 @@ def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     return moved
 
 
+class Clock:
+    """Seconds spent in each phase of a unit, over all its interruptions."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._began = 0.0
+
+    @contextmanager
+    def of(self, phase: str) -> Iterator[None]:
+        """Count the block as time of a phase."""
+        self._phase, self._began = phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._count()
+            self._phase = None
+
+    def seconds(self, phase: str) -> float:
+        """Seconds of a phase."""
+        return self._seconds.get(phase, 0.0)
+
+    def total(self) -> float:
+        """Seconds of all phases."""
+        return sum(self._seconds.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: up to this moment."""
+        self._count()
+        return {"seconds": dict(self._seconds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Add what earlier attempts spent; what this one spent on getting there counts too."""
+        self._count()
+        for phase, seconds in state["seconds"].items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
+        self._began = now
+
+
+class Curves:
+    """Collects figures by epoch and passes them on to the watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.entries: list[dict[str, Any]] = []
+
+    def of(self, phase: str) -> "_Report":
+        """The reporting function of one phase."""
+        return _Report(self, phase)
+
+    def add(self, phase: str, figures: Mapping[str, float]) -> None:
+        """Keep an epoch's figures."""
+        self.entries.append({"phase": phase, **figures})
+        self._watcher.epoch(phase, figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"entries": json.dumps(self.entries)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.entries = json.loads(state["entries"])
+
+
+@dataclass(frozen=True)
+class _Report:
+    curves: Curves
+    phase: str
+
+    def __call__(self, figures: Mapping[str, float]) -> None:
+        self.curves.add(self.phase, figures)
+
+
+class Desk:
+    """A unit under work: its folder, its record, what it has gathered, and its checkpoints.
+
+    Attributes:
+        record: What the store will say of the unit.
+    """
+
+    def __init__(self, bench: Workbench, unit: Unit, record: dict[str, Any], watcher: Watcher) -> None:
+        self.bench = bench
+        self.unit = unit
+        self.record = record
+        self.folder = bench.store.unit(kind_of(unit), unit.identity)
+        self.clock = Clock()
+        self.curves = Curves(watcher)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", {"clock": self.clock, "curves": self.curves})
+
+    def write(self, name: str, document: Any) -> None:
+        """Write a JSON file into the unit's folder."""
+        write_json(self.folder / name, document)
+        self._list(name)
+
+    def write_state(self, name: str, model: nn.Module) -> None:
+        """Write a network's state into the unit's folder."""
+        save_state(self.folder / name, model.state_dict())
+        self._list(name)
+
+    def _list(self, name: str) -> None:
+        self.record["files"] |= manifest(self.folder, [name])
+
+
 # --- pretraining ------------------------------------------------------------------------------------------
 
 
-def pretrain(bench: Workbench, unit: Unit) -> None:
-    """Make the state that all methods of a seed start from, unless the store has it."""
-    folder = bench.store.unit("pretrained", unit.identity)
-    if _is_done(bench, "pretrained", unit):
-        return
-    with _recorded(bench, "pretrained", unit) as record:
-        start_process_deterministically(derive("pretrain", unit.seed), bench.spec.threads)
-        task = bench.task
-        model = task.make_model()
-        curves = _Curves(bench.watcher)
-        if bench.spec.task.checkpoint is not None:
-            _load_checkpoint(model, Path(bench.spec.task.checkpoint))
-        elif bench.spec.task.init == "pretrained":
+def pretrain(desk: Desk) -> None:
+    """Make the state that all methods of a seed start from."""
+    bench, unit = desk.bench, desk.unit
+    start_process_deterministically(derive("pretrain", unit.seed), bench.spec.threads)
+    task = bench.task
+    model = task.make_model()
+    if bench.spec.task.checkpoint is not None:
+        _load_checkpoint(model, Path(bench.spec.task.checkpoint))
+    elif bench.spec.task.init == "pretrained":
+        order = generator("order", "pretrain", unit.seed)
+        with desk.clock.of("pretrain"):
             fit(
                 model,
                 task.data,
                 bench.spec.pretrain,
-                generator("order", "pretrain", unit.seed),
-                curves.of("pretrain"),
+                order,
+                desk.curves.of("pretrain"),
+                desk.checkpoints.stage("pretrain"),
             )
-        result = evaluate(model, task.data, task.data.validation)
-        save_state(folder / "model.pt", model.state_dict())
-        write_json(folder / "curves.json", curves.entries)
-        record.update(metrics={"validation_top1": result.top1, "validation_loss": result.loss}, status="done")
+    result = evaluate(model, task.data, task.data.validation)
+    desk.write_state("model.pt", model)
+    desk.write("curves.json", desk.curves.entries)
+    desk.record["metrics"] = {"validation_top1": result.top1, "validation_loss": result.loss}
+    desk.record["times"] = {"total_seconds": desk.clock.total()}
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
@@ -134,18 +241,61 @@ def _pretrained(bench: Workbench, unit: Unit) -> tuple[dict[str, Any], float]:
     """The pretrained state on the device, and its validation accuracy.
 
     Raises:
-        RuntimeError: Pretraining ended without one.
+        SkippedError: Pretraining ended without one, or what it left is damaged.
     """
     record = bench.store.record("pretrained", unit.identity) or {}
     if record.get("status") != "done":
-        reason = record.get("reason") or record.get("status")
-        raise RuntimeError(f"pretraining of seed {unit.seed} did not finish: {reason}")
+        reason = record.get("reason") or record.get("status") or "it was not done"
+        raise SkippedError(f"pretraining of seed {unit.seed} did not finish: {reason}")
+    damage = bench.store.damage("pretrained", unit.identity, record, thorough=True)
+    if damage is not None:
+        bench.store.write_record("pretrained", unit.identity, record | {"status": "killed", "reason": damage})
+        raise SkippedError(f"pretraining of seed {unit.seed} is damaged ({damage}); the same command makes it anew")
     state = load_state(bench.store.unit("pretrained", unit.identity) / "model.pt")
     top1 = float(record["metrics"]["validation_top1"])
     return {name: value.to(bench.device) for name, value in state.items()}, top1
 
 
 # --- search, repair, fine-tuning: what trials and runs share ------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Searched:
+    """The outcome of a search, as a part of a checkpoint.
+
+    Attributes:
+        result: What the method returned.
+        peak_memory_mb: Of the search.
+    """
+
+    result: SearchResult | None = None
+    peak_memory_mb: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors as they are, everything else as JSON."""
+        if self.result is None:
+            raise ValueError("there is no result to keep yet")
+        document = {
+            "policy": self.result.policy.to_json(),
+            "clips": dict(self.result.clips),
+            "normalized_weights": self.result.normalized_weights,
+            "decisions": [asdict(decision) for decision in self.result.decisions],
+            "record": self.result.record,
+            "peak_memory_mb": self.peak_memory_mb,
+        }
+        return {"state": dict(self.result.state), "document": json.dumps(document)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a kept outcome up."""
+        document = json.loads(state["document"])
+        self.peak_memory_mb = document.pop("peak_memory_mb")
+        document["policy"] = policy_from_json(document["policy"])
+        document["decisions"] = [_decision(fields) for fields in document["decisions"]]
+        self.result = SearchResult(state=state["state"], **document)
+
+
+def _decision(fields: Mapping[str, Any]) -> Decision:
+    return Decision(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,73 +306,49 @@ class _Found:
     policy: Policy
     repaired: Repair | None
     raw_bops: float
-    seconds: float
-    peak_memory_mb: float | None
-
-
-class _Curves:
-    """Collects figures by epoch and passes them on to the watcher."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-        self.entries: list[dict[str, Any]] = []
-
-    def of(self, phase: str) -> "_Report":
-        """The reporting function of one phase."""
-        return _Report(self, phase)
-
-    def add(self, phase: str, figures: Mapping[str, float]) -> None:
-        self.entries.append({"phase": phase, **figures})
-        self._watcher.epoch(phase, figures)
-
-
-@dataclass(frozen=True)
-class _Report:
-    curves: _Curves
-    phase: str
-
-    def __call__(self, figures: Mapping[str, float]) -> None:
-        self.curves.add(self.phase, figures)
 
 
 def _search(
-    bench: Workbench,
-    unit: TuningUnit | RunUnit,
-    method: Method,
-    knobs: Mapping[str, float],
-    state: Mapping[str, Any],
-    curves: _Curves,
+    desk: Desk, unit: TrialUnit | RunUnit, method: Method, knobs: Mapping[str, float], state: Mapping[str, Any]
 ) -> _Found:
-    """One search at given knobs, then repair."""
-    start_process_deterministically(derive("search", unit.seed), bench.spec.threads)
-    job = SearchJob(
-        task=bench.task,
-        pretrained=state,
-        knobs=knobs,
-        budget=math.inf if unit.budget is None else unit.budget.bops,
-        match=bench.spec.tuning.match,
-        schedule=bench.spec.search,
-        seed=unit.seed,
-        report=curves.of("search"),
-    )
-    began = time.perf_counter()
-    with peak_memory(bench.device) as peak:
-        result = method.search(job)
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize(bench.device)
-    seconds = time.perf_counter() - began
-    network = bench.task.network
+    """One search at given knobs, then repair. A search that an interrupted attempt finished is not repeated."""
+    bench = desk.bench
+    budget = unit.tuning.budget if isinstance(unit, TrialUnit) else unit.budget
+    searched = _Searched()
+    if desk.checkpoints.restore("searched", {"searched": searched}) is None:
+        start_process_deterministically(derive("search", unit.seed), bench.spec.threads)
+        job = SearchJob(
+            task=bench.task,
+            pretrained=state,
+            knobs=knobs,
+            budget=math.inf if budget is None else budget.bops,
+            match=bench.spec.tuning.match,
+            schedule=bench.spec.search,
+            seed=unit.seed,
+            report=desk.curves.of("search"),
+            stage=desk.checkpoints.stage,
+        )
+        with desk.clock.of("search"), peak_memory(bench.device) as peak:
+            searched.result = method.search(job)
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize(bench.device)
+        searched.peak_memory_mb = peak.megabytes
+        if desk.clock.seconds("search") > INTERVAL_SECONDS:
+            desk.checkpoints.write("searched", 1, {"searched": searched})
+    result = searched.result
+    if result is None:
+        raise TypeError(f"the search of {type(method).__name__} returned nothing")
+    desk.record["peak_memory_mb"] = searched.peak_memory_mb
+    network = bench.network
     raw = price(network, result.policy).bops
     repaired = None
-    if bench.spec.tuning.repair and unit.budget is not None and result.decisions:
-        repaired = repair(network, result.policy, result.decisions, unit.budget)
+    if bench.spec.tuning.repair and budget is not None and result.decisions:
+        repaired = repair(network, result.policy, result.decisions, budget)
     return _Found(
         result=result,
         policy=result.policy if repaired is None else repaired.policy,
         repaired=repaired,
         raw_bops=raw,
-        seconds=seconds,
-        peak_memory_mb=peak.megabytes,
     )
 
 
@@ -250,9 +376,13 @@ def _compressed(bench: Workbench, method: Method, found: _Found) -> nn.Module:
     return network
 
 
-def _finetune(bench: Workbench, network: nn.Module, schedule: FinetuneSchedule, seed: int, curves: _Curves) -> None:
+def _finetune(desk: Desk, network: nn.Module, schedule: FinetuneSchedule) -> None:
+    seed, bench = desk.unit.seed, desk.bench
     start_process_deterministically(derive("finetune", seed), bench.spec.threads)
-    fit(network, bench.task.data, schedule, generator("order", "finetune", seed), curves.of("finetune"))
+    order = generator("order", "finetune", seed)
+    with desk.clock.of("finetune"):
+        report, stage = desk.curves.of("finetune"), desk.checkpoints.stage("finetune")
+        fit(network, bench.task.data, schedule, order, report, stage)
 
 
 def final_cost(
@@ -274,118 +404,92 @@ def final_cost(
     return price(reduced, Policy(model=policy.model, dataset=policy.dataset, layers=layers))
 
 
-# --- tuning ---------------------------------------------------------------------------------------------------
+# --- trials ---------------------------------------------------------------------------------------------------
 
 
-def tune_method(bench: Workbench, unit: TuningUnit) -> None:
-    """Find a method's knobs for a budget, unless the store has them. Completed trials are never repeated."""
-    if _is_done(bench, "tuning", unit):
-        return
-    folder = bench.store.unit("tuning", unit.identity)
-    with _recorded(bench, "tuning", unit) as record:
-        method = make_method(unit.method, unit.options)
-        _check_reachable(bench, method, unit)
-        state, _ = _pretrained(bench, unit.pretraining)
+def try_out(desk: Desk) -> None:
+    """A trial of a tuning: search, repair, a short fine-tuning, validation."""
+    unit, bench = desk.unit, desk.bench
+    if not isinstance(unit, TrialUnit):
+        raise TypeError(f"{unit} is no trial")
+    tuning = unit.tuning
+    method = make_method(tuning.method, tuning.options)
+    state, _ = _pretrained(bench, tuning.pretraining)
+    found = _search(desk, unit, method, unit.knobs, state)
+    with desk.clock.of("prepare"):
+        network = _compressed(bench, method, found)
+    if bench.spec.tuning.finetune_epochs:
+        short = {"epochs": bench.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
+        _finetune(desk, network, bench.spec.finetune.model_copy(update=short))
+    with desk.clock.of("validate"):
+        result = evaluate(network, bench.task.data, bench.task.data.validation)
+    bops = price(bench.network, found.policy).bops
+    trial = Trial(
+        number=unit.number,
+        knobs=dict(unit.knobs),
+        raw_bops=found.raw_bops,
+        bops=bops,
+        repaired_gates=0 if found.repaired is None else found.repaired.moved,
+        within_budget=tuning.budget.matches(bops),
+        validation_top1=result.top1,
+        validation_loss=result.loss,
+        seconds=desk.clock.total(),
+        policy=found.policy.to_json(),
+        curves=desk.curves.entries,
+        record=found.result.record,
+    )
+    desk.write("trial.json", asdict(trial))
 
-        def search(number: int, knobs: Mapping[str, float]) -> Trial:
-            return _trial(bench, unit, method, state, number, knobs)
 
-        knobs = method.knobs(bench.spec.tuning.match)
-        seed = derive("tuning", unit.seed)
-        chosen, trials = tune(knobs, unit.budget, bench.spec.tuning, folder, search, seed)
-        record.update(
-            status="done",
-            knobs=dict(chosen.knobs),
-            chosen_trial=chosen.number,
-            trials_used=len(trials),
-            tuning_seconds=sum(trial.seconds for trial in trials),
-        )
+def check_reachable(network: NetworkShape, method: Method, name: str, budget_bops: float) -> None:
+    """Spare the searches when even the method's cheapest policy costs more than the budget.
 
-
-def _check_reachable(bench: Workbench, method: Method, unit: TuningUnit) -> None:
-    """Spare the searches when even the method's cheapest policy costs more than the budget."""
-    network = bench.task.network
+    Raises:
+        UnreachableBudgetError: It does.
+    """
     cheapest = method.cheapest(network)
     if cheapest is None:
         return
     bops = price(network, cheapest).bops
-    if bops > unit.budget.bops:
-        raise UnreachableBudgetError(
-            f"the cheapest policy of {unit.method} costs {bops / unit.budget.bops:.2f} × the budget", bops
-        )
-
-
-def _trial(
-    bench: Workbench,
-    unit: TuningUnit,
-    method: Method,
-    state: Mapping[str, Any],
-    number: int,
-    knobs: Mapping[str, float],
-) -> Trial:
-    """One search while tuning: search, repair, a short fine-tuning, validation."""
-    began = time.perf_counter()
-    curves = _Curves(bench.watcher)
-    found = _search(bench, unit, method, knobs, state, curves)
-    network = _compressed(bench, method, found)
-    if bench.spec.tuning.finetune_epochs:
-        short = bench.spec.finetune.model_copy(
-            update={"epochs": bench.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
-        )
-        _finetune(bench, network, short, unit.seed, curves)
-    result = evaluate(network, bench.task.data, bench.task.data.validation)
-    bops = price(bench.task.network, found.policy).bops
-    return Trial(
-        number=number,
-        knobs=dict(knobs),
-        raw_bops=found.raw_bops,
-        bops=bops,
-        repaired_gates=0 if found.repaired is None else found.repaired.moved,
-        within_budget=unit.budget.matches(bops),
-        validation_top1=result.top1,
-        validation_loss=result.loss,
-        seconds=time.perf_counter() - began,
-        policy=found.policy.to_json(),
-        curves=curves.entries,
-        record=found.result.record,
-    )
+    if bops > budget_bops:
+        raise UnreachableBudgetError(f"the cheapest policy of {name} costs {bops / budget_bops:.2f} × the budget", bops)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
-def run(bench: Workbench, unit: RunUnit) -> None:
-    """Search at the tuned knobs, fine-tune, and read the test split once, unless the store has the run."""
-    if _is_done(bench, "runs", unit):
-        return
-    with _recorded(bench, "runs", unit) as record:
-        knobs = _tuned_knobs(bench, unit)
-        method = make_method(unit.method, unit.options)
-        record.update(knobs=dict(knobs), started=_now())
-        began = time.perf_counter()
-        curves = _Curves(bench.watcher)
-        state, pretrained_top1 = _pretrained(bench, unit.pretraining)
-        found = _search(bench, unit, method, knobs, state, curves)
+def run(desk: Desk) -> None:
+    """Search at the tuned knobs, fine-tune, and read the test split once."""
+    unit, bench = desk.unit, desk.bench
+    if not isinstance(unit, RunUnit):
+        raise TypeError(f"{unit} is no run")
+    knobs = _tuned_knobs(bench, unit)
+    desk.record["knobs"] = dict(knobs)
+    method = make_method(unit.method, unit.options)
+    state, pretrained_top1 = _pretrained(bench, unit.pretraining)
+    found = _search(desk, unit, method, knobs, state)
+    with desk.clock.of("prepare"):
         network = _compressed(bench, method, found)
-        finetune_began = time.perf_counter()
-        _finetune(bench, network, bench.spec.finetune, unit.seed, curves)
-        finetune_seconds = time.perf_counter() - finetune_began
-        data = bench.task.data
+    _finetune(desk, network, bench.spec.finetune)
+    data = bench.task.data
+    with desk.clock.of("evaluate"):
         validation = evaluate(network, data, data.validation)
         test = evaluate(network, data, data.test)
-        cost = final_cost(bench.task.network, bench.task.make_model(), found.policy, data.image_shape)
-        record.update(
-            metrics=_metrics(found, validation, test, cost, pretrained_top1),
-            times={
-                "search_seconds": found.seconds,
-                "finetune_seconds": finetune_seconds,
-                "total_seconds": time.perf_counter() - began,
-            },
-            peak_memory_mb=found.peak_memory_mb,
-            within_budget=None if unit.budget is None else unit.budget.matches(cost.bops),
-            status="done",
-        )
-        _write_results(bench, unit, found, curves.entries, network)
+    cost = final_cost(bench.network, bench.task.make_model(), found.policy, data.image_shape)
+    desk.record.update(
+        metrics=_metrics(found, validation, test, cost, pretrained_top1),
+        times={
+            "search_seconds": desk.clock.seconds("search"),
+            "finetune_seconds": desk.clock.seconds("finetune"),
+            "total_seconds": desk.clock.total(),
+        },
+        within_budget=None if unit.budget is None else unit.budget.matches(cost.bops),
+    )
+    desk.write("policy.json", found.policy.to_json())
+    desk.write("raw_policy.json", found.result.policy.to_json())
+    desk.write("curves.json", desk.curves.entries)
+    desk.write("search.json", found.result.record)
+    desk.write_state("network.pt", network)
 
 
 def _metrics(
@@ -409,22 +513,11 @@ def _metrics(
     }
 
 
-def _write_results(
-    bench: Workbench, unit: RunUnit, found: _Found, curves: Sequence[Mapping[str, Any]], network: nn.Module
-) -> None:
-    folder = bench.store.unit("runs", unit.identity)
-    write_json(folder / "policy.json", found.policy.to_json())
-    write_json(folder / "raw_policy.json", found.result.policy.to_json())
-    write_json(folder / "curves.json", curves)
-    write_json(folder / "search.json", found.result.record)
-    save_state(folder / "network.pt", network.state_dict())
-
-
 def _tuned_knobs(bench: Workbench, unit: RunUnit) -> Mapping[str, float]:
     """The knobs that tuning chose.
 
     Raises:
-        UnreachableBudgetError, RuntimeError: Tuning ended otherwise than with knobs.
+        UnreachableBudgetError, SkippedError: Tuning ended otherwise than with knobs.
     """
     if unit.tuning is None:
         return {}
@@ -432,120 +525,6 @@ def _tuned_knobs(bench: Workbench, unit: RunUnit) -> Mapping[str, float]:
     if record.get("status") == "unreachable":
         raise UnreachableBudgetError(str(record["reason"]), float(record["nearest_bops"]))
     if record.get("status") != "done":
-        raise RuntimeError(f"tuning of {unit.method} did not finish: {record.get('reason') or record.get('status')}")
+        reason = record.get("reason") or record.get("status") or "it was not done"
+        raise SkippedError(f"tuning of {unit.method} did not finish: {reason}")
     return {str(name): float(value) for name, value in record["knobs"].items()}
-
-
-# --- records ------------------------------------------------------------------------------------------------
-
-
-class _recorded:  # noqa: N801  (used like a function)
-    """Writes a unit's record before and after its work, and classifies how it ended.
-
-    Outcomes of a unit end here; a user's mistake and an interruption go on to the caller.
-    """
-
-    def __init__(self, bench: Workbench, kind: UnitKind, unit: Unit) -> None:
-        self._bench, self._kind, self._unit = bench, kind, unit
-        self._folder = bench.store.unit(kind, unit.identity)
-
-    def __enter__(self) -> dict[str, Any]:
-        self.record = _describe(self._bench, self._kind, self._unit)
-        write_json(self._folder / "spec.json", self._unit.document)
-        write_json(self._folder / "record.json", self.record)
-        (self._folder / "error.txt").unlink(missing_ok=True)  # of an attempt that failed
-        return self.record
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace_: Any) -> bool:
-        self.record["finished"] = _now()
-        if error is not None:
-            self._classify(error)
-        if not isinstance(error, OSError):  # a full disk: nothing can be written, and the old record says "running"
-            write_json(self._folder / "record.json", self.record)
-        return error is not None and isinstance(error, Exception) and not isinstance(error, BenchError | OSError)
-
-    def _classify(self, error: BaseException) -> None:
-        status: Status = "failed"
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, UnreachableBudgetError):
-            status, reason = "unreachable", str(error)
-            self.record["nearest_bops"] = error.nearest
-        elif isinstance(error, KeyboardInterrupt | SystemExit):
-            status, reason = "interrupted", "interrupted; the same command goes on from here"
-        elif isinstance(error, NonFiniteLossError):
-            reason = str(error)
-        elif not isinstance(error, OSError):
-            write_text(self._folder / "error.txt", "".join(traceback.format_exception(error)))
-            _log.warning("%s %s failed: %s", self._kind, self._unit.identity, reason)
-        self.record.update(status=status, reason=reason.splitlines()[0])
-
-
-def _describe(bench: Workbench, kind: UnitKind, unit: Unit) -> dict[str, Any]:
-    """What identifies a unit, and what it is made with."""
-    spec = bench.spec
-    record: dict[str, Any] = {
-        "id": unit.identity,
-        "kind": {"runs": "run"}.get(kind, kind),
-        "status": "running",
-        "reason": None,
-        "model": spec.task.model,
-        "dataset": spec.task.dataset,
-        "seed": unit.seed,
-        "metrics": {},
-        "times": {},
-        "peak_memory_mb": None,
-        "versions": versions(),
-        "hardware": hardware(bench.device),
-        "fingerprint": fingerprint(bench, unit),
-        "started": _now(),
-        "finished": None,
-    }
-    if isinstance(unit, TuningUnit | RunUnit):
-        record.update(
-            method=unit.method,
-            budget=None if unit.budget is None else unit.budget.text,
-            budget_bops=None if unit.budget is None else unit.budget.bops,
-            recipe=spec.recipe,
-            match=spec.tuning.match,
-            options=unit.document["options"],
-            knobs=None,
-        )
-    if isinstance(unit, RunUnit):
-        record.update(tuning=None if unit.tuning is None else unit.tuning.identity, within_budget=None)
-    return record
-
-
-def fingerprint(bench: Workbench, unit: Unit) -> dict[str, Any]:
-    """What makes a result stale when it changes: data, cost counter, the method's source."""
-    found: dict[str, Any] = {"data_checksum": bench.task.data.checksum, "cost_counter": COUNTER_VERSION}
-    if isinstance(unit, TuningUnit | RunUnit):
-        found["method_source"] = method_source(unit.method)
-    return found
-
-
-def _is_done(bench: Workbench, kind: UnitKind, unit: Unit) -> bool:
-    """Whether the store holds a finished unit that is not stale."""
-    record = bench.store.record(kind, unit.identity)
-    if record is None or record.get("status") not in ("done", "unreachable"):
-        return False
-    if record.get("fingerprint") == fingerprint(bench, unit):
-        return True
-    _log.warning(
-        "%s %s was made with another method source, data or cost counter and is made anew",
-        kind,
-        unit.identity,
-    )
-    _forget(bench.store.unit(kind, unit.identity))
-    return False
-
-
-def _forget(folder: Path) -> None:
-    """Set a stale unit's folder aside."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.stale-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,26 +4,28 @@ Mode "hinge": the cost term acts above the budget only, so each search ends near
 validation accuracy among trials that end inside the window. Mode "lambda": plain λ log R, and λ is bracketed
 in log λ until the cost of a search lands inside the window.
 
-Proposals depend on completed trials alone, so a study that was interrupted goes on exactly as if it had not been.
+Proposals depend on completed trials alone. A tuning that was interrupted is therefore gone through again from its
+first trial, with those that the store holds taken from there, and goes on exactly as if it had not been.
 """
 
 import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.budget import Budget
-from bench.errors import UnreachableBudgetError
+from bench.errors import NonFiniteLossError, UnreachableBudgetError
 from bench.method import Knob
 from bench.seeds import derive
 from bench.spec import TuningSpec
-from bench.store import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
+    import optuna
     from optuna import Study
+    from optuna.distributions import FloatDistribution
     from optuna.samplers import BaseSampler
 
 _log = logging.getLogger(__name__)
@@ -69,136 +71,145 @@ class Trial:
     record: Mapping[str, Any]
 
 
-SearchTrial = Callable[[int, Mapping[str, float]], Trial]
-"""Runs one search with given knobs."""
+SearchTrial = Callable[[int, Mapping[str, float]], Trial | None]
+"""Makes the trial with a number at given knobs; `None` when its loss did not stay finite."""
 
 
-def tune(
-    knobs: Mapping[str, Knob],
-    budget: Budget,
-    spec: TuningSpec,
-    folder: Path,
-    search: SearchTrial,
-    seed: int,
-) -> tuple[Trial, Sequence[Trial]]:
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is tuned onto what.
+
+    Attributes:
+        name: Of the Optuna study.
+        knobs: Ranges; must contain "strength".
+        budget: The target.
+        spec: Mode, number of trials.
+        seed: Seeds the sampler.
+        storage: A database in which Optuna keeps its study, for its dashboard; in memory when absent. The trials
+            themselves are kept by the store.
+    """
+
+    name: str
+    knobs: Mapping[str, Knob]
+    budget: Budget
+    spec: TuningSpec
+    seed: int
+    storage: str | None = None
+
+    @property
+    def bracketing(self) -> bool:
+        """Whether the strength is bracketed onto the budget rather than chosen by accuracy."""
+        return self.spec.match == "lambda"
+
+    def distributions(self) -> dict[str, "FloatDistribution"]:
+        """The knobs' ranges for Optuna; a bracket may leave that of the strength."""
+        from optuna.distributions import FloatDistribution
+
+        reach = {"strength": _REACH if self.bracketing else 1.0}
+        return {
+            name: FloatDistribution(knob.low / reach.get(name, 1.0), knob.high * reach.get(name, 1.0), log=knob.log)
+            for name, knob in self.knobs.items()
+        }
+
+
+def tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
     """Find the knobs for a budget.
 
     Args:
-        knobs: Ranges of the knobs; must contain "strength".
-        budget: The target.
-        spec: Mode, number of trials.
-        folder: Holds the journal and the trials; what is there already is taken up.
-        search: Runs one trial.
-        seed: Seeds the sampler.
+        tuning: What is tuned onto what.
+        search: Makes a trial, or returns the one that is there already.
 
     Returns:
         The chosen trial and all completed ones.
 
     Raises:
         UnreachableBudgetError: No trial ended at a cost within the budget.
+        NonFiniteLossError: No trial's loss stayed finite.
     """
-    study = _open_study(folder)
-    trials = _completed(folder, study)
-    while len(trials) < spec.trials and not _settled(trials, budget, spec, knobs):
-        trials.append(_next_trial(study, knobs, budget, spec, folder, search, derive(seed, len(trials)), trials))
-    return _choose(trials, budget, spec), trials
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        return _tune(tuning, search)
+    except StorageInternalError as error:
+        _log.warning("Optuna's storage %s is not up to date: %s", tuning.storage, error)
+        return _tune(replace(tuning, storage=None), search)
 
 
-def _open_study(folder: Path) -> "Study":
+def _tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
+    study = _new_study(tuning)
+    trials: list[Trial] = []
+    diverged: list[Mapping[str, float]] = []
+    while len(trials) + len(diverged) < tuning.spec.trials and not _settled(trials, diverged, tuning):
+        number = len(trials) + len(diverged)
+        asked = _ask(study, tuning, number, trials)
+        knobs = {name: float(value) for name, value in asked.params.items()}
+        trial = search(number, knobs)
+        _tell(study, tuning, asked, trial)
+        if trial is None:
+            diverged.append(knobs)
+        else:
+            trials.append(trial)
+    if not trials:
+        raise NonFiniteLossError(f"the loss of all {len(diverged)} trials became infinite or NaN")
+    return _choose(trials, tuning.budget, tuning.spec), trials
+
+
+def _new_study(tuning: Tuning) -> "Study":
+    """An empty study; one of the same name that an interrupted tuning left in a database is replaced."""
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    _trim(folder / "journal.log")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-    study = optuna.create_study(storage=storage, study_name="tuning", direction="maximize", load_if_exists=True)
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # of a process that is gone
-    return study
+    if tuning.storage is not None:
+        with suppress(KeyError):
+            optuna.delete_study(study_name=tuning.name, storage=tuning.storage)
+    return optuna.create_study(storage=tuning.storage, study_name=tuning.name, direction="maximize")
 
 
-def _trim(journal: Path) -> None:
-    """Take away a last line that a full disk or a power cut left unfinished; Optuna would read no further, ever."""
-    content = journal.read_bytes() if journal.exists() else b""
-    if not content.endswith(b"\n"):
-        write_bytes(journal, content[: content.rfind(b"\n") + 1])
-
-
-def _completed(folder: Path, study: "Study") -> list[Trial]:
-    """The trials that both the journal and the folder know as completed."""
-    import optuna
-
-    known = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
-    trials = []
-    for number in range(known):
-        document = read_json(folder / "trials" / f"{number}.json")
-        if document is None:
-            break
-        trials.append(Trial(**document))
-    return trials
-
-
-def _next_trial(
-    study: "Study",
-    knobs: Mapping[str, Knob],
-    budget: Budget,
-    spec: TuningSpec,
-    folder: Path,
-    search: SearchTrial,
-    seed: int,
-    completed: Sequence[Trial],
-) -> Trial:
-    from optuna.distributions import FloatDistribution
-
-    bracketing = spec.match == "lambda"
-    if bracketing:
-        study.sampler = bracket_sampler(knobs, budget, spec.trials, completed)
+def _ask(study: "Study", tuning: Tuning, number: int, completed: Sequence[Trial]) -> "optuna.Trial":
+    if tuning.bracketing:
+        study.sampler = bracket_sampler(tuning.knobs, tuning.budget, tuning.spec.trials, completed)
     else:
-        study.sampler = _accuracy_sampler(knobs, seed, len(completed))
-    reach = _REACH if bracketing else 1.0
-    asked = study.ask(
-        {
-            name: FloatDistribution(
-                knob.low / (reach if name == "strength" else 1),
-                knob.high * (reach if name == "strength" else 1),
-                log=knob.log,
-            )
-            for name, knob in knobs.items()
-        }
-    )
-    trial = search(len(completed), {name: float(value) for name, value in asked.params.items()})
-    # The file first: a trial that only the journal knew would be lost, one that only the folder knows is repeated.
-    write_json(folder / "trials" / f"{trial.number}.json", asdict(trial))
-    if not bracketing:
+        study.sampler = _accuracy_sampler(tuning.knobs, derive(tuning.seed, number), number)
+    return study.ask(tuning.distributions())
+
+
+def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | None) -> None:
+    from optuna.trial import TrialState
+
+    if trial is None:
+        study.tell(asked, state=TrialState.FAIL)
+        return
+    share = trial.bops / tuning.budget.bops
+    if not tuning.bracketing:
         # Unmatched trials teach the sampler where not to look.
-        asked.set_constraint("window", 0.0 if trial.within_budget else abs(math.log(trial.bops / budget.bops)) + 1e-9)
+        asked.set_constraint("window", 0.0 if trial.within_budget else abs(math.log(share)) + 1e-9)
     study.tell(asked, trial.validation_top1)
     _log.info(
         "trial %d: %s, %.3f of the budget, validation %.2f %%",
         trial.number,
         trial.knobs,
-        trial.bops / budget.bops,
+        share,
         trial.validation_top1,
     )
-    return trial
 
 
-def _settled(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, knobs: Mapping[str, Knob]) -> bool:
-    """In mode "lambda": a search landed in the window, two straddle it, or the next would repeat one at the reach."""
-    if spec.match == "hinge" or not trials:
+def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
+    """In mode "lambda": a search landed in the window, two straddle it, or the next would repeat one."""
+    budget = tuning.budget
+    if not tuning.bracketing or not (trials or diverged):
         return False
-    if budget.matches(trials[-1].raw_bops):
+    if trials and budget.matches(trials[-1].raw_bops):
         return True
     points = _points(trials, budget)
     low, high = _bracket(points, budget)
     if low is not None and high is not None:
-        return abs(high[0] - low[0]) < math.log(_STRADDLE)
-    proposed = propose_log_strength(points, budget, knobs["strength"])
-    return any(math.isclose(proposed, point[0], abs_tol=1e-9) for point in points)
+        if abs(high[0] - low[0]) < math.log(_STRADDLE):
+            return True
+        if not diverged:
+            return False
+    proposed = propose_log_strength(points, budget, tuning.knobs["strength"])
+    tried = [point[0] for point in points] + [math.log(knobs["strength"]) for knobs in diverged]
+    return any(math.isclose(proposed, strength, abs_tol=1e-9) for strength in tried)
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> Trial:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
 from bench.data import TaskData
 from bench.network import NetworkShape
 from bench.options import Strict
@@ -138,6 +139,10 @@ class Task:
         return self.data.device
 
 
+def _uninterrupted(_: str) -> Stage:
+    return UNINTERRUPTED
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchJob:
     """Everything that one search is given.
@@ -151,6 +156,8 @@ class SearchJob:
         schedule: Length and rates of the search.
         seed: Seed of the run; the same for every method.
         report: Called after each epoch with figures to show and keep.
+        stage: Makes a stage that keeps checkpoints, by name; without it an interrupted search begins anew.
+        name: Of the search's stage; methods that search in several stages give each its own.
     """
 
     task: Task
@@ -161,6 +168,8 @@ class SearchJob:
     schedule: SearchSchedule
     seed: int
     report: Callable[[Mapping[str, float]], None]
+    stage: Callable[[str], Stage] = _uninterrupted
+    name: str = "search"
 
     def float_model(self) -> nn.Module:
         """A float model with the pretrained weights."""
@@ -181,11 +190,24 @@ class SearchJob:
         """A generator for a method's own random draws."""
         return generator("noise", purpose, self.seed)
 
-    def epochs(self, batch_size: int | None = None) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
-        """The search's training epochs: number and batches."""
+    def epochs(
+        self, parts: Mapping[str, Stateful] | None = None
+    ) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
+        """The search's training epochs that are still to do: number and batches.
+
+        Args:
+            parts: All that the search carries over from epoch to epoch besides the order of the data; after an
+                interruption they are set to where the search was. Without them it begins anew.
+        """
         order = self.order()
-        for epoch in range(self.schedule.epochs):
-            yield epoch, self.task.data.training_batches(batch_size or self.schedule.batch_size, order)
+        carried = None if parts is None else {**parts, "order": GeneratorState(order)}
+        for epoch in self.numbered_epochs(carried):
+            yield epoch, self.task.data.training_batches(self.schedule.batch_size, order)
+
+    def numbered_epochs(self, parts: Mapping[str, Stateful] | None = None) -> Iterator[int]:
+        """The same for searches that draw their batches otherwise: the numbers alone."""
+        stage = UNINTERRUPTED if parts is None else self.stage(self.name)
+        yield from stage.epochs(self.schedule.epochs, parts or {})
 
     @property
     def steps(self) -> int:

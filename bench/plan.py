@@ -4,7 +4,6 @@ The identity of a unit is the hash of the part of the specification that its num
 limits, folders and names of studies are no part of it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from bench.errors import BenchError
 from bench.method import Method
 from bench.network import NetworkShape, trace
 from bench.options import explain
-from bench.plugins import load, source_file
+from bench.plugins import load
 from bench.seeds import tuning_seed
 from bench.spec import StudySpec, canonical_hash
-from bench.store import UnitKind
+from bench.store import UnitKind, file_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,15 @@ class TuningUnit(Unit):
     options: Mapping[str, Any]
     budget: Budget
     pretraining: Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialUnit(Unit):
+    """One trial of a tuning: a search at given knobs."""
+
+    tuning: TuningUnit
+    number: int
+    knobs: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +109,70 @@ def make_plan(spec: StudySpec) -> Plan:
     )
 
 
+def trial_of(tuning: TuningUnit, number: int, knobs: Mapping[str, float]) -> TrialUnit:
+    """A trial of a tuning."""
+    return TrialUnit(
+        identity=f"{tuning.identity}-{number}",
+        document={"kind": "trial", "tuning": tuning.identity, "number": number, "knobs": dict(knobs)},
+        seed=tuning.seed,
+        tuning=tuning,
+        number=number,
+        knobs=knobs,
+    )
+
+
+def kind_of(unit: Unit) -> UnitKind:
+    """Under which kind the store keeps a unit."""
+    kinds: dict[type[Unit], UnitKind] = {TuningUnit: "tuning", TrialUnit: "trials", RunUnit: "runs"}
+    return kinds.get(type(unit), "pretrained")
+
+
+def stored_specification(spec: StudySpec, unit: Unit) -> dict[str, Any]:
+    """What a unit's folder holds of its specification: all that it takes to work on it anywhere."""
+    address: dict[str, Any] = {"kind": kind_of(unit), "seed": unit.seed}
+    named = unit.tuning if isinstance(unit, TrialUnit) else unit
+    if isinstance(named, TuningUnit | RunUnit):
+        address |= {"method": named.method, "budget": None if named.budget is None else named.budget.text}
+    if isinstance(unit, TrialUnit):
+        address |= {"number": unit.number, "knobs": dict(unit.knobs)}
+    return {
+        "id": unit.identity,
+        "unit": address,
+        "depends_on": unit.document,
+        "specification": spec.model_dump(mode="json"),
+    }
+
+
+def stored_unit(stored: Mapping[str, Any]) -> tuple[StudySpec, NetworkShape, Unit]:
+    """The study's specification, the network and the unit that `stored_specification` described.
+
+    Raises:
+        BenchError: The description does not fit the unit's id: it was changed, or what it names has changed.
+    """
+    spec = StudySpec.model_validate_json(json.dumps(stored["specification"]))
+    network = model_shape(spec, load("datasets", spec.task.dataset))
+    address = stored["unit"]
+    unit = _at(address, spec, network)
+    if unit.identity != stored["id"]:
+        raise BenchError(f"the specification stored for {title(unit)} ({stored['id']}) stands for {unit.identity} now")
+    return spec, network, unit
+
+
+def _at(address: Mapping[str, Any], spec: StudySpec, network: NetworkShape) -> Unit:
+    builder = _Builder(spec)
+    if address["kind"] == "pretrained":
+        return builder.pretraining(address["seed"])
+    method = make_method(address["method"], spec.options.get(address["method"], {}))
+    text = address["budget"]
+    budget = None if text is None else parse_budget(text, network, spec.tuning.tolerance)
+    if address["kind"] == "runs":
+        return builder.run(address["method"], method, budget, address["seed"])
+    if budget is None:
+        raise BenchError(f"tuning of {address['method']} needs a budget")
+    tuning = builder.tuning(address["method"], method, budget)
+    return tuning if address["kind"] == "tuning" else trial_of(tuning, address["number"], address["knobs"])
+
+
 def model_shape(spec: StudySpec, dataset: type[Dataset]) -> NetworkShape:
     """The shapes of the study's model on its data set."""
     model = load("models", spec.task.model)(dataset.image_shape[0], dataset.num_classes)
@@ -120,21 +192,11 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
         raise explain(error, f"options.{name}", kind.Options) from error
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        BenchError: It cannot be read.
-    """
+def _checkpoint_hash(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_hash(path)
     except OSError as error:
-        raise BenchError(f"cannot read '{path}': {error.strerror}") from error
-
-
-def method_source(name: str) -> str:
-    """Hash of the file that defines a method."""
-    return file_hash(source_file("methods", name))
+        raise BenchError(f"cannot read the checkpoint '{path}': {error.strerror}") from error
 
 
 def planned_epochs(plan: Plan, unit: Unit) -> int:
@@ -151,6 +213,8 @@ def title(unit: Unit) -> str:
     """A unit in words."""
     if isinstance(unit, TuningUnit):
         return f"tune {unit.method} {unit.budget.text}"
+    if isinstance(unit, TrialUnit):
+        return f"{title(unit.tuning)} trial {unit.number}"
     if isinstance(unit, RunUnit):
         budget = "" if unit.budget is None else f" {unit.budget.text}"
         return f"run {unit.method}{budget} seed {unit.seed}"
@@ -176,7 +240,7 @@ class _Builder:
         dump = spec.model_dump(mode="json")
         self._task: dict[str, Any] = dump["task"]
         if spec.task.checkpoint is not None:
-            self._task = {**self._task, "checkpoint": file_hash(Path(spec.task.checkpoint))}
+            self._task = {**self._task, "checkpoint": _checkpoint_hash(Path(spec.task.checkpoint))}
         self._dump = dump
         self._where = {"device": spec.device.partition(":")[0], "threads": spec.threads}
 
@@ -208,9 +272,11 @@ class _Builder:
         )
         return self.tunings.setdefault(unit.identity, unit)
 
-    def run(self, name: str, method: Method, budget: Budget, seed: int) -> RunUnit:
+    def run(self, name: str, method: Method, budget: Budget | None, seed: int) -> RunUnit:
         target = None if method.capabilities.budget == "ignored" else budget
-        tuning = self.tuning(name, method, budget) if method.capabilities.budget == "strength" else None
+        tuning = None
+        if method.capabilities.budget == "strength" and budget is not None:
+            tuning = self.tuning(name, method, budget)
         pretraining = self.pretraining(seed)
         document = {
             "kind": "run",

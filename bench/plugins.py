@@ -1,9 +1,12 @@
 """Finds methods, models, data sets, reports and checks through entry points, loading only what is asked for."""
 
+import ast
+import hashlib
 import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,10 +53,65 @@ def load(kind: Kind, name: str) -> Any:
         raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {known[name].value}: {error}") from error
 
 
-def source_file(kind: Kind, name: str) -> Path:
-    """The file that defines a plug-in; a change of it makes results of the plug-in stale."""
-    module = sys.modules[load(kind, name).__module__]
-    return Path(str(module.__file__))
+def source_hash(kind: Kind, name: str) -> str:
+    """Hash of the code that a plug-in consists of; a change of it makes its results stale.
+
+    That is the file that defines it and every file that this one imports, directly or not, from packages that
+    bring plug-ins of the same kind: the building blocks that methods share belong to all of them. Nothing is
+    imported.
+    """
+    known = available(kind)
+    if name not in known:
+        raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
+    packages = frozenset(entry.module.partition(".")[0] for entry in known.values())
+    return _source_hash(known[name].module, packages)
+
+
+@cache
+def _source_hash(module: str, packages: frozenset[str]) -> str:
+    sources: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        found = waiting.pop()
+        if found not in sources and (path := _module_file(found)) is not None:
+            sources[found] = path.read_bytes()
+            waiting += [
+                name
+                for name in _imported_modules(sources[found], found)
+                if name.partition(".")[0] in packages and _may_be_module(name)
+            ]
+    digest = hashlib.sha256()
+    for found, source in sorted(sources.items()):
+        digest.update(found.encode() + b"\0" + hashlib.sha256(source).digest())
+    return digest.hexdigest()
+
+
+def _module_file(module: str) -> Path | None:
+    """The file of a module; `None` when there is none, e.g. because the name is a function's."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None
+
+
+def _may_be_module(name: str) -> bool:
+    """Whether a name can be a module's: only packages have modules in them, and looking would import the rest."""
+    parent = name.rpartition(".")[0]
+    return not parent or ((path := _module_file(parent)) is not None and path.name == "__init__.py")
+
+
+def _imported_modules(source: bytes, module: str) -> list[str]:
+    """Names in import statements, also inside functions; `from a import b` may mean the module `a.b`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def _check_own_packages() -> None:

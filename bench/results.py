@@ -7,19 +7,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import BenchError
+from bench.staleness import fingerprint, staleness
 from bench.store import Store, UnitKind, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FAILURES = frozenset({"failed", "unreachable", "interrupted"})
+FAILURES = frozenset({"failed", "diverged", "timeout", "oom", "killed", "interrupted", "skipped", "unreachable"})
 """Statuses of runs that ended without a result."""
 
 FINISHED = FAILURES | {"done"}
 """Statuses of runs that need no further work."""
 
-MISSING, DAMAGED = "missing", "damaged"
-"""What `runs_frame` shows as the status of a run without a readable record."""
+MISSING, DAMAGED, STALE = "missing", "damaged", "stale"
+"""What `runs_frame` shows as the status of a run without a readable record, and of one whose result is out of date."""
 
 IDENTITY = ("model", "dataset", "method", "budget")
 """What tells the lines of `results_frame` apart."""
@@ -72,8 +74,9 @@ RESULT_COLUMNS = (
 def runs_frame(store: Store, study: Mapping[str, Any]) -> "pd.DataFrame":
     """One line for each run of a study, in the study's order.
 
-    Runs without a record have the status "missing", those whose record cannot be read "damaged". Percentages
-    are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`.
+    Runs without a record have the status "missing", those whose record is not as it was written "damaged", and
+    those that were made with another method source, other data or another cost counter "stale", with the reason.
+    Percentages are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`.
 
     Args:
         store: Where the runs are.
@@ -134,14 +137,34 @@ def _run_row(store: Store, study: Mapping[str, Any], identity: str) -> dict[str,
     record = read_record(store, "runs", identity)
     if record is None:
         return _row_without_record(store, study, identity)
+    stale = _stale(record, study)
+    outdated = {} if stale is None else {"status": STALE, "reason": stale}
     return {
         **dict(_figures(record)),
         "id": identity,
         **{key: _text(record.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        **outdated,
         **{key: record.get(key) for key in ("seed", "budget_bops", "peak_memory_mb")},
         "within_budget": _truth(record.get("within_budget")),
         "options": json.dumps(section(record, "options"), sort_keys=True),
     }
+
+
+def _stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Why a result is out of date, as far as that can be told without the data."""
+    if record.get("status") not in ("done", "unreachable"):
+        return None
+    checksum = study.get("data_checksum")
+    try:
+        current = fingerprint(record.get("method"), checksum)
+    except BenchError as error:  # the method is not installed here
+        return first_sentence(error)
+    return staleness(record, current)
+
+
+def first_sentence(error: BenchError) -> str:
+    """An error's text up to its hint."""
+    return str(error).partition(":")[0]
 
 
 def _row_without_record(store: Store, study: Mapping[str, Any], identity: str) -> dict[str, Any]:
@@ -152,7 +175,7 @@ def _row_without_record(store: Store, study: Mapping[str, Any], identity: str) -
         "id": identity,
         **{key: _text(task.get(key)) for key in (*IDENTITY, *_TEXTS)},
         "status": DAMAGED if damaged else MISSING,
-        "reason": "the record cannot be read" if damaged else "",
+        "reason": "the record is not as it was written" if damaged else "",
     }
 
 

@@ -1,25 +1,51 @@
 """The store: a folder of run folders. It alone is the truth; tables and tracking are views of it.
 
-    <store>/pretrained/<id>/   spec.json record.json model.pt
-    <store>/tuning/<id>/       spec.json record.json journal.log trials/<n>.json
-    <store>/runs/<id>/         spec.json record.json policy.json curves.json network.pt error.txt
-    <store>/studies/<name>/    study.json results.csv runs.csv table.md table.tex
+    <store>/pretrained/<id>/         spec.json record.json curves.json model.pt
+    <store>/tuning/<id>/             spec.json record.json trials/<n>/
+    <store>/tuning/<id>/trials/<n>/  spec.json record.json trial.json
+    <store>/runs/<id>/               spec.json record.json policy.json curves.json search.json network.pt
+    <store>/studies/<name>/          study.json results.csv runs.csv table.md table.tex
+    <store>/leases/                  who is working on what, see `bench.leases`
 
-An id is the hash of the unit's part of the specification, so asking for the same thing twice finds it.
+Every unit's folder also has output.log, error.txt after a failure, and checkpoints/ while it is worked on.
+An id is the hash of the unit's part of the specification, so asking for the same thing twice finds it; a trial's
+id is its tuning's and its number.
 """
 
+import hashlib
 import json
 import os
+import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import BenchError
 
-Status = Literal["planned", "running", "done", "failed", "unreachable", "interrupted"]
-UnitKind = Literal["pretrained", "tuning", "runs"]
+Status = Literal[
+    "running",
+    "done",
+    "unreachable",
+    "failed",
+    "diverged",
+    "timeout",
+    "oom",
+    "killed",
+    "interrupted",
+    "skipped",
+]
+"""How far a unit is: at work; done; its budget cannot be reached (a result); an exception; a loss that is not finite;
+over the time limit; out of memory; its process was lost; stopped by the user; what it needs did not finish."""
+
+UnitKind = Literal["pretrained", "tuning", "trials", "runs"]
+
+CHECKSUM = "checksum"
+"""The field of a record that tells whether the rest of it is as it was written."""
+
+_HASHED_BYTES = 1 << 20
+"""Files up to this size are hashed whenever they are checked, larger ones on demand."""
 
 
 class Store:
@@ -34,6 +60,9 @@ class Store:
 
     def unit(self, kind: UnitKind, identity: str) -> Path:
         """The folder of a unit."""
+        if kind == "trials":
+            tuning, _, number = identity.rpartition("-")
+            return self.root / "tuning" / tuning / "trials" / number
         return self.root / kind / identity
 
     def study(self, name: str) -> Path:
@@ -41,9 +70,33 @@ class Store:
         return self.root / "studies" / name
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
-        """The record of a unit; `None` when it was never started or its record cannot be read."""
-        record: dict[str, Any] | None = read_json(self.unit(kind, identity) / "record.json")
-        return record
+        """The record of a unit; `None` when it was never started or its record is damaged."""
+        return read_checked(self.unit(kind, identity) / "record.json")
+
+    def write_record(self, kind: UnitKind, identity: str, record: Mapping[str, Any]) -> None:
+        """Write the record of a unit with its checksum."""
+        write_checked(self.unit(kind, identity) / "record.json", record)
+
+    def damage(self, kind: UnitKind, identity: str, record: Mapping[str, Any], *, thorough: bool = False) -> str | None:
+        """What is wrong with the files that a finished unit left, in words; `None` when they are as written.
+
+        Args:
+            kind: Of the unit.
+            identity: Of the unit.
+            record: Its record, which lists its files.
+            thorough: Hash large files too; otherwise only their size is compared.
+        """
+        folder = self.unit(kind, identity)
+        for name, expected in record.get("files", {}).items():
+            try:
+                size = (folder / name).stat().st_size
+                hashed = thorough or size <= _HASHED_BYTES
+                intact = size == expected["bytes"] and (not hashed or file_hash(folder / name) == expected["sha256"])
+            except OSError:
+                return f"{name} is missing"
+            if not intact:
+                return f"{name} is damaged"
+        return None
 
     def studies(self) -> list[str]:
         """Names of all studies, the most recently run last."""
@@ -61,9 +114,14 @@ class Store:
         if not known:
             raise BenchError(f"no study in the store '{self.root}'; run one first: `bench run`")
         chosen = name or known[-1]
-        document: dict[str, Any] | None = read_json(self.study(chosen) / "study.json") if chosen in known else None
-        if document is None:
+        if chosen not in known:
             raise BenchError(f"no study '{chosen}' in the store '{self.root}'; there are: {', '.join(sorted(known))}")
+        document = read_checked(self.study(chosen) / "study.json")
+        if document is None:
+            raise BenchError(
+                f"'{self.study(chosen) / 'study.json'}' is damaged; run the study's `bench run` command again, which "
+                "writes it anew and repeats nothing that has finished"
+            )
         return document
 
     def prepare(self) -> None:
@@ -80,6 +138,41 @@ class Store:
             raise BenchError(
                 f"cannot write to the store '{self.root}': {error.strerror}; choose another with --store DIR"
             ) from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and checksum of files, for a unit's record."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)} for name in sorted(names)
+    }
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """A JSON object that was written with its checksum; `None` when there is none or it was changed since."""
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get(CHECKSUM) != _checksum(document):
+        return None
+    return document
+
+
+def write_checked(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, atomically."""
+    write_json(path, {**document, CHECKSUM: _checksum(document)})
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in document.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
@@ -100,19 +193,26 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all, also when the machine stops in between."""
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Args:
+        path: The file; its folder is made when missing.
+        content: Everything in it.
+        durable: Wait until it is on the disk, so that this also holds when the machine stops.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
     except BaseException:
         with suppress(OSError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
 
 

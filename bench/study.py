@@ -3,39 +3,49 @@
 import logging
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from bench.console import Silent
-from bench.execution import Watcher, Workbench, pretrain, run, tune_method
-from bench.plan import Plan, Unit, make_plan, phases, planned_epochs, title
+from bench.endings import Ending
+from bench.execution import Workbench
+from bench.leases import Leases, LeaseView
+from bench.plan import Plan, Unit, kind_of, phases, planned_epochs, title
 from bench.plugins import load
+from bench.records import standing
 from bench.results import write_study_files
-from bench.spec import StudySpec
-from bench.store import Store, UnitKind, write_json
+from bench.running import How
+from bench.scheduling import Study, session, sessions, wait_for_supervisors, work_off
+from bench.store import Store, write_checked
 from bench.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
-_TRACKING_INTERVAL = 60.0
-"""Seconds between updates of the tracking view while runs finish."""
+_VIEW_SECONDS = 60.0
+"""Between updates of the tables and the tracking view while runs finish."""
+_VIEW_SHARE = 20
+"""Between updates, at least so many times as long as one takes: a large study does not spend its time on them."""
+_LOOK_SECONDS = 2.0
+"""Between looks at how far units are."""
+_VIEW_LOCK_SECONDS = 300.0
 
 
-class StudyWatcher(Watcher, Protocol):
+class StudyWatcher(Protocol):
     """Shows how a study goes on; a context manager that is active while it runs."""
 
     def started(self, plan: Plan, epochs: int) -> None:
         """The study begins; `epochs` is all the work that there is."""
         ...
 
-    def unit_started(self, title: str) -> None:
-        """Work on a unit begins."""
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        ...
+
+    def at_work(self, units: Sequence[LeaseView]) -> None:
+        """What is worked on now, with its progress."""
         ...
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
@@ -43,43 +53,29 @@ class StudyWatcher(Watcher, Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyRun:
-    """How and where a study is run; nothing here changes a number.
-
-    Attributes:
-        store: Where results go.
-        data_dir: Where data sets are looked for.
-        jobs: Units worked on at once.
-        tracker: The tracking view.
-    """
-
-    store: Store
-    data_dir: Path | None
-    jobs: int
-    tracker: Tracker
-
-
-def write_study(plan: Plan, store: Store) -> dict[str, object]:
+def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
     """Write what a study consists of, and return it."""
-    document: dict[str, object] = {
+    document: dict[str, Any] = {
         "name": plan.spec.name,
         "spec": plan.spec.model_dump(mode="json"),
         "runs": [unit.identity for unit in plan.runs],
         "tunings": [unit.identity for unit in plan.tunings],
+        "pretrained": [unit.identity for unit in plan.pretrainings],
+        "data_checksum": data_checksum,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),
     }
-    write_json(store.study(plan.spec.name) / "study.json", document)
+    write_checked(store.study(plan.spec.name) / "study.json", document)
     return document
 
 
-def run_study(plan: Plan, how: StudyRun, watcher: AbstractContextManager[StudyWatcher]) -> dict[str, object]:
+def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextManager[StudyWatcher]) -> dict[str, Any]:
     """Work on everything that is not done yet.
 
     Args:
         plan: What the study consists of.
         how: Where and with how many workers.
+        tracker: The tracking view.
         watcher: Shows progress.
 
     Returns:
@@ -89,88 +85,94 @@ def run_study(plan: Plan, how: StudyRun, watcher: AbstractContextManager[StudyWa
         BenchError: The store cannot be written, or data are missing; nothing is lost.
     """
     how.store.prepare()
+    # Missing data end the study here, before anything is written.
+    checksum = Workbench(plan.spec, how.store, how.data_dir, plan.network).task.data.checksum
+    name = plan.spec.name
     with watcher as watching:
-        bench = Workbench(plan.spec, how.store, how.data_dir, watching)
-        _ = bench.task  # missing data end the study here, before anything is written
-        document = write_study(plan, how.store)
-        how.tracker.prepare(document)
-        watching.started(plan, sum(planned_epochs(plan, unit) for _, units in phases(plan) for unit in units))
-        view = _View(how, document)
-        try:
-            for kind, units in phases(plan):
-                for unit in _worked_off(kind, units, bench, how):
-                    record = how.store.record(kind, unit.identity) or {}
-                    watching.unit_finished(title(unit), _outcome(record), planned_epochs(plan, unit))
-                    view.refresh()
-        finally:
-            view.write()
+        for other in sessions(Leases(how.store.root), name):
+            watching.note(f"{other.holder} runs this study too; the work is shared")
+        with session(how.store, name) as lease:
+            document = write_study(plan, how.store, checksum)
+            tracker.prepare(document)
+            watching.started(plan, sum(planned_epochs(plan, unit) for _, units in phases(plan) for unit in units))
+            view = _View(how.store, document, tracker)
+            study = Study(spec=plan.spec, network=plan.network, how=how, data_checksum=checksum, session=lease)
+            try:
+                with _shown(study, plan, watching):
+                    for unit, ending in _worked(study, plan):
+                        watching.unit_finished(title(unit), _outcome(ending), planned_epochs(plan, unit))
+                        view.refresh()
+            finally:
+                wait_for_supervisors()
+                view.write()
     return document
 
 
-def _outcome(record: dict[str, object]) -> str:
-    status, reason = str(record.get("status", "missing")), record.get("reason")
-    return f"{status}: {reason}" if reason else status
+def _worked(study: Study, plan: Plan) -> Iterator[tuple[Unit, Ending]]:
+    """Every unit with its ending; a pretraining only when something that is still to do starts from it."""
+    wanted = _needed_pretrainings(study, plan)
+    for kind, units in phases(plan):
+        needed = [unit for unit in units if kind != "pretrained" or unit.identity in wanted]
+        yield from work_off(study, needed)
+
+
+def _needed_pretrainings(study: Study, plan: Plan) -> set[str]:
+    store, checksum, retry = study.how.store, study.data_checksum, study.how.retry
+    return {
+        unit.pretraining.identity
+        for unit in (*plan.tunings, *plan.runs)
+        if not standing(store, unit, checksum, retry)[0]
+    }
+
+
+def _outcome(ending: Ending) -> str:
+    return f"{ending.status}: {ending.reason}" if ending.reason else ending.status
+
+
+@contextmanager
+def _shown(study: Study, plan: Plan, watching: StudyWatcher) -> Iterator[None]:
+    """Show what is worked on, here or on other machines, while the block runs."""
+    names = {f"{kind_of(unit)}-{unit.identity}" for _, units in phases(plan) for unit in units}
+    trials = tuple(f"trials-{unit.identity}-" for unit in plan.tunings)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(_LOOK_SECONDS):
+            views = [view for view in study.leases.all() if view.name in names or view.name.startswith(trials)]
+            watching.at_work([view for view in views if view.progress])
+
+    thread = threading.Thread(target=look, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 class _View:
     """The views of a study's results: tables in its folder, and tracking."""
 
-    def __init__(self, how: StudyRun, document: dict[str, object]) -> None:
-        self._how, self._document = how, document
-        self._refreshed = time.monotonic()
+    def __init__(self, store: Store, document: Mapping[str, Any], tracker: Tracker) -> None:
+        self._store, self._document, self._tracker = store, document, tracker
+        self._next = time.monotonic() + _VIEW_SECONDS
 
     def refresh(self) -> None:
         """Bring the views up to date now and then, so that a long study can be looked at."""
-        if time.monotonic() - self._refreshed > _TRACKING_INTERVAL:
+        if time.monotonic() > self._next:
             self.write()
 
     def write(self) -> None:
-        """Bring the views up to date."""
-        write_study_files(self._how.store, self._document)
-        load("reports", "comparison")().write(self._how.store, self._document)
-        self._how.tracker.log_study(self._how.store, self._document)
-        self._refreshed = time.monotonic()
+        """Bring the views up to date; two commands that run the same study take turns."""
+        from filelock import FileLock, Timeout
 
-
-_WORK: dict[UnitKind, Callable[[Workbench, Unit], None]] = {
-    "pretrained": pretrain,
-    "tuning": tune_method,  # type: ignore[dict-item]
-    "runs": run,  # type: ignore[dict-item]
-}
-
-
-def _worked_off(kind: UnitKind, units: Sequence[Unit], bench: Workbench, how: StudyRun) -> Iterator[Unit]:
-    """Work on units, in this process or in several, and yield each when it has ended."""
-    if how.jobs == 1:
-        for unit in units:
-            bench.watcher.unit_started(title(unit))  # type: ignore[attr-defined]
-            _WORK[kind](bench, unit)
-            yield unit
-        return
-    from joblib import Parallel, delayed
-
-    by_identity = {unit.identity: unit for unit in units}
-    spec = bench.spec.model_dump_json()
-    arguments = (
-        spec,
-        str(how.store.root.resolve()),
-        None if how.data_dir is None else str(how.data_dir.resolve()),
-    )
-    parallel = Parallel(n_jobs=how.jobs, backend="loky", return_as="generator_unordered")
-    for identity in parallel(delayed(_work_in_process)(kind, identity, *arguments) for identity in by_identity):
-        yield by_identity[identity]
-
-
-@cache
-def _process_bench(spec: str, store: str, data_dir: str | None) -> tuple[Plan, Workbench]:
-    """The plan and the workbench of a worker process, made once."""
-    parsed = StudySpec.model_validate_json(spec)
-    folder = None if data_dir is None else Path(data_dir)
-    return make_plan(parsed), Workbench(parsed, Store(Path(store)), folder, Silent())
-
-
-def _work_in_process(kind: UnitKind, identity: str, spec: str, store: str, data_dir: str | None) -> str:
-    plan, bench = _process_bench(spec, store, data_dir)
-    units = next(units for name, units in phases(plan) if name == kind)
-    _WORK[kind](bench, next(unit for unit in units if unit.identity == identity))
-    return identity
+        began = time.monotonic()
+        try:
+            with FileLock(self._store.root / ".views.lock", timeout=_VIEW_LOCK_SECONDS):
+                write_study_files(self._store, self._document)
+                load("reports", "comparison")().write(self._store, self._document)
+                self._tracker.log_study(self._store, self._document)
+        except Timeout:
+            _log.warning("tables and tracking are not up to date: another command has been at them for minutes")
+        ended = time.monotonic()
+        self._next = ended + max(_VIEW_SECONDS, _VIEW_SHARE * (ended - began))

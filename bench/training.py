@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage
 from bench.data import Subset, TaskData
 from bench.errors import NonFiniteLossError
 from bench.quantization import clip_parameters
@@ -98,7 +99,14 @@ def rate_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps_pe
     return MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in schedule.milestones])
 
 
-def fit(model: nn.Module, data: TaskData, schedule: Schedule, order: torch.Generator, report: Report) -> None:
+def fit(
+    model: nn.Module,
+    data: TaskData,
+    schedule: Schedule,
+    order: torch.Generator,
+    report: Report,
+    stage: Stage = UNINTERRUPTED,
+) -> None:
     """Train a network by cross-entropy, in place.
 
     Args:
@@ -107,6 +115,7 @@ def fit(model: nn.Module, data: TaskData, schedule: Schedule, order: torch.Gener
         schedule: Length, rates and decay.
         order: Draws the order of the images and their augmentation.
         report: Called after each epoch with loss, accuracy (percent) and learning rate.
+        stage: Keeps checkpoints.
 
     Raises:
         NonFiniteLossError: Training diverged.
@@ -114,7 +123,8 @@ def fit(model: nn.Module, data: TaskData, schedule: Schedule, order: torch.Gener
     optimizer = sgd(weight_groups(model), schedule)
     rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
     model.train()
-    for epoch in range(schedule.epochs):
+    parts = {"model": model, "optimizer": optimizer, "rates": rates, "order": GeneratorState(order)}
+    for epoch in stage.epochs(schedule.epochs, parts):
         meter = Meter(data.device)
         for images, labels in data.training_batches(schedule.batch_size, order):
             logits = model(images)

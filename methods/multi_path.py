@@ -13,7 +13,7 @@ pretrained weights; logits start at 0 and learn on a held-out part of the traini
 cost enters as λ log R with R the product of expected widths; the final width is the argmax.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from bench.checkpoints import GeneratorState, Stateful
 from bench.compression import ConvGeometry, calibrate, replace_layer
 from bench.costs import RelaxedBops
-from bench.data import Subset
+from bench.data import BatchStream
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
 from bench.network import LayerShape, NetworkShape
 from bench.options import Strict
@@ -60,6 +61,11 @@ class MultiPathOptions(Strict):
         if any(high <= low for low, high in pairwise(self.bits)):
             raise ValueError(f"bit candidates {list(self.bits)} must rise, e.g. [2, 4, 8]")
         return self
+
+    def temperature(self, share: float) -> float:
+        """The temperature after a share of the search."""
+        fall: float = (self.temperature_end / self.temperature_start) ** share
+        return self.temperature_start * fall
 
 
 class MixedConv2d(nn.Module):
@@ -266,70 +272,81 @@ class MultiPath(Method):
         return UniformQuantizer
 
 
+class _History:
+    """What is kept of a search, epoch by epoch."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"entries": self.entries}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.entries = list(state["entries"])
+
+
 def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> dict[str, Any]:
     """Weights on one part of the training data, logits on the other, in the ratio of the parts."""
-    weight_part, architecture_part = _parts(job, options.architecture_share)
     noise = job.noise("gumbel")
     term = job.cost_term()
     logits = network.logits()
     of_weights = sgd(weight_groups(network.model, exclude=logits), job.schedule)
     period = max(2, round(1 / options.architecture_share))
     of_logits = torch.optim.Adam(logits, lr=options.logit_travel / max(1, job.steps // period))
-    weight_batches = _endless(job, weight_part, "search")
-    architecture_batches = _endless(job, architecture_part, "architecture")
+    for_weights, for_logits = _streams(job, options.architecture_share)
     warmup = round(options.warmup_share * job.steps)
     per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
-    history: list[dict[str, float]] = []
-    costs: list[float] = []
+    history = _History()
     network.model.train()
-    meter = Meter(job.task.device)
-    for step in range(job.steps):
-        temperature = options.temperature_start * (options.temperature_end / options.temperature_start) ** (
-            step / job.steps
-        )
-        network.draw(temperature, noise)
-        architecture_turn = step >= warmup and step % period == period - 1
-        images, labels = next(architecture_batches if architecture_turn else weight_batches)
-        outputs = network.model(images)
-        loss = F.cross_entropy(outputs, labels)
-        network.model.zero_grad(set_to_none=True)
-        if architecture_turn:
-            actual = network.actual_cost()
-            (loss + term(network.expected_cost(), actual)).backward()  # type: ignore[no-untyped-call]
-            of_logits.step()
-        else:
-            loss.backward()  # type: ignore[no-untyped-call]
-            of_weights.step()
-        meter.add(loss, outputs, labels)
-        if (step + 1) % per_epoch == 0:
-            costs.append(float(network.actual_cost()))
-            epoch = {
-                "epoch": (step + 1) // per_epoch,
+    parts: dict[str, Stateful] = {"model": network.model, "history": history}
+    parts |= {"of_weights": of_weights, "of_logits": of_logits}
+    parts |= {"noise": GeneratorState(noise), "for_weights": for_weights, "for_logits": for_logits}
+    for epoch in job.numbered_epochs(parts):
+        meter = Meter(job.task.device)
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            temperature = options.temperature(step / job.steps)
+            network.draw(temperature, noise)
+            logits_turn = step >= warmup and step % period == period - 1
+            images, labels = next(for_logits if logits_turn else for_weights)
+            outputs = network.model(images)
+            loss = F.cross_entropy(outputs, labels)
+            network.model.zero_grad(set_to_none=True)
+            if logits_turn:
+                (loss + term(network.expected_cost(), network.actual_cost())).backward()  # type: ignore[no-untyped-call]
+                of_logits.step()
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
+                of_weights.step()
+            meter.add(loss, outputs, labels)
+        bops = float(network.actual_cost())
+        history.entries.append(
+            {
+                "epoch": epoch + 1,
                 **meter.figures(),
-                "bops": costs[-1],
+                "bops": bops,
                 "temperature": temperature,
+                "budget_share": bops / job.budget,
             }
-            history.append({**epoch, "budget_share": costs[-1] / job.budget})
-            job.report({**history[-1], "epochs": job.schedule.epochs})
-            meter = Meter(job.task.device)
+        )
+        job.report({**history.entries[-1], "epochs": job.schedule.epochs})
     return {
-        "history": history,
+        "history": history.entries,
         "logits": {name: layer.logits.tolist() for name, layer in network.layers.items()},
     }
 
 
-def _parts(job: SearchJob, share: float) -> tuple[Subset, Subset]:
-    """The training data divided for weights and for logits, the same for every run of a seed."""
-    train = job.task.data.train
-    order = torch.randperm(len(train), generator=generator("architecture-part", job.seed)).to(job.task.device)
-    cut = max(1, round(share * len(train)))
-    return train.take(order[cut:]), train.take(order[:cut])
-
-
-def _endless(job: SearchJob, part: Subset, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-    order = job.order(purpose)
-    while True:
-        yield from job.task.data.training_batches(job.schedule.batch_size, order, subset=part)
+def _streams(job: SearchJob, share: float) -> tuple[BatchStream, BatchStream]:
+    """Batches for weights and for logits, from two parts of the training data that are the same for all of a seed."""
+    data, size = job.task.data, job.schedule.batch_size
+    order = torch.randperm(len(data.train), generator=generator("architecture-part", job.seed)).to(job.task.device)
+    cut = max(1, round(share * len(data.train)))
+    weights, architecture = data.train.take(order[cut:]), data.train.take(order[:cut])
+    return (
+        BatchStream(data, size, job.order("search"), weights),
+        BatchStream(data, size, job.order("architecture"), architecture),
+    )
 
 
 __all__ = ["MixedConv2d", "MultiPath", "MultiPathOptions", "PathNetwork"]

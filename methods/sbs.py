@@ -13,7 +13,7 @@ Where the paper is silent or its letter does not work, the choice is an option b
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -197,6 +197,22 @@ class _Trace:
         )
         return entry
 
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"kept": self._kept, "history": self.history, "bops": self.bops, "bits": self.bits, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        device = self._thresholds()[0].device
+        self._kept = [[threshold.to(device) for threshold in kept] for kept in state["kept"]]
+        self.history, self.bops, self.bits = state["history"], state["bops"], state["bits"]
+        self._step = state["step"]
+
+    @property
+    def step(self) -> int:
+        """Updates that were made."""
+        return self._step
+
     @torch.no_grad()
     def restore_median(self) -> None:
         """Set each threshold to its median over the last part: a gate is then its majority on a fixed metric."""
@@ -209,8 +225,9 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
     trace = _Trace(network, job.steps)
     weights, of_weights, of_activations = _optimizers(job, network, options)
     network.model.train()
-    step = 0
-    for epoch, batches in job.epochs():
+    carried = {"model": network.model, "trace": trace, "weights": weights}
+    carried |= {"of_weights": of_weights, "of_activations": of_activations}
+    for epoch, batches in job.epochs(carried):
         meter = Meter(job.task.device)
         for images, labels in batches:
             logits = network.model(images)
@@ -219,13 +236,12 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
             network.model.zero_grad(set_to_none=True)
             (loss + term(cost, cost.detach())).backward()  # type: ignore[no-untyped-call]
             weights.step()
-            if options.gate_training == "joint" or step % 2 == 0:
+            if options.gate_training == "joint" or trace.step % 2 == 0:
                 of_weights.step()
-            if options.gate_training == "joint" or step % 2 == 1:
+            if options.gate_training == "joint" or trace.step % 2 == 1:
                 of_activations.step()
             meter.add(loss, logits, labels)
             trace.add(cost)
-            step += 1
         job.report({**trace.end_epoch(epoch, meter.figures(), term), "epochs": job.schedule.epochs})
     return trace
 

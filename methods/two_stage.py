@@ -70,8 +70,8 @@ class _TwoStage(Method):
         network = job.task.network
         first_epochs = max(1, job.schedule.epochs // 2)
         space = self.first_space(network)
-        first = self._first_stage(_with_epochs(job, first_epochs), space)
-        second_job = _with_epochs(job, max(1, job.schedule.epochs - first_epochs))
+        first = self._first_stage(_stage(job, "first", first_epochs), space)
+        second_job = _stage(job, "second", max(1, job.schedule.epochs - first_epochs))
         clips = first.clips if self.options.finetune_from == "searched" else {}
         start = Start(state=first.state, clips=self._kept_clips(clips))
         second = share_bits(second_job, self.second_space(network, first.policy), self.options, start, job.cost_term())
@@ -136,8 +136,8 @@ class QuantizeThenPrune(_TwoStage):
         return clips
 
 
-def _with_epochs(job: SearchJob, epochs: int) -> SearchJob:
-    return replace(job, schedule=job.schedule.model_copy(update={"epochs": epochs}))
+def _stage(job: SearchJob, name: str, epochs: int) -> SearchJob:
+    return replace(job, name=name, schedule=job.schedule.model_copy(update={"epochs": epochs}))
 
 
 def _dearest(network: NetworkShape, space: SearchSpace) -> Policy:

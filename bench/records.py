@@ -1,0 +1,117 @@
+"""Records of units: what they say, when a result stands, and what makes it stale."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from bench.endings import RESULTS, Ending, is_final
+from bench.machine import hardware, versions
+from bench.plan import RunUnit, TrialUnit, TuningUnit, Unit, kind_of
+from bench.spec import StudySpec
+from bench.staleness import fingerprint, staleness
+from bench.store import Status, Store
+
+
+def new_record(spec: StudySpec, unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The record of a unit whose work begins: what identifies it, and what it is made with.
+
+    Args:
+        spec: Of the study.
+        unit: The unit.
+        data_checksum: Of data and split.
+        earlier: The record of the attempt before this one.
+    """
+    kind = kind_of(unit)
+    record: dict[str, Any] = {
+        "id": unit.identity,
+        "kind": {"runs": "run", "trials": "trial"}.get(kind, kind),
+        "status": "running",
+        "reason": None,
+        "model": spec.task.model,
+        "dataset": spec.task.dataset,
+        "seed": unit.seed,
+        "metrics": {},
+        "times": {},
+        "peak_memory_mb": None,
+        "versions": versions(),
+        "hardware": hardware(torch.device(spec.device)),
+        "fingerprint": fingerprint(method_of(unit), data_checksum),
+        "attempt": int((earlier or {}).get("attempt", 0)) + 1,
+        "files": {},
+        "started": now(),
+        "finished": None,
+    }
+    named = unit.tuning if isinstance(unit, TrialUnit) else unit
+    if isinstance(named, TuningUnit | RunUnit):
+        record.update(
+            method=named.method,
+            budget=None if named.budget is None else named.budget.text,
+            budget_bops=None if named.budget is None else named.budget.bops,
+            recipe=spec.recipe,
+            match=spec.tuning.match,
+            options=named.document["options"],
+            knobs=dict(unit.knobs) if isinstance(unit, TrialUnit) else None,
+        )
+    if isinstance(unit, RunUnit):
+        record.update(tuning=None if unit.tuning is None else unit.tuning.identity, within_budget=None)
+    return record
+
+
+def close(record: dict[str, Any], ending: Ending) -> None:
+    """Enter how the work ended."""
+    record.update(status=ending.status, reason=ending.reason or None, finished=now())
+    if ending.nearest is not None:
+        record["nearest_bops"] = ending.nearest
+
+
+def ending_in(record: Mapping[str, Any] | None) -> Ending:
+    """The ending that a record tells of; "running" without one: nobody has said how it ended."""
+    if record is None:
+        return Ending(status="running")
+    return Ending(status=record["status"], reason=record.get("reason") or "", nearest=record.get("nearest_bops"))
+
+
+def method_of(unit: Unit) -> str | None:
+    """The name of the method that a unit belongs to, if it belongs to one."""
+    named = unit.tuning if isinstance(unit, TrialUnit) else unit
+    return named.method if isinstance(named, TuningUnit | RunUnit) else None
+
+
+def standing(
+    store: Store, unit: Unit, data_checksum: str, retry: frozenset[Status] = frozenset()
+) -> tuple[bool, str | None]:
+    """Whether the store holds an ending of a unit that stands, and why one that it holds does not.
+
+    Args:
+        store: Where to look.
+        unit: The unit.
+        data_checksum: Of the data as they are now.
+        retry: Failures that are to be tried again.
+    """
+    kind = kind_of(unit)
+    record = store.record(kind, unit.identity)
+    if record is None:
+        damaged = (store.unit(kind, unit.identity) / "record.json").exists()
+        return False, "its record is damaged" if damaged else None
+    if not is_final(record["status"], retry):
+        return False, None
+    reason = staleness(record, fingerprint(method_of(unit), data_checksum))
+    if reason is None and record["status"] in RESULTS:
+        reason = store.damage(kind, unit.identity, record, thorough=kind == "pretrained")
+    return reason is None, reason
+
+
+def set_aside(store: Store, unit: Unit) -> None:
+    """Move a unit's folder out of the way, to `<id>.stale-<n>`."""
+    folder = store.unit(kind_of(unit), unit.identity)
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.stale-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+
+
+def now() -> str:
+    """The time, for records."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
