@@ -89,12 +89,13 @@ class GlobalGenerators:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of Python's, NumPy's and PyTorch's generators."""
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002
+        numpy: Any = np.random.get_state()  # noqa: NPY002
+        name, keys, *rest = numpy
         version, numbers, spare = random.getstate()
         return {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            "numpy": [name, keys.tolist(), *rest],  # type: ignore[union-attr]
+            "cuda": torch.cuda.get_rng_state_all() if _cuda_is_used() else [],
+            "numpy": [name, keys.tolist(), *rest],
             "python": [version, list(numbers), spare],
         }
 
@@ -107,6 +108,10 @@ class GlobalGenerators:
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
         version, numbers, spare = state_dict["python"]
         random.setstate((version, tuple(numbers), spare))
+
+
+def _cuda_is_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 class Checkpoints:

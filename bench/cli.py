@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.cli_options import FILE, data_option, store_option, tracking_option
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -19,32 +20,6 @@ if TYPE_CHECKING:
     from bench.running import How
     from bench.spec import StudySpec
     from bench.store import Store
-
-DEFAULT_STORE = "bench-store"
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
-_store_option = click.option(
-    "--store",
-    "store_dir",
-    type=_FOLDER,
-    default=DEFAULT_STORE,
-    show_default=True,
-    envvar="BENCH_STORE",
-    help="Folder of results.",
-)
-_data_option = click.option(
-    "--data-dir",
-    type=_FOLDER,
-    default=None,
-    envvar="BENCH_DATA_DIR",
-    help="Folder with data sets in torchvision's layout.",
-)
-_tracking_option = click.option(
-    "--tracking-uri", default=None, help="MLflow server; the store's own SQLite file when absent."
-)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="sbs-bench")
@@ -63,7 +38,7 @@ def bench(context: click.Context) -> None:
 
 @bench.command()
 @click.option("--preset", default=None, help="A named specification; see `bench list presets`.  [default: quick]")
-@click.option("--spec", "spec_file", type=_FILE, default=None, help="A specification file (TOML).")
+@click.option("--spec", "spec_file", type=FILE, default=None, help="A specification file (TOML).")
 @click.option("--name", default=None, help="Name of the study.")
 @click.option("--methods", default=None, help="Names, separated by commas.")
 @click.option("--model", default=None, help="Name of a model.")
@@ -82,9 +57,9 @@ def bench(context: click.Context) -> None:
 @click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value of the specification.")
 @click.option("--dry-run", is_flag=True, help="Print every planned trial and run, and how long they will take.")
-@_store_option
-@_data_option
-@_tracking_option
+@store_option
+@data_option
+@tracking_option
 def run(
     store_dir: Path,
     data_dir: Path | None,
@@ -233,7 +208,7 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
 
 @bench.command()
 @click.argument("study", required=False)
-@_store_option
+@store_option
 def status(study: str | None, store_dir: Path) -> None:
     """Show every run of a study: state, seed, accuracy, cost."""
     from bench.console import make_console, simple_table
@@ -275,7 +250,7 @@ def _figure(value: float, form: str, scale: float = 1.0) -> str:
 @click.argument("study", required=False)
 @click.option("--report", "name", default="comparison", show_default=True, help="See `bench list reports`.")
 @click.option("--format", "form", default="terminal", show_default=True, help="terminal, markdown, csv or latex.")
-@_store_option
+@store_option
 def report(study: str | None, name: str, form: str, store_dir: Path) -> None:
     """Print a study's table; the latest study when none is named."""
     from bench.console import make_console
@@ -291,8 +266,8 @@ def report(study: str | None, name: str, form: str, store_dir: Path) -> None:
 @click.argument("study", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
-@_store_option
-@_tracking_option
+@store_option
+@tracking_option
 def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: str | None) -> None:
     """Open a study in MLflow's comparison view, on this machine only."""
     from bench.store import Store
@@ -338,7 +313,7 @@ def _preset_summary(preset: Mapping[str, Any]) -> str:
 @click.option("--model", default="resnet20", show_default=True, help="Name of a model.")
 @click.option("--dataset", default="cifar100", show_default=True, help="Name of a data set.")
 @click.option("--bits", type=click.IntRange(1, 32), default=None, help="Uniform precision; 32 is full precision.")
-@click.option("--policy", "policy_file", type=_FILE, default=None, help="A policy file.")
+@click.option("--policy", "policy_file", type=FILE, default=None, help="A policy file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
 def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, as_json: bool) -> None:
     """Price a policy: MACs, BOPs, memory and parameters, layer by layer."""

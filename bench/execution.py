@@ -295,7 +295,8 @@ class _Searched:
 
 
 def _decision(fields: Mapping[str, Any]) -> Decision:
-    return Decision(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Decision(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

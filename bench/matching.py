@@ -25,7 +25,7 @@ from bench.spec import TuningSpec
 if TYPE_CHECKING:
     import optuna
     from optuna import Study
-    from optuna.distributions import FloatDistribution
+    from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Tuning:
         """Whether the strength is bracketed onto the budget rather than chosen by accuracy."""
         return self.spec.match == "lambda"
 
-    def distributions(self) -> dict[str, "FloatDistribution"]:
+    def distributions(self) -> dict[str, "BaseDistribution"]:
         """The knobs' ranges for Optuna; a bracket may leave that of the strength."""
         from optuna.distributions import FloatDistribution
 

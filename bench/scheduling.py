@@ -26,6 +26,7 @@ from bench.leases import Heartbeat, Lease, Leases, LeaseView, LostLeaseError
 from bench.matching import Trial, Tuning, tune
 from bench.network import NetworkShape
 from bench.plan import TuningUnit, Unit, kind_of, make_method, stored_specification, title, trial_of
+from bench.plugins import Kind, available
 from bench.records import close, ending_in, new_record, set_aside, standing
 from bench.running import How
 from bench.seeds import derive
@@ -66,6 +67,13 @@ class Study:
     def leases(self) -> Leases:
         """The leases of the store."""
         return Leases(self.how.store.root)
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules of the plug-ins that the study uses."""
+        named: list[tuple[Kind, str]] = [("methods", name) for name in self.spec.methods]
+        named += [("datasets", self.spec.task.dataset), ("models", self.spec.task.model)]
+        return sorted({available(kind)[name].module for kind, name in named})
 
 
 class SessionWatch:
@@ -194,7 +202,7 @@ def _cluster(how: How) -> AbstractContextManager[Any]:
     except ImportError as error:
         raise BenchError("--backend dask needs Dask; install it with `pip install 'sbs-bench[dask]'`") from error
     try:
-        client: AbstractContextManager[Any] = Client(how.scheduler, timeout=_CONNECT_SECONDS, set_as_default=True)
+        client: AbstractContextManager[Any] = Client(how.scheduler, timeout=_CONNECT_SECONDS)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise BenchError(
             f"no Dask scheduler answers at '{how.scheduler}': {error}; start one with `dask scheduler` and give its "
@@ -259,7 +267,7 @@ def _attend_process(study: Study, unit: Unit) -> Ending:
     if not how.isolated:
         return work_here(order)
     with card_lease(study.leases, study.spec.device, how.runs_per_card, order.title, stop) as card:
-        return supervise(replace(order, card=card), how.limits, stop)
+        return supervise(replace(order, card=card), how.limits, stop, study.modules)
 
 
 def _prepare(study: Study, unit: Unit) -> Ending | None:

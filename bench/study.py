@@ -118,11 +118,9 @@ def _worked(study: Study, plan: Plan) -> Iterator[tuple[Unit, Ending]]:
 
 def _needed_pretrainings(study: Study, plan: Plan) -> set[str]:
     store, checksum, retry = study.how.store, study.data_checksum, study.how.retry
-    return {
-        unit.pretraining.identity
-        for unit in (*plan.tunings, *plan.runs)
-        if not standing(store, unit, checksum, retry)[0]
-    }
+    open_tunings = (unit for unit in plan.tunings if not standing(store, unit, checksum, retry)[0])
+    open_runs = (unit for unit in plan.runs if not standing(store, unit, checksum, retry)[0])
+    return {unit.pretraining.identity for unit in open_tunings} | {unit.pretraining.identity for unit in open_runs}
 
 
 def _outcome(ending: Ending) -> str:

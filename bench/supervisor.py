@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -27,7 +28,12 @@ _GRACE_SECONDS = 10.0
 """Between asking a process to stop and making it stop."""
 _ATTEMPTS = 2
 """A process that is lost costs its unit one more attempt."""
-_PRELOADED = ("torch", "bench.execution", "bench.matching", "bench.records")
+_PRELOADED = (
+    "torch",
+    "torch._inductor",  # which `torch.use_deterministic_algorithms` imports
+    "bench.execution",
+    "bench.records",
+)
 
 
 class Stop(Protocol):
@@ -54,15 +60,21 @@ def work_here(order: Order) -> Ending:
     return ending
 
 
-def supervise(order: Order, limits: Limits, stop: Stop) -> Ending:
+def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] = ()) -> Ending:
     """Work on a unit in a process of its own, and once more when that process is lost.
+
+    Args:
+        order: What to work on.
+        limits: Of the process.
+        stop: Whether the study is to stop.
+        preload: Modules that the server of processes imports once for all, besides the harness's own.
 
     Raises:
         HeldError: Somebody else works on the unit.
     """
     ending = Ending(status="interrupted")
     for attempt in range(_ATTEMPTS):
-        ending = _attempt(order, limits, stop)
+        ending = _attempt(order, limits, stop, preload)
         lost = ending.status == "killed" or (ending.status == "interrupted" and not stop())
         if not lost or attempt == _ATTEMPTS - 1:
             break
@@ -70,12 +82,12 @@ def supervise(order: Order, limits: Limits, stop: Stop) -> Ending:
     return ending
 
 
-def _attempt(order: Order, limits: Limits, stop: Stop) -> Ending:
+def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -> Ending:
     """One process, from start to end."""
     _allow_children()
     kernel_kills = _kernel_kills()
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    process = _context().Process(target=process_main, args=(order, sending), name=order.title)
+    process = _context(preload).Process(target=process_main, args=(order, sending), name=order.title)
     process.start()
     sending.close()
     with receiving:
@@ -95,9 +107,9 @@ def _attempt(order: Order, limits: Limits, stop: Stop) -> Ending:
     return ending
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def _context(preload: Sequence[str]) -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
+    context.set_forkserver_preload([*_PRELOADED, *preload])
     return context
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage
+from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
 from bench.data import Subset, TaskData
 from bench.errors import NonFiniteLossError
 from bench.quantization import clip_parameters
@@ -123,7 +123,12 @@ def fit(
     optimizer = sgd(weight_groups(model), schedule)
     rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
     model.train()
-    parts = {"model": model, "optimizer": optimizer, "rates": rates, "order": GeneratorState(order)}
+    parts: dict[str, Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "rates": rates,
+        "order": GeneratorState(order),
+    }
     for epoch in stage.epochs(schedule.epochs, parts):
         meter = Meter(data.device)
         for images, labels in data.training_batches(schedule.batch_size, order):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from bench.checkpoints import Stateful
 from bench.compression import calibrate
 from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
 from bench.network import NetworkShape
@@ -225,7 +226,7 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
     trace = _Trace(network, job.steps)
     weights, of_weights, of_activations = _optimizers(job, network, options)
     network.model.train()
-    carried = {"model": network.model, "trace": trace, "weights": weights}
+    carried: dict[str, Stateful] = {"model": network.model, "trace": trace, "weights": weights}
     carried |= {"of_weights": of_weights, "of_activations": of_activations}
     for epoch, batches in job.epochs(carried):
         meter = Meter(job.task.device)
