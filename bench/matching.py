@@ -159,6 +159,8 @@ def _new_study(tuning: Tuning) -> "Study":
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # For good: tunings run in several threads, and `catch_warnings` would restore what another one has set.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if tuning.storage is not None:
         with suppress(KeyError):
             optuna.delete_study(study_name=tuning.name, storage=tuning.storage)
@@ -233,12 +235,8 @@ def _accuracy_sampler(knobs: Mapping[str, Knob], seed: int, completed: int) -> "
     """Space-filling points first, then a tree-structured Parzen estimator; both depend on completed trials only."""
     from optuna.samplers import PartialFixedSampler, TPESampler
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        base = TPESampler(seed=seed % 2**32, n_startup_trials=_SPACE_FILLING)
-        if completed >= _SPACE_FILLING:
-            return base
-        return PartialFixedSampler(space_filling(knobs, completed), base)
+    base = TPESampler(seed=seed % 2**32, n_startup_trials=_SPACE_FILLING)
+    return base if completed >= _SPACE_FILLING else PartialFixedSampler(space_filling(knobs, completed), base)
 
 
 def space_filling(knobs: Mapping[str, Knob], index: int) -> dict[str, float]:
@@ -264,9 +262,7 @@ def bracket_sampler(knobs: Mapping[str, Knob], budget: Budget, block: int, compl
     knob = knobs["strength"]
     proposed = math.exp(propose_log_strength(_points(completed, budget), budget, knob))
     fixed["strength"] = min(max(proposed, knob.low / _REACH), knob.high * _REACH)  # exp of log may end outside
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return PartialFixedSampler(fixed, RandomSampler(seed=0))
+    return PartialFixedSampler(fixed, RandomSampler(seed=0))
 
 
 Point = tuple[float, float]

@@ -114,8 +114,14 @@ def _context(preload: Sequence[str]) -> multiprocessing.context.ForkServerContex
 
 
 def _allow_children() -> None:
-    """Let this process have children: those of a cluster's workers are marked as ones that may not."""
+    """Let this process have children, also when it is itself a worker of joblib's or of a cluster's.
+
+    A cluster's workers are marked as processes that may have none; loky's pass on a way of starting processes that
+    only loky knows.
+    """
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("forkserver", force=True)
 
 
 def _watch(process: ForkServerProcess, limits: Limits, stop: Stop) -> Ending | None:
