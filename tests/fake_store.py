@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.spec import build
-from bench.store import Store, write_json, write_text
+from bench.staleness import fingerprint
+from bench.store import Store, manifest, read_checked, write_checked, write_json, write_text
 
 BUDGET_BOPS = 40e6
+DATA_CHECKSUM = "d" * 64
 POLICY = {
     "model": "resnet8",
     "dataset": "digits",
@@ -71,11 +74,12 @@ class FakeStore:
             "within_budget": None if budget is None or top1 is None else True,
             "started": "2026-01-01T00:00:00+00:00",
             "finished": None if status in ("planned", "running") else "2026-01-01T00:01:00+00:00",
+            "fingerprint": made_with(method),
+            "attempt": 1,
+            "files": self._outcome(identity) if status == "done" else {},
         }
         self.runs.append(identity)
-        write_json(self.store.unit("runs", identity) / "record.json", record | fields)
-        if status == "done":
-            self._outcome(identity)
+        self.store.write_record("runs", identity, record | fields)
         return identity
 
     def seeds(self, method: str, values: Iterable[float], **fields: Any) -> list[str]:
@@ -100,19 +104,17 @@ class FakeStore:
     def tuning(self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0) -> str:
         """Add a tuning with one trial for each strength. Returns its id."""
         identity = f"tuning-{method}-{budget}"
-        folder = self.store.unit("tuning", identity)
-        record = {"id": identity, "kind": "tuning", "status": "done", "model": "resnet8", "dataset": "digits"}
-        record |= {
-            "method": method,
-            "budget": budget,
-            "budget_bops": BUDGET_BOPS,
-            "seed": 1000,
-            "reason": None,
-        }
-        record |= {"knobs": {"strength": trials[0]}, "trials_used": len(trials), "tuning_seconds": seconds}
-        write_json(folder / "record.json", record)
+        common = {"status": "done", "reason": None, "model": "resnet8", "dataset": "digits", "method": method}
+        common |= {"budget": budget, "budget_bops": BUDGET_BOPS, "seed": 1000, "fingerprint": made_with(method)}
+        record = common | {"id": identity, "kind": "tuning", "knobs": {"strength": trials[0]}, "files": {}}
+        record |= {"chosen_trial": 0, "trials_used": len(trials), "tuning_seconds": seconds}
+        self.store.write_record("tuning", identity, record)
         for number, strength in enumerate(trials):
-            write_json(folder / "trials" / f"{number}.json", trial(number, strength))
+            named = f"{identity}-{number}"
+            folder = self.store.unit("trials", named)
+            write_json(folder / "trial.json", trial(number, strength))
+            record = common | {"id": named, "kind": "trial", "knobs": {"strength": strength}}
+            self.store.write_record("trials", named, record | {"files": manifest(folder, ["trial.json"])})
         self.tunings.append(identity)
         return identity
 
@@ -125,16 +127,30 @@ class FakeStore:
             "spec": build([values]).model_dump(mode="json"),
             "runs": self.runs,
             "tunings": self.tunings,
+            "pretrained": [],
+            "data_checksum": DATA_CHECKSUM,
             "created": "2026-01-01T00:00:00+00:00",
             "command": "bench run",
         }
-        write_json(self.store.study(self.name) / "study.json", document)
-        return document
+        path = self.store.study(self.name) / "study.json"
+        write_checked(path, document)
+        written = read_checked(path)
+        assert written is not None
+        return written
 
-    def _outcome(self, identity: str) -> None:
+    def _outcome(self, identity: str) -> dict[str, Any]:
         folder = self.store.unit("runs", identity)
         write_json(folder / "policy.json", POLICY)
         write_json(folder / "curves.json", curves())
+        return manifest(folder, ["policy.json", "curves.json"])
+
+
+def made_with(method: str) -> dict[str, Any]:
+    """The fingerprint of a result that is up to date; a method that is not installed has no source."""
+    try:
+        return fingerprint(method, DATA_CHECKSUM)
+    except BenchError:
+        return fingerprint(None, DATA_CHECKSUM)
 
 
 def figures(top1: float) -> dict[str, Any]:
