@@ -178,14 +178,14 @@ def _attended(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Endin
 
 
 def _in_parallel(study: Study, units: Sequence[Unit]) -> Iterator[tuple[str, Ending | None]]:
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, parallel_config
 
     how = study.how
     if how.jobs == 1 and how.backend == "threading":  # in the main thread, where debuggers and Ctrl-C are at home
         yield from (attend(study, unit) for unit in units)
         return
-    with _cluster(how):
-        parallel = Parallel(n_jobs=how.jobs, backend=how.backend, return_as="generator_unordered", batch_size=1)
+    with _cluster(how), parallel_config(backend=how.backend, n_jobs=how.jobs):
+        parallel = Parallel(return_as="generator_unordered", batch_size=1)
         yield from parallel(delayed(attend)(study, unit) for unit in units)
 
 

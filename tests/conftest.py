@@ -13,14 +13,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its pool would be
 import pytest
 import torch
 
-from bench import execution, plugins
+from bench import execution, plugins, scheduling
+from bench.checkpoints import Stage
 from bench.data import TaskData
+from bench.endings import Ending
+from bench.execution import Desk, Workbench
+from bench.leases import LeaseView
 from bench.method import SearchJob
-from bench.plan import Plan, make_plan
+from bench.plan import Plan, Unit, kind_of, make_plan, stored_specification
+from bench.records import new_record
+from bench.running import How
 from bench.spec import StudySpec, build
-from bench.store import Store
-from bench.study import StudyRun, run_study
+from bench.store import Store, write_checked
+from bench.study import run_study
+from bench.supervisor import work_here
 from bench.training import fit
+from bench.worker import Order
 
 _SCHEDULE = {"epochs": 1, "batch_size": 32, "lr": 0.05}
 TINY: dict[str, Any] = {
