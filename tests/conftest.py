@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its pool would be
 import pytest
 import torch
 
-from bench import execution, plugins, scheduling
-from bench.checkpoints import Stage
+from bench import execution, plugins, scheduling, worker
 from bench.data import TaskData
 from bench.endings import Ending
-from bench.execution import Desk, Workbench
+from bench.execution import Workbench
 from bench.leases import LeaseView
 from bench.method import SearchJob
-from bench.plan import Plan, Unit, kind_of, make_plan, stored_specification
-from bench.records import new_record
+from bench.plan import Plan, Unit, kind_of, make_plan, stored_specification, title
 from bench.running import How
+from bench.scheduling import Study, work_off
 from bench.spec import StudySpec, build
 from bench.store import Store, write_checked
 from bench.study import run_study
@@ -48,11 +47,15 @@ TINY: dict[str, Any] = {
 
 
 class Recorder:
-    """A watcher that keeps what it is told."""
+    """A watcher that keeps what it is told.
+
+    Attributes:
+        unit: What is worked on, where `work` works in this process.
+    """
 
     def __init__(self) -> None:
         self.unit = ""
-        self.phases: list[tuple[str, str]] = []
+        self.notes: list[str] = []
         self.outcomes: dict[str, str] = {}
         self.planned = 0
         self.finished_epochs = 0
@@ -66,15 +69,15 @@ class Recorder:
     def started(self, plan: Plan, epochs: int) -> None:
         self.planned = epochs
 
-    def unit_started(self, title: str) -> None:
-        self.unit = title
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def at_work(self, units: Sequence[LeaseView]) -> None:
+        pass
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
         self.outcomes[title] = outcome
         self.finished_epochs += epochs
-
-    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        self.phases.append((self.unit, phase))
 
 
 class NoTracker:
@@ -105,6 +108,7 @@ class Worked:
     starts: list[tuple[str, int, int]] = field(default_factory=list)
     orders: list[tuple[str, int]] = field(default_factory=list)
     test_reads: list[str] = field(default_factory=list)
+    epochs: list[tuple[str, str]] = field(default_factory=list)
 
     def record(self, title: str) -> dict[str, Any]:
         """The record of a run by "<method> <seed>"."""
@@ -120,12 +124,71 @@ def tiny_spec(*changes: Mapping[str, Any]) -> StudySpec:
     return build([TINY, *changes])
 
 
-def work(spec: StudySpec, root: Path, *, jobs: int = 1, watcher: Recorder | None = None) -> Worked:
-    """Plan a study and work on it."""
+def work(spec: StudySpec, root: Path, *, watcher: Recorder | None = None, isolated: bool = False, **how: Any) -> Worked:
+    """Plan a study and work on it, in this process unless it is to be in processes of their own."""
     plan, store, watcher, tracker = make_plan(spec), Store(root), watcher or Recorder(), NoTracker()
-    how = StudyRun(store=store, data_dir=None, jobs=jobs, tracker=tracker)  # type: ignore[arg-type]
-    document = run_study(plan, how, watcher)
+
+    def noting(order: Order) -> Ending:
+        watcher.unit = order.title
+        return work_here(order)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduling, "work_here", noting)
+        chosen = How(store=store, data_dir=None, isolated=isolated, **how)
+        document = run_study(plan, chosen, tracker, watcher)  # type: ignore[arg-type]
     return Worked(spec, plan, store, document, watcher, tracker)
+
+
+class Workshop:
+    """Where single units of a study are worked on, in this process unless they are to be in processes of their own.
+
+    Attributes:
+        plan: The study's.
+        store: Where results go.
+        study: What supervisors are told.
+    """
+
+    def __init__(self, spec: StudySpec, root: Path, **how: Any) -> None:
+        self.spec, self.plan, self.store = spec, make_plan(spec), Store(root)
+        self.study = Study(
+            spec=spec,
+            network=self.plan.network,
+            how=How(store=self.store, data_dir=None, **{"isolated": False, **how}),
+            data_checksum=self.bench.task.data.checksum,
+            session="session-of-the-tests",
+        )
+
+    @property
+    def bench(self) -> Workbench:
+        """A workbench of the study."""
+        return Workbench(self.spec, self.store, None, self.plan.network)
+
+    def attend(self, unit: Unit) -> Ending:
+        """Bring a unit to an ending."""
+        ((_, ending),) = work_off(self.study, [unit])
+        return ending
+
+    def record(self, unit: Unit) -> dict[str, Any]:
+        """The record of a unit."""
+        record = self.store.record(kind_of(unit), unit.identity)
+        assert record is not None
+        return record
+
+    def folder(self, unit: Unit) -> Path:
+        """The folder of a unit."""
+        return self.store.unit(kind_of(unit), unit.identity)
+
+    def order(self, unit: Unit) -> Order:
+        """The order to work on a unit; what it takes is put into the unit's folder."""
+        write_checked(self.folder(unit) / "spec.json", stored_specification(self.spec, unit))
+        return Order(
+            kind=kind_of(unit),
+            identity=unit.identity,
+            title=title(unit),
+            store=self.store.root,
+            data_dir=None,
+            data_checksum=self.study.data_checksum,
+        )
 
 
 def checksum(state: Mapping[str, torch.Tensor]) -> int:
@@ -136,7 +199,9 @@ def checksum(state: Mapping[str, torch.Tensor]) -> int:
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """The tiny study's values and the tools to work on it."""
-    return SimpleNamespace(values=TINY, spec=tiny_spec, work=work, checksum=checksum, Recorder=Recorder)
+    return SimpleNamespace(
+        values=TINY, spec=tiny_spec, work=work, checksum=checksum, Recorder=Recorder, Workshop=Workshop
+    )
 
 
 @pytest.fixture(scope="session")
@@ -144,12 +209,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worked:
     """The tiny study, finished. Do not write to it.
 
     With the start of every search as (unit, seed, checksum of the weights), the order of the data of every search and
-    training as (unit, seed of the generator), and every unit that looked at the test split.
+    training as (unit, seed of the generator), every unit that looked at the test split, and every epoch as
+    (unit, phase).
     """
     starts: list[tuple[str, int, int]] = []
     orders: list[tuple[str, int]] = []
     reads: list[str] = []
+    epochs: list[tuple[str, str]] = []
     current = Recorder()
+    count_epoch = worker._ProgressWatcher.epoch
 
     def spying_job(**fields: Any) -> SearchJob:
         starts.append((current.unit, fields["seed"], checksum(fields["pretrained"])))
@@ -157,9 +225,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worked:
         orders.append((current.unit, job.order().initial_seed()))
         return job
 
-    def spying_fit(model: Any, data: TaskData, schedule: Any, order: torch.Generator, report: Any) -> None:
+    def spying_fit(model: Any, data: TaskData, schedule: Any, order: torch.Generator, *others: Any) -> None:
         orders.append((current.unit, order.initial_seed()))
-        fit(model, data, schedule, order, report)
+        fit(model, data, schedule, order, *others)
+
+    def spying_epoch(watcher: Any, phase: str, figures: Mapping[str, float]) -> None:
+        epochs.append((current.unit, phase))
+        count_epoch(watcher, phase, figures)
 
     def read_test(data: TaskData) -> Any:
         reads.append(current.unit)
@@ -168,10 +240,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worked:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "SearchJob", spying_job)
         patch.setattr(execution, "fit", spying_fit)
+        patch.setattr(worker._ProgressWatcher, "epoch", spying_epoch)
         spy = property(read_test, lambda data, value: data.__dict__.update(test=value))
         patch.setattr(TaskData, "test", spy, raising=False)
         worked = work(tiny_spec(), tmp_path_factory.mktemp("finished") / "store", watcher=current)
-    worked.starts, worked.orders, worked.test_reads = starts, orders, reads
+    worked.starts, worked.orders, worked.test_reads, worked.epochs = starts, orders, reads, epochs
     return worked
 
 
@@ -191,7 +264,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[plugins.Kind, 
         return {**original(kind), **extra.get(kind, {})}
 
     def register(kind: plugins.Kind, name: str, thing: Any) -> None:
-        extra.setdefault(kind, {})[name] = SimpleNamespace(name=name, value=f"test:{name}", load=lambda: thing)
+        module = thing.__module__
+        entry = SimpleNamespace(name=name, module=module, value=f"{module}:{name}", load=lambda: thing)
+        extra.setdefault(kind, {})[name] = entry
 
     monkeypatch.setattr(plugins, "available", available)
     yield register
