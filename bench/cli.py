@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from bench.running import How
     from bench.spec import StudySpec
     from bench.store import Store
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="sbs-bench")
@@ -210,40 +212,52 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
 @click.argument("study", required=False)
 @store_option
 def status(study: str | None, store_dir: Path) -> None:
-    """Show every run of a study: state, seed, accuracy, cost."""
+    """Show how far a study is: state of every unit, progress, last sign of life."""
     from bench.console import make_console, simple_table
-    from bench.results import runs_frame
+    from bench.leases import Leases, sessions
+    from bench.status import unit_states
     from bench.store import Store
 
     store = Store(store_dir)
     document = store.load_study(study)
-    frame = runs_frame(store, document)
+    states = list(unit_states(store, document))
     columns = {
-        "method": False,
-        "budget": False,
-        "seed": True,
+        "unit": False,
         "state": False,
+        "progress": False,
+        "last sign": True,
+        "held by": False,
+        "tries": True,
         "top-1 %": True,
         "BOPs (M)": True,
         "reason": False,
     }
     rows = [
         [
-            row["method"] or "",
-            row["budget"] or "",
-            row["seed"],
-            row["status"],
-            _figure(row["top1"], "{:.2f}"),
-            _figure(row["bops"], "{:.1f}", 1e-6),
-            row["reason"] or "",
+            state.title,
+            state.state,
+            state.progress,
+            _figure(state.sign, "{:.0f} s ago"),
+            state.holder,
+            str(state.attempt or ""),
+            _figure(state.top1, "{:.2f}"),
+            _figure(state.bops, "{:.1f}", 1e-6),
+            state.reason,
         ]
-        for row in frame.astype({"seed": "string"}).fillna({"seed": ""}).to_dict("records")
+        for state in states
     ]
-    make_console().print(simple_table(f"study {document['name']}", columns, rows))
+    used = [heading for index, heading in enumerate(columns) if any(row[index] for row in rows)]
+    kept = [[cell for cell, heading in zip(row, columns, strict=True) if heading in used] for row in rows]
+    console = make_console()
+    console.print(simple_table(f"study {document['name']}", {name: columns[name] for name in used}, kept))
+    counts = Counter(state.state for state in states)
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    for view in sessions(Leases(store.root), str(document["name"])):
+        console.print(f"run by {view.holder}", highlight=False)
 
 
-def _figure(value: float, form: str, scale: float = 1.0) -> str:
-    return "" if math.isnan(value) else form.format(value * scale)
+def _figure(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None or math.isnan(value) else form.format(value * scale)
 
 
 @bench.command()

@@ -34,6 +34,10 @@ PATIENCE_SECONDS = 30.0
 _LOCK_SECONDS = 30.0
 
 
+SESSION = "session-"
+"""Begins the name of the lease of a command that runs a study."""
+
+
 class LostLeaseError(Exception):
     """The lease was taken over by somebody else: nothing may be written any more."""
 
@@ -218,6 +222,20 @@ class Leases:
             return max(0.0, now - path.stat().st_mtime)
         except OSError:
             return 0.0  # renewed or given back just now
+
+
+def sessions(leases: Leases, study: str) -> list[LeaseView]:
+    """The living commands that run a study."""
+    found = [view for view in leases.all() if view.name.startswith(f"{SESSION}{study}-")]
+    return [view for view in found if not leases.is_dead(view)]
+
+
+def remove_dead_sessions(leases: Leases) -> None:
+    """Remove the leases of commands that were killed; nobody else would ever take them over."""
+    with leases.lock():
+        for view in leases.all():
+            if view.name.startswith(SESSION) and leases.is_dead(view):
+                (leases.folder / f"{view.name}.json").unlink(missing_ok=True)
 
 
 class Lease:

@@ -22,7 +22,7 @@ from bench.cards import card_lease
 from bench.endings import Ending, SkippedError, ending_of
 from bench.errors import BenchError
 from bench.execution import check_reachable
-from bench.leases import Heartbeat, Lease, Leases, LeaseView, LostLeaseError
+from bench.leases import SESSION, Heartbeat, Lease, Leases, LostLeaseError
 from bench.matching import Trial, Tuning, tune
 from bench.network import NetworkShape
 from bench.plan import TuningUnit, Unit, kind_of, make_method, stored_specification, title, trial_of
@@ -99,17 +99,11 @@ def session(store: Store, name: str) -> Iterator[str]:
     Ctrl-C and SIGTERM end it at once, and with it every process that works for it, wherever it is.
     """
     leases = Leases(store.root)
-    lease = leases.acquire(f"session-{name}-{secrets.token_hex(4)}", f"bench run of study {name}")
+    lease = leases.acquire(f"{SESSION}{name}-{secrets.token_hex(4)}", f"bench run of study {name}")
     if lease is None:
         raise RuntimeError("a new lease is held by somebody else")
     with Heartbeat(lease, _ignore), _stopping(lease):
         yield lease.name
-
-
-def sessions(leases: Leases, name: str) -> list[LeaseView]:
-    """The living commands that run a study."""
-    found = [view for view in leases.all() if view.title == f"bench run of study {name}"]
-    return [view for view in found if not leases.is_dead(view)]
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 from bench.endings import Ending
 from bench.execution import Workbench
-from bench.leases import Leases, LeaseView
+from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.plan import Plan, Unit, kind_of, phases, planned_epochs, title
 from bench.plugins import load
 from bench.records import standing
 from bench.results import write_study_files
 from bench.running import How
-from bench.scheduling import Study, session, sessions, wait_for_supervisors, work_off
+from bench.scheduling import Study, session, wait_for_supervisors, work_off
 from bench.store import Store, write_checked
 from bench.tracking import Tracker
 
@@ -61,6 +61,7 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
         "runs": [unit.identity for unit in plan.runs],
         "tunings": [unit.identity for unit in plan.tunings],
         "pretrained": [unit.identity for unit in plan.pretrainings],
+        "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),
@@ -89,13 +90,15 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
     checksum = Workbench(plan.spec, how.store, how.data_dir, plan.network).task.data.checksum
     name = plan.spec.name
     with watcher as watching:
-        for other in sessions(Leases(how.store.root), name):
+        leases = Leases(how.store.root)
+        remove_dead_sessions(leases)
+        for other in sessions(leases, name):
             watching.note(f"{other.holder} runs this study too; the work is shared")
         with session(how.store, name) as lease:
             document = write_study(plan, how.store, checksum)
-            tracker.prepare(document)
             watching.started(plan, sum(planned_epochs(plan, unit) for _, units in phases(plan) for unit in units))
             view = _View(how.store, document, tracker)
+            view.prepare()
             study = Study(spec=plan.spec, network=plan.network, how=how, data_checksum=checksum, session=lease)
             try:
                 with _shown(study, plan, watching):
@@ -155,6 +158,11 @@ class _View:
         self._store, self._document, self._tracker = store, document, tracker
         self._next = time.monotonic() + _VIEW_SECONDS
 
+    def prepare(self) -> None:
+        """Make the tracking view's database; only one command at a time may."""
+        with self._turn():
+            self._tracker.prepare(self._document)
+
     def refresh(self) -> None:
         """Bring the views up to date now and then, so that a long study can be looked at."""
         if time.monotonic() > self._next:
@@ -162,15 +170,25 @@ class _View:
 
     def write(self) -> None:
         """Bring the views up to date; two commands that run the same study take turns."""
-        from filelock import FileLock, Timeout
-
         began = time.monotonic()
-        try:
-            with FileLock(self._store.root / ".views.lock", timeout=_VIEW_LOCK_SECONDS):
-                write_study_files(self._store, self._document)
-                load("reports", "comparison")().write(self._store, self._document)
-                self._tracker.log_study(self._store, self._document)
-        except Timeout:
-            _log.warning("tables and tracking are not up to date: another command has been at them for minutes")
+        with self._turn():
+            write_study_files(self._store, self._document)
+            load("reports", "comparison")().write(self._store, self._document)
+            self._tracker.log_study(self._store, self._document)
         ended = time.monotonic()
         self._next = ended + max(_VIEW_SECONDS, _VIEW_SHARE * (ended - began))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The lock under which the views are written."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self._store.root / ".views.lock", timeout=_VIEW_LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            _log.warning("another command has been at the tables and the tracking view for minutes; not waiting")
+        try:
+            yield
+        finally:
+            lock.release()
