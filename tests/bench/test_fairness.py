@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 
-from bench.execution import Workbench, pretrain, run
-from bench.plan import make_plan
-from bench.store import Store
-
 
 @pytest.mark.parametrize("method", ["fixed", "full_precision"])
 def test_a_network_of_many_bits_keeps_its_accuracy_when_fine_tuning_does_nothing(
@@ -23,13 +19,11 @@ def test_a_network_of_many_bits_keeps_its_accuracy_when_fine_tuning_does_nothing
         "pretrain": {"epochs": 4, "batch_size": 32, "lr": 0.05},
         "finetune": {"epochs": 1, "batch_size": 320, "lr": 1e-12},
     }
-    spec = tiny.spec(changes)
-    plan = make_plan(spec)
-    bench = Workbench(spec, Store(tmp_path), None, tiny.Recorder())
-    pretrain(bench, plan.pretrainings[0])
-    run(bench, plan.runs[0])
-    record = bench.store.record("runs", plan.runs[0].identity)
-    assert record is not None and record["status"] == "done", record
+    shop = tiny.Workshop(tiny.spec(changes), tmp_path)
+    shop.attend(shop.plan.pretrainings[0])
+    shop.attend(shop.plan.runs[0])
+    record = shop.record(shop.plan.runs[0])
+    assert record["status"] == "done", record
     # One update of nothing: only clip values, weights' scale and norm statistics differ from the pretrained network.
     pretrained = record["metrics"]["pretrained_top1"]
     assert pretrained > 60

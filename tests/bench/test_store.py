@@ -1,6 +1,9 @@
+import hashlib
+import json
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,19 @@ import torch
 
 from bench import store as module
 from bench.errors import BenchError
-from bench.store import Store, load_state, read_json, save_state, write_bytes, write_json, write_text
+from bench.store import (
+    Store,
+    file_hash,
+    load_state,
+    manifest,
+    read_checked,
+    read_json,
+    save_state,
+    write_bytes,
+    write_checked,
+    write_json,
+    write_text,
+)
 
 
 class Hostile:
@@ -76,6 +91,103 @@ def test_a_reader_never_meets_half_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert file.read_bytes() == b"new" * 1000
 
 
+def test_a_write_that_need_not_last_is_as_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "fsync", None)
+    write_bytes(tmp_path / "a", b"1", durable=False)
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+# --- documents with a checksum ---
+
+
+def test_a_checked_document_comes_back_with_its_checksum(tmp_path: Path) -> None:
+    document = {"text": "λ", "numbers": [1, 2.5, None], "inner": {"b": 1, "a": 2}, "tuple": (1, 2)}
+    write_checked(tmp_path / "a.json", document)
+    found = read_checked(tmp_path / "a.json")
+    assert found is not None
+    assert len(found.pop("checksum")) == 64
+    assert found == {**document, "tuple": [1, 2]}
+
+
+def test_a_checked_document_may_be_read_changed_and_written_again(tmp_path: Path) -> None:
+    write_checked(tmp_path / "a.json", {"status": "running"})
+    before = read_checked(tmp_path / "a.json")
+    assert before is not None
+    write_checked(tmp_path / "a.json", before | {"status": "done"})
+    after = read_checked(tmp_path / "a.json")
+    assert after is not None and after["status"] == "done"
+    assert after["checksum"] != before["checksum"]
+
+
+def test_every_change_of_a_checked_document_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_checked(file, {"status": "done", "top1": 71.25, "knobs": {}})
+    text = file.read_text()
+    for old, new in (("done", "gone"), ("71.25", "71.26"), ("{}", '{"strength": 1}'), ('"checksum"', '"check"')):
+        file.write_text(text.replace(old, new))
+        assert read_checked(file) is None, new
+    for length in range(0, len(text) - 1, 7):
+        file.write_text(text[:length])
+        assert read_checked(file) is None, length
+    document = json.loads(text)
+    file.write_text(json.dumps(dict(reversed(document.items()))))  # the same content in another order
+    assert read_checked(file) == document
+    assert read_checked(tmp_path / "missing.json") is None
+
+
+def test_a_record_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.record("runs", "x") is None
+    store.write_record("runs", "x", {"status": "done"})
+    record = store.record("runs", "x")
+    assert record is not None and record["status"] == "done"
+    write_text(tmp_path / "runs" / "x" / "record.json", '{"status": "done"}')
+    assert store.record("runs", "x") is None
+
+
+def test_a_trial_lives_in_its_tuning() -> None:
+    store = Store(Path("store"))
+    assert store.unit("trials", "0123abcd-12") == store.unit("tuning", "0123abcd") / "trials" / "12"
+    assert store.unit("runs", "0123abcd") == Path("store/runs/0123abcd")
+
+
+# --- files of a finished unit ---
+
+
+def test_every_damage_to_a_units_files_is_named(tmp_path: Path) -> None:
+    store, content = Store(tmp_path), {"small.json": b"{}" * 50, "large.pt": bytes(module._HASHED_BYTES + 1)}
+    for name, written in content.items():
+        write_bytes(tmp_path / "runs" / "x" / name, written)
+    record = {"files": manifest(tmp_path / "runs" / "x", content)}
+    assert record["files"]["small.json"] == {"bytes": 100, "sha256": hashlib.sha256(b"{}" * 50).hexdigest()}
+    assert store.damage("runs", "x", record) is store.damage("runs", "x", record, thorough=True) is None
+
+    def told(name: str, written: bytes | None) -> tuple[str | None, str | None]:
+        file = tmp_path / "runs" / "x" / name
+        file.unlink() if written is None else file.write_bytes(written)
+        found = store.damage("runs", "x", record), store.damage("runs", "x", record, thorough=True)
+        file.write_bytes(content[name])
+        return found
+
+    assert told("small.json", None) == ("small.json is missing",) * 2
+    assert told("small.json", b"{}" * 49) == ("small.json is damaged",) * 2
+    assert told("small.json", b"{}" * 49 + b"[]") == ("small.json is damaged",) * 2
+    assert told("large.pt", content["large.pt"][:-1]) == ("large.pt is damaged",) * 2
+    assert told("large.pt", b"1" + content["large.pt"][1:]) == (None, "large.pt is damaged")
+    assert store.damage("runs", "x", {}) is None  # a record that lists nothing
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    before = file_hash(tmp_path / "a")
+    assert before == hashlib.sha256(b"abc").hexdigest()
+    (tmp_path / "a").write_bytes(b"abd")
+    assert file_hash(tmp_path / "a") != before
+    with pytest.raises(FileNotFoundError):
+        file_hash(tmp_path / "b")
+
+
 # --- states ---
 
 
@@ -136,23 +248,36 @@ def test_an_empty_store_names_the_command_that_fills_it(tmp_path: Path) -> None:
 def test_the_latest_study_unless_one_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for age, name in enumerate(("b", "c", "a")):
-        write_json(store.study(name) / "study.json", {"name": name})
+        write_checked(store.study(name) / "study.json", {"name": name})
         os.utime(store.study(name) / "study.json", (1000 + age, 1000 + age))
     (tmp_path / "studies" / "half-made").mkdir()
     assert store.studies() == ["b", "c", "a"]
-    assert store.load_study(None) == {"name": "a"}
-    assert store.load_study("c") == {"name": "c"}
+    assert store.load_study(None)["name"] == "a"
+    assert store.load_study("c")["name"] == "c"
     with pytest.raises(BenchError, match=r"no study 'd' in the store .*; there are: a, b, c"):
         store.load_study("d")
     with pytest.raises(BenchError, match=r"no study '\.\./studies/a'"):
         store.load_study("../studies/a")
 
 
-def test_a_damaged_study_is_no_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text[:10], lambda text: text.replace("sbs", "dnas"), lambda _: '{"name": "a"}', lambda _: "[]"],
+    ids=["cut off", "changed", "without checksum", "something else"],
+)
+@pytest.mark.parametrize("name", ["a", None])
+def test_a_damaged_study_is_one_clear_line_with_the_way_out(
+    tmp_path: Path, damage: Callable[[str], str], name: str | None
+) -> None:
     store = Store(tmp_path)
-    write_text(store.study("a") / "study.json", '{"name": ')
-    with pytest.raises(BenchError, match="no study 'a'"):
-        store.load_study("a")
+    file = store.study("a") / "study.json"
+    write_checked(file, {"name": "a", "methods": ["sbs"]})
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(
+        BenchError, match=r"study\.json' is damaged; run the study's `bench run` command again"
+    ) as caught:
+        store.load_study(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_preparing_leaves_an_empty_folder(tmp_path: Path) -> None:
