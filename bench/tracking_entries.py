@@ -73,7 +73,7 @@ def parent_entries(store: Store, study: Mapping[str, Any]) -> Iterator[Entry]:
 def child_entries(store: Store, study: Mapping[str, Any]) -> Iterator[Entry]:
     """One entry for each tuning trial and for each run that has ended."""
     for identity, record in _tuning_records(store, study):
-        for file in sorted((store.unit("tuning", identity) / "trials").glob("*.json")):
+        for file in sorted((store.unit("tuning", identity) / "trials").glob("*/trial.json")):
             trial = read_json(file)
             if isinstance(trial, dict):
                 yield _trial_entry(study, identity, record, trial)
