@@ -11,13 +11,13 @@ from bench.store import Status
 RESULTS: frozenset[Status] = frozenset({"done", "unreachable"})
 """Endings that are results: they stand until what they depend on changes."""
 
-FAILURES: frozenset[Status] = frozenset({"failed", "diverged", "timeout", "oom"})
+RETRIABLE: frozenset[Status] = frozenset({"failed", "diverged", "timeout", "oom"})
 """Endings that would most likely repeat themselves: they stand until `--retry` names them."""
 
 LOST: frozenset[Status] = frozenset({"killed", "interrupted", "skipped", "running"})
 """Endings that say nothing about the unit: the same command works on it again."""
 
-RETRY_CHOICES = (*sorted(FAILURES), "all")
+RETRY_CHOICES = (*sorted(RETRIABLE), "all")
 
 Error = Literal["", "user", "system"]
 
@@ -50,12 +50,12 @@ def parse_retry(text: str) -> frozenset[Status]:
     for name in names:
         if name not in RETRY_CHOICES:
             raise unknown_name("ending", name, RETRY_CHOICES, "bench run --help")
-    return FAILURES if "all" in names else frozenset(status for status in FAILURES if status in names)
+    return RETRIABLE if "all" in names else frozenset(status for status in RETRIABLE if status in names)
 
 
 def is_final(status: Any, retry: Iterable[Status] = ()) -> bool:
     """Whether a unit with this status needs no work."""
-    return status in RESULTS or (status in FAILURES and status not in retry)
+    return status in RESULTS or (status in RETRIABLE and status not in retry)
 
 
 def ending_of(error: BaseException) -> Ending:

@@ -6,8 +6,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench import statistics
+from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
-from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, read_record, results_frame, runs_frame, section
+from bench.results import (
+    DAMAGED,
+    FAILURES,
+    FINISHED,
+    IDENTITY,
+    STALE,
+    read_record,
+    results_frame,
+    runs_frame,
+    section,
+)
 from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
 from bench.store import Store
 from reports.renderers import RENDERERS
@@ -262,11 +273,21 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
         yield f"{len(open_runs)} of {len(runs)} runs without a result yet: {states}"
     for identity in runs[runs["status"] == DAMAGED]["id"]:
         yield f"The record of run {identity} is damaged and was left out"
+    for reason, stale in runs[runs["status"] == STALE].groupby("reason", sort=False):
+        yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` makes them anew"
 
 
 def _failures(runs: "pd.DataFrame") -> Iterator[str]:
-    for run in runs[runs["status"].isin(FAILURES)].to_dict("records"):
-        yield f"{_name(run)} seed {run['seed']}: {': '.join(filter(None, (run['status'], run['reason'])))}"
+    """Runs that ended without a result, by cell of the table and reason."""
+    failed = runs[runs["status"].isin(FAILURES)]
+    for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
+        run = group.iloc[0]
+        seeds = ", ".join(map(str, group["seed"]))
+        reason = f": {run['reason']}" if run["reason"] else ""
+        yield f"{_name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
+    retried = sorted(set(failed["status"]) & RETRIABLE)
+    if retried:
+        yield f"To try failed runs again: --retry {','.join(retried)}"
 
 
 def _name(fields: Mapping[Any, Any]) -> str:

@@ -66,8 +66,9 @@ def test_the_table_shows_the_numbers_of_results_csv(mixed: SimpleNamespace) -> N
 def test_failed_runs_show_in_n_and_with_their_reasons(mixed: SimpleNamespace) -> None:
     table = table_of(mixed)
     assert cell(table, "dnas", "n") == "1/3"
-    assert "dnas 4bit seed 2: failed: NaN loss" in table.notes
-    assert "dnas 4bit seed 1: unreachable: the cheapest policy costs 44.1 M" in table.notes
+    assert "dnas 4bit: 1 failed (seed 2): NaN loss" in table.notes
+    assert "dnas 4bit: 1 unreachable (seed 1): the cheapest policy costs 44.1 M" in table.notes
+    assert "To try failed runs again: --retry failed" in table.notes
 
 
 def test_one_run_has_no_deviation_and_no_interval(mixed: SimpleNamespace) -> None:
