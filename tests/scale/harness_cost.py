@@ -1,0 +1,147 @@
+"""What the harness itself costs: everything but training, by number of runs.
+
+    python -m tests.scale.harness_cost --runs 10,100,1000 --jobs 8
+
+For each number of runs it works a study of tiny runs off with several workers, and checks that no run was lost or
+done twice, that nothing was said of a locked database, and that `results.csv` is the one of a single worker. It prints:
+
+* harness seconds a run: (wall time × workers at once − seconds that units spent on their own work) / units;
+* the same for the first and the last tenth of the runs alone: it must not grow with what is finished;
+* the largest resident memory of the parent process, and its seconds of processor time a run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+_SEEDS = 5
+_NOT_COMPARED = ("search_seconds_mean", "tuning_seconds", "peak_memory_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The harness's cost of one study.
+
+    Attributes:
+        runs, units, jobs: Its size: runs, runs and pretrainings, workers.
+        wall_seconds: From start to end of the command.
+        harness_seconds: Of each unit, on the worker that it occupied.
+        first_tenth, last_tenth: Seconds between the ends of successive runs, in these parts of the study.
+        parent_megabytes: Largest resident memory of the command's own process.
+        parent_cpu_seconds: Of the command's own process, a run.
+    """
+
+    runs: int
+    units: int
+    jobs: int
+    wall_seconds: float
+    harness_seconds: float
+    first_tenth: float
+    last_tenth: float
+    parent_megabytes: float
+    parent_cpu_seconds: float
+
+
+def specification(runs: int) -> str:
+    """A study of so many runs that take a fraction of a second each."""
+    budgets = [f"{0.02 + 0.0001 * index:.4f}x" for index in range(-(-runs // _SEEDS))]
+    return f"""
+name = "cost"
+methods = ["fixed"]
+budgets = {json.dumps(budgets)}
+seeds = {list(range(min(runs, _SEEDS)))}
+device = "cpu"
+threads = 1
+task = {{dataset = "synthetic", model = "resnet8", validation_fraction = 0.2, train_images = 32, init = "scratch"}}
+finetune = {{epochs = 1, batch_size = 32, lr = 0.01}}
+"""
+
+
+def work(folder: Path, runs: int, jobs: int, more: list[str]) -> tuple[Path, float, Any]:
+    """Run the study in a process of its own; returns its store, wall seconds, and what the system says it used."""
+    folder.mkdir(parents=True)
+    spec, store = folder / "spec.toml", folder / "store"
+    spec.write_text(specification(runs))
+    command = [sys.executable, "-m", "bench", "run", "--spec", str(spec), "--store", str(store), "--jobs", str(jobs)]
+    began = time.perf_counter()
+    with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen([*command, *more], stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    said = (folder / "output.txt").read_text()
+    if os.waitstatus_to_exitcode(status) != 0 or "locked" in said:
+        raise SystemExit(f"the study of {runs} runs with {jobs} workers did not go well:\n{said}")
+    return store, seconds, usage
+
+
+def records(store: Path, kind: str) -> list[dict[str, Any]]:
+    """All records of one kind of unit."""
+    return [json.loads(path.read_text()) for path in store.glob(f"{kind}/*/record.json")]
+
+
+def check(store: Path, runs: int) -> None:
+    """Every run was done, and done once."""
+    found = records(store, "runs")
+    if len(found) != runs or any(record["status"] != "done" or record["attempt"] != 1 for record in found):
+        raise SystemExit(f"{store}: {len(found)} of {runs} runs, or some not done, or some done twice")
+    if set(store.glob("leases/*.json")):
+        raise SystemExit(f"{store}: leases were left")
+
+
+def measure(store: Path, runs: int, jobs: int, seconds: float, usage: Any) -> Cost:
+    """The harness's cost of a study that was worked off."""
+    units = records(store, "runs") + records(store, "pretrained")
+    busy = sum(unit["times"]["total_seconds"] for unit in units)
+    ends = sorted(path.stat().st_mtime for path in store.glob("runs/*/record.json"))
+    tenth = max(2, len(ends) // 10)
+    at_once = min(jobs, os.cpu_count() or 1)
+    return Cost(
+        runs=runs,
+        units=len(units),
+        jobs=jobs,
+        wall_seconds=round(seconds, 1),
+        harness_seconds=round((seconds * at_once - busy) / len(units), 3),
+        first_tenth=round((ends[tenth - 1] - ends[0]) / (tenth - 1), 3),
+        last_tenth=round((ends[-1] - ends[-tenth]) / (tenth - 1), 3),
+        parent_megabytes=round(usage.ru_maxrss / 1024, 1),
+        parent_cpu_seconds=round((usage.ru_utime + usage.ru_stime) / runs, 3),
+    )
+
+
+def same_results(first: Path, second: Path) -> bool:
+    """Whether two stores have the same `results.csv` but for times and memory."""
+    tables = [
+        pd.read_csv(store / "studies/cost/results.csv").drop(columns=list(_NOT_COMPARED)) for store in (first, second)
+    ]
+    return bool(tables[0].equals(tables[1]))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", default="10,100,1000")
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--compare", type=int, default=10, help="compare studies up to this size with one worker's")
+    parser.add_argument("more", nargs="*", help="after --: further options of `bench run`")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="harness-cost-") as folder:
+        for runs in map(int, asked.runs.split(",")):
+            store, seconds, usage = work(Path(folder) / f"{runs}", runs, asked.jobs, asked.more)
+            check(store, runs)
+            print(json.dumps(asdict(measure(store, runs, asked.jobs, seconds, usage))), flush=True)  # noqa: T201
+            if runs <= asked.compare:
+                alone, _, _ = work(Path(folder) / f"{runs}-alone", runs, 1, [])
+                print(f"same results.csv with one worker: {same_results(store, alone)}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
