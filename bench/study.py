@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Protocol
 
 from bench.endings import Ending
@@ -96,13 +97,14 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
             watching.note(f"{other.holder} runs this study too; the work is shared")
         with session(how.store, name) as lease:
             document = write_study(plan, how.store, checksum)
-            watching.started(plan, sum(planned_epochs(plan, unit) for _, units in phases(plan) for unit in units))
+            study = Study(spec=plan.spec, network=plan.network, how=how, data_checksum=checksum, session=lease)
+            wanted = _wanted(study, plan)
+            watching.started(plan, sum(planned_epochs(plan, unit) for units in wanted for unit in units))
             view = _View(how.store, document, tracker)
             view.prepare()
-            study = Study(spec=plan.spec, network=plan.network, how=how, data_checksum=checksum, session=lease)
             try:
                 with _shown(study, plan, watching):
-                    for unit, ending in _worked(study, plan):
+                    for unit, ending in chain.from_iterable(work_off(study, units) for units in wanted):
                         watching.unit_finished(title(unit), _outcome(ending), planned_epochs(plan, unit))
                         view.refresh()
             finally:
@@ -111,12 +113,10 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
     return document
 
 
-def _worked(study: Study, plan: Plan) -> Iterator[tuple[Unit, Ending]]:
-    """Every unit with its ending; a pretraining only when something that is still to do starts from it."""
-    wanted = _needed_pretrainings(study, plan)
-    for kind, units in phases(plan):
-        needed = [unit for unit in units if kind != "pretrained" or unit.identity in wanted]
-        yield from work_off(study, needed)
+def _wanted(study: Study, plan: Plan) -> list[list[Unit]]:
+    """The units by phase; a pretraining only when something that is still to do starts from it."""
+    needed = _needed_pretrainings(study, plan)
+    return [[unit for unit in units if kind != "pretrained" or unit.identity in needed] for kind, units in phases(plan)]
 
 
 def _needed_pretrainings(study: Study, plan: Plan) -> set[str]:
