@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -14,11 +15,12 @@ import pandas as pd
 import pytest
 import torch
 
+from bench import checkpoints as checkpoints_module
 from bench import execution
 from bench import store as store_module
 from bench.errors import BenchError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.plan import Plan, make_plan, phases
+from bench.plan import Plan, make_plan, phases, title
 from bench.plugins import load
 from bench.policy import uniform
 from bench.results import RESULT_COLUMNS, RUN_COLUMNS, results_frame, runs_frame
@@ -39,9 +41,10 @@ def outcome(store: Store, plan: Plan) -> dict[str, Any]:
             found[f"{unit.identity} record"] = {key: record.get(key) for key in ("status", "metrics", "knobs")}
             for name in ("policy.json", "raw_policy.json", "curves.json", "search.json"):
                 found[f"{unit.identity} {name}"] = read_json(folder / name)
-            for file in sorted((folder / "trials").glob("*.json")):
-                trial = read_json(file)
-                found[f"{unit.identity} trial {file.name}"] = trial | {"seconds": None}
+            for file in sorted((folder / "trials").glob("*/trial.json")):
+                found[f"{unit.identity} trial {file.parent.name}"] = read_json(file) | {"seconds": None}
+            if kind == "tuning" and record.get("status") == "done":
+                assert len(list((folder / "trials").glob("*/trial.json"))) == record["trials_used"]
     return found
 
 
@@ -66,7 +69,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 def test_a_study_is_described_in_its_folder(finished: Any) -> None:
     document = read_json(finished.store.study("tiny") / "study.json")
-    assert document == finished.document == finished.store.load_study(None)
+    assert document == finished.store.load_study(None) == finished.document | {"checksum": document["checksum"]}
     assert document["runs"] == [unit.identity for unit in finished.plan.runs]
     assert document["tunings"] == [unit.identity for unit in finished.plan.tunings]
     assert document["spec"] == finished.spec.model_dump(mode="json")
@@ -111,7 +114,7 @@ def test_results_csv_has_one_line_a_cell_with_means_and_deviations(finished: Any
 def test_the_watcher_is_told_of_all_the_work(finished: Any) -> None:
     watcher, epochs = finished.watcher, {"pretrain": 3, "tune": 2 * 2 * 2, "run": 2 * (2 + 2 + 1 + 1)}
     assert watcher.planned == watcher.finished_epochs == sum(epochs.values())
-    counted = {kind: sum(title.startswith(kind) for title, _ in watcher.phases) for kind in epochs}
+    counted = {kind: sum(title.startswith(kind) for title, _ in finished.epochs) for kind in epochs}
     assert counted == epochs
     assert len(watcher.outcomes) == 3 + 2 + 8
     assert set(watcher.outcomes.values()) == {"done"}
@@ -137,8 +140,19 @@ def test_the_same_study_again_does_nothing(tiny: SimpleNamespace, finished: Any,
     before = snapshot(copied)
     again = tiny.work(tiny.spec(), copied)
     assert snapshot(copied) == before
+    assert again.watcher.outcomes.keys() == finished.watcher.outcomes.keys() - {
+        title(unit) for unit in again.plan.pretrainings
+    }
     assert set(again.watcher.outcomes.values()) == {"done"}
-    assert again.watcher.finished_epochs == again.watcher.planned
+    assert again.watcher.finished_epochs == again.watcher.planned > 0
+
+
+@pytest.mark.usefixtures("no_work")
+def test_the_same_study_again_needs_no_pretrained_networks(tiny: SimpleNamespace, copied: Path) -> None:
+    shutil.rmtree(copied / "pretrained")
+    again = tiny.work(tiny.spec(), copied)
+    assert set(again.watcher.outcomes.values()) == {"done"}
+    assert not (copied / "pretrained").exists()
 
 
 @pytest.mark.usefixtures("no_work")
@@ -155,30 +169,48 @@ PART: dict[str, Any] = {"methods": ["sbs", "fixed", "full_precision"], "seeds": 
 
 
 POINTS = [
-    ("pretrain seed 1000000", "fit", 0),
-    ("pretrain seed 1000000", "save_state", 0),
-    ("pretrain seed 0", "write_json", 3),  # the record, when all else is there
-    ("tune sbs 4bit", "SearchJob", 1),
-    ("tune sbs 4bit", "evaluate", 0),
-    ("run sbs 4bit seed 0", "fit", 0),
-    ("run sbs 4bit seed 0", "save_state", 0),  # after the test split was read
-    ("run fixed 4bit seed 0", "write_json", 0),
+    ("pretrain seed 1000000", execution, "fit", 0),
+    ("pretrain seed 1000000", execution, "save_state", 0),
+    ("pretrain seed 0", Store, "write_record", 1),  # when all else is there
+    ("tune sbs 4bit trial 0", execution, "evaluate", 0),
+    ("tune sbs 4bit trial 1", execution, "SearchJob", 0),
+    ("tune sbs 4bit trial 1", execution, "fit", 0),
+    ("tune sbs 4bit trial 1", Store, "write_record", 2),  # the tuning's own
+    ("run sbs 4bit seed 0", execution, "fit", 0),
+    ("run sbs 4bit seed 0", execution, "save_state", 0),  # after the test split was read
+    ("run fixed 4bit seed 0", execution, "write_json", 0),
 ]
 """Where the user interrupts: in which unit, at which call of what."""
+KEPT = [
+    ("pretrain seed 1000000", "save_state"),
+    ("pretrain seed 0", "write_record"),
+    ("tune sbs 4bit trial 0", "evaluate"),
+    ("tune sbs 4bit trial 1", "fit"),
+    ("run sbs 4bit seed 0", "fit"),
+    ("run sbs 4bit seed 0", "save_state"),
+    ("run fixed 4bit seed 0", "write_json"),
+]
+"""Of these points, the ones where epochs have gone into checkpoints."""
 
 
+@pytest.mark.parametrize("checkpoints", [True, False])
 def test_an_interrupted_study_goes_on_as_if_nothing_had_been(
-    tiny: SimpleNamespace, finished: Any, tmp_path: Path
+    tiny: SimpleNamespace, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: bool
 ) -> None:
+    for module in (checkpoints_module, execution):
+        monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.0 if checkpoints else math.inf)
     spec, root = tiny.spec(PART), tmp_path / "store"
-    for unit, name, when in POINTS:
+    for unit, owner, name, when in POINTS:
         watcher = tiny.Recorder()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(execution, name, interrupting(getattr(execution, name), watcher, unit, when))
+            patch.setattr(owner, name, interrupting(getattr(owner, name), watcher, unit, when))
             with pytest.raises(KeyboardInterrupt):
                 tiny.work(spec, root, watcher=watcher)
+        assert list((root / "leases").glob("*.json")) == []
+        assert bool(list(root.rglob("checkpoints/*.pt"))) == (checkpoints and (unit, name) in KEPT), (unit, name)
         assert (root / "studies" / "tiny" / "results.csv").exists()  # what is there can be looked at
     resumed = tiny.work(spec, root)
+    assert not list(root.rglob("checkpoints"))
     assert_same(resumed.store, finished.store, resumed.plan)
     expected = results_frame(finished.store, resumed.document).drop(columns=TIMES).to_csv(index=False)
     found = pd.read_csv(root / "studies" / "tiny" / "results.csv").drop(columns=TIMES)
@@ -198,14 +230,20 @@ def interrupting(original: Callable[..., Any], watcher: Any, unit: str, when: in
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_same_numbers_as_one(tiny: SimpleNamespace, finished: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("jobs", "backend"), [(1, "threading"), (2, "threading"), (2, "loky")])
+def test_processes_of_their_own_give_the_same_numbers(
+    tiny: SimpleNamespace, finished: Any, tmp_path: Path, jobs: int, backend: str
+) -> None:
     from joblib.externals.loky import get_reusable_executor
 
     spec = tiny.spec({"methods": ["dnas", "fixed"], "seeds": [0], "tuning": {"trials": 2}})
     try:
-        worked = tiny.work(spec, tmp_path / "store", jobs=2)
+        worked = tiny.work(spec, tmp_path / "store", jobs=jobs, backend=backend, isolated=True)
     finally:
         get_reusable_executor().shutdown(wait=True)
+    assert worked.watcher.unit == ""  # nothing was worked on in this process
+    assert len(list((tmp_path / "store").rglob("output.log"))) == 2 + 2 + 2
+    assert list((tmp_path / "store" / "leases").glob("*.json")) == []
     assert set(worked.watcher.outcomes.values()) == {"done"}
     assert worked.watcher.finished_epochs == worked.watcher.planned
     assert_same(worked.store, finished.store, worked.plan)
@@ -254,10 +292,10 @@ def full_disk(after: int) -> Callable[..., None]:
     """Writing works so many times."""
     original, calls = store_module.write_bytes, count()
 
-    def write(path: Path, content: bytes) -> None:
+    def write(path: Path, content: bytes, **how: bool) -> None:
         if next(calls) >= after:
             raise OSError(28, "No space left on device", str(path))
-        original(path, content)
+        original(path, content, **how)
 
     return write
 
@@ -273,7 +311,8 @@ def test_a_full_disk_stops_the_study_and_harms_nothing(
         with pytest.raises(OSError, match="No space left on device"):
             tiny.work(spec, copied)
     assert before.items() <= snapshot(copied).items()
-    assert not [path for path in copied.rglob(".*") if path.is_file()]
+    assert not [path for path in copied.rglob(".*") if path.is_file() and path.name not in (".lock", ".views.lock")]
+    assert list((copied / "leases").glob("*.json")) == []
     assert set(tiny.work(spec, copied).watcher.outcomes.values()) == {"done"}
 
 
