@@ -19,7 +19,8 @@ STEPS = 3
 @pytest.fixture
 def bench(tiny: SimpleNamespace, tmp_path: Path) -> Callable[..., Workbench]:
     def made(*changes: Mapping[str, Any], store: Path = tmp_path / "store") -> Workbench:
-        return Workbench(tiny.spec(*changes), Store(store), None, tiny.Recorder())
+        spec = tiny.spec(*changes)
+        return Workbench(spec, Store(store), None, make_plan(spec).network)
 
     return made
 

@@ -1,6 +1,6 @@
 """One unit of work at a time: what it leaves in the store, and how it ends."""
 
-import json
+import errno
 import math
 import os
 from collections.abc import Callable
@@ -12,18 +12,21 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from bench import execution
+from bench import execution, staleness
 from bench.budget import parse_budget
 from bench.compression import compress
-from bench.costs import COUNTER_VERSION, price
-from bench.errors import BenchError, UnreachableBudgetError
-from bench.execution import Workbench, final_cost, pretrain, run
-from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.plan import make_plan, method_source
-from bench.policy import load_policy, uniform
+from bench.costs import price
+from bench.endings import RETRIABLE
+from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
+from bench.execution import Clock, Workbench, final_cost
+from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
+from bench.plan import stored_unit
+from bench.plugins import source_hash
+from bench.policy import LayerPolicy, Policy, load_policy, uniform
 from bench.seeds import derive, tuning_seed
 from bench.spec import canonical_hash
-from bench.store import Store, load_state, read_json, save_state
+from bench.staleness import COUNTER_VERSION
+from bench.store import file_hash, load_state, read_checked, read_json, save_state
 from bench.training import evaluate
 
 RUNS = [f"{method} {seed}" for method in ("sbs", "dnas", "fixed", "full_precision") for seed in (0, 1)]
@@ -34,13 +37,17 @@ METRICS = {
 
 
 @pytest.fixture
-def workbench(tiny: SimpleNamespace, copied: Path) -> Callable[..., Workbench]:
-    """A workbench on a copy of the finished store."""
+def workshop(tiny: SimpleNamespace, copied: Path) -> Callable[..., Any]:
+    """A workshop in a copy of the finished store."""
 
-    def made(*changes: Any) -> Workbench:
-        return Workbench(tiny.spec(*changes), Store(copied), None, tiny.Recorder())
+    def made(*changes: Any, **how: Any) -> Any:
+        return tiny.Workshop(tiny.spec(*changes), copied, **how)
 
     return made
+
+
+def bench_of(finished: Any) -> Workbench:
+    return Workbench(finished.spec, finished.store, None, finished.plan.network)
 
 
 def folder_of(finished: Any, title: str) -> Path:
@@ -72,7 +79,7 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
     assert {"torch", "python", "sbs-bench", "optuna"} <= record["versions"].keys()
     assert (record["hardware"]["device"], record["hardware"]["threads"]) == ("cpu", 1)
     assert datetime.fromisoformat(record["started"]) <= datetime.fromisoformat(record["finished"])
-    assert record["fingerprint"]["method_source"] == method_source(method)
+    assert record["fingerprint"]["method_source"] == source_hash("methods", method)
     assert record["fingerprint"]["cost_counter"] == COUNTER_VERSION
     assert record["knobs"].keys() == ({"strength"} if method in ("sbs", "dnas") else set())
     if method == "sbs":
@@ -82,9 +89,21 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
 @pytest.mark.parametrize("title", RUNS)
 def test_a_run_is_the_hash_of_its_specification(finished: Any, title: str) -> None:
     folder = folder_of(finished, title)
-    assert canonical_hash(read_json(folder / "spec.json")) == folder.name == finished.record(title)["id"]
-    files = {"spec.json", "record.json", "policy.json", "raw_policy.json", "curves.json", "search.json", "network.pt"}
-    assert {file.name for file in folder.iterdir()} == files
+    stored = read_checked(folder / "spec.json")
+    assert stored is not None
+    assert canonical_hash(stored["depends_on"]) == stored["id"] == folder.name == finished.record(title)["id"]
+    spec, network, unit = stored_unit(stored)  # all that it takes to work on it
+    assert (spec, network) == (finished.spec, finished.plan.network)
+    assert unit in finished.plan.runs and unit.identity == folder.name
+
+
+@pytest.mark.parametrize("title", RUNS)
+def test_a_runs_record_lists_its_files_with_their_checksums(finished: Any, title: str) -> None:
+    folder, listed = folder_of(finished, title), finished.record(title)["files"]
+    assert listed.keys() == {"policy.json", "raw_policy.json", "curves.json", "search.json", "network.pt"}
+    assert {file.name for file in folder.iterdir()} == {"spec.json", "record.json", *listed}
+    for name, expected in listed.items():
+        assert expected == {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
 
 
 @pytest.mark.parametrize("title", RUNS)
@@ -101,7 +120,7 @@ def test_the_policy_costs_what_the_record_says(finished: Any, title: str) -> Non
 
 @pytest.mark.parametrize("title", ["sbs 0", "dnas 1", "fixed 0", "full_precision 1"])
 def test_the_stored_network_has_the_recorded_accuracy(finished: Any, title: str) -> None:
-    bench = Workbench(finished.spec, finished.store, None, finished.watcher)
+    bench = bench_of(finished)
     folder, metrics = folder_of(finished, title), finished.record(title)["metrics"]
     network = compress(bench.task.make_model(), bench.task.network, load_policy(folder / "policy.json"))
     network.load_state_dict(load_state(folder / "network.pt"))
@@ -127,7 +146,7 @@ def test_a_pretraining_is_a_state_with_its_accuracy(finished: Any) -> None:
         record = finished.store.record("pretrained", unit.identity)
         assert (record["kind"], record["status"], record["seed"]) == ("pretrained", "done", unit.seed)
         assert 0 <= record["metrics"]["validation_top1"] <= 100
-        bench = Workbench(finished.spec, finished.store, None, finished.watcher)
+        bench = bench_of(finished)
         model = bench.task.make_model()
         model.load_state_dict(load_state(finished.store.unit("pretrained", unit.identity) / "model.pt"))
         top1 = evaluate(model, bench.task.data, bench.task.data.validation).top1
@@ -138,7 +157,16 @@ def test_a_pretraining_is_a_state_with_its_accuracy(finished: Any) -> None:
 def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) -> None:
     unit = finished.plan.tunings[number]
     record = finished.store.record("tuning", unit.identity)
-    trials = [read_json(finished.store.unit("tuning", unit.identity) / "trials" / f"{n}.json") for n in range(2)]
+    folders = [finished.store.unit("trials", f"{unit.identity}-{n}") for n in range(2)]
+    trials = [read_json(folder / "trial.json") for folder in folders]
+    for folder, trial in zip(folders, trials, strict=True):
+        kept = read_checked(folder / "record.json")
+        assert kept is not None
+        assert (kept["id"], kept["kind"]) == (f"{unit.identity}-{trial['number']}", "trial")
+        assert (kept["status"], kept["knobs"], kept["files"].keys()) == ("done", trial["knobs"], {"trial.json"})
+        assert (kept["method"], kept["seed"]) == (unit.method, unit.seed)
+        stored = read_checked(folder / "spec.json")
+        assert stored is not None and stored_unit(stored)[2].identity == kept["id"]
     assert (record["status"], record["seed"], record["trials_used"]) == ("done", tuning_seed(0), 2)
     assert record["tuning_seconds"] == pytest.approx(sum(trial["seconds"] for trial in trials))
     inside = [trial for trial in trials if trial["within_budget"]]
@@ -150,7 +178,7 @@ def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) ->
 
 
 def test_the_final_cost_is_that_of_the_network_that_was_built(finished: Any) -> None:
-    bench = Workbench(finished.spec, finished.store, None, finished.watcher)
+    bench = bench_of(finished)
     network = bench.task.network
     policy = uniform(network, 3).with_layer("stages.0.0.conv1", kept_filters=(0, 5, 9), activation_bits=2)
     cost = final_cost(network, bench.task.make_model(), policy, (3, 16, 16))
@@ -200,56 +228,143 @@ def test_seeds_give_different_networks(finished: Any) -> None:
 # --- what is not done twice, and what is ---
 
 
-def test_what_is_done_is_left_alone(workbench: Callable[..., Workbench], monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = workbench()
-    plan = make_plan(bench.spec)
+def one(shop: Any, method: str) -> Any:
+    return next(unit for unit in shop.plan.runs if (unit.method, unit.seed) == (method, 0))
+
+
+def test_what_is_done_is_left_alone(workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = workshop()
     monkeypatch.setattr(execution, "write_json", None)
     monkeypatch.setattr(execution, "fit", None)
-    pretrain(bench, plan.pretrainings[0])
-    execution.tune_method(bench, plan.tunings[0])
-    run(bench, plan.runs[0])
+    for unit in (shop.plan.pretrainings[0], shop.plan.tunings[0], shop.plan.runs[0]):
+        before = (shop.folder(unit) / "record.json").stat().st_mtime_ns
+        assert shop.attend(unit).status == "done"
+        assert (shop.folder(unit) / "record.json").stat().st_mtime_ns == before
+
+
+def set_aside(shop: Any, unit: Any) -> list[str]:
+    """The folders of former results, in the order in which they were set aside."""
+    folder = shop.folder(unit)
+    return sorted(path.name.removeprefix(folder.name) for path in folder.parent.glob(f"{folder.name}.*"))
 
 
 @pytest.mark.parametrize(
-    "change", [("method_source", lambda _: "another source"), ("COUNTER_VERSION", -1)], ids=["method", "counter"]
+    ("change", "reason"),
+    [
+        (("source_hash", lambda *_: "another source"), "method source changed"),
+        (("COUNTER_VERSION", -1), "cost counter changed"),
+    ],
+    ids=["method", "counter"],
 )
 def test_what_was_made_with_something_else_is_set_aside_and_made_anew(
-    workbench: Callable[..., Workbench],
-    finished: Any,
+    workshop: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     change: tuple[str, Any],
+    reason: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bench = workbench()
-    unit = next(u for u in finished.plan.runs if u.method == "fixed")
-    folder = bench.store.unit("runs", unit.identity)
-    before = read_json(folder / "record.json")
-    monkeypatch.setattr(execution, *change)
-    run(bench, unit)
-    assert "is made anew" in caplog.text
-    assert read_json(folder.with_name(f"{folder.name}.stale-1") / "record.json") == before
-    after = read_json(folder / "record.json")
+    shop = workshop()
+    unit = one(shop, "fixed")
+    folder = shop.folder(unit)
+    before = shop.record(unit)
+    monkeypatch.setattr(staleness, *change)
+    assert shop.attend(unit).status == "done"
+    assert f"run fixed 4bit seed 0 is made anew: {reason}" in caplog.text
+    assert read_checked(folder.with_name(f"{folder.name}.stale-1") / "record.json") == before
+    after = shop.record(unit)
     assert after["fingerprint"] != before["fingerprint"]
     assert after["metrics"] == before["metrics"]
     monkeypatch.undo()
-    run(bench, unit)
-    assert {path.name for path in folder.parent.glob(f"{folder.name}*")} == {
-        folder.name,
-        f"{folder.name}.stale-1",
-        f"{folder.name}.stale-2",
-    }
+    shop.attend(unit)
+    assert set_aside(shop, unit) == [".stale-1", ".stale-2"]
+    assert shop.record(unit)["fingerprint"] == before["fingerprint"]
 
 
-@pytest.mark.parametrize("record", ['{"status": "running"}', '{"status": "interrupted"}', '{"status": "do', None])
-def test_what_was_left_unfinished_is_made_anew(
-    workbench: Callable[..., Workbench], finished: Any, record: str | None
+@pytest.mark.parametrize("name", ["policy.json", "curves.json", "search.json", "network.pt"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "one byte"])
+def test_a_result_with_a_damaged_file_is_set_aside_and_made_anew(
+    workshop: Callable[..., Any], finished: Any, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
-    bench = workbench()
-    unit = next(u for u in finished.plan.runs if u.method == "fixed")
-    file = bench.store.unit("runs", unit.identity) / "record.json"
+    shop = workshop()
+    unit = one(shop, "fixed")
+    file = shop.folder(unit) / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
+    assert shop.attend(unit).status == "done"
+    assert f"is made anew: {name} is {'missing' if damage == 'missing' else 'damaged'}" in caplog.text
+    assert set_aside(shop, unit) == [".stale-1"]
+    assert shop.record(unit)["metrics"] == finished.record("fixed 0")["metrics"]
+    assert file.stat().st_size == len(content)
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "killed", "skipped"])
+def test_what_says_nothing_about_the_unit_is_worked_on_again(
+    workshop: Callable[..., Any], finished: Any, status: str
+) -> None:
+    shop = workshop()
+    unit = one(shop, "fixed")
+    shop.store.write_record("runs", unit.identity, {"status": status, "reason": "x", "metrics": {}, "attempt": 3})
+    assert shop.attend(unit).status == "done"
+    assert set_aside(shop, unit) == []
+    assert shop.record(unit)["metrics"] == finished.record("fixed 0")["metrics"]
+    assert shop.record(unit)["attempt"] == 4
+
+
+@pytest.mark.parametrize("record", ['{"status": "done"}', '{"status": "do', "[]", None])
+def test_a_record_that_cannot_be_trusted_is_made_anew(
+    workshop: Callable[..., Any], finished: Any, record: str | None
+) -> None:
+    shop = workshop()
+    unit = one(shop, "fixed")
+    file = shop.folder(unit) / "record.json"
     file.unlink() if record is None else file.write_text(record)
-    run(bench, unit)
-    assert read_json(file)["metrics"] == finished.record("fixed 0")["metrics"]
+    assert shop.attend(unit).status == "done"
+    assert shop.record(unit)["metrics"] == finished.record("fixed 0")["metrics"]
+    assert set_aside(shop, unit) == ([] if record is None else [".stale-1"])
+
+
+@pytest.mark.parametrize("name", ["trial.json", "record.json"])
+def test_a_damaged_trial_of_an_open_tuning_is_made_again_and_nothing_else(
+    workshop: Callable[..., Any], finished: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shop = workshop()
+    unit = shop.plan.tunings[0]
+    before = shop.record(unit)
+    shop.store.write_record("tuning", unit.identity, before | {"status": "interrupted"})
+    (shop.store.unit("trials", f"{unit.identity}-1") / name).write_text("{")
+    searched = []
+    monkeypatch.setattr(
+        execution, "SearchJob", lambda **fields: searched.append(fields["knobs"]) or SearchJob(**fields)
+    )
+    assert shop.attend(unit).status == "done"
+    assert len(searched) == 1
+    after = shop.record(unit)
+    for key in ("knobs", "chosen_trial", "trials_used"):
+        assert after[key] == before[key]
+    for number in (0, 1):
+        kept = [read_json(store.unit("trials", f"{unit.identity}-{number}") / "trial.json") for store in
+                (shop.store, finished.store)]  # fmt: skip
+        assert kept[0] | {"seconds": 0} == kept[1] | {"seconds": 0}
+
+
+def test_a_damaged_start_is_refused_and_made_anew_by_the_next_command(
+    tiny: SimpleNamespace, workshop: Callable[..., Any], finished: Any, copied: Path
+) -> None:
+    shop = workshop()
+    unit = one(shop, "fixed")
+    (shop.folder(unit) / "record.json").unlink()
+    file = shop.folder(unit.pretraining) / "model.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    ending = shop.attend(unit)
+    assert ending.status == "skipped"
+    assert ending.reason == "pretraining of seed 0 is damaged (model.pt is damaged); the same command makes it anew"
+    worked = tiny.work(tiny.spec({"methods": ["fixed"], "seeds": [0]}), copied)
+    assert worked.watcher.outcomes == {"pretrain seed 0": "done", "run fixed 4bit seed 0": "done"}
+    assert worked.record("fixed 0")["metrics"] == finished.record("fixed 0")["metrics"]
 
 
 # --- how a run can end ---
@@ -270,74 +385,102 @@ class Direct(Method):
         return SearchResult(policy=uniform(job.task.network, 4), state=job.pretrained)
 
 
+Attempt = Callable[..., Path]
+
+
 @pytest.fixture
-def attempt(
-    workbench: Callable[..., Workbench], plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[BaseException | None], Path]:
+def attempt(workshop: Callable[..., Any], plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Attempt:
     """Runs `Direct` once with an outcome, and returns the run's folder."""
     plugin("methods", "direct", Direct)
-    bench = workbench({"methods": ["direct"], "seeds": [0]})
-    (unit,) = make_plan(bench.spec).runs
 
-    def attempted(outcome: BaseException | None) -> Path:
+    def attempted(outcome: BaseException | None, **how: Any) -> Path:
+        shop = workshop({"methods": ["direct"], "seeds": [0]}, **how)
+        (unit,) = shop.plan.runs
         monkeypatch.setattr(Direct, "outcome", outcome)
-        run(bench, unit)
-        return bench.store.unit("runs", unit.identity)
+        try:
+            shop.attend(unit)
+        finally:
+            assert list(shop.study.leases.all()) == []
+        return Path(shop.folder(unit))
 
     return attempted
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("first line\nsecond line"), MemoryError("no memory"), KeyError("x"), RuntimeError()], ids=repr
+    ("error", "status"),
+    [
+        (ValueError("first line\nsecond line"), "failed"),
+        (KeyError("x"), "failed"),
+        (RuntimeError(), "failed"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x.txt"), "failed"),
+        (MemoryError("no memory"), "oom"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom"),
+    ],
+    ids=repr,
 )
-def test_a_failure_is_recorded_with_its_traceback(
-    attempt: Callable[[BaseException | None], Path], error: Exception
-) -> None:
+def test_a_failure_is_recorded_with_its_traceback(attempt: Attempt, error: Exception, status: str) -> None:
     folder = attempt(error)
-    record = read_json(folder / "record.json")
-    assert record["status"] == "failed"
+    record = read_checked(folder / "record.json")
+    assert record is not None
+    assert record["status"] == status
     assert record["reason"] == f"{type(error).__name__}: {error}".splitlines()[0]
     assert record["finished"] and record["metrics"] == {}
     trace = (folder / "error.txt").read_text()
     assert trace.startswith("Traceback") and "raise self.outcome" in trace
 
 
-def test_a_failed_run_is_tried_again_and_its_error_forgotten(attempt: Callable[[BaseException | None], Path]) -> None:
-    assert (attempt(ValueError("no luck")) / "error.txt").exists()
-    folder = attempt(None)
-    assert read_json(folder / "record.json")["status"] == "done"
-    assert read_json(folder / "record.json")["reason"] is None
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("no luck"), "failed"), (MemoryError(), "oom"), (NonFiniteLossError("nan"), "diverged")],
+    ids=repr,
+)
+def test_a_failure_stands_until_it_is_to_be_tried_again_and_is_then_forgotten(
+    attempt: Attempt, error: Exception, status: str
+) -> None:
+    assert (attempt(error) / "error.txt").exists() == (status != "diverged")
+    for retry in ([], sorted(RETRIABLE - {status})):  # standing, though it would succeed
+        record = read_checked(attempt(None, retry=frozenset(retry)) / "record.json")
+        assert record is not None and record["status"] == status
+    folder = attempt(None, retry=frozenset({status}))
+    record = read_checked(folder / "record.json")
+    assert record is not None
+    assert (record["status"], record["reason"], record["attempt"]) == ("done", None, 2)
     assert not (folder / "error.txt").exists()
 
 
-def test_a_budget_out_of_reach_is_an_outcome_of_its_own(attempt: Callable[[BaseException | None], Path]) -> None:
+def test_a_failure_with_another_source_is_tried_again(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt(ValueError("a mistake in the method"))
+    monkeypatch.setattr(staleness, "source_hash", lambda *_: "the mistake is mended")
+    record = read_checked(attempt(None) / "record.json")
+    assert record is not None and record["status"] == "done"
+
+
+def test_a_budget_out_of_reach_is_an_outcome_of_its_own(attempt: Attempt) -> None:
     folder = attempt(UnreachableBudgetError("too little", 12.5))
-    record = read_json(folder / "record.json")
+    record = read_checked(folder / "record.json")
+    assert record is not None
     assert (record["status"], record["reason"], record["nearest_bops"]) == ("unreachable", "too little", 12.5)
     assert not (folder / "error.txt").exists()
+    again = read_checked(attempt(None, retry=RETRIABLE) / "record.json")
+    assert again == record  # a result: it is not tried again
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
 def test_an_interruption_is_recorded_and_goes_on_to_the_caller(
-    attempt: Callable[[BaseException | None], Path], error: BaseException, workbench: Callable[..., Workbench]
+    attempt: Attempt, error: BaseException, copied: Path
 ) -> None:
-    with pytest.raises(type(error)):
-        attempt(error)
-    folder = attempt(None)
-    assert read_json(folder / "record.json")["status"] == "done"
-
-
-def test_the_interrupted_run_says_how_to_go_on(attempt: Callable[[BaseException | None], Path], copied: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        attempt(KeyboardInterrupt())
-    records = [json.loads(path.read_text()) for path in copied.glob("runs/*/record.json")]
+        attempt(error)
+    records = [read_checked(path) or {} for path in copied.glob("runs/*/record.json")]
     (record,) = [record for record in records if record["status"] == "interrupted"]
     assert record["reason"] == "interrupted; the same command goes on from here"
+    record = read_checked(attempt(None) / "record.json") or {}
+    assert (record["status"], record["reason"]) == ("done", None)
 
 
-def test_a_search_starts_from_its_own_seed_and_threads_whatever_came_before(
-    attempt: Callable[[BaseException | None], Path],
-) -> None:
+def test_a_search_starts_from_its_own_seed_and_threads_whatever_came_before(attempt: Attempt) -> None:
     torch.manual_seed(99)
     torch.set_num_threads(2)
     attempt(None)
@@ -345,58 +488,146 @@ def test_a_search_starts_from_its_own_seed_and_threads_whatever_came_before(
     assert torch.initial_seed() == derive("finetune", 0)
 
 
-def test_a_users_mistake_goes_on_to_the_caller(attempt: Callable[[BaseException | None], Path]) -> None:
+def test_a_users_mistake_goes_on_to_the_caller(attempt: Attempt, copied: Path) -> None:
     with pytest.raises(BenchError, match="your mistake"):
         attempt(BenchError("your mistake"))
+    records = [read_checked(path) or {} for path in copied.glob("runs/*/record.json")]
+    (record,) = [record for record in records if record["status"] != "done"]
+    assert (record["status"], record["reason"]) == ("failed", "your mistake")
+    assert not list(copied.rglob("error.txt"))
 
 
-def test_a_full_disk_goes_on_to_the_caller_and_the_run_is_not_done(
-    attempt: Callable[[BaseException | None], Path],
-) -> None:
-    with pytest.raises(OSError, match="No space"):
-        attempt(OSError(28, "No space left on device"))
-    assert read_json(attempt(None) / "record.json")["status"] == "done"
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_full_disk_goes_on_to_the_caller_and_the_run_is_not_done(attempt: Attempt, number: int) -> None:
+    with pytest.raises(BenchError, match=rf"{os.strerror(number)}: .*model\.pt"):
+        attempt(OSError(number, os.strerror(number), "model.pt"))
+    record = read_checked(attempt(None) / "record.json")
+    assert record is not None and record["status"] == "done"
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(workbench: Callable[..., Workbench]) -> None:
-    bench = workbench({"methods": ["fixed"], "seeds": [0], "finetune": {"lr": 1e30}})
-    (unit,) = make_plan(bench.spec).runs
-    run(bench, unit)
-    record = bench.store.record("runs", unit.identity)
-    assert record is not None and record["status"] == "failed"
+def test_a_search_that_returns_nothing_has_failed(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Direct, "search", lambda *_: None)
+    record = read_checked(attempt(None) / "record.json")
+    assert record is not None
+    assert (record["status"], record["reason"]) == ("failed", "TypeError: the search of Direct returned nothing")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(workshop: Callable[..., Any]) -> None:
+    shop = workshop({"methods": ["fixed"], "seeds": [0], "finetune": {"lr": 1e30}})
+    (unit,) = shop.plan.runs
+    ending = shop.attend(unit)
+    record = shop.record(unit)
+    assert record["status"] == ending.status == "diverged"
     assert record["reason"].startswith(("the training loss became nan", "the training loss became inf"))
+    assert not (shop.folder(unit) / "error.txt").exists()
 
 
-def test_a_pretraining_that_diverges_fails_what_starts_from_it(workbench: Callable[..., Workbench]) -> None:
-    bench = workbench({"methods": ["fixed", "sbs"], "seeds": [0], "pretrain": {"lr": 1e30}})
-    plan = make_plan(bench.spec)
-    for unit in plan.pretrainings:
-        pretrain(bench, unit)
-        record = bench.store.record("pretrained", unit.identity)
-        assert record is not None and record["status"] == "failed"
-    execution.tune_method(bench, plan.tunings[0])
-    for unit in plan.runs:
-        run(bench, unit)
-        record = bench.store.record("runs", unit.identity)
-        assert record is not None and record["status"] == "failed"
+def test_a_pretraining_that_diverges_fails_what_starts_from_it(workshop: Callable[..., Any]) -> None:
+    shop = workshop({"methods": ["fixed", "sbs"], "seeds": [0], "pretrain": {"lr": 1e30}})
+    for unit in shop.plan.pretrainings:
+        assert shop.attend(unit).status == shop.record(unit)["status"] == "diverged"
+    assert shop.attend(shop.plan.tunings[0]).status == "skipped"
+    for unit in shop.plan.runs:
+        assert shop.attend(unit).status == shop.record(unit)["status"] == "skipped"
         expected = "pretraining of seed 0 did not finish: the training loss became" if unit.tuning is None else "tuning"
-        assert expected in record["reason"]
+        assert expected in shop.record(unit)["reason"]
+
+
+def test_a_trial_that_diverges_is_one_trial_less(
+    workshop: Callable[..., Any], finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = workshop({"tuning": {"trials": 3}})
+    unit = shop.plan.tunings[0]
+    original = execution.fit
+
+    def fit(*arguments: Any) -> None:
+        if len(list(shop.folder(unit).glob("trials/*/record.json"))) == 2:
+            raise NonFiniteLossError("the training loss became nan")
+        original(*arguments)
+
+    monkeypatch.setattr(execution, "fit", fit)
+    assert shop.attend(unit).status == "done"
+    statuses = [(shop.store.record("trials", f"{unit.identity}-{n}") or {})["status"] for n in range(3)]
+    assert statuses == ["done", "diverged", "done"]
+    assert shop.record(unit)["trials_used"] == 2
+    assert shop.record(unit)["chosen_trial"] in (0, 2)
+
+
+def test_a_trial_that_fails_ends_its_tuning_with_its_number_and_reason(
+    workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = workshop({"tuning": {"trials": 3}, "methods": ["sbs"], "seeds": [0]})
+    unit, run = shop.plan.tunings[0], shop.plan.runs[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "calibrate", None)
+        ending = shop.attend(unit)
+    assert (ending.status, shop.record(unit)["status"]) == ("failed", "failed")
+    assert shop.record(unit)["reason"] == ending.reason == "trial 0: TypeError: 'NoneType' object is not callable"
+    assert shop.attend(run).reason == f"tuning of sbs did not finish: {ending.reason}"
+    assert shop.attend(unit).status == "failed"  # it stands
+    again = workshop({"tuning": {"trials": 3}, "methods": ["sbs"], "seeds": [0]}, retry=RETRIABLE)
+    assert again.attend(unit).status == again.attend(run).status == "done"
 
 
 def test_a_budget_below_the_cheapest_policy_needs_no_search(
-    workbench: Callable[..., Workbench], monkeypatch: pytest.MonkeyPatch
+    workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = workbench({"methods": ["sbs", "fixed"], "seeds": [0], "budgets": ["0.002x"]})
-    plan = make_plan(bench.spec)
+    shop = workshop({"methods": ["sbs", "fixed"], "seeds": [0], "budgets": ["0.002x"]})
     monkeypatch.setattr(execution, "fit", None)
-    execution.tune_method(bench, plan.tunings[0])
-    for unit in plan.runs:
-        run(bench, unit)
-        record = bench.store.record("runs", unit.identity)
-        assert record is not None and record["status"] == "unreachable"
-        assert record["nearest_bops"] > plan.runs[0].budget.bops  # type: ignore[union-attr]
-    tuning = bench.store.record("tuning", plan.tunings[0].identity)
-    assert tuning is not None and "the cheapest policy of sbs costs" in tuning["reason"]
+    shop.attend(shop.plan.tunings[0])
+    for unit in shop.plan.runs:
+        shop.attend(unit)
+        record = shop.record(unit)
+        assert record["status"] == "unreachable"
+        assert record["nearest_bops"] > unit.budget.bops
+    assert "the cheapest policy of sbs costs" in shop.record(shop.plan.tunings[0])["reason"]
+
+
+# --- what a search leaves is kept as it was ---
+
+
+def test_the_outcome_of_a_search_comes_back_as_it_was() -> None:
+    decisions = [
+        Decision(layer="conv1", what="weight_bits", options=(2, 4, 8), chosen=1, margins=(0.1, 1e-17)),
+        Decision(layer="conv1", what="filters", options=(0, 1), chosen=0, margins=(-3.0,), filters=(4, 5)),
+    ]
+    layer = LayerPolicy(weight_bits=4, activation_bits=8, kept_filters=(0, 1, 2, 3))
+    result = SearchResult(
+        policy=Policy(model="m", dataset="d", layers={"conv1": layer}),
+        state={"w": torch.randn(3), "n": torch.tensor(7)},
+        clips={"conv1.weight": 0.1 + 0.2},
+        normalized_weights=False,
+        decisions=decisions,
+        record={"history": [{"epoch": 1, "loss": 1 / 3}], "start_top1": 12.5},
+    )
+    kept = execution._Searched(result=result, peak_memory_mb=1.5).state_dict()
+    found = execution._Searched()
+    found.load_state_dict(kept)
+    assert found.result is not None and found.peak_memory_mb == 1.5
+    assert all(torch.equal(found.result.state[name], value) for name, value in result.state.items())
+    for name in ("policy", "clips", "normalized_weights", "decisions", "record"):
+        assert getattr(found.result, name) == getattr(result, name), name
+
+
+def test_the_clock_counts_phases_over_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(execution.time, "perf_counter", lambda: now[0])
+    first = Clock()
+    with first.of("search"):
+        now[0] += 5
+        kept = first.state_dict()
+        now[0] += 100  # lost with the process
+    second = Clock()
+    with second.of("search"):
+        now[0] += 2  # getting to where it was
+        second.load_state_dict(kept)
+        now[0] += 1
+    with pytest.raises(ValueError, match="x"), second.of("finetune"):
+        now[0] += 4
+        raise ValueError("x")
+    now[0] += 50  # between phases
+    assert (second.seconds("search"), second.seconds("finetune"), second.total()) == (8, 4, 12)
+    assert second.seconds("evaluate") == 0
 
 
 # --- the start ---
@@ -407,19 +638,18 @@ def checkpoint_study(path: Path) -> dict[str, Any]:
 
 
 def test_ones_own_checkpoint_is_the_start(
-    workbench: Callable[..., Workbench], finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workshop: Callable[..., Any], finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "own.pt"
     unit = next(u for u in finished.plan.pretrainings if u.seed == 0)
     own.write_bytes((finished.store.unit("pretrained", unit.identity) / "model.pt").read_bytes())
-    bench = workbench(checkpoint_study(own))
-    plan = make_plan(bench.spec)
+    shop = workshop(checkpoint_study(own))
     with monkeypatch.context() as patch:
         patch.setattr(execution, "fit", None)
-        pretrain(bench, plan.pretrainings[0])
-    run(bench, plan.runs[0])
-    record = bench.store.record("runs", plan.runs[0].identity)
-    assert record is not None and record["id"] != finished.record("fixed 0")["id"]
+        shop.attend(shop.plan.pretrainings[0])
+    shop.attend(shop.plan.runs[0])
+    record = shop.record(shop.plan.runs[0])
+    assert record["id"] != finished.record("fixed 0")["id"]
     assert record["metrics"] == finished.record("fixed 0")["metrics"]
 
 
@@ -444,33 +674,34 @@ class Hostile:
     ids=["another model", "no tensors", "hostile", "a list"],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    workbench: Callable[..., Workbench], tmp_path: Path, content: Callable[[Path], Any], told: str
+    workshop: Callable[..., Any], tmp_path: Path, content: Callable[[Path], Any], told: str
 ) -> None:
     torch.save(content(tmp_path), tmp_path / "wrong.pt")
-    bench = workbench(checkpoint_study(tmp_path / "wrong.pt"))
+    shop = workshop(checkpoint_study(tmp_path / "wrong.pt"))
     with pytest.raises(BenchError, match=told) as caught:
-        pretrain(bench, make_plan(bench.spec).pretrainings[0])
+        shop.attend(shop.plan.pretrainings[0])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "made").exists()
 
 
 def test_from_scratch_means_no_training_before_the_search(
-    workbench: Callable[..., Workbench], monkeypatch: pytest.MonkeyPatch, tiny: SimpleNamespace
+    workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tiny: SimpleNamespace
 ) -> None:
-    bench = workbench({"task": {"init": "scratch"}})
+    shop = workshop({"task": {"init": "scratch"}})
     monkeypatch.setattr(execution, "fit", None)
     starts = []
-    for unit in make_plan(bench.spec).pretrainings:
-        pretrain(bench, unit)
-        starts.append(tiny.checksum(load_state(bench.store.unit("pretrained", unit.identity) / "model.pt")))
+    for unit in shop.plan.pretrainings:
+        shop.attend(unit)
+        starts.append(tiny.checksum(load_state(shop.folder(unit) / "model.pt")))
     assert len(set(starts)) == 3
 
 
 @pytest.mark.parametrize(("fraction", "part"), [(0.001, "validation"), (0.999, "training")])
 def test_a_split_without_images_is_the_users_mistake(
-    workbench: Callable[..., Workbench], fraction: float, part: str
+    tiny: SimpleNamespace, finished: Any, fraction: float, part: str
 ) -> None:
-    bench = workbench({"task": {"validation_fraction": fraction, "train_images": None}})
+    spec = tiny.spec({"task": {"validation_fraction": fraction, "train_images": None}})
+    bench = Workbench(spec, finished.store, None, finished.plan.network)
     told = rf"no {part} images of synthetic are left with task\.validation_fraction = {fraction}; .*--set task\."
     with pytest.raises(BenchError, match=told):
         _ = bench.task

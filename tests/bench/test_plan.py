@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +11,20 @@ from bench.errors import BenchError
 from bench.plan import (
     Plan,
     RunUnit,
-    file_hash,
+    TrialUnit,
+    Unit,
+    kind_of,
     make_method,
     make_plan,
-    method_source,
     phases,
     planned_epochs,
+    stored_specification,
+    stored_unit,
     title,
+    trial_of,
 )
-from bench.plugins import source_file
 from bench.spec import canonical_hash
-from bench.store import save_state
+from bench.store import read_json, save_state, write_json
 
 Planner = Callable[..., Plan]
 
@@ -227,7 +231,7 @@ def test_a_checkpoint_counts_by_its_content(plan: Planner, tmp_path: Path) -> No
         ({"options": {"sbs": {"group_sise": 4}}}, r"'group_sise': did you mean 'group_size'\?"),
         ({"options": {"fixed": {"bits": 0}}}, r"'options\.fixed\.bits' is 0: .*--set options\.fixed\.bits="),
         ({"options": {"full_precision": {"bits": 3}}}, "'bits'"),
-        ({"task": {"checkpoint": "/nowhere/model.pt"}}, "cannot read '/nowhere/model.pt': No such file"),
+        ({"task": {"checkpoint": "/nowhere/model.pt"}}, "cannot read the checkpoint '/nowhere/model.pt': No such file"),
     ],
     ids=str,
 )
@@ -244,13 +248,43 @@ def test_methods_have_their_options() -> None:
         make_method("fixed", {"bits": "3"})
 
 
-# --- sources ---
+# --- what a unit's folder holds of it ---
 
 
-def test_a_methods_source_is_the_content_of_its_file(tmp_path: Path) -> None:
-    assert method_source("sbs") == method_source("sbs_q") == file_hash(source_file("methods", "sbs"))
-    assert method_source("sbs") != method_source("fixed")
-    (tmp_path / "a").write_text("x")
-    before = file_hash(tmp_path / "a")
-    (tmp_path / "a").write_text("y")
-    assert file_hash(tmp_path / "a") != before
+def everything(planned: Plan) -> list[Unit]:
+    trials = [trial_of(unit, 3, {"strength": 0.1 + 0.2}) for unit in planned.tunings]
+    return [*(unit for _, units in phases(planned) for unit in units), *trials]
+
+
+def test_every_unit_comes_back_from_its_folder(plan: Planner, tmp_path: Path) -> None:
+    changes = {"options": {"sbs": {"bits": [2, 8]}, "fixed": {"bits": 3}}, "budgets": ["4bit", "0.016x"]}
+    planned = plan(changes)
+    for unit in everything(planned):
+        write_json(tmp_path / "spec.json", stored_specification(planned.spec, unit))
+        spec, network, found = stored_unit(read_json(tmp_path / "spec.json"))
+        assert (spec, network) == (planned.spec, planned.network)
+        assert (type(found), found.identity, found.seed) == (type(unit), unit.identity, unit.seed)
+        assert found.document == unit.document
+        assert (kind_of(found), title(found)) == (kind_of(unit), title(unit))
+        if isinstance(unit, TrialUnit):
+            assert isinstance(found, TrialUnit) and found.knobs == unit.knobs  # to the last bit
+
+
+def test_a_stored_unit_whose_specification_was_changed_is_refused(plan: Planner) -> None:
+    planned = plan()
+    for unit in everything(planned):
+        stored = json.loads(json.dumps(stored_specification(planned.spec, unit)))
+        stored["specification"]["task"]["train_images"] = 64
+        if isinstance(unit, TrialUnit):
+            stored["id"] = stored["id"].replace("-", "x-")
+        with pytest.raises(BenchError, match=f"the specification stored for {title(unit)} .* stands for"):
+            stored_unit(stored)
+
+
+def test_a_trial_is_known_by_its_tuning_and_number(plan: Planner) -> None:
+    tuning = plan().tunings[0]
+    first, second = trial_of(tuning, 0, {"strength": 0.1}), trial_of(tuning, 1, {"strength": 0.1})
+    assert (first.identity, second.identity) == (f"{tuning.identity}-0", f"{tuning.identity}-1")
+    assert kind_of(first) == "trials" and title(first) == f"{title(tuning)} trial 0"
+    assert first.document != trial_of(tuning, 0, {"strength": 0.2}).document
+    assert first.seed == tuning.seed

@@ -1,7 +1,12 @@
+import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +24,7 @@ OURS = [(group.removeprefix("bench."), name) for group, names in DECLARED.items(
 @pytest.mark.parametrize(("kind", "name"), OURS)
 def test_every_plugin_of_ours_loads(kind: plugins.Kind, name: str) -> None:
     assert callable(plugins.load(kind, name))
-    assert plugins.source_file(kind, name).is_relative_to(CHECKOUT)
+    assert len(plugins.source_hash(kind, name)) == 64
 
 
 @pytest.mark.parametrize("kind", get_args(plugins.Kind))
@@ -124,3 +129,106 @@ def test_a_foreign_one_imported_first_is_a_clear_error(foreign: Path) -> None:
     assert "another package called 'datasets' is already imported" in message
     assert str(foreign) in message
     assert "import bench before it" in message
+
+
+# --- what a plug-in's source is ---
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Writes modules of a package of methods, of which `mine` and `other` are registered."""
+    name = f"methods_of_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = {
+        method: EntryPoint(method, f"{name}.{method}:Method", "bench.methods") for method in ("mine", "other", "nested")
+    }
+    monkeypatch.setattr(plugins, "available", lambda kind: entries)
+
+    def write(**modules: str) -> None:
+        for module, text in modules.items():
+            (tmp_path / name / f"{module}.py").write_text(text.replace("PACKAGE", name))
+        plugins._source_hash.cache_clear()
+        importlib.invalidate_caches()
+
+    write(__init__="", mine="from PACKAGE.shared import thing\n", other="import math\n", shared="", unused="")
+    write(nested="def later():\n    from . import deep\n", deep="import PACKAGE.shared as s, os\n")
+    yield write
+    plugins._source_hash.cache_clear()
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        del sys.modules[module]
+
+
+def hashes() -> dict[str, str]:
+    return {name: plugins.source_hash("methods", name) for name in ("mine", "other", "nested")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ("mine", {"mine"}),
+        ("other", {"other"}),
+        ("shared", {"mine", "nested"}),  # by name, and through a module that is imported inside a function
+        ("deep", {"nested"}),
+        ("unused", set()),
+    ],
+)
+def test_a_change_of_a_file_changes_the_source_of_all_that_import_it(
+    package: Callable[..., None], changed: str, stale: set[str]
+) -> None:
+    before = hashes()
+    assert len(set(before.values())) == 3
+    text = {"mine": "from PACKAGE.shared import thing\n", "deep": "import PACKAGE.shared as s, os\n"}
+    package(**{changed: text.get(changed, "") + "# a change\n"})
+    after = hashes()
+    assert {name for name in after if after[name] != before[name]} == stale
+
+
+def test_looking_at_a_source_imports_nothing_of_it(package: Callable[..., None]) -> None:
+    package(mine="raise RuntimeError('imported')\nfrom PACKAGE import shared\n", shared="raise RuntimeError\n")
+    assert len(plugins.source_hash("methods", "mine")) == 64
+    assert not [name for name in sys.modules if name.endswith((".mine", ".shared")) and "methods_of" in name]
+
+
+def test_imports_in_a_circle_end(package: Callable[..., None]) -> None:
+    package(mine="from PACKAGE import shared\n", shared="from PACKAGE import mine\n")
+    first = plugins.source_hash("methods", "mine")
+    package(shared="from PACKAGE import mine  # changed\n")
+    assert plugins.source_hash("methods", "mine") != first
+
+
+def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path) -> None:
+    """In a copy of the package, in which each shared file is changed in turn."""
+    shutil.copytree(CHECKOUT / "methods", tmp_path / "methods")
+    code = (
+        "import json, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import methods\n"
+        f"assert methods.__file__.startswith({str(tmp_path)!r}), methods.__file__\n"
+        "from bench.plugins import source_hash, available, _source_hash\n"
+        "names = sorted(n for n, e in available('methods').items() if e.module.startswith('methods.'))\n"
+        "def hashes():\n"
+        "    _source_hash.cache_clear()\n"
+        "    return [source_hash('methods', name) for name in names]\n"
+        "before, stale = hashes(), {}\n"
+        "from pathlib import Path\n"
+        "for shared in ('gates', 'quantizers', 'shared_network', 'multi_path', 'sbs'):\n"
+        f"    file = Path({str(tmp_path)!r}) / 'methods' / f'{{shared}}.py'\n"
+        "    text = file.read_text()\n"
+        "    file.write_text(text + '# changed')\n"
+        "    stale[shared] = [n for n, a, b in zip(names, before, hashes()) if a != b]\n"
+        "    file.write_text(text)\n"
+        "assert hashes() == before\n"
+        "print(json.dumps(stale))"
+    )
+    stale = json.loads(_succeed(code))
+    of_sbs = ["cost_only", "prune_then_quantize", "quantize_then_prune", "sbs", "sbs_p", "sbs_q"]
+    assert stale["quantizers"] == stale["shared_network"] == stale["sbs"] == of_sbs
+    assert stale["multi_path"] == ["dnas", "multi_path"]
+    assert stale["gates"] == sorted([*of_sbs, "dnas", "multi_path"])
+    assert not {"fixed", "full_precision"} & {name for names in stale.values() for name in names}
+
+
+def test_the_source_of_what_is_not_there_is_asked_for_by_its_nearest_name() -> None:
+    with pytest.raises(BenchError, match="unknown method 'sbss': did you mean 'sbs'"):
+        plugins.source_hash("methods", "sbss")
