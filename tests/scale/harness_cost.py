@@ -5,8 +5,10 @@
 For each number of runs it works a study of tiny runs off with several workers, and checks that no run was lost or
 done twice, that nothing was said of a locked database, and that `results.csv` is the one of a single worker. It prints:
 
-* harness seconds a run: (wall time × workers at once − seconds that units spent on their own work) / units;
-* the same for the first and the last tenth of the runs alone: it must not grow with what is finished;
+* seconds before the first unit starts and after the last one has ended;
+* harness seconds of a unit: (time between these × workers − seconds that units spent on their own work) / units;
+* seconds from the end of one run to the end of the next, in the first and in the last tenth of the study: they must
+  not grow with what is finished;
 * the largest resident memory of the parent process, and its seconds of processor time a run.
 """
 
@@ -34,6 +36,7 @@ class Cost:
     Attributes:
         runs, units, jobs: Its size: runs, runs and pretrainings, workers.
         wall_seconds: From start to end of the command.
+        before_seconds, after_seconds: Before the first unit and after the last.
         harness_seconds: Of each unit, on the worker that it occupied.
         first_tenth, last_tenth: Seconds between the ends of successive runs, in these parts of the study.
         parent_megabytes: Largest resident memory of the command's own process.
@@ -44,6 +47,8 @@ class Cost:
     units: int
     jobs: int
     wall_seconds: float
+    before_seconds: float
+    after_seconds: float
     harness_seconds: float
     first_tenth: float
     last_tenth: float
@@ -66,21 +71,21 @@ finetune = {{epochs = 1, batch_size = 32, lr = 0.01}}
 """
 
 
-def work(folder: Path, runs: int, jobs: int, more: list[str]) -> tuple[Path, float, Any]:
-    """Run the study in a process of its own; returns its store, wall seconds, and what the system says it used."""
+def work(folder: Path, runs: int, jobs: int, more: list[str]) -> tuple[Path, float, float, Any]:
+    """Run the study in a process of its own; returns its store, start, end, and what the system says it used."""
     folder.mkdir(parents=True)
     spec, store = folder / "spec.toml", folder / "store"
     spec.write_text(specification(runs))
     command = [sys.executable, "-m", "bench", "run", "--spec", str(spec), "--store", str(store), "--jobs", str(jobs)]
-    began = time.perf_counter()
+    began = time.time()
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen([*command, *more], stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
+    ended = time.time()
     said = (folder / "output.txt").read_text()
     if os.waitstatus_to_exitcode(status) != 0 or "locked" in said:
         raise SystemExit(f"the study of {runs} runs with {jobs} workers did not go well:\n{said}")
-    return store, seconds, usage
+    return store, began, ended, usage
 
 
 def records(store: Path, kind: str) -> list[dict[str, Any]]:
@@ -97,19 +102,21 @@ def check(store: Path, runs: int) -> None:
         raise SystemExit(f"{store}: leases were left")
 
 
-def measure(store: Path, runs: int, jobs: int, seconds: float, usage: Any) -> Cost:
-    """The harness's cost of a study that was worked off."""
+def measure(store: Path, began: float, ended: float, usage: Any, runs: int, jobs: int) -> Cost:
+    """The harness's cost of a study that was worked off between two moments of the wall clock."""
     units = records(store, "runs") + records(store, "pretrained")
     busy = sum(unit["times"]["total_seconds"] for unit in units)
+    first = min(path.stat().st_mtime for path in store.glob("*/*/spec.json"))
     ends = sorted(path.stat().st_mtime for path in store.glob("runs/*/record.json"))
     tenth = max(2, len(ends) // 10)
-    at_once = min(jobs, os.cpu_count() or 1)
     return Cost(
         runs=runs,
         units=len(units),
         jobs=jobs,
-        wall_seconds=round(seconds, 1),
-        harness_seconds=round((seconds * at_once - busy) / len(units), 3),
+        wall_seconds=round(ended - began, 1),
+        before_seconds=round(first - began, 1),
+        after_seconds=round(ended - ends[-1], 1),
+        harness_seconds=round(((ends[-1] - first) * jobs - busy) / len(units), 3),
         first_tenth=round((ends[tenth - 1] - ends[0]) / (tenth - 1), 3),
         last_tenth=round((ends[-1] - ends[-tenth]) / (tenth - 1), 3),
         parent_megabytes=round(usage.ru_maxrss / 1024, 1),
@@ -135,11 +142,11 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="harness-cost-") as folder:
         for runs in map(int, asked.runs.split(",")):
-            store, seconds, usage = work(Path(folder) / f"{runs}", runs, asked.jobs, asked.more)
+            store, began, ended, usage = work(Path(folder) / f"{runs}", runs, asked.jobs, asked.more)
             check(store, runs)
-            print(json.dumps(asdict(measure(store, runs, asked.jobs, seconds, usage))), flush=True)  # noqa: T201
+            print(json.dumps(asdict(measure(store, began, ended, usage, runs, asked.jobs))), flush=True)  # noqa: T201
             if runs <= asked.compare:
-                alone, _, _ = work(Path(folder) / f"{runs}-alone", runs, 1, [])
+                alone, *_ = work(Path(folder) / f"{runs}-alone", runs, 1, [])
                 print(f"same results.csv with one worker: {same_results(store, alone)}", flush=True)  # noqa: T201
 
 
