@@ -3,9 +3,8 @@
 import math
 import random
 import statistics
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 
 from bench import matching
 from bench.budget import Budget
-from bench.errors import UnreachableBudgetError
-from bench.matching import Trial, bracket_sampler, propose_log_strength, space_filling, tune
+from bench.errors import NonFiniteLossError, UnreachableBudgetError
+from bench.matching import Trial, Tuning, bracket_sampler, propose_log_strength, space_filling, tune
 from bench.method import Knob
 from bench.spec import TuningSpec
 
@@ -150,71 +149,58 @@ def spec(match: str = "hinge", trials: int = 7, **fields: Any) -> TuningSpec:
 TWO_KNOBS = {**KNOBS, "share": Knob(low=0.0, high=1.0)}
 
 
+def tuning(knobs: Mapping[str, Knob], chosen: TuningSpec, **fields: Any) -> Tuning:
+    return Tuning(**{"name": "tests", "knobs": knobs, "budget": BUDGET, "spec": chosen, "seed": SEED, **fields})
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Trial, list[Trial]]]:
+def uninterrupted() -> Callable[[str], tuple[Trial, list[Trial]]]:
     """Tuning by `smooth` without any trouble."""
     found = {}
     for match in ("hinge", "lambda"):
-        folder = tmp_path_factory.mktemp(match)
-        chosen, trials = tune(TWO_KNOBS, BUDGET, spec(match), folder, smooth, SEED)
+        chosen, trials = tune(tuning(TWO_KNOBS, spec(match)), smooth)
         found[match] = (chosen, list(trials))
     return found.__getitem__
-
-
-def states(folder: Path) -> list[str]:
-    """What the journal says of each trial."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
-        study = optuna.load_study(study_name="tuning", storage=optuna.storages.JournalStorage(backend))
-    return [found.state.name for found in study.get_trials(deepcopy=False)]
 
 
 # --- mode hinge ---
 
 
-def test_hinge_chooses_by_validation_accuracy_among_trials_in_the_window(tmp_path: Path) -> None:
+def test_hinge_chooses_by_validation_accuracy_among_trials_in_the_window() -> None:
     outcomes = [(1.5, 90.0), (0.98, 60.0), (0.99, 70.0), (0.5, 95.0), (1.0, 65.0)]
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         share, top1 = outcomes[number]
         return trial(number, knobs, share, validation_top1=top1)
 
-    chosen, trials = tune(KNOBS, BUDGET, spec(trials=5), tmp_path, search, SEED)
+    chosen, trials = tune(tuning(KNOBS, spec(trials=5)), search)
     assert [t.number for t in trials] == [0, 1, 2, 3, 4]
     assert chosen.number == 2
 
 
-def test_hinge_breaks_ties_by_validation_loss(tmp_path: Path) -> None:
-    chosen, _ = tune(
-        KNOBS,
-        BUDGET,
-        spec(trials=3),
-        tmp_path,
-        lambda n, k: trial(n, k, 0.99, validation_loss=[2.0, 0.5, 1.0][n]),
-        SEED,
-    )
+def test_hinge_breaks_ties_by_validation_loss() -> None:
+    chosen, _ = tune(tuning(KNOBS, spec(trials=3)), lambda n, k: trial(n, k, 0.99, validation_loss=[2.0, 0.5, 1.0][n]))
     assert chosen.number == 1
 
 
 @pytest.mark.parametrize(("shares", "expected"), [((0.5, 0.9, 0.7), 1), ((1.2, 0.4, 3.0), 1), ((1.001, 0.969, 1.5), 1)])
 def test_without_a_trial_in_the_window_the_dearest_allowed_one_is_taken(
-    tmp_path: Path, shares: tuple[float, ...], expected: int
+    shares: tuple[float, ...], expected: int
 ) -> None:
-    chosen, _ = tune(KNOBS, BUDGET, spec(trials=3), tmp_path, lambda n, k: trial(n, k, shares[n]), SEED)
+    chosen, _ = tune(tuning(KNOBS, spec(trials=3)), lambda n, k: trial(n, k, shares[n]))
     assert chosen.number == expected
     assert not chosen.within_budget
 
 
 @pytest.mark.parametrize("match", ["hinge", "lambda"])
-def test_an_unreachable_budget_names_the_nearest_cost(tmp_path: Path, match: str) -> None:
+def test_an_unreachable_budget_names_the_nearest_cost(match: str) -> None:
     with pytest.raises(UnreachableBudgetError, match=r"none of 3 trials .* the nearest costs 1\.250 of it") as caught:
-        tune(KNOBS, BUDGET, spec(match, 3), tmp_path, lambda n, k: trial(n, k, [2.0, 1.25, 1.5][n]), SEED)
+        tune(tuning(KNOBS, spec(match, 3)), lambda n, k: trial(n, k, [2.0, 1.25, 1.5][n]))
     assert caught.value.nearest == pytest.approx(1.25e8)
 
 
-def test_hinge_uses_all_its_trials_and_the_later_ones_learn(tmp_path: Path) -> None:
-    _, trials = tune(KNOBS, BUDGET, spec(trials=16), tmp_path, smooth, SEED)
+def test_hinge_uses_all_its_trials_and_the_later_ones_learn() -> None:
+    _, trials = tune(tuning(KNOBS, spec(trials=16)), smooth)
     assert len(trials) == 16
     assert all(KNOB.low <= t.knobs["strength"] <= KNOB.high for t in trials)
     assert len({t.knobs["strength"] for t in trials}) == 16
@@ -225,12 +211,12 @@ def test_hinge_uses_all_its_trials_and_the_later_ones_learn(tmp_path: Path) -> N
     assert distance(list(trials[8:])) < distance(list(trials[:4]))
 
 
-def test_trials_outside_the_window_are_told_apart_from_those_inside(tmp_path: Path) -> None:
+def test_trials_outside_the_window_are_told_apart_from_those_inside() -> None:
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         inside = knobs["strength"] < 0.2
         return trial(number, knobs, 0.99 if inside else 0.3, validation_top1=20.0 if inside else 99.0)
 
-    chosen, trials = tune(KNOBS, BUDGET, spec(trials=20), tmp_path, search, SEED)
+    chosen, trials = tune(tuning(KNOBS, spec(trials=20)), search)
     assert chosen.within_budget
     late = [t.knobs["strength"] < 0.2 for t in trials[10:]]
     assert sum(late) > len(late) / 2  # though accuracy alone would have led the other way
@@ -240,7 +226,7 @@ def test_trials_outside_the_window_are_told_apart_from_those_inside(tmp_path: Pa
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lambda_stops_at_the_first_hit_and_chooses_it(tmp_path: Path, seed: int) -> None:
+def test_lambda_stops_at_the_first_hit_and_chooses_it(seed: int) -> None:
     costs = staircase(seed)
     expected, _ = searches(costs)
 
@@ -250,35 +236,31 @@ def test_lambda_stops_at_the_first_hit_and_chooses_it(tmp_path: Path, seed: int)
         top1 = 10.0 if BUDGET.matches(share * BUDGET.bops) else 90.0
         return trial(number, knobs, share, bops=0.99 * BUDGET.bops, validation_top1=top1)
 
-    chosen, trials = tune(KNOBS, BUDGET, spec("lambda", 20), tmp_path, search, SEED)
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 20)), search)
     assert chosen is trials[-1]
     assert BUDGET.matches(chosen.raw_bops)
     assert len(trials) == expected
 
 
-def test_lambda_prefers_a_hit_to_a_nearer_miss_that_was_repaired(tmp_path: Path) -> None:
+def test_lambda_prefers_a_hit_to_a_nearer_miss_that_was_repaired() -> None:
     shares = [1.004, 0.971]
-    chosen, trials = tune(
-        KNOBS, BUDGET, spec("lambda", 9), tmp_path, lambda n, k: trial(n, k, shares[n], bops=0.99e8), SEED
-    )
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 9)), lambda n, k: trial(n, k, shares[n], bops=0.99e8))
     assert [t.raw_bops / BUDGET.bops for t in trials] == pytest.approx(shares)
     assert chosen.number == 1
 
 
-def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside(tmp_path: Path) -> None:
+def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside() -> None:
     shares = [2.0, 1.3, 1.1]
     bops = [1.5e8, 0.99e8, 0.98e8]
-    chosen, _ = tune(
-        KNOBS, BUDGET, spec("lambda", 3), tmp_path, lambda n, k: trial(n, k, shares[n], bops=bops[n]), SEED
-    )
+    chosen, _ = tune(tuning(KNOBS, spec("lambda", 3)), lambda n, k: trial(n, k, shares[n], bops=bops[n]))
     assert chosen.number == 2
 
 
-def test_lambda_stops_when_two_strengths_straddle_the_window(tmp_path: Path) -> None:
+def test_lambda_stops_when_two_strengths_straddle_the_window() -> None:
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         return trial(number, knobs, 1.3 if knobs["strength"] < 0.77 else 0.8)
 
-    chosen, trials = tune(KNOBS, BUDGET, spec("lambda", 50), tmp_path, search, SEED)
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50)), search)
     assert len(trials) <= 20
     assert chosen.raw_bops == pytest.approx(0.8e8)
     strengths = sorted(t.knobs["strength"] for t in trials)
@@ -288,14 +270,14 @@ def test_lambda_stops_when_two_strengths_straddle_the_window(tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # Optuna's, on a value outside its range
 @pytest.mark.parametrize("share", [3.0, 0.2])
-def test_lambda_repeats_no_search_at_the_end_of_its_reach(tmp_path: Path, share: float) -> None:
+def test_lambda_repeats_no_search_at_the_end_of_its_reach(share: float) -> None:
     numbers = count()
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         next(numbers)
         return trial(number, knobs, share, bops=min(share, 0.5) * BUDGET.bops)
 
-    _, trials = tune(KNOBS, BUDGET, spec("lambda", 30), tmp_path, search, SEED)
+    _, trials = tune(tuning(KNOBS, spec("lambda", 30)), search)
     strengths = [t.knobs["strength"] for t in trials]
     assert len(set(strengths)) == len(strengths) == next(numbers) < 20
 
@@ -330,117 +312,194 @@ class Killed(BaseException):
     """What the tests put in place of a process that is gone: nothing may catch it."""
 
 
-def failing_at(calls: Iterator[int], when: int, error: BaseException) -> Callable[[int, Mapping[str, float]], Trial]:
-    def search(number: int, knobs: Mapping[str, float]) -> Trial:
-        if next(calls) == when:
-            raise error
-        return smooth(number, knobs)
+class Shelf:
+    """A store of trials that `tune` is given for its searches; it fails at one of its calls."""
 
-    return search
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.trials: dict[int, Trial] = {}
+        self.error = error
+        self.searched: list[int] = []
+        self.fails_at = -1
+
+    def __call__(self, number: int, knobs: Mapping[str, float]) -> Trial:
+        if number not in self.trials:
+            if len(self.searched) == self.fails_at and self.error is not None:
+                raise self.error
+            self.searched.append(number)
+            self.trials[number] = smooth(number, knobs)
+        assert self.trials[number].knobs == knobs  # to the last bit: it is the very trial that was stored
+        return self.trials[number]
 
 
-def without_times(outcome: tuple[Trial, Any]) -> tuple[Trial, list[Trial]]:
-    chosen, trials = outcome
-    return replace(chosen, seconds=0), [replace(t, seconds=0) for t in trials]
+@pytest.fixture(params=["memory", "database"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    return None if request.param == "memory" else f"sqlite:///{tmp_path / 'optuna.db'}"
 
 
 @pytest.mark.parametrize("match", ["hinge", "lambda"])
 @pytest.mark.parametrize("error", [RuntimeError("a loss"), KeyboardInterrupt(), Killed()], ids=repr)
 def test_an_interrupted_tuning_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, uninterrupted: Callable[[str], Any], match: str, error: BaseException
+    uninterrupted: Callable[[str], Any], match: str, error: BaseException
 ) -> None:
     expected = uninterrupted(match)
     for when in range(len(expected[1])):
-        folder = tmp_path / str(when)
+        shelf = Shelf(error)
+        shelf.fails_at = when
         with pytest.raises(type(error)):
-            tune(TWO_KNOBS, BUDGET, spec(match), folder, failing_at(count(), when, error), SEED)
-        calls = count()
-        outcome = tune(TWO_KNOBS, BUDGET, spec(match), folder, failing_at(calls, -1, error), SEED)
-        assert without_times(outcome) == without_times(expected)
-        assert next(calls) == len(expected[1]) - when  # completed trials were not repeated
-        assert states(folder).count("RUNNING") == 0
-        assert states(folder).count("FAIL") == 1
+            tune(tuning(TWO_KNOBS, spec(match)), shelf)
+        shelf.fails_at = -1
+        assert tune(tuning(TWO_KNOBS, spec(match)), shelf) == expected
+        assert shelf.searched == list(range(len(expected[1])))  # no trial was repeated
 
 
-def test_interruptions_one_after_the_other(tmp_path: Path, uninterrupted: Callable[[str], Any]) -> None:
-    for _ in range(6):
+def test_interruptions_one_after_the_other(uninterrupted: Callable[[str], Any], storage: str | None) -> None:
+    shelf = Shelf(KeyboardInterrupt())
+    for done in (0, 1, 2, 5):
+        shelf.fails_at = done
         with pytest.raises(KeyboardInterrupt):
-            tune(TWO_KNOBS, BUDGET, spec(), tmp_path, failing_at(count(), 1, KeyboardInterrupt()), SEED)
-    outcome = tune(TWO_KNOBS, BUDGET, spec(), tmp_path, smooth, SEED)
-    assert without_times(outcome) == without_times(uninterrupted("hinge"))
+            tune(tuning(TWO_KNOBS, spec(), storage=storage), shelf)
+    shelf.fails_at = -1
+    assert tune(tuning(TWO_KNOBS, spec(), storage=storage), shelf) == uninterrupted("hinge")
+    assert shelf.searched == list(range(7))
 
 
 @pytest.mark.parametrize("match", ["hinge", "lambda"])
-@pytest.mark.parametrize("place", ["before the file", "between file and journal"])
-def test_a_process_killed_around_the_end_of_a_trial(
-    tmp_path: Path, uninterrupted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, match: str, place: str
+def test_a_process_killed_between_a_trial_and_its_being_told(
+    uninterrupted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, match: str, storage: str | None
 ) -> None:
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
 
+    shelf = Shelf()
     with monkeypatch.context() as patch:
-        patch.setattr(*((matching, "write_json") if place == "before the file" else (optuna.Study, "tell")), kill)
+        patch.setattr(optuna.Study, "tell", kill)
         with pytest.raises(Killed):
-            tune(TWO_KNOBS, BUDGET, spec(match), tmp_path, smooth, SEED)
-    assert (tmp_path / "trials" / "0.json").exists() == (place != "before the file")
-    assert states(tmp_path) == ["RUNNING"]
-    calls = count()
-    outcome = tune(TWO_KNOBS, BUDGET, spec(match), tmp_path, failing_at(calls, -1, Killed()), SEED)
-    assert without_times(outcome) == without_times(uninterrupted(match))
-    assert next(calls) == len(outcome[1])
+            tune(tuning(TWO_KNOBS, spec(match), storage=storage), shelf)
+    assert shelf.searched == [0]
+    assert tune(tuning(TWO_KNOBS, spec(match), storage=storage), shelf) == uninterrupted(match)
+    assert shelf.searched == list(range(len(shelf.trials)))
 
 
 @pytest.mark.parametrize("match", ["hinge", "lambda"])
-@pytest.mark.parametrize("damage", ["missing", "cut off"])
-def test_a_lost_trial_file_is_made_again(
-    tmp_path: Path, uninterrupted: Callable[[str], Any], match: str, damage: str
+@pytest.mark.parametrize("lost", [[1], [0, 2]])
+def test_a_lost_trial_is_made_again_at_the_same_knobs(
+    uninterrupted: Callable[[str], Any], match: str, lost: list[int]
 ) -> None:
-    expected = uninterrupted(match)
-    tune(TWO_KNOBS, BUDGET, spec(match), tmp_path, smooth, SEED)
-    file = tmp_path / "trials" / "1.json"
-    content = file.read_text()
-    file.unlink() if damage == "missing" else file.write_text(content[:40])
-    outcome = tune(TWO_KNOBS, BUDGET, spec(match), tmp_path, smooth, SEED)
-    assert [t.number for t in outcome[1]] == list(range(len(outcome[1])))
-    assert without_times(outcome)[1][:4] == without_times(expected)[1][:4]
-    assert file.read_text() == content
+    shelf = Shelf()
+    tune(tuning(TWO_KNOBS, spec(match)), shelf)
+    for number in lost:
+        shelf.trials.pop(number, None)
+    shelf.searched.clear()
+    assert tune(tuning(TWO_KNOBS, spec(match)), shelf) == uninterrupted(match)
+    assert shelf.searched == [number for number in lost if number in shelf.trials]
 
 
-def test_a_lost_journal_repeats_trials_rather_than_trusting_files_alone(
-    tmp_path: Path, uninterrupted: Callable[[str], Any]
-) -> None:
-    tune(TWO_KNOBS, BUDGET, spec(), tmp_path, smooth, SEED)
-    (tmp_path / "journal.log").unlink()
-    calls = count()
-    outcome = tune(TWO_KNOBS, BUDGET, spec(), tmp_path, failing_at(calls, -1, Killed()), SEED)
-    assert next(calls) == 7
-    assert without_times(outcome) == without_times(uninterrupted("hinge"))
+@pytest.mark.parametrize("match", ["hinge", "lambda"])
+def test_a_finished_tuning_searches_no_more(uninterrupted: Callable[[str], Any], match: str) -> None:
+    shelf = Shelf()
+    tune(tuning(TWO_KNOBS, spec(match)), shelf)
+    shelf.searched.clear()
+    assert tune(tuning(TWO_KNOBS, spec(match)), shelf) == uninterrupted(match)
+    assert shelf.searched == []
 
 
-@pytest.mark.parametrize("cut", [1, 5, 200])
-def test_a_journal_that_was_cut_off_repeats_its_last_trial_at_most(
-    tmp_path: Path, uninterrupted: Callable[[str], Any], cut: int
-) -> None:
-    tune(TWO_KNOBS, BUDGET, spec(trials=5), tmp_path, smooth, SEED)
-    journal = tmp_path / "journal.log"
-    journal.write_bytes(journal.read_bytes()[:-cut])
-    calls = count()
-    outcome = tune(TWO_KNOBS, BUDGET, spec(), tmp_path, failing_at(calls, -1, Killed()), SEED)
-    assert next(calls) == 3
-    assert without_times(outcome) == without_times(uninterrupted("hinge"))
+def test_more_trials_go_on_from_those_that_are_there(uninterrupted: Callable[[str], Any]) -> None:
+    shelf = Shelf()
+    tune(tuning(TWO_KNOBS, spec(trials=5)), shelf)
+    assert tune(tuning(TWO_KNOBS, spec()), shelf) == uninterrupted("hinge")
+    assert shelf.searched == list(range(7))
 
 
-def test_a_finished_tuning_searches_no_more(tmp_path: Path) -> None:
-    for match in ("hinge", "lambda"):
-        first = tune(KNOBS, BUDGET, spec(match), tmp_path / match, smooth, SEED)
-        calls = count()
-        again = tune(KNOBS, BUDGET, spec(match), tmp_path / match, failing_at(calls, -1, Killed()), SEED)
-        assert next(calls) == 0
-        assert again == (first[0], list(first[1]))
-
-
-def test_the_seed_matters_to_the_sampler_only(tmp_path: Path, uninterrupted: Callable[[str], Any]) -> None:
+def test_the_seed_matters_to_the_sampler_only(uninterrupted: Callable[[str], Any]) -> None:
     _, expected = uninterrupted("hinge")
-    _, trials = tune(TWO_KNOBS, BUDGET, spec(), tmp_path, smooth, SEED + 1)
+    _, trials = tune(tuning(TWO_KNOBS, spec(), seed=SEED + 1), smooth)
     assert [t.knobs for t in trials[:4]] == [t.knobs for t in expected[:4]]
     assert [t.knobs for t in trials[4:]] != [t.knobs for t in expected[4:]]
+
+
+def test_threads_that_tune_at_once_do_not_disturb_each_other(uninterrupted: Callable[[str], Any]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda match: tune(tuning(TWO_KNOBS, spec(match)), smooth), ["hinge", "lambda"] * 4))
+    assert found == [uninterrupted("hinge"), uninterrupted("lambda")] * 4
+
+
+# --- trials that diverge ---
+
+
+def test_a_trial_that_diverges_is_left_out_and_counts() -> None:
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        return None if number % 2 else trial(number, knobs, 0.98 + number / 1000)
+
+    chosen, trials = tune(tuning(KNOBS, spec(trials=5)), search)
+    assert [t.number for t in trials] == [0, 2, 4]
+    assert chosen.number == 0
+    assert tune(tuning(KNOBS, spec(trials=5)), search) == (chosen, trials)
+
+
+def test_lambda_does_not_search_again_where_it_diverged() -> None:
+    asked = []
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        asked.append(knobs["strength"])
+        return None if number else trial(number, knobs, 0.5)
+
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 6)), search)
+    assert (chosen.number, len(trials)) == (0, 1)
+    assert len(set(asked)) == len(asked) == 2
+
+
+@pytest.mark.parametrize("match", ["hinge", "lambda"])
+def test_without_any_trial_that_stays_finite_the_tuning_diverges(match: str) -> None:
+    tried = []
+
+    def search(number: int, knobs: Mapping[str, float]) -> None:
+        tried.append(knobs["strength"])
+
+    with pytest.raises(NonFiniteLossError, match=r"the loss of all \d+ trials became infinite or NaN"):
+        tune(tuning(KNOBS, spec(match, 4)), search)
+    assert len(set(tried)) == len(tried)  # none at a strength that has diverged before
+    assert len(tried) == (4 if match == "hinge" else 1)
+
+
+# --- Optuna's storage ---
+
+
+def test_a_database_shows_every_trial_as_it_ended(uninterrupted: Callable[[str], Any], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        return None if number == 2 else smooth(number, knobs)
+
+    for _ in range(2):  # the second replaces the first
+        tune(tuning(TWO_KNOBS, spec(trials=5), storage=url), search)
+    (name,) = optuna.get_all_study_names(url)
+    study = optuna.load_study(study_name=name, storage=url)
+    assert name == "tests"
+    assert [found.state.name for found in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[0].params == uninterrupted("hinge")[1][0].knobs
+    assert study.trials[0].value == uninterrupted("hinge")[1][0].validation_top1
+
+
+def test_a_database_changes_no_number(uninterrupted: Callable[[str], Any], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    for match in ("hinge", "lambda"):
+        assert tune(tuning(TWO_KNOBS, spec(match), storage=url), smooth) == uninterrupted(match)
+
+
+@pytest.mark.parametrize("call", ["create_study", "tell"])
+def test_a_database_that_goes_away_stops_no_tuning(
+    uninterrupted: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, caplog: Any
+) -> None:
+    url, calls, shelf = f"sqlite:///{tmp_path / 'optuna.db'}", count(), Shelf()
+    owner = optuna if call == "create_study" else optuna.Study
+    original, fails_at = getattr(owner, call), 0 if call == "create_study" else 3
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == fails_at:
+            raise optuna.exceptions.StorageInternalError("the server is gone")
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, call, failing)
+    assert tune(tuning(TWO_KNOBS, spec(), storage=url), shelf) == uninterrupted("hinge")
+    assert shelf.searched == list(range(7))
+    assert f"Optuna's storage {url} is not up to date: the server is gone" in caplog.text
