@@ -1,5 +1,6 @@
 """How and where a study is run: workers, limits, machines. Nothing here changes a number."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,6 +92,20 @@ def parse_size(text: str) -> int:
         BenchError: It is not of that form.
     """
     return round(_quantity(text, _BYTES, "--memory-limit", "800MB or 8GB"))
+
+
+def seconds_from_environment(variable: str, default: float) -> float:
+    """A number of seconds from an environment variable.
+
+    Raises:
+        BenchError: It is no number from 0 upwards.
+    """
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) is None:
+        raise BenchError(f"{variable} is '{text}'; give a number of seconds from 0 upwards, or leave it unset")
+    return float(text)
 
 
 def _quantity(text: str, units: Mapping[str, float], option: str, example: str) -> float:
