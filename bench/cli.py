@@ -12,6 +12,7 @@ import click
 
 from bench import __version__
 from bench.cli_options import FILE, data_option, store_option, tracking_option
+from bench.cli_store import archive, clean, doctor, restore
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -380,3 +381,7 @@ def verify() -> int:
             click.echo(f"{'pass' if line.passed else 'FAIL'}  {line.what}: {line.figure}")
     click.echo(f"{failed} checks failed" if failed else "all checks passed")
     return EXIT_SOME_FAILED if failed else 0
+
+
+for _command in (clean, archive, restore, doctor):
+    bench.add_command(_command)

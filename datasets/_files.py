@@ -51,6 +51,11 @@ def data_folder(data_dir: Path | None) -> Path:
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "sbs-bench"
 
 
+def paths(source: Source, data_dir: Path | None) -> list[Path]:
+    """Where the files of a source belong; nothing is read or fetched."""
+    return [data_folder(data_dir) / source.folder / name for name in source.files]
+
+
 def locate(source: Source, data_dir: Path | None) -> Path:
     """The data folder, once every file of the source is there and has passed its check.
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from bench.data import Arrays, Augmentation, Dataset, as_uint8
-from datasets._files import Source, locate, md5_check
+from datasets._files import Source, locate, md5_check, paths
 
 
 class _Cifar(Dataset):
@@ -19,6 +19,13 @@ class _Cifar(Dataset):
     augmentation = Augmentation(pad=4, flip=True)
     _name: ClassVar[str]
     _torchvision_class: ClassVar[str]
+
+    @classmethod
+    def files(cls, data_dir: Path | None) -> list[Path]:
+        """Where its files belong; nothing is read or fetched."""
+        import torchvision.datasets
+
+        return paths(_source(cls._name, getattr(torchvision.datasets, cls._torchvision_class)), data_dir)
 
     def load(self, data_dir: Path | None) -> Arrays:
         """Read the arrays from torchvision's folder, downloading it when absent.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.data import Arrays, Augmentation, Dataset
-from datasets._files import Check, Source, layout_check, locate
+from datasets._files import Check, Source, layout_check, locate, paths
 
 _FOLDER = "FashionMNIST/raw"
 _COUNTS = {"train": 60_000, "t10k": 10_000}
@@ -28,6 +28,13 @@ class FashionMnist(Dataset):
     mean = (0.2860,)
     std = (0.3530,)
     augmentation = Augmentation(pad=2, flip=True)
+
+    @classmethod
+    def files(cls, data_dir: Path | None) -> list[Path]:
+        """Where its files belong; nothing is read or fetched."""
+        import torchvision.datasets
+
+        return paths(_source(torchvision.datasets.FashionMNIST), data_dir)
 
     def load(self, data_dir: Path | None) -> Arrays:
         """Read the arrays from torchvision's folder, downloading it when absent.
