@@ -1,0 +1,133 @@
+"""Searches that are interrupted after any epoch and go on from their checkpoints, bit for bit."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import checkpoints as module
+from bench.checkpoints import Checkpoints
+from bench.execution import Curves
+from bench.method import Method, SearchJob, SearchResult
+from bench.spec import SearchSchedule
+from methods.dnas import Dnas
+from methods.multi_path import MultiPath
+from methods.sbs import Sbs, SbsOptions, SbsP
+from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
+
+EPOCHS = 4
+KNOBS = {"strength": 0.3, "first_strength": 2.0, "split": 0.5}
+METHODS: Mapping[str, Callable[[], Method]] = {
+    "sbs alternating": Sbs,
+    "sbs joint": lambda: Sbs(SbsOptions(gate_training="joint", final_gates="last")),
+    "sbs_p": SbsP,
+    "multi_path": MultiPath,
+    "dnas": Dnas,
+    "prune_then_quantize": PruneThenQuantize,
+    "quantize_then_prune": QuantizeThenPrune,
+}
+
+
+class Interruption(BaseException):
+    """What the tests put in place of a process that is gone."""
+
+
+class Watcher:
+    """Interrupts at the end of an epoch, before its checkpoint is written."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+        self.epochs = 0
+
+    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
+        self.epochs += 1
+        if self.epochs == self.at:
+            raise Interruption
+
+
+Outcome = tuple[SearchResult, list[dict[str, Any]], int]
+
+
+def search(method: Method, job: SearchJob, folder: Path, *, interrupted_at: int | None = None) -> Outcome:
+    """A search with checkpoints after every epoch, as a new process makes it; with its curves and its epochs."""
+    watcher = Watcher(interrupted_at)
+    curves = Curves(watcher)
+    kept = Checkpoints(folder, {"curves": curves})
+    torch.manual_seed(5)
+    result = method.search(replace(job, report=curves.of("search"), stage=kept.stage))
+    return result, curves.entries, watcher.epochs
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    (one, curves, _), (other, expected_curves, _) = found, expected
+    assert curves == expected_curves
+    assert (one.policy, one.clips, one.decisions) == (other.policy, other.clips, other.decisions)
+    assert json.dumps(one.record) == json.dumps(other.record)
+    assert one.state.keys() == other.state.keys()
+    for name, value in other.state.items():
+        assert torch.equal(one.state[name], value), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_search_goes_on_from_any_epoch_as_if_nothing_had_been(
+    make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.0)
+    method = METHODS[name]()
+    job = make_job(knobs=KNOBS, schedule=SearchSchedule(epochs=EPOCHS, batch_size=96))
+    expected = search(method, job, tmp_path / "whole")
+    assert [entry["epoch"] for entry in expected[1]] in ([1, 2, 3, 4], [1, 2, 1, 2])
+    for epoch in range(1, EPOCHS + 1):
+        folder = tmp_path / f"interrupted {epoch}"
+        with pytest.raises(Interruption):
+            search(method, job, folder, interrupted_at=epoch)
+        found = search(method, job, folder)
+        assert_same(found, expected)
+        assert found[2] == EPOCHS - (epoch - 1)  # epochs with a checkpoint were not repeated
+    again = search(method, job, tmp_path / "whole")  # interrupted after its last epoch
+    assert_same(again, expected)
+    assert again[2] == 0
+
+
+@pytest.mark.parametrize("name", ["sbs alternating", "multi_path", "quantize_then_prune"])
+def test_a_search_goes_on_from_rare_checkpoints_and_after_many_interruptions(
+    make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each attempt gets one epoch further; only every second epoch has a checkpoint."""
+    epochs = [0]
+
+    def steady() -> float:
+        epochs[0] += 1
+        return float(epochs[0] // 2)
+
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 1.0)
+    method = METHODS[name]()
+    job = make_job(knobs=KNOBS, schedule=SearchSchedule(epochs=EPOCHS, batch_size=96))
+    expected = search(method, job, tmp_path / "whole")
+    monkeypatch.setattr(module.time, "monotonic", steady)
+    done = []
+    for at in (2, 3, 2, 3):
+        try:
+            done.append(search(method, job, tmp_path / "often", interrupted_at=at))
+        except Interruption:
+            continue
+    found = search(method, job, tmp_path / "often")
+    assert found[2] < EPOCHS
+    for outcome in (*done, found):
+        assert_same(outcome, expected)
+
+
+def test_another_start_gives_another_search(
+    make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the tests above could not fail."""
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.0)
+    job = make_job(knobs=KNOBS, schedule=SearchSchedule(epochs=2, batch_size=96))
+    one = search(Sbs(), job, tmp_path / "one")
+    other = search(Sbs(), replace(job, seed=1), tmp_path / "other")
+    with pytest.raises(AssertionError):
+        assert_same(one, other)
