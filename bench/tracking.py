@@ -6,46 +6,51 @@ names, so that a new child would silently overwrite its parent.
 """
 
 import logging
+import math
 import os
-import re
-import sqlite3
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
-from functools import cached_property
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.store import Store
-from bench.tracking_entries import Entry, cell, child_entries, curve_points, parent_entries
+from bench.store import Store, write_text
+from bench.tracking_mirror import STORE, Connection, Counts, Mirror
+from bench.tracking_probe import first_line, is_database, open_sqlite, probe, sqlite_file, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000
-"""Metrics in one call; MLflow's servers refuse more."""
+VIEWS_LOCK = ".views.lock"
+"""The file in a store under whose lock its tables and its tracking view are written."""
 
-ID, FINISHED_TAG, STORE, PARENT = "bench.id", "bench.finished", "bench.store", "mlflow.parentRunId"
+STORE_ID = ".tracking-id"
+"""The file in a store that tells its runs on a server from those of other stores."""
+
+_REFRESH_SECONDS = 5.0
+"""After which an update that is not thorough leaves the rest to the next one."""
 
 
 class Tracker:
-    """Keeps MLflow up to date with a store. No failure of MLflow's ever reaches the caller.
+    """Keeps MLflow up to date with a store. When MLflow fails, the next update makes up for it.
 
     Args:
         uri: Where MLflow keeps its data, a database or a server; `None` takes the variable
             MLFLOW_TRACKING_URI, and without it an SQLite file in the store.
         store_root: The store's folder.
+        patient: Whether a slow server is waited for. While a study runs it is not.
     """
 
-    def __init__(self, uri: str | None, store_root: Path) -> None:
+    def __init__(self, uri: str | None, store_root: Path, *, patient: bool = False) -> None:
         self.root = store_root.resolve()
         self.uri = resolve_uri(uri, self.root)
+        self._patience = {"TIMEOUT": "30", "MAX_RETRIES": "2"} if patient else {"TIMEOUT": "5", "MAX_RETRIES": "0"}
         self._warned = False
-        self._given_up = False
+        self._opened: tuple[str, MlflowClient] | None = None
+        self._mirrors: dict[str, Mirror] = {}
 
     def prepare(self, study: Mapping[str, Any]) -> bool:
         """Make the database and the study's experiment, before anything is written to them.
@@ -53,148 +58,146 @@ class Tracker:
         Returns:
             Whether it worked; when not, a warning was logged.
         """
-        return self._guarded(lambda: self._experiment(str(study["name"])))
+        return self._guarded(lambda: self._prepare(str(study["name"])))
 
-    def log_study(self, store: Store, study: Mapping[str, Any]) -> bool:
+    def log_study(self, store: Store, study: Mapping[str, Any], *, thorough: bool = True) -> bool:
         """Bring MLflow up to date with the run folders; what it already has is not sent again.
 
+        Args:
+            store: Where the run folders are.
+            study: The study's document.
+            thorough: Compare everything, and send the tables too. Otherwise the update goes by what this process
+                remembers, and takes a few seconds at most.
+
         Returns:
-            Whether it worked; when not, a warning was logged.
+            Whether MLflow has everything now; when it failed, a warning was logged.
         """
-        return self._guarded(lambda: self._log_study(store, study))
+        deadline = math.inf if thorough else time.monotonic() + _REFRESH_SECONDS
+        return self._guarded(lambda: self._update(store, study, thorough, deadline).complete)
+
+    def sync(self, store: Store, study: Mapping[str, Any], *, rebuild: bool = False) -> Counts:
+        """Bring MLflow up to date with the run folders, at any later time.
+
+        Args:
+            store: Where the run folders are.
+            study: The study's document.
+            rebuild: Delete the store's runs of this study first.
+
+        Raises:
+            Exception: Whatever MLflow raises; `TrackingDownError` when it cannot be reached.
+        """
+        with self._environment():
+            if rebuild:
+                self._connection()
+                self._mirror(store, study).remove(self._client)
+            return self._update(store, study, thorough=True, deadline=math.inf)
 
     def find_experiment(self, name: str) -> str | None:
         """The id of a study's experiment; `None` when there is none."""
-        experiment = self._client.get_experiment_by_name(name)
+        with self._environment():
+            probe(self.uri, write=False)
+            experiment = self._client.get_experiment_by_name(name)
         found = experiment is not None and experiment.lifecycle_stage == "active"
         return str(experiment.experiment_id) if found else None
 
-    @cached_property
+    @property
     def _client(self) -> "MlflowClient":
-        _quiet_environment()
-        from mlflow import MlflowClient
+        """MLflow's client; a new one when the SQLite file is not the one that it opened."""
+        uri = _current_uri(self.uri)
+        if self._opened is None or self._opened[0] != uri:
+            from mlflow import MlflowClient
 
-        _quiet_loggers()
-        try:
-            _open_sqlite(self.uri)
-            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        except Exception:
-            # MLflow tries for minutes to reach a database; once is enough.
-            self._given_up = True
-            raise
+            _quiet_loggers()
+            self._mirrors.clear()
+            self._opened = uri, MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return self._opened[1]
 
     @property
     def _is_private(self) -> bool:
         """Whether the database is the store's own, so that every run in it comes from here."""
         return self.uri == resolve_uri(None, self.root, environment={})
 
-    def _guarded(self, action: Callable[[], object]) -> bool:
-        if self._given_up:
-            return False
+    def _guarded(self, action: Callable[[], bool]) -> bool:
         try:
-            action()
+            with self._environment():
+                return action()
         except Exception as error:
+            self._mirrors.clear()  # nobody can tell what arrived
+            _note_failure(self.uri, error)
             level = logging.DEBUG if self._warned else logging.WARNING
-            log.log(level, "MLflow at %s is not up to date: %s", self.uri, first_line(error))
+            place = without_password(self.uri)
+            log.log(level, "MLflow at %s is not up to date: %s; later updates make up for it", place, first_line(error))
             self._warned = True
             return False
-        return True
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """MLflow's settings for the time of an update; whatever the user has set stays."""
+        _quiet_environment()
+        chosen = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in self._patience.items()}
+        chosen["PGCONNECT_TIMEOUT"] = self._patience["TIMEOUT"]
+        ours = {name: value for name, value in chosen.items() if name not in os.environ}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name in ours:
+                os.environ.pop(name, None)
+
+    def _connection(self) -> Connection:
+        """The way to MLflow, after a look whether it is open.
+
+        Raises:
+            TrackingDownError: It is not.
+        """
+        probe(self.uri)
+        file = sqlite_file(self.uri)
+
+        def glance() -> None:
+            if file is not None:  # MLflow would wait for a lock for 20 seconds
+                open_sqlite(file, write=True)
+
+        return Connection(client=self._client, probe=lambda: probe(self.uri), glance=glance)
+
+    def _prepare(self, name: str) -> bool:
+        self._connection()
+        return bool(self._experiment(name))
+
+    def _update(self, store: Store, study: Mapping[str, Any], thorough: bool, deadline: float) -> Counts:
+        connection = self._connection()
+        return self._mirror(store, study).update(connection, thorough=thorough, deadline=deadline)
+
+    def _mirror(self, store: Store, study: Mapping[str, Any]) -> Mirror:
+        name = str(study["name"])
+        known = self._mirrors.get(name)
+        if known is None or known.study != study:
+            experiment = self._experiment(name)
+            known = Mirror(store, study, experiment, self._owner(), private=self._is_private)
+            self._mirrors[name] = known
+        return known
 
     def _experiment(self, name: str) -> str:
         """The id of a study's experiment, made or brought back from MLflow's bin when it is not there."""
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             location = (artifact_root(self.root) / name).as_uri() if is_database(self.uri) else None
-            tags = {STORE: str(self.root)}
+            tags = {STORE: self._owner()}
             return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
         if experiment.lifecycle_stage != "active":
             self._client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
 
-    def _log_study(self, store: Store, study: Mapping[str, Any]) -> None:
-        experiment = self._experiment(str(study["name"]))
-        known = self._known(experiment)
-        parents: dict[tuple[str, ...], str] = {}
-        wanted = set()
-        for entry in parent_entries(store, study):
-            run = self._update_parent(experiment, entry, known.get(entry.identity))
-            parents[cell(entry)] = run
-            wanted.add(entry.identity)
-        for entry in child_entries(store, study):
-            wanted.add(entry.identity)
-            self._log_child(experiment, entry, known.get(entry.identity), parents.get(cell(entry)))
-        for identity in known.keys() - wanted:
-            self._delete(known[identity])
-
-    def _known(self, experiment: str) -> dict[str, list["Run"]]:
-        """This store's runs in an experiment by their id; others may share a server's experiment."""
-        known: dict[str, list[Run]] = {}
-        for run in self._search(experiment):
-            tags = run.data.tags
-            if ID in tags and (self._is_private or tags.get(STORE) == str(self.root)):
-                known.setdefault(tags[ID], []).append(run)
-        return known
-
-    def _search(self, experiment: str) -> Iterator["Run"]:
-        token = None
-        while True:
-            page = self._client.search_runs([experiment], max_results=BATCH, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _update_parent(self, experiment: str, entry: Entry, found: list["Run"] | None) -> str:
-        """Write an aggregate into its run, made when missing; returns the run's id."""
-        # MLflow's params can never change: a study that now has another recipe needs a new run.
-        fitting = [run for run in found or () if {**entry.params, **run.data.params} == entry.params][:1]
-        self._delete(run for run in found or () if run not in fitting)
-        if not fitting:
-            return self._create(experiment, entry, {})
-        run = fitting[0]
-        if run.data.tags.get(FINISHED_TAG) != entry.stamp:
-            # A figure that there was and is no more, e.g. the deviation of one run, must not stay as it was.
-            gone = dict.fromkeys(run.data.metrics.keys() - entry.metrics.keys(), float("nan"))
-            self._fill(run.info.run_id, entry, metrics={**gone, **entry.metrics})
-        return str(run.info.run_id)
-
-    def _log_child(self, experiment: str, entry: Entry, found: list["Run"] | None, parent: str | None) -> None:
-        """Write a run or trial once; replace it when its record has changed or it was left half-written."""
-        wanted = {FINISHED_TAG: entry.stamp, **({} if parent is None else {PARENT: parent})}
-        current = [run for run in found or () if wanted.items() <= run.data.tags.items()][:1]
-        self._delete(run for run in found or () if run not in current)
-        if not current:
-            self._create(experiment, entry, {} if parent is None else {PARENT: parent})
-
-    def _create(self, experiment: str, entry: Entry, tags: Mapping[str, str]) -> str:
-        marks = {ID: entry.identity, STORE: str(self.root)}
-        run = self._client.create_run(experiment, entry.started, {**marks, **entry.tags, **tags}, entry.name)
-        identity = str(run.info.run_id)
-        self._fill(identity, entry, metrics=entry.metrics)
-        return identity
-
-    def _fill(self, run: str, entry: Entry, *, metrics: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        now = int(time.time() * 1000)
-        points = [(key, value, 0) for key, value in metrics.items()]
-        points += curve_points(entry.curves)
-        batches = list(_chunks([Metric(key, value, entry.ended or now, step) for key, value, step in points], BATCH))
-        self._client.log_batch(run, params=[Param(key, value) for key, value in entry.params.items()])
-        for batch in batches:
-            self._client.log_batch(run, metrics=batch)
-        for path in entry.files:
-            self._client.log_artifact(run, str(path))
-        for name, text in entry.texts.items():
-            self._client.log_text(run, text, name)
-        # The stamp comes last: a run without it was left half-written and is replaced the next time.
-        stamp = {**entry.tags, FINISHED_TAG: entry.stamp}
-        self._client.log_batch(run, tags=[RunTag(key, value) for key, value in stamp.items()])
-        self._client.set_terminated(run, entry.status, entry.ended)
-
-    def _delete(self, runs: Iterable["Run"]) -> None:
-        for run in runs:
-            self._client.delete_run(run.info.run_id)
+    def _owner(self) -> str:
+        """What marks the store's runs. On a server it goes with the store when that is moved or copied."""
+        if self._is_private:
+            return str(self.root)
+        file = self.root / STORE_ID
+        try:
+            if not file.is_file():
+                write_text(file, secrets.token_hex(16) + "\n")
+            return file.read_text().strip()
+        except OSError:  # a store that can only be read
+            return str(self.root)
 
 
 def resolve_uri(uri: str | None, store_root: Path, environment: Mapping[str, str] = os.environ) -> str:
@@ -209,28 +212,37 @@ def _sqlite_uri(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """The file behind an SQLite URI; `None` for any other."""
-    if not uri.startswith("sqlite:"):
-        return None
-    from sqlalchemy.engine import make_url
-
-    name = make_url(uri).database
-    return Path(name) if name and name != ":memory:" else None
+_spellings: dict[Path, tuple[tuple[int, int], int]] = {}
+"""Device and inode of each SQLite file, and how many it has had in this process."""
 
 
-def _open_sqlite(uri: str) -> None:
-    """Fail at once on an SQLite file that cannot be used; MLflow itself would try again for 100 seconds.
+def _current_uri(uri: str) -> str:
+    """The URI under which MLflow is to open its data.
 
-    Raises:
-        sqlite3.Error: The file cannot be opened or is no database.
-        OSError: Its folder cannot be made.
+    MLflow keeps its connections by URI for as long as the process lives, and would go on writing to an SQLite file
+    that was deleted. So a new file in the same place gets another spelling of the same path.
     """
     file = sqlite_file(uri)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file)) as connection:
-            connection.execute("pragma schema_version")
+    if file is None:
+        return uri
+    state = file.stat()
+    inode = (state.st_dev, state.st_ino)
+    known, number = _spellings.get(file, (inode, 0))
+    number += known != inode
+    _spellings[file] = inode, number
+    if not number:
+        return uri
+    from sqlalchemy.engine import make_url
+
+    database = f"{file.parent}/{'./' * number}{file.name}"
+    return make_url(uri).set(database=database).render_as_string(hide_password=False)
+
+
+def _note_failure(uri: str, error: Exception) -> None:
+    """An SQLite file that has lost its tables is a new one, even where it has the old one's inode."""
+    file = sqlite_file(uri)
+    if file in _spellings and "no such table" in str(error):
+        _spellings[file] = (0, 0), _spellings[file][1]
 
 
 def artifact_root(store_root: Path) -> Path:
@@ -238,43 +250,17 @@ def artifact_root(store_root: Path) -> Path:
     return store_root.resolve() / "mlartifacts"
 
 
-def is_server(uri: str) -> bool:
-    """Whether MLflow is reached over the network."""
-    return uri.startswith(("http://", "https://"))
-
-
-def is_database(uri: str) -> bool:
-    """Whether MLflow's data is in a database that this process writes to."""
-    return re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?:", uri) is not None
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-
-
 def _quiet_environment() -> None:
-    """Settings that MLflow reads when it is imported; whatever the user has set stays.
-
-    MLflow reports its use to its makers unless told not to. Its seven retries with growing pauses would hold
-    up a study for minutes when a server is down.
-    """
+    """Settings that MLflow reads when it is imported: it reports its use to its makers unless told not to."""
     telemetry = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
     if not any(os.environ.get(name, "").lower() in ("false", "0") for name in telemetry):
         for name in telemetry:
             os.environ.setdefault(name, "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 def _quiet_loggers() -> None:
-    """Keep MLflow's and its migrations' progress messages off the terminal."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keep progress messages off the terminal, and those on errors, which `Tracker` tells of in one line."""
+    for name in ("mlflow", "alembic", "sqlalchemy.pool", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -3,21 +3,30 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.results import FINISHED, IDENTITY, read_record, results_frame, section
+from bench.errors import BenchError
+from bench.results import FINISHED, IDENTITY, STALE, first_sentence, read_record, results_frame, section
 from bench.spec import canonical_hash
-from bench.store import Store, read_json
+from bench.staleness import fingerprint, staleness
+from bench.store import CHECKSUM, Store, UnitKind, read_json
 
 NO_BUDGET = "none"
 """The budget of methods that ignore it, as a value that can be filtered and grouped by."""
 
-_STATUS = {"failed": "FAILED", "interrupted": "KILLED"}
+_STATUS = dict.fromkeys(("failed", "diverged", "timeout", "oom"), "FAILED")
+_STATUS |= dict.fromkeys(("killed", "interrupted"), "KILLED")
 """MLflow's word for a status; every other ending is FINISHED: an unreachable budget is a reported outcome."""
+
+_SHOWN = FINISHED - {"skipped"}
+"""Statuses of units that MLflow shows; on one that was skipped nobody has worked."""
+
+Cell = tuple[str, ...]
+"""Model, data set, method and budget."""
 
 _AGGREGATES = (
     *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
@@ -57,30 +66,128 @@ class Entry:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
-def parent_entries(store: Store, study: Mapping[str, Any]) -> Iterator[Entry]:
-    """One entry for each (model, data set, method, budget), with the aggregates and the study's tables."""
-    frame, texts = results_frame(store, study), _tables(store, study)
-    lines = [{str(key): value for key, value in line.items()} for line in frame.to_dict("records")]
-    cells = {tuple(line[key] for key in IDENTITY): line for line in lines}
-    for _, record in _tuning_records(store, study):
-        # Trials come before the first run: their parent must be there already.
-        cell = {key: record.get(key) or "" for key in IDENTITY}
-        cells.setdefault(tuple(cell.values()), cell | {"n": 0, "n_failed": 0})
-    texts["results.csv"] = frame.to_csv(index=False)
-    yield from (_parent_entry(study, line, texts) for line in cells.values())
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What is known of a unit from its record, without keeping the record.
+
+    Attributes:
+        kind, unit: The unit.
+        signature: Of the record's file: when it was written, its size, its inode.
+        cell: Model, data set, method and budget.
+        stamp: Changes when its entry does; `None` when MLflow has nothing to show of it.
+    """
+
+    kind: UnitKind
+    unit: str
+    signature: tuple[int, int, int]
+    cell: Cell
+    stamp: str | None
+
+    @property
+    def identity(self) -> str:
+        """Of its entry."""
+        return "/".join(self.unit.rsplit("-", 1)) if self.kind == "trials" else self.unit
 
 
-def child_entries(store: Store, study: Mapping[str, Any]) -> Iterator[Entry]:
-    """One entry for each tuning trial and for each run that has ended."""
-    for identity, record in _tuning_records(store, study):
-        for file in sorted((store.unit("tuning", identity) / "trials").glob("*/trial.json")):
-            trial = read_json(file)
-            if isinstance(trial, dict):
-                yield _trial_entry(study, identity, record, trial)
-    for identity in map(str, study.get("runs") or ()):
-        record = read_record(store, "runs", identity) or {}
-        if record.get("status") in FINISHED:
-            yield _run_entry(store.unit("runs", identity), identity, record)
+class Folders:
+    """The unit folders of a study. Records are read when their file is new or has changed, not at every look.
+
+    Args:
+        store: Where they are.
+        study: The study's document.
+    """
+
+    def __init__(self, store: Store, study: Mapping[str, Any]) -> None:
+        self._store, self._study = store, study
+        self._items: dict[tuple[UnitKind, str], Item] = {}
+
+    def forget(self) -> None:
+        """Read every record at the next look."""
+        self._items.clear()
+
+    def look(self) -> list[Item]:
+        """Every unit with a readable record: tunings, each with its trials, then runs."""
+        found = []
+        for tuning in map(str, self._study.get("tunings") or ()):
+            found += [self._item("tuning", tuning)]
+            found += [self._item("trials", f"{tuning}-{number}") for number in self._trials(tuning)]
+        found += [self._item("runs", str(run)) for run in self._study.get("runs") or ()]
+        return [item for item in found if item is not None]
+
+    def parents(self, cells: Mapping[Cell, Sequence[Item]]) -> Iterator[Entry]:
+        """The entries of some cells, with their aggregates.
+
+        Args:
+            cells: The units of each.
+        """
+        members = [item for items in cells.values() for item in items]
+        lines = {cell: dict(zip(IDENTITY, cell, strict=True)) | {"n": 0, "n_failed": 0} for cell in cells}
+        runs = [item.unit for item in members if item.kind == "runs"]
+        frame = results_frame(self._store, {**self._study, "runs": runs})
+        for line in frame.to_dict("records"):
+            fields = {str(key): value for key, value in line.items()}
+            lines[_cell(fields)] = fields
+        return (_parent_entry(self._study, line) for line in lines.values())
+
+    def child(self, item: Item) -> Entry | None:
+        """The entry of a run or trial; `None` when its record has gone meanwhile."""
+        record = read_record(self._store, item.kind, item.unit)
+        if record is None or _stamp(record, self._study) is None:
+            return None
+        folder = self._store.unit(item.kind, item.unit)
+        if item.kind == "trials":
+            return _trial_entry(self._study, folder, item, record)
+        return _run_entry(self._study, folder, item, record)
+
+    def tables(self) -> dict[str, str]:
+        """The study's tables, by the names of their files."""
+        file = self._store.study(str(self._study["name"])) / "table.md"
+        texts = {file.name: file.read_text()} if file.is_file() else {}
+        return texts | {"results.csv": results_frame(self._store, self._study).to_csv(index=False)}
+
+    def _trials(self, tuning: str) -> list[int]:
+        try:
+            names = [path.name for path in (self._store.unit("tuning", tuning) / "trials").iterdir()]
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def _item(self, kind: UnitKind, unit: str) -> Item | None:
+        try:
+            state = (self._store.unit(kind, unit) / "record.json").stat()
+        except OSError:
+            return None
+        # Looked at before it is read: a record that is replaced in between is read again the next time.
+        signature = (state.st_mtime_ns, state.st_size, state.st_ino)
+        known = self._items.get((kind, unit))
+        if known is None or known.signature != signature:
+            record = read_record(self._store, kind, unit)
+            if record is None:
+                self._items.pop((kind, unit), None)
+                return None
+            stamp = None if kind == "tuning" else _stamp(record, self._study)
+            known = Item(kind=kind, unit=unit, signature=signature, cell=_cell(record), stamp=stamp)
+            self._items[kind, unit] = known
+        return known
+
+
+def _stamp(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Changes whenever what MLflow shows of a unit does; `None` when it shows nothing."""
+    if record.get("status") not in _SHOWN:
+        return None
+    outdated = _outdated(record, study)
+    return str(record[CHECKSUM]) if outdated is None else canonical_hash([record[CHECKSUM], outdated])
+
+
+def _outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Why a result is out of date, in words."""
+    if record.get("status") not in ("done", "unreachable"):
+        return None
+    try:
+        current = fingerprint(record.get("method"), study.get("data_checksum"))
+    except BenchError as error:  # the method is not installed here
+        return first_sentence(error)
+    return staleness(record, current)
 
 
 def curve_points(curves: Any) -> list[tuple[str, float, int]]:
@@ -94,89 +201,98 @@ def curve_points(curves: Any) -> list[tuple[str, float, int]]:
     return points
 
 
-def _parent_entry(study: Mapping[str, Any], line: Mapping[str, Any], texts: Mapping[str, str]) -> Entry:
-    spec = section(study, "spec")
-    params = _params(line) | {
-        "recipe": str(spec.get("recipe")),
-        "match": str(section(spec, "tuning").get("match")),
-    }
+def _parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
+    params = _params(line) | _protocol(study)
     metrics = _numbers({key: line.get(key) for key in _AGGREGATES})
     return Entry(
         identity="/".join(params[key] for key in IDENTITY),
-        stamp=canonical_hash([params, metrics, texts]),
-        name=_name(line),
+        stamp=canonical_hash([params, metrics]),
+        name=_name(params),
         params=params,
         tags=params | {"phase": "summary"},
         metrics=metrics,
         status="FAILED" if line["n_failed"] and not line["n"] else "FINISHED",
-        texts=texts,
     )
 
 
-def _run_entry(folder: Path, identity: str, record: Mapping[str, Any]) -> Entry:
+def _run_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Mapping[str, Any]) -> Entry:
     params = _params(record) | {"seed": str(record.get("seed")), "phase": "run"}
     params |= {key: str(record.get(key)) for key in ("recipe", "match")}
-    status = str(record["status"])
     metrics = {
         **section(record, "metrics"),
         **section(record, "times"),
         "peak_memory_mb": record.get("peak_memory_mb"),
     }
     return Entry(
-        identity=identity,
-        stamp=str(record.get("finished") or canonical_hash(record)),
-        name=f"{_name(record)} seed {record.get('seed')}",
+        identity=item.identity,
+        stamp=str(_stamp(record, study)),
+        name=f"{_name(params)} seed {record.get('seed')}",
         params=params | _settings(record),
-        tags=params | {"status": status, "reason": str(record.get("reason") or "")[:500], **_within_budget(record)},
+        tags=params | _ending(study, record) | _within_budget(record),
         metrics=_numbers(metrics),
         curves=read_json(folder / "curves.json"),
-        status=_STATUS.get(status, "FINISHED"),
-        started=_milliseconds(record.get("started")),
-        ended=_milliseconds(record.get("finished")),
         files=tuple(file for file in (folder / "policy.json", folder / "error.txt") if file.is_file()),
+        **_times(record),
     )
 
 
-def _trial_entry(study: Mapping[str, Any], tuning: str, record: Mapping[str, Any], trial: Mapping[str, Any]) -> Entry:
-    spec = section(study, "spec")
-    params = _params(record) | {"seed": str(record.get("seed")), "phase": "trial"}
-    params |= {"recipe": str(spec.get("recipe")), "match": str(section(spec, "tuning").get("match"))}
+def _trial_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Mapping[str, Any]) -> Entry:
+    params = _params(record) | {"seed": str(record.get("seed")), "phase": "trial"} | _protocol(study)
+    number = item.identity.rpartition("/")[2]
+    document = read_json(folder / "trial.json") if record.get("status") == "done" else None
+    trial = document if isinstance(document, dict) else {}
     figures = ("raw_bops", "bops", "repaired_gates", "validation_top1", "seconds")
+    error = folder / "error.txt"
     return Entry(
-        identity=f"{tuning}/{trial.get('number')}",
-        stamp=canonical_hash(trial),
-        name=f"{_name(record)} trial {trial.get('number')}",
-        params=params | _settings(trial),
-        tags=params | {"status": "done", **_within_budget(trial)},
+        identity=item.identity,
+        stamp=str(_stamp(record, study)),
+        name=f"{_name(params)} trial {number}",
+        params=params | _settings(record),
+        tags=params | _ending(study, record) | _within_budget(trial),
         metrics=_numbers({key: trial.get(key) for key in figures}),
         curves=trial.get("curves"),
+        files=(error,) if error.is_file() else (),
         texts={"policy.json": json.dumps(trial["policy"], indent=1)} if trial.get("policy") else {},
+        **_times(record),
     )
 
 
-def _tuning_records(store: Store, study: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for identity in map(str, study.get("tunings") or ()):
-        record = read_record(store, "tuning", identity)
-        if record is not None:
-            yield identity, record
+def _protocol(study: Mapping[str, Any]) -> dict[str, str]:
+    spec = section(study, "spec")
+    return {"recipe": str(spec.get("recipe")), "match": str(section(spec, "tuning").get("match"))}
 
 
-def _tables(store: Store, study: Mapping[str, Any]) -> dict[str, str]:
-    """The tables that a report left in the study's folder."""
-    file = store.study(str(study["name"])) / "table.md"
-    return {file.name: file.read_text()} if file.is_file() else {}
+def _ending(study: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    """How a unit ended and why, as tags; what is out of date is no result any more."""
+    outdated = _outdated(record, study)
+    if outdated is not None:
+        return {"status": STALE, "reason": outdated}
+    return {"status": str(record.get("status")), "reason": str(record.get("reason") or "")}
+
+
+def _times(record: Mapping[str, Any]) -> dict[str, Any]:
+    """MLflow's status, and when the work began and ended."""
+    return {
+        "status": _STATUS.get(str(record.get("status")), "FINISHED"),
+        "started": _milliseconds(record.get("started")),
+        "ended": _milliseconds(record.get("finished")),
+    }
 
 
 def _params(fields: Mapping[str, Any]) -> dict[str, str]:
     """What is compared, copied to every run so that MLflow can filter and group without joins."""
-    return {key: str(fields.get(key) or NO_BUDGET) for key in IDENTITY}
+    return dict(zip(IDENTITY, _cell(fields), strict=True))
+
+
+def _cell(fields: Mapping[str, Any]) -> Cell:
+    return tuple(" ".join(str(fields.get(key) or NO_BUDGET).split()) for key in IDENTITY)
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, str]:
     """Knobs under their own names and options with a prefix, as params."""
     options = {f"option.{_key(name)}": value for name, value in section(record, "options").items()}
     knobs = {f"knob.{_key(name)}": value for name, value in section(record, "knobs").items()}
-    return {key: str(value)[:500] for key, value in (options | knobs).items()}
+    return {key: str(value) for key, value in (options | knobs).items()}
 
 
 def _within_budget(record: Mapping[str, Any]) -> dict[str, str]:
@@ -184,11 +300,11 @@ def _within_budget(record: Mapping[str, Any]) -> dict[str, str]:
     return {"within_budget": str(value).lower()} if isinstance(value, bool) else {}
 
 
-def _name(fields: Mapping[str, Any]) -> str:
-    return " ".join(str(fields[key]) for key in ("method", "budget") if fields.get(key))
+def _name(params: Mapping[str, str]) -> str:
+    return " ".join(params[key] for key in ("method", "budget") if params[key] != NO_BUDGET)
 
 
-def cell(entry: Entry) -> tuple[str, ...]:
+def cell(entry: Entry) -> Cell:
     """Model, data set, method and budget of an entry."""
     return tuple(entry.params[key] for key in IDENTITY)
 

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from bench.errors import BenchError
-from bench.tracking import Tracker, artifact_root, first_line, is_server, sqlite_file
+from bench.tracking import Tracker, artifact_root
+from bench.tracking_probe import first_line, is_server, sqlite_file, without_password
 
 
 @dataclass
@@ -110,7 +111,7 @@ def experiment_url(server: str, experiment: str) -> str:
 
 def _require_experiment(tracker: Tracker, study: str) -> str:
     missing = BenchError(
-        f"MLflow at {tracker.uri} has no experiment '{study}'; `bench run` makes it unless tracking is off"
+        f"MLflow at {without_password(tracker.uri)} has no experiment '{study}'; make it: `bench sync {study}`"
     )
     database = sqlite_file(tracker.uri)
     if database is not None and not database.is_file():
@@ -118,7 +119,9 @@ def _require_experiment(tracker: Tracker, study: str) -> str:
     try:
         experiment = tracker.find_experiment(study)
     except Exception as error:
-        raise BenchError(f"cannot read MLflow's data at {tracker.uri}: {first_line(error)}") from error
+        raise BenchError(
+            f"cannot read MLflow's data at {without_password(tracker.uri)}: {first_line(error)}"
+        ) from error
     if experiment is None:
         raise missing
     return experiment

@@ -20,6 +20,7 @@ from bench import ui as interface
 from bench.errors import BenchError
 from bench.store import read_json, write_json, write_text
 from bench.tracking import Tracker, resolve_uri
+from bench.tracking_probe import is_database
 from bench.tracking_entries import curve_points
 from bench.ui import launch_ui
 
@@ -289,7 +290,7 @@ def test_where_mlflow_keeps_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert resolve_uri(None, tmp_path) == "http://server:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert tracking.is_database("postgresql+psycopg2://u@h/db") and not tracking.is_database("https://h")
+    assert is_database("postgresql+psycopg2://u@h/db") and not is_database("https://h")
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/x.db", "gopher://x", "file:///tmp/x"])
@@ -318,7 +319,7 @@ def test_strange_records_do_not_stop_the_log(root: Path) -> None:
     identity = fake.run("sbs", 0, 70.0, metrics=metrics, started="yesterday", options=None)
     write_text(fake.store.unit("runs", identity) / "curves.json", '[{"epoch": "x"}, 3, {"epoch": 0, "loss": null')
     fake.tuning("sbs", [0.1])
-    write_text(fake.store.unit("tuning", "tuning-sbs-4bit") / "trials" / "1.json", "{")
+    write_text(fake.store.unit("tuning", "tuning-sbs-4bit") / "trials" / "0" / "trial.json", "{")
     log_study(fake)
     (run,) = search(root, "tags.phase = 'run'")
     assert run.data.metrics["a_b_"] == 1.0
