@@ -226,7 +226,7 @@ class Leases:
 
 def sessions(leases: Leases, study: str) -> list[LeaseView]:
     """The living commands that run a study."""
-    found = [view for view in leases.all() if view.name.startswith(f"{SESSION}{study}-")]
+    found = [view for view in leases.all() if view.name.rpartition("-")[0] == f"{SESSION}{study}"]
     return [view for view in found if not leases.is_dead(view)]
 
 
