@@ -16,7 +16,7 @@ import pytest
 
 from bench import leases as module
 from bench.errors import BenchError
-from bench.leases import Heartbeat, Holder, Lease, Leases, LostLeaseError, born
+from bench.leases import Heartbeat, Holder, Lease, Leases, LostLeaseError, born, remove_dead_sessions, sessions
 
 
 @pytest.fixture
@@ -181,6 +181,27 @@ def test_no_wall_clock_decides(leases: Leases, monkeypatch: pytest.MonkeyPatch, 
     assert is_dead(leases)
     rewrite(lease, host=Holder.this().host)  # ours: its process lives, whatever clocks say
     assert not is_dead(leases)
+
+
+# --- commands ---
+
+
+def test_the_living_commands_of_a_study_and_of_no_other(leases: Leases) -> None:
+    for name in ("session-quick-0a", "session-quick-1b", "session-quick-2-0a", "session-other-0a", "runs-quick-0a"):
+        taken(leases, name)
+    dead = taken(leases, "session-quick-2c")
+    rewrite(dead, boot="before")
+    assert [view.name for view in sessions(leases, "quick")] == ["session-quick-0a", "session-quick-1b"]
+    assert [view.name for view in sessions(leases, "quick-2")] == ["session-quick-2-0a"]
+    assert sessions(leases, "qui") == []
+
+
+def test_leases_of_commands_that_were_killed_are_removed_and_no_others(leases: Leases) -> None:
+    kept = [taken(leases, name).name for name in ("runs-x", "session-quick-0a")]
+    for name in ("runs-y", "session-quick-1b"):
+        rewrite(taken(leases, name), boot="before")
+    remove_dead_sessions(leases)
+    assert sorted(view.name for view in leases.all()) == sorted([*kept, "runs-y"])  # a run's tells who takes it over
 
 
 # --- losing it ---
