@@ -102,10 +102,11 @@ def examine(visit: Visit) -> Iterator[Finding]:
 
 def _checks() -> list[tuple[str, Check]]:
     from bench.doctor_environment import CHECKS as OF_THE_ENVIRONMENT
+    from bench.doctor_health import CHECKS as OF_HEALTH
     from bench.doctor_plugins import CHECKS as OF_PLUGINS
     from bench.doctor_store import CHECKS as OF_THE_STORE
 
-    return [*OF_THE_ENVIRONMENT, *OF_PLUGINS, *OF_THE_STORE]
+    return [*OF_THE_ENVIRONMENT, *OF_PLUGINS, *OF_THE_STORE, *OF_HEALTH]
 
 
 def _findings(name: str, check: Check, visit: Visit) -> Iterator[Finding]:
