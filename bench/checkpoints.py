@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from bench.running import seconds_from_environment
-from bench import replicas
 from bench.store import write_bytes
 
 _log = logging.getLogger(__name__)
@@ -133,12 +132,7 @@ class Checkpoints:
         return FileStage(self, name)
 
     def write(self, stage: str, count: int, parts: Mapping[str, Stateful]) -> None:
-        """Keep the state of parts after `count` epochs of a stage; the last two of a stage are kept.
-
-        Of replicas the first one writes; what they carry over is the same on all.
-        """
-        if not replicas.is_first():
-            return
+        """Keep the state of parts after `count` epochs of a stage; the last two of a stage are kept."""
         state = {name: part.state_dict() for name, part in self._with_always(parts).items()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -150,11 +144,6 @@ class Checkpoints:
 
     def restore(self, stage: str, parts: Mapping[str, Stateful]) -> int | None:
         """Set parts to their latest intact state in a stage, and say after how many epochs that was."""
-        found = self._restored(stage, parts)
-        replicas.check_same("checkpoints", found)
-        return found
-
-    def _restored(self, stage: str, parts: Mapping[str, Stateful]) -> int | None:
         for path in self._files(stage):
             state = _intact(path)
             if state is None:
