@@ -21,7 +21,7 @@ from bench.results import write_study_files
 from bench.running import How
 from bench.scheduling import Study, session, wait_for_supervisors, work_off
 from bench.store import Store, write_checked
-from bench.tracking import Tracker
+from bench.tracking import VIEWS_LOCK, Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -166,15 +166,18 @@ class _View:
     def refresh(self) -> None:
         """Bring the views up to date now and then, so that a long study can be looked at."""
         if time.monotonic() > self._next:
-            self.write()
+            self.write(thorough=False)
 
-    def write(self) -> None:
+    def write(self, *, thorough: bool = True) -> None:
         """Bring the views up to date; two commands that run the same study take turns."""
         began = time.monotonic()
         with self._turn():
             write_study_files(self._store, self._document)
             load("reports", "comparison")().write(self._store, self._document)
-            self._tracker.log_study(self._store, self._document)
+            if thorough:
+                self._tracker.log_study(self._store, self._document)
+            else:
+                self._tracker.log_study(self._store, self._document, thorough=False)
         ended = time.monotonic()
         self._next = ended + max(_VIEW_SECONDS, _VIEW_SHARE * (ended - began))
 
@@ -183,7 +186,7 @@ class _View:
         """The lock under which the views are written."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._store.root / ".views.lock", timeout=_VIEW_LOCK_SECONDS)
+        lock = FileLock(self._store.root / VIEWS_LOCK, timeout=_VIEW_LOCK_SECONDS)
         try:
             lock.acquire()
         except Timeout:
