@@ -1,14 +1,32 @@
-"""Leases of graphics cards: which process computes on which card, over all commands that share a store."""
+"""Leases of graphics cards: which process computes on which cards, over all commands that share a store."""
 
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
-from bench.leases import Heartbeat, Leases
+from bench.errors import BenchError
+from bench.leases import Heartbeat, Lease, Leases
 
 _PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needed:
+    """What a run needs.
+
+    Attributes:
+        device: Of the specification.
+        cards: Different cards of one host.
+        runs_per_card: Runs that may share a card.
+    """
+
+    device: str
+    cards: int = 1
+    runs_per_card: int = 1
 
 
 def visible_cards() -> list[str]:
@@ -27,31 +45,74 @@ def cards_for(device: str, cards: list[str]) -> list[str]:
 
 
 @contextmanager
-def card_lease(
-    leases: Leases, device: str, runs_per_card: int, title: str, stop: Callable[[], bool]
-) -> Iterator[str | None]:
-    """Hold a place on a card while the block runs; the card is `None` without one, or when the study stops.
+def card_lease(leases: Leases, needed: Needed, title: str, stop: Callable[[], bool]) -> Iterator[str | None]:
+    """Hold a place on each of the cards that a run needs while the block runs.
 
     Args:
         leases: Of the store.
-        device: Of the specification.
-        runs_per_card: Places on each card.
-        title: What the card is for.
-        stop: Whether to give up waiting for a place.
+        needed: What is needed.
+        title: What the cards are for.
+        stop: Whether to give up waiting for them.
+
+    Yields:
+        The cards, for CUDA_VISIBLE_DEVICES; `None` when none are needed, or when the study stops.
+
+    Raises:
+        BenchError: This machine has fewer cards.
     """
-    if not device.startswith("cuda"):
+    if not needed.device.startswith("cuda"):
         yield None
         return
-    places = [(card, place) for place in range(runs_per_card) for card in cards_for(device, visible_cards())]
+    cards = cards_for(needed.device, visible_cards())
+    if len(cards) < needed.cards:
+        raise BenchError(
+            f"--devices {needed.cards}: {socket.gethostname()} shows {len(cards)} CUDA devices; use --devices "
+            f"{max(1, len(cards))}"
+        )
     while not stop():
-        for card, place in places:
+        held = _all_or_none(leases, cards, needed, title)
+        if held:
+            with ExitStack() as beating:
+                for lease in held.values():
+                    beating.enter_context(Heartbeat(lease, _ignore))
+                yield ",".join(held)
+            return
+        time.sleep(_PAUSE_SECONDS * random.uniform(1, 2))  # noqa: S311  (two that collide should not do so again)
+    yield None
+
+
+def _all_or_none(leases: Leases, cards: list[str], needed: Needed, title: str) -> dict[str, Lease]:
+    """A place on each of so many cards, by card, or nothing: nobody waits with a card in hand, so nobody is stuck.
+
+    Those who need several gather one after the other; otherwise two might take half each, for ever.
+    """
+    if needed.cards == 1:
+        return _gathered(leases, cards, needed, title)
+    turn = leases.acquire(f"cards-{socket.gethostname()}", title)
+    if turn is None:
+        return {}
+    with turn:
+        held = _gathered(leases, cards, needed, title)
+    if len(held) == needed.cards:
+        return held
+    for lease in held.values():
+        lease.release()
+    return {}
+
+
+def _gathered(leases: Leases, cards: list[str], needed: Needed, title: str) -> dict[str, Lease]:
+    """As many places on different cards as are needed and free; first the cards that nobody uses."""
+    held: dict[str, Lease] = {}
+    for place in range(needed.runs_per_card):
+        for card in cards:
+            if card in held:
+                continue
             lease = leases.acquire(f"card-{socket.gethostname()}-{card}-{place}", title)
             if lease is not None:
-                with Heartbeat(lease, _ignore):
-                    yield card
-                return
-        time.sleep(_PAUSE_SECONDS)
-    yield None
+                held[card] = lease
+            if len(held) == needed.cards:
+                return held
+    return held
 
 
 def _ignore() -> None:

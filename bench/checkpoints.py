@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from bench import replicas
 from bench.running import seconds_from_environment
 from bench.store import write_bytes
 
@@ -132,7 +133,12 @@ class Checkpoints:
         return FileStage(self, name)
 
     def write(self, stage: str, count: int, parts: Mapping[str, Stateful]) -> None:
-        """Keep the state of parts after `count` epochs of a stage; the last two of a stage are kept."""
+        """Keep the state of parts after `count` epochs of a stage; the last two of a stage are kept.
+
+        Of replicas the first one writes; what they carry over is the same on all.
+        """
+        if not replicas.is_first():
+            return
         state = {name: part.state_dict() for name, part in self._with_always(parts).items()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -144,6 +150,11 @@ class Checkpoints:
 
     def restore(self, stage: str, parts: Mapping[str, Stateful]) -> int | None:
         """Set parts to their latest intact state in a stage, and say after how many epochs that was."""
+        found = self._restored(stage, parts)
+        replicas.check_same("checkpoints", found)
+        return found
+
+    def _restored(self, stage: str, parts: Mapping[str, Stateful]) -> int | None:
         for path in self._files(stage):
             state = _intact(path)
             if state is None:

@@ -13,6 +13,7 @@ import click
 from bench import __version__
 from bench.cli_options import FILE, data_option, store_option, tracking_option
 from bench.cli_store import archive, clean, doctor, restore
+from bench.cli_tracking import sync
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def bench(context: click.Context) -> None:
 @click.option("--optuna-storage", default=None, metavar="URL", help="Database for Optuna's dashboard.")
 @click.option("--in-process", is_flag=True, help="Work in this process, without limits: for debuggers.")
 @click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.")
+@click.option("--devices", type=click.IntRange(1), default=None, help="Cards of a host for each run.  [default: 1]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value of the specification.")
 @click.option("--dry-run", is_flag=True, help="Print every planned trial and run, and how long they will take.")
 @store_option
@@ -86,7 +88,7 @@ def run(
     from bench.console import make_console
     from bench.endings import parse_retry
     from bench.plan import make_plan
-    from bench.running import How, Limits, parse_backend, parse_seconds, parse_size
+    from bench.running import How, Limits, check_processes, parse_backend, parse_seconds, parse_size
     from bench.store import Store
 
     how = How(
@@ -106,6 +108,7 @@ def run(
     )
     console = make_console()
     plan = make_plan(_specification(**asked))
+    check_processes(how, plan.spec.devices)
     if dry_run:
         _print_plan(console, plan, how.store, data_dir, jobs)
         return 0
@@ -140,6 +143,7 @@ def _specification(
     budgets: str | None,
     seeds: str | None,
     device: str | None,
+    devices: int | None,
     settings: tuple[str, ...],
 ) -> StudySpec:
     """The specification from preset, file, `--set` and flags, with the device resolved."""
@@ -153,7 +157,8 @@ def _specification(
     flags: dict[str, Any] = {"task": task} if task else {}
     lists = (("methods", "--methods", methods), ("budgets", "--budget", budgets))
     flags |= {key: _names(value, flag) for key, flag, value in lists if value is not None}
-    flags |= {key: value for key, value in (("name", name), ("device", device)) if value is not None}
+    single = (("name", name), ("device", device), ("devices", devices))
+    flags |= {key: value for key, value in single if value is not None}
     if seeds is not None:
         flags["seeds"] = _seeds(seeds)
     asked: dict[str, Any] = {}
@@ -164,7 +169,7 @@ def _specification(
     if isinstance(base.get("options"), Mapping):  # a preset's options for methods that were not asked for
         base = {**base, "options": {key: value for key, value in base["options"].items() if key in chosen}}
     spec = build([base, asked])
-    return spec.model_copy(update={"device": str(resolve_device(spec.device))})
+    return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices))})
 
 
 def _names(text: str, flag: str) -> list[str]:
@@ -383,5 +388,5 @@ def verify() -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (clean, archive, restore, doctor):
+for _command in (clean, archive, restore, doctor, sync):
     bench.add_command(_command)

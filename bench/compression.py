@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench import replicas
 from bench.network import NetworkShape, prunables
 from bench.policy import FULL_PRECISION_BITS, Policy, kept_inputs
 from bench.quantization import QuantizerFactory, UniformQuantizer
@@ -213,8 +214,10 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     was_training = model.training
     try:
         # Batch statistics: the stored ones belong to the float network and are wrong by the weights' scale.
-        model.train()(images)
+        with replicas.alone():
+            model.train()(images)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+    replicas.share_state(model)

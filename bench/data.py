@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import replicas
 from bench.errors import BenchError
 from bench.seeds import generator
 
@@ -142,29 +143,47 @@ class TaskData:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of augmented training batches in random order; a last, smaller batch is dropped.
 
+        Replicas draw the same for the whole batch and are given each its share.
+
         Args:
             batch_size: Images a batch; a subset smaller than that gives one batch of all it has.
             order: Draws the order and the augmentation.
             subset: The images to use; all training images when absent.
+
+        Raises:
+            BenchError: A batch cannot be divided evenly among replicas.
         """
         source = self.train if subset is None else subset
         permutation = torch.randperm(len(source), generator=order).to(self.device)
         for start in range(0, self.batches_per_epoch(batch_size, source) * batch_size, batch_size):
             batch = source.take(permutation[start : start + batch_size])
-            yield self.normalize(augment(batch.images, self.augmentation, order)), batch.labels
+            if len(batch) % replicas.count():
+                raise BenchError(
+                    f"a batch of {len(batch)} images cannot be divided evenly among {replicas.count()} devices: this "
+                    f"part of the training data has fewer images than batch_size = {batch_size}; choose a smaller "
+                    "batch_size, a multiple of the devices"
+                )
+            images = augment(batch.images, self.augmentation, order)
+            yield self.normalize(replicas.mine(images)), replicas.mine(batch.labels)
 
     def batches_per_epoch(self, batch_size: int, subset: Subset | None = None) -> int:
         """Number of training batches in one epoch, at least one."""
         return max(1, len(self.train if subset is None else subset) // batch_size)
 
     def evaluation_batches(self, subset: Subset, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images of a subset in their order, unchanged but for normalising."""
+        """All images of a subset in their order, unchanged but for normalising; replicas are given shares of batches.
+
+        Shares differ by one image where a batch cannot be divided evenly, and may be empty.
+        """
         for start in range(0, len(subset), batch_size):
             part = slice(start, start + batch_size)
-            yield self.normalize(subset.images[part]), subset.labels[part]
+            yield self.normalize(replicas.mine(subset.images[part])), replicas.mine(subset.labels[part])
 
     def calibration_batches(self, count: int, batch_size: int) -> Sequence[Tensor]:
-        """A fixed choice of training images without augmentation, for statistics and metrics."""
+        """A fixed choice of training images without augmentation, for statistics and metrics.
+
+        The whole batches on every replica, for passes inside `replicas.alone`.
+        """
         chosen = torch.randperm(len(self.train), generator=generator("calibration"))[: count * batch_size]
         images = self.train.take(chosen.to(self.device)).images
         return [self.normalize(part) for part in torch.split(images, batch_size)]

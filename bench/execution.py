@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from bench import replicas
 from bench.checkpoints import INTERVAL_SECONDS, Checkpoints
 from bench.compression import calibrate, compress, reduce
 from bench.costs import NetworkCost, price
@@ -29,6 +30,7 @@ from bench.policy import Policy, policy_from_json
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.repair import Repair, repair
 from bench.seeds import derive, generator, start_process_deterministically
+from bench.shared_norm import share_norms
 from bench.spec import FinetuneSchedule, StudySpec
 from bench.store import Store, load_state, manifest, save_state, write_json
 from bench.training import Evaluation, evaluate, fit, reestimate_norms
@@ -50,14 +52,22 @@ class Workbench:
         store: Where units live.
         data_dir: Where data sets are looked for.
         network: The shapes of the study's model.
+        device: That of a replica; the specification's when absent.
     """
 
-    def __init__(self, spec: StudySpec, store: Store, data_dir: Path | None, network: NetworkShape) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        store: Store,
+        data_dir: Path | None,
+        network: NetworkShape,
+        device: torch.device | None = None,
+    ) -> None:
         self.spec = spec
         self.store = store
         self.network = network
         self._data_dir = data_dir
-        self.device = torch.device(spec.device)
+        self.device = torch.device(spec.device) if device is None else device
 
     @cached_property
     def task(self) -> Task:
@@ -82,6 +92,8 @@ class Workbench:
     def _make_model(self) -> nn.Module:
         data = self.task.data
         model: nn.Module = load("models", self.spec.task.model)(data.image_shape[0], data.num_classes)
+        if replicas.count() > 1:
+            model = share_norms(model)
         return on_device(model, self.device)
 
 
@@ -172,6 +184,8 @@ class _Report:
 class Desk:
     """A unit under work: its folder, its record, what it has gathered, and its checkpoints.
 
+    Of replicas that work on it together, the first one writes.
+
     Attributes:
         record: What the store will say of the unit.
     """
@@ -187,13 +201,15 @@ class Desk:
 
     def write(self, name: str, document: Any) -> None:
         """Write a JSON file into the unit's folder."""
-        write_json(self.folder / name, document)
-        self._list(name)
+        if replicas.is_first():
+            write_json(self.folder / name, document)
+            self._list(name)
 
     def write_state(self, name: str, model: nn.Module) -> None:
         """Write a network's state into the unit's folder."""
-        save_state(self.folder / name, model.state_dict())
-        self._list(name)
+        if replicas.is_first():
+            save_state(self.folder / name, model.state_dict())
+            self._list(name)
 
     def _list(self, name: str) -> None:
         self.record["files"] |= manifest(self.folder, [name])
@@ -249,7 +265,8 @@ def _pretrained(bench: Workbench, unit: Unit) -> tuple[dict[str, Any], float]:
         raise SkippedError(f"pretraining of seed {unit.seed} did not finish: {reason}")
     damage = bench.store.damage("pretrained", unit.identity, record, thorough=True)
     if damage is not None:
-        bench.store.write_record("pretrained", unit.identity, record | {"status": "killed", "reason": damage})
+        if replicas.is_first():
+            bench.store.write_record("pretrained", unit.identity, record | {"status": "killed", "reason": damage})
         raise SkippedError(f"pretraining of seed {unit.seed} is damaged ({damage}); the same command makes it anew")
     state = load_state(bench.store.unit("pretrained", unit.identity) / "model.pt")
     top1 = float(record["metrics"]["validation_top1"])
@@ -339,6 +356,8 @@ def _search(
     result = searched.result
     if result is None:
         raise TypeError(f"the search of {type(method).__name__} returned nothing")
+    if replicas.count() > 1:
+        _check_replicas(type(method).__name__, result)
     desk.record["peak_memory_mb"] = searched.peak_memory_mb
     network = bench.network
     raw = price(network, result.policy).bops
@@ -351,6 +370,17 @@ def _search(
         repaired=repaired,
         raw_bops=raw,
     )
+
+
+def _check_replicas(method: str, result: SearchResult) -> None:
+    """Make sure that all replicas found the same; a search that forgets to average would go unnoticed.
+
+    Raises:
+        RuntimeError: They did not.
+    """
+    decisions = [(decision.layer, decision.what, decision.chosen) for decision in result.decisions]
+    choice = json.dumps([result.policy.to_json(), decisions])
+    replicas.check_alike(method, choice, result.state.values())
 
 
 def _compressed(bench: Workbench, method: Method, found: _Found) -> nn.Module:

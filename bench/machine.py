@@ -16,18 +16,25 @@ from bench.errors import BenchError
 _PACKAGES = ("torch", "torchvision", "optuna", "numpy", "mlflow")
 
 
-def resolve_device(text: str) -> torch.device:
+def resolve_device(text: str, devices: int = 1) -> torch.device:
     """The device of a specification; "auto" is CUDA where there is one.
 
+    Args:
+        text: The device.
+        devices: How many of its kind one run uses.
+
     Raises:
-        BenchError: The device does not exist on this machine.
+        BenchError: The device does not exist on this machine, or there are not so many.
     """
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(text)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise BenchError(f"device '{text}' is not there: this machine has {found}; use --device cpu or --device auto")
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise BenchError(
+            f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices; use --devices "
+            f"{torch.cuda.device_count()}, or --device cpu"
+        )
     return device
 
 

@@ -36,12 +36,14 @@ class Capabilities:
         prunes: It removes filters.
         mixed_precision: It chooses bits layer by layer.
         own_quantizer: It has a quantizer of its own for `recipe = "own"`.
+        data_parallel: One search of it can be divided among several devices; see `bench.replicas`.
     """
 
     budget: Literal["strength", "direct", "ignored"]
     prunes: bool = False
     mixed_precision: bool = False
     own_quantizer: bool = False
+    data_parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

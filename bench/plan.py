@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench import replicas
 from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
@@ -87,8 +88,9 @@ def make_plan(spec: StudySpec) -> Plan:
         spec: With a resolved device.
 
     Raises:
-        BenchError: A name is unknown, an option or a budget is not allowed.
+        BenchError: A name is unknown, an option or a budget is not allowed, or a method cannot do what is asked.
     """
+    _check_devices(spec)
     dataset: type[Dataset] = load("datasets", spec.task.dataset)
     network = model_shape(spec, dataset)
     budgets = [parse_budget(text, network, spec.tuning.tolerance) for text in spec.budgets]
@@ -107,6 +109,19 @@ def make_plan(spec: StudySpec) -> Plan:
         tunings=list(builder.tunings.values()),
         runs=runs,
     )
+
+
+def _check_devices(spec: StudySpec) -> None:
+    """Make sure that runs can be divided among devices, when that is asked for."""
+    if spec.devices == 1:
+        return
+    replicas.check_available()
+    unable = [name for name in spec.methods if not load("methods", name).capabilities.data_parallel]
+    if unable:
+        raise BenchError(
+            f"--devices {spec.devices}: {', '.join(unable)} cannot use several devices in one run; use --devices 1 "
+            "(with --jobs, several runs still go side by side), or leave these methods out with --methods"
+        )
 
 
 def trial_of(tuning: TuningUnit, number: int, knobs: Mapping[str, float]) -> TrialUnit:
@@ -243,6 +258,8 @@ class _Builder:
             self._task = {**self._task, "checkpoint": _checkpoint_hash(Path(spec.task.checkpoint))}
         self._dump = dump
         self._where = {"device": spec.device.partition(":")[0], "threads": spec.threads}
+        if spec.devices > 1:
+            self._where["devices"] = spec.devices
 
     def pretraining(self, seed: int) -> Unit:
         document: dict[str, Any] = {"kind": "pretrained", "task": self._task, "seed": seed, **self._where}

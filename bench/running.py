@@ -76,6 +76,16 @@ def parse_backend(name: str, scheduler: str | None, *, in_process: bool, jobs: i
     return found
 
 
+def check_processes(how: How, devices: int) -> None:
+    """Make sure that runs on several devices have processes of their own, which start one for each device.
+
+    Raises:
+        BenchError: They have not.
+    """
+    if devices > 1 and not how.isolated:
+        raise BenchError(f"--in-process is one process, but --devices {devices} needs several; leave one of them away")
+
+
 def parse_seconds(text: str) -> float:
     """A time like 90s, 30min, 2h or 1.5d, in seconds.
 

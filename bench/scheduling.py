@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.cards import card_lease
+from bench.cards import Needed, card_lease
 from bench.endings import Ending, SkippedError, ending_of
 from bench.errors import BenchError
 from bench.execution import check_reachable
@@ -28,7 +28,7 @@ from bench.network import NetworkShape
 from bench.plan import TuningUnit, Unit, kind_of, make_method, stored_specification, title, trial_of
 from bench.plugins import Kind, available
 from bench.records import close, ending_in, new_record, set_aside, standing
-from bench.running import How
+from bench.running import How, check_processes
 from bench.seeds import derive
 from bench.spec import StudySpec
 from bench.store import Store, read_checked, read_json, write_checked
@@ -70,10 +70,11 @@ class Study:
 
     @property
     def modules(self) -> list[str]:
-        """The modules of the plug-ins that the study uses."""
+        """The modules of the plug-ins and extras that the study uses."""
         named: list[tuple[Kind, str]] = [("methods", name) for name in self.spec.methods]
         named += [("datasets", self.spec.task.dataset), ("models", self.spec.task.model)]
-        return sorted({available(kind)[name].module for kind, name in named})
+        modules = {available(kind)[name].module for kind, name in named}
+        return sorted(modules | {"lightning_fabric"} if self.spec.devices > 1 else modules)
 
 
 class SessionWatch:
@@ -142,6 +143,7 @@ def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending
     Raises:
         BenchError: The study cannot go on: a user's mistake, or nothing can be written.
     """
+    check_processes(study.how, study.spec.devices)
     waiting = list(units)
     while waiting:
         held = []
@@ -260,7 +262,8 @@ def _attend_process(study: Study, unit: Unit) -> Ending:
         return stands
     if not how.isolated:
         return work_here(order)
-    with card_lease(study.leases, study.spec.device, how.runs_per_card, order.title, stop) as card:
+    needed = Needed(device=study.spec.device, cards=study.spec.devices, runs_per_card=how.runs_per_card)
+    with card_lease(study.leases, needed, order.title, stop) as card:
         return supervise(replace(order, card=card), how.limits, stop, study.modules)
 
 

@@ -133,6 +133,7 @@ class StudySpec(Strict):
         baseline: The method to which the table compares the others, when it is in the study.
         device: Where training happens; "auto" is resolved when the study is planned.
         threads: CPU threads of a run; part of its identity, since sums round differently with other counts.
+        devices: Cards of a host that one run uses, or processes on the CPU; part of its identity like threads.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
@@ -144,6 +145,7 @@ class StudySpec(Strict):
     baseline: str = "fixed"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Count = 2
+    devices: Count = 1
     task: TaskSpec = TaskSpec()
     pretrain: Schedule = Schedule()
     search: SearchSchedule = SearchSchedule()
@@ -164,6 +166,22 @@ class StudySpec(Strict):
             if name not in self.methods:
                 raise ValueError(
                     f"options are given for '{name}', which is not among the methods {', '.join(self.methods)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _devices_share_batches(self) -> Self:
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device '{self.device}' is one card, but devices is {self.devices}; use --device cuda, or --devices 1"
+            )
+        for name in ("pretrain", "search", "finetune"):
+            size = getattr(self, name).batch_size
+            if size % self.devices:
+                near = max(1, round(size / self.devices)) * self.devices
+                raise ValueError(
+                    f"{name}.batch_size is {size}, which cannot be divided among {self.devices} devices; "
+                    f"give a multiple of {self.devices}, e.g. --set {name}.batch_size={near}"
                 )
         return self
 

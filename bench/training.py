@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from bench import replicas
 from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
 from bench.data import Subset, TaskData
 from bench.errors import NonFiniteLossError
@@ -33,7 +34,7 @@ class Evaluation:
 
 
 class Meter:
-    """Mean loss and accuracy of an epoch, counted on the device without waiting for it."""
+    """Mean loss and accuracy of an epoch, over all replicas, counted on the device without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._loss = torch.zeros((), device=device, dtype=torch.float64)
@@ -54,10 +55,11 @@ class Meter:
         Raises:
             NonFiniteLossError: The loss became NaN or infinite during the epoch.
         """
-        loss = float(self._loss) / self._batches
+        loss = float(replicas.mean(self._loss)) / self._batches
         if not math.isfinite(loss):
             raise NonFiniteLossError(f"the training loss became {loss}; a smaller learning rate may help")
-        return {"loss": loss, "accuracy": 100 * int(self._correct) / self._images}
+        images = self._images * replicas.count()
+        return {"loss": loss, "accuracy": 100 * int(replicas.total(self._correct)) / images}
 
 
 def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSchedule) -> torch.optim.SGD:
@@ -136,6 +138,7 @@ def fit(
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            replicas.average_gradients(model.parameters())
             optimizer.step()
             rates.step()
             meter.add(loss, logits, labels)
@@ -152,7 +155,7 @@ def fit(
 @torch.no_grad()
 def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
     """Accuracy and loss of a network on a subset, in evaluation mode. Top-5 is over at most all classes."""
-    loss, top1, top5 = 0.0, 0, 0
+    loss, top1, top5 = 0.0, 0.0, 0.0
     with evaluating(model):
         for images, labels in data.evaluation_batches(subset):
             logits = model(images)
@@ -160,6 +163,8 @@ def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
             top1 += int(ranked[:, 0].sum())
             top5 += int(ranked.any(1).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    counted = torch.tensor([top1, top5, loss], dtype=torch.float64, device=data.device)
+    top1, top5, loss = replicas.total(counted).tolist()
     count = len(subset)
     return Evaluation(top1=100 * top1 / count, top5=100 * top5 / count, loss=loss / count)
 
@@ -185,8 +190,10 @@ def reestimate_norms(model: nn.Module, data: TaskData, batch_size: int) -> None:
         norm.momentum = None  # cumulative average
     was_training = model.training
     model.train()
-    for images in data.calibration_batches(_STATISTICS_BATCHES, batch_size):
-        model(images)
+    with replicas.alone():
+        for images in data.calibration_batches(_STATISTICS_BATCHES, batch_size):
+            model(images)
+    replicas.share_state(model)
     model.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

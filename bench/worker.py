@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
+
+from bench.checkpoints import Checkpoints
 from bench.endings import Ending, ending_of
 from bench.errors import BenchError
 from bench.leases import Heartbeat, Lease, Leases, LostLeaseError
+from bench.replicas import ReplicaLostError
 from bench.store import Status, Store, UnitKind, read_checked, write_text
 
 _log = logging.getLogger(__name__)
@@ -81,42 +85,34 @@ def work(order: Order, lost: Callable[[], None]) -> Ending:
 
 
 def _work_under(order: Order, lease: Lease) -> Ending:
-    from bench.execution import Desk, Workbench, pretrain, run, try_out
     from bench.plan import stored_unit
     from bench.records import close, ending_in, new_record, standing
+    from bench.replicated import Assignment, work_alone, work_together
 
     store = Store(order.store)
     stored = read_checked(order.folder / "spec.json")
     if stored is None:
         raise BenchError(f"the specification in '{order.folder}' is missing or damaged; run the study's command again")
+    if stored["specification"].get("devices", 1) > 1:
+        torch.set_num_threads(1)  # a pool of threads would be missing in replicas that are forked from here
     spec, network, unit = stored_unit(stored)
     if standing(store, unit, order.data_checksum, order.retry)[0]:  # another process was faster
         return ending_in(store.record(order.kind, order.identity))
-    bench = Workbench(spec, store, order.data_dir, network)
     record = new_record(spec, unit, order.data_checksum, store.record(order.kind, order.identity))
     store.write_record(order.kind, order.identity, record)
     (order.folder / "error.txt").unlink(missing_ok=True)  # of an attempt that failed
-    desk = Desk(bench, unit, record, _ProgressWatcher(lease))
-    task = {"pretrained": pretrain, "trials": try_out, "runs": run}[order.kind]
-    try:
-        checksum = bench.task.data.checksum
-        if checksum != order.data_checksum:
-            raise BenchError(f"the data of {spec.task.dataset} changed while the study ran; run its command again")
-        task(desk)
-        ending = Ending(status="done")
-    except BaseException as error:
-        if isinstance(error, LostLeaseError):
-            raise
-        ending = ending_of(error)
-        if ending.status in ("failed", "oom") and not ending.error:
-            write_text(order.folder / "error.txt", "".join(traceback.format_exception(error)))
+    assignment = Assignment(order=order, spec=spec, network=network, unit=unit, record=record)
+    outcome = (work_alone if spec.devices == 1 else work_together)(assignment, _ProgressWatcher(lease))
+    ending, record = outcome.ending, outcome.record
+    if ending.status in ("failed", "oom") and not ending.error:
+        write_text(order.folder / "error.txt", outcome.traceback)
     if ending.error == "system":
         return ending  # nothing can be written; the record says "running" and the lease is gone
     lease.check()
     close(record, ending)
     store.write_record(order.kind, order.identity, record)
     if ending.status == "done":
-        desk.checkpoints.clear()
+        Checkpoints(order.folder / "checkpoints", {}).clear()
     return ending
 
 
@@ -152,6 +148,8 @@ def process_main(order: Order, report: Connection) -> None:
         return
     except LostLeaseError:
         return
+    except ReplicaLostError as lost:
+        _end_like(lost)
     except BaseException as error:
         traceback.print_exc()
         ending = ending_of(error)
@@ -174,6 +172,16 @@ def _become_worker(order: Order) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
     threading.Thread(target=_watch_parent, name="parent", daemon=True).start()
+
+
+def _end_like(lost: ReplicaLostError) -> NoReturn:
+    """End as a replica did, so that whoever watches this process learns what became of it."""
+    _log.error("%s", lost)
+    if lost.exit_code < 0:
+        if -lost.exit_code != signal.SIGKILL:
+            signal.signal(-lost.exit_code, signal.SIG_DFL)
+        os.kill(os.getpid(), -lost.exit_code)
+    os._exit(abs(lost.exit_code))
 
 
 def _stop(_: int, __: Any) -> None:

@@ -80,7 +80,7 @@ class Dnas(MultiPath):
     """DNAS."""
 
     summary = "Multi-path differentiable search: separate weights per candidate, Gumbel-softmax, DoReFa and PACT"
-    capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True)
+    capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True, data_parallel=True)
 
     @property
     def search_quantizer(self) -> QuantizerFactory:

@@ -28,7 +28,7 @@ class Fixed(Method):
     """Uniform precision, quantized by the common quantizer."""
 
     summary = "Uniform precision: the largest k bits that fit the budget"
-    capabilities = Capabilities(budget="direct")
+    capabilities = Capabilities(budget="direct", data_parallel=True)
     Options = FixedOptions
     options: FixedOptions
 

@@ -8,7 +8,7 @@ class FullPrecision(Method):
     """Nothing is compressed; fine-tuning is the same as everybody's."""
 
     summary = "Reference: no compression, fine-tuned as long as the others"
-    capabilities = Capabilities(budget="ignored")
+    capabilities = Capabilities(budget="ignored", data_parallel=True)
 
     def search(self, job: SearchJob) -> SearchResult:
         """Keep the pretrained weights."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from bench import replicas
 from bench.checkpoints import GeneratorState, Stateful
 from bench.compression import ConvGeometry, calibrate, replace_layer
 from bench.costs import RelaxedBops
@@ -231,7 +232,7 @@ class MultiPath(Method):
     """Multi-path search with SBS's quantizer."""
 
     summary = "SBS without bit sharing: separate weights per candidate, Gumbel-softmax, the common quantizer"
-    capabilities = Capabilities(budget="strength", mixed_precision=True)
+    capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
     Options = MultiPathOptions
     options: MultiPathOptions
 
@@ -293,6 +294,7 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
     term = job.cost_term()
     logits = network.logits()
     of_weights = sgd(weight_groups(network.model, exclude=logits), job.schedule)
+    weights = [parameter for group in of_weights.param_groups for parameter in group["params"]]
     period = max(2, round(1 / options.architecture_share))
     of_logits = torch.optim.Adam(logits, lr=options.logit_travel / max(1, job.steps // period))
     for_weights, for_logits = _streams(job, options.architecture_share)
@@ -315,9 +317,11 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
             network.model.zero_grad(set_to_none=True)
             if logits_turn:
                 (loss + term(network.expected_cost(), network.actual_cost())).backward()  # type: ignore[no-untyped-call]
+                replicas.average_gradients(logits)
                 of_logits.step()
             else:
                 loss.backward()  # type: ignore[no-untyped-call]
+                replicas.average_gradients(weights)
                 of_weights.step()
             meter.add(loss, outputs, labels)
         bops = float(network.actual_cost())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import replicas
 from bench.quantization import (
     Kind,
     clip_gradient,
@@ -146,6 +147,8 @@ class _BitSharing(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         z = normalize(x, clip, kind)
         measured = metrics(z, bits, mask)
+        if kind == "activation":  # the metric of the whole batch; weights are the same on all replicas
+            measured = replicas.mean(measured, weight=len(x))
         gates = (measured >= thresholds).to(x.dtype)
         ctx.save_for_backward(x, clip, gates, measured - thresholds)
         ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient

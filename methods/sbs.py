@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from bench import replicas
 from bench.checkpoints import Stateful
 from bench.compression import calibrate
 from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
@@ -236,6 +237,7 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
             cost = network.relaxed_cost()
             network.model.zero_grad(set_to_none=True)
             (loss + term(cost, cost.detach())).backward()  # type: ignore[no-untyped-call]
+            replicas.average_gradients(network.model.parameters())
             weights.step()
             if options.gate_training == "joint" or trace.step % 2 == 0:
                 of_weights.step()
@@ -268,10 +270,12 @@ def _calibrated_metrics(job: SearchJob, network: SharedNetwork) -> dict[str, Ten
     batches = job.task.data.calibration_batches(_CALIBRATION_BATCHES, job.schedule.batch_size)
     sums = {name: torch.zeros_like(layer.thresholds_activation) for name, layer in network.layers.items()}
     network.model.train()  # batch statistics, as the gates met them during the search
-    for images in batches:
-        network.model(images)
-        for name, layer in network.layers.items():
-            sums[name] += layer.activation_metric
+    with replicas.alone():
+        for images in batches:
+            network.model(images)
+            for name, layer in network.layers.items():
+                sums[name] += layer.activation_metric
+    replicas.share([*sums.values(), *network.model.buffers()])
     return {name: total / len(batches) for name, total in sums.items()}
 
 
@@ -320,7 +324,7 @@ class Sbs(Method):
     """SBS with joint pruning and quantization."""
 
     summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
-    capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True)
+    capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
     Options = SbsOptions
     options: SbsOptions
     task_gradient = True
@@ -348,7 +352,7 @@ class SbsQ(Sbs):
     """SBS-Q: quantization only."""
 
     summary = "SBS without pruning: mixed precision by learned gates"
-    capabilities = Capabilities(budget="strength", mixed_precision=True)
+    capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
 
     def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
         """Bits only."""
@@ -359,7 +363,7 @@ class SbsP(Sbs):
     """SBS-P: pruning only, at full precision as in the paper's tables."""
 
     summary = "SBS without quantization: filter pruning at full precision by learned gates"
-    capabilities = Capabilities(budget="strength", prunes=True)
+    capabilities = Capabilities(budget="strength", prunes=True, data_parallel=True)
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
         """λ for pruning gates."""

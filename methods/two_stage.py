@@ -41,7 +41,7 @@ _STAGE_TOLERANCE = 0.03
 class _TwoStage(Method):
     """What both orders share."""
 
-    capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True)
+    capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
     Options = SbsOptions
     options: SbsOptions
 
