@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.databases import with_driver, without_password
 from bench.store import Store, write_text
 from bench.tracking_mirror import STORE, Connection, Counts, Mirror
-from bench.tracking_probe import first_line, is_database, open_sqlite, probe, sqlite_file, without_password
+from bench.tracking_probe import first_line, is_database, open_sqlite, probe, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -202,7 +203,8 @@ class Tracker:
 
 def resolve_uri(uri: str | None, store_root: Path, environment: Mapping[str, str] = os.environ) -> str:
     """Where MLflow keeps its data: as given, else MLFLOW_TRACKING_URI, else an SQLite file in the store."""
-    return uri or environment.get("MLFLOW_TRACKING_URI") or _sqlite_uri(store_root.resolve() / "mlflow.db")
+    chosen = uri or environment.get("MLFLOW_TRACKING_URI")
+    return with_driver(chosen) if chosen else _sqlite_uri(store_root.resolve() / "mlflow.db")
 
 
 def _sqlite_uri(path: Path) -> str:

@@ -129,11 +129,6 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(name) if name and name != ":memory:" else None
 
 
-def without_password(uri: str) -> str:
-    """A URI that can be shown."""
-    return re.sub(r"(://[^:/@]*):[^/@]+@", r"\1:***@", uri)
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type."""
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

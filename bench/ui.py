@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from bench.databases import without_password
 from bench.errors import BenchError
 from bench.tracking import Tracker, artifact_root
-from bench.tracking_probe import first_line, is_server, sqlite_file, without_password
+from bench.tracking_probe import first_line, is_server, sqlite_file
 
 
 @dataclass
