@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,49 +18,12 @@ import pytest
 
 from bench import execution, machine
 from bench import store as store_module
-from bench.__main__ import main
 from bench.cli import _seeds
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.plan import make_plan, phases
 from bench.spec import preset_names
 from bench.store import read_json
 from bench.tracking import Tracker
-
-
-@dataclass
-class Answer:
-    """What a command printed, and its exit status."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def refusal(self) -> str:
-        """The one line of a refused command."""
-        assert self.status == 2, (self.status, self.out, self.err)
-        assert self.out == ""
-        (line,) = self.err.splitlines()
-        assert line.startswith("bench: ") and "Traceback" not in line
-        return line.removeprefix("bench: ")
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Answer]:
-    """Runs a command in an empty folder."""
-    for variable in ("BENCH_STORE", "BENCH_DATA_DIR", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(variable, raising=False)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return Answer(int(caught.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -119,7 +81,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --set options.sbs.group_sise=4", "'group_sise': did you mean 'group_size'?"),
         ("run --set options.haq.bits=4", "options are given for 'haq', which is not among the methods"),
         ("run --methods fixed --set options.fixed.bits=99", "'options.fixed.bits' is 99"),
-        ("run --set task.checkpoint=missing.pt", "cannot read 'missing.pt': No such file"),
+        ("run --set task.checkpoint=missing.pt", "cannot read the checkpoint 'missing.pt': No such file"),
         ("report", "no study in the store 'bench-store'; run one first: `bench run`"),
         ("status tiny", "no study in the store 'bench-store'"),
         ("ui", "no study in the store 'bench-store'"),
@@ -136,26 +98,26 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --seeds", "Option '--seeds' requires an argument"),
     ],
 )
-def test_bad_usage_is_one_clear_line(bench: Callable[..., Answer], arguments: str, told: str) -> None:
+def test_bad_usage_is_one_clear_line(bench: Callable[..., Any], arguments: str, told: str) -> None:
     assert told in bench(*arguments.split()).refusal
     assert list(Path.cwd().iterdir()) == []  # nothing was begun
 
 
 @pytest.mark.parametrize("budget", ["4bits", "0M", "99x", "21ms", "-4bit", "0bit", "33bit", "lots"])
-def test_a_budget_that_is_none_is_named_with_what_is_allowed(bench: Callable[..., Answer], budget: str) -> None:
+def test_a_budget_that_is_none_is_named_with_what_is_allowed(bench: Callable[..., Any], budget: str) -> None:
     told = bench(*SMALL, f"--budget={budget}").refusal
     assert f"budget '{budget}'" in told
     assert any(word in told for word in ("allowed: '4bit'", "it must be above 0", "bits go from 1 to 32"))
 
 
-def test_a_device_that_is_not_there(bench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
     told = bench(*SMALL, "--device", "cuda").refusal
     assert "device 'cuda' is not there: this machine has no CUDA device; use --device cpu" in told
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe\x00", b'name = "a"\nname = "b"'])
-def test_a_specification_that_is_no_toml(bench: Callable[..., Answer], tmp_path: Path, content: bytes) -> None:
+def test_a_specification_that_is_no_toml(bench: Callable[..., Any], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.toml").write_bytes(content)
     assert "bad.toml' is not valid TOML" in bench("run", "--spec", tmp_path / "bad.toml").refusal
 
@@ -180,18 +142,18 @@ def test_a_specification_that_is_no_toml(bench: Callable[..., Answer], tmp_path:
         ),
     ],
 )
-def test_a_malformed_policy(bench: Callable[..., Answer], tmp_path: Path, content: str, told: str) -> None:
+def test_a_malformed_policy(bench: Callable[..., Any], tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "policy.json").write_text(content)
     assert told in bench("cost", "--policy", tmp_path / "policy.json").refusal
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_store_that_cannot_be_written_to(bench: Callable[..., Answer], tmp_path: Path, where: str) -> None:
+def test_a_store_that_cannot_be_written_to(bench: Callable[..., Any], tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "file" in bench(*SMALL, "--store", tmp_path / where).refusal
 
 
-def test_data_that_are_missing(bench: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_are_missing(bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise URLError("Name or service not known")
 
@@ -201,7 +163,7 @@ def test_data_that_are_missing(bench: Callable[..., Answer], tmp_path: Path, mon
     assert str(tmp_path / "data") in told and "--data-dir" in told
 
 
-def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Answer], finished: Any) -> None:
+def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Any], finished: Any) -> None:
     store = ("--store", finished.store.root)
     for command in ("status", "report", "ui"):
         assert "no study 'tinny' in the store" in bench(command, "tinny", *store).refusal
@@ -225,7 +187,7 @@ def test_seeds_are_a_count_or_a_list(text: str, seeds: list[int]) -> None:
 # --- what is asked for ---
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Answer], *arguments: object) -> Any:
+def asked(monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any], *arguments: object) -> Any:
     """The specification that a command line stands for."""
     found = []
     monkeypatch.setattr("bench.cli._run", lambda console, plan, *_: found.append(plan.spec) or 0)
@@ -234,7 +196,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Answer], *argume
 
 
 def test_flags_beat_settings_beat_the_file(
-    bench: Callable[..., Answer], spec_file: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Any], spec_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = asked(
         monkeypatch, bench, "--spec", spec_file, "--set", "search.epochs=7", "--set", "tuning.trials=5",
@@ -245,13 +207,13 @@ def test_flags_beat_settings_beat_the_file(
     assert (spec.seeds, spec.budgets) == ((4, 2), ("3bit", "0.1x"))
 
 
-def test_without_a_preset_the_quick_one_is_meant(bench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_preset_the_quick_one_is_meant(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = asked(monkeypatch, bench, "--device", "cpu")
     assert (spec.name, spec.task.dataset, spec.device) == ("quick", "digits", "cpu")
 
 
 def test_a_presets_options_for_methods_that_were_not_asked_for_are_left_out(
-    bench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = asked(monkeypatch, bench, "--preset", "cifar100-paper", "--methods", "fixed,sbs")
     assert spec.options.keys() == {"sbs"}
@@ -262,7 +224,7 @@ def test_a_presets_options_for_methods_that_were_not_asked_for_are_left_out(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_help_names_every_command(bench: Callable[..., Answer], arguments: list[str]) -> None:
+def test_help_names_every_command(bench: Callable[..., Any], arguments: list[str]) -> None:
     answer = bench(*arguments)
     assert answer.status == 0 and answer.err == ""
     for command in ("run", "status", "report", "ui", "list", "cost", "verify"):
@@ -294,7 +256,7 @@ def test_help_imports_nothing_heavy() -> None:
         ("reports", ["comparison"]),
     ],
 )
-def test_lists_have_a_line_on_each(bench: Callable[..., Answer], kind: str, expected: list[str]) -> None:
+def test_lists_have_a_line_on_each(bench: Callable[..., Any], kind: str, expected: list[str]) -> None:
     answer = bench("list", kind)
     assert (answer.status, answer.err) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
@@ -305,7 +267,7 @@ def test_lists_have_a_line_on_each(bench: Callable[..., Answer], kind: str, expe
 COST_KEYS = ["model", "dataset", "macs", "bops", "memory_bits", "memory_kb", "parameters", "layers"]
 
 
-def test_cost_as_json_is_exact(bench: Callable[..., Answer]) -> None:
+def test_cost_as_json_is_exact(bench: Callable[..., Any]) -> None:
     answer = bench("cost", "--model", "resnet20", "--dataset", "cifar100", "--bits", 4, "--json")
     found = json.loads(answer.out)
     assert list(found) == COST_KEYS
@@ -319,7 +281,7 @@ def test_cost_as_json_is_exact(bench: Callable[..., Answer]) -> None:
     assert all(layer["bops"] == layer["macs"] * layer["weight_bits"] * layer["activation_bits"] for layer in layers)
 
 
-def test_cost_of_a_policy_file(bench: Callable[..., Answer], finished: Any) -> None:
+def test_cost_of_a_policy_file(bench: Callable[..., Any], finished: Any) -> None:
     record = finished.record("sbs 0")
     file = finished.store.unit("runs", record["id"]) / "policy.json"
     found = json.loads(bench("cost", "--policy", file, "--json").out)
@@ -327,13 +289,13 @@ def test_cost_of_a_policy_file(bench: Callable[..., Answer], finished: Any) -> N
     assert (found["bops"], found["memory_bits"]) == (record["metrics"]["bops"], record["metrics"]["memory_bits"])
 
 
-def test_cost_as_a_table(bench: Callable[..., Answer]) -> None:
+def test_cost_as_a_table(bench: Callable[..., Any]) -> None:
     answer = bench("cost", "--bits", 32)
     assert answer.status == 0
     assert "resnet20 on cifar100: 41,798.6 M BOPs" in answer.out and "41,798,598,656" in answer.out
 
 
-def test_status_shows_every_run(bench: Callable[..., Answer], copied: Path, finished: Any) -> None:
+def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finished: Any) -> None:
     document = read_json(copied / "studies" / "tiny" / "study.json")
     missing, damaged = document["runs"][0], document["runs"][1]
     (copied / "runs" / missing / "record.json").unlink()
@@ -352,7 +314,7 @@ def test_status_shows_every_run(bench: Callable[..., Answer], copied: Path, fini
     ("form", "sign"),
     [("terminal", "Top-1 %"), ("markdown", "| sbs "), ("csv", "sbs,4bit,"), ("latex", r"\begin{tabular}")],
 )
-def test_reports_come_in_several_forms(bench: Callable[..., Answer], finished: Any, form: str, sign: str) -> None:
+def test_reports_come_in_several_forms(bench: Callable[..., Any], finished: Any, form: str, sign: str) -> None:
     answer = bench("report", "tiny", "--format", form, "--store", finished.store.root)
     assert (answer.status, answer.err) == (0, "")
     assert sign in answer.out
@@ -364,13 +326,13 @@ def test_reports_come_in_several_forms(bench: Callable[..., Answer], finished: A
 
 
 def test_the_environment_names_the_store(
-    bench: Callable[..., Answer], finished: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Any], finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_STORE", str(finished.store.root))
     assert "tiny: resnet8 on synthetic" in bench("report").out
 
 
-def test_verify_fails_when_a_check_does(bench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_fails_when_a_check_does(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     line = SimpleNamespace(what="the theorem", figure="0.5", passed=True)
     monkeypatch.setattr("bench.plugins.available", lambda kind: {"one": None})
     monkeypatch.setattr("bench.plugins.load", lambda kind, name: lambda: [line])
@@ -385,7 +347,7 @@ def test_verify_fails_when_a_check_does(bench: Callable[..., Answer], monkeypatc
 
 
 def test_a_dry_run_lists_every_unit_and_leaves_no_store(
-    bench: Callable[..., Answer], spec_file: Path, tiny: SimpleNamespace
+    bench: Callable[..., Any], spec_file: Path, tiny: SimpleNamespace
 ) -> None:
     changes = {"methods": ["sbs", "fixed"], "budgets": ["4bit", "3bit"], "seeds": [0]}
     answer = bench(
@@ -401,7 +363,7 @@ def test_a_dry_run_lists_every_unit_and_leaves_no_store(
 
 
 def test_a_dry_run_knows_what_is_done_and_writes_nothing(
-    bench: Callable[..., Answer], spec_file: Path, copied: Path
+    bench: Callable[..., Any], spec_file: Path, copied: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     answer = bench("run", "--spec", spec_file, "--methods", "fixed", "--seeds", "0,2", "--store", copied, "--dry-run")
@@ -417,7 +379,7 @@ def test_a_dry_run_knows_what_is_done_and_writes_nothing(
 
 @pytest.mark.slow
 def test_a_finished_study_again_prints_the_table_and_fills_mlflow(
-    bench: Callable[..., Answer], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Any], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "fit", None)  # nothing is trained
     answer = bench("run", "--spec", spec_file, "--store", copied)
@@ -445,7 +407,7 @@ class Broken(Method):
 
 @pytest.mark.usefixtures("no_mlflow")
 def test_a_failed_run_is_told_and_gives_exit_status_1(
-    bench: Callable[..., Answer], spec_file: Path, copied: Path, plugin: Callable[..., None]
+    bench: Callable[..., Any], spec_file: Path, copied: Path, plugin: Callable[..., None]
 ) -> None:
     plugin("methods", "broken", Broken)
     answer = bench("run", "--spec", spec_file, "--methods", "broken,fixed", "--store", copied)
@@ -456,7 +418,7 @@ def test_a_failed_run_is_told_and_gives_exit_status_1(
 
 
 @pytest.mark.usefixtures("no_mlflow")
-def test_a_budget_out_of_reach_is_no_failure(bench: Callable[..., Answer], spec_file: Path, copied: Path) -> None:
+def test_a_budget_out_of_reach_is_no_failure(bench: Callable[..., Any], spec_file: Path, copied: Path) -> None:
     answer = bench("run", "--spec", spec_file, "--methods", "fixed", "--budget", "0.002x", "--store", copied)
     assert answer.status == 0
     for seed in (0, 1):
@@ -465,7 +427,7 @@ def test_a_budget_out_of_reach_is_no_failure(bench: Callable[..., Answer], spec_
 
 @pytest.mark.usefixtures("no_mlflow")
 def test_a_full_disk_is_one_line(
-    bench: Callable[..., Answer], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Any], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
@@ -480,7 +442,7 @@ def test_a_full_disk_is_one_line(
 
 @pytest.mark.usefixtures("no_mlflow")
 def test_an_interruption_says_how_to_go_on(
-    bench: Callable[..., Answer],
+    bench: Callable[..., Any],
     spec_file: Path,
     copied: Path,
     plugin: Callable[..., None],
