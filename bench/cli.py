@@ -86,6 +86,7 @@ def run(
     What the store already has is not repeated, so the same command continues an interrupted study.
     """
     from bench.console import make_console
+    from bench.databases import with_driver
     from bench.endings import parse_retry
     from bench.plan import make_plan
     from bench.running import How, Limits, check_processes, parse_backend, parse_seconds, parse_size
@@ -104,7 +105,7 @@ def run(
         ),
         retry=frozenset() if retry is None else parse_retry(retry),
         runs_per_card=runs_per_card,
-        optuna_storage=optuna_storage,
+        optuna_storage=None if optuna_storage is None else with_driver(optuna_storage),
     )
     console = make_console()
     plan = make_plan(_specification(**asked))
