@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -37,8 +39,9 @@ from bench.housekeeping import (
 )
 from bench.leases import Holder, Leases
 from bench.store import Store, write_checked, write_json, write_text
-from tests.fake_store import FakeStore
 
+fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+FakeStore = fake_store.FakeStore
 DEAD = {"host": socket.gethostname(), "boot": "another", "pid": 1, "born": "0"}
 
 
