@@ -20,7 +20,7 @@ from bench import execution, machine
 from bench import store as store_module
 from bench.cli import _seeds
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.plan import make_plan, phases
+from bench.plan import make_plan, phases, title
 from bench.spec import preset_names
 from bench.store import read_json
 from bench.tracking import Tracker
@@ -72,6 +72,19 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --seeds 0,1000000", "'seeds.1' is 1000000"),
         ("run --jobs 0", "'--jobs': 0 is not in the range"),
         ("run --device tpu", "'device' is 'tpu'"),
+        ("run --backend ray", "unknown backend 'ray'"),
+        ("run --backend dask", "--backend dask needs the address of a cluster, e.g. --scheduler tcp://HOST:8786"),
+        ("run --scheduler tcp://here:1", "--scheduler tcp://here:1 has no effect with --backend threading"),
+        ("run --in-process --jobs 2", "--in-process works on one unit after the other; leave --jobs"),
+        ("run --in-process --backend loky", "--in-process works on one unit after the other"),
+        ("run --timeout 5", "--timeout '5' is not understood; give a number above 0 with a unit, e.g. 90s, 30min"),
+        ("run --timeout 0s", "--timeout '0s' is not understood"),
+        ("run --timeout -3min", "--timeout '-3min' is not understood"),
+        ("run --memory-limit 8", "--memory-limit '8' is not understood; give a number above 0 with a unit, e.g. 800MB"),
+        ("run --memory-limit 8h", "--memory-limit '8h' is not understood"),
+        ("run --retry timeuot", "unknown ending 'timeuot': did you mean 'timeout'?"),
+        ("run --retry killed", "unknown ending 'killed'"),
+        ("run --runs-per-card 0", "'--runs-per-card': 0 is not in the range"),
         ("run --name a/b", "'name' is 'a/b'"),
         ("run --spec missing.toml", "cannot read the specification 'missing.toml': No such file"),
         ("run --preset quick --spec missing.toml", "--preset quick and --spec missing.toml exclude each other"),
@@ -303,11 +316,14 @@ def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finishe
     answer = bench("status", "--store", copied)
     assert (answer.status, answer.err) == (0, "")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
-    assert len(rows) == len(document["runs"])
-    assert [row[3] for row in rows] == ["missing", "damaged"] + ["done"] * 6
+    rows = [row for row in rows if row[0]]  # a long reason goes on in the next line
+    plan = finished.plan
+    assert [row[0] for row in rows] == [title(unit) for unit in (*plan.pretrainings, *plan.tunings, *plan.runs)]
+    assert [row[1] for row in rows] == ["done"] * 5 + ["planned", "damaged"] + ["done"] * 6
     assert "NA" not in answer.out and "nan" not in answer.out
     record = finished.record("fixed 0")
-    assert ["fixed", "4bit", "0", "done", f"{record['metrics']['top1']:.2f}", "55.4", ""] in rows
+    assert ["run fixed 4bit seed 0", "done", "1", f"{record['metrics']['top1']:.2f}", "55.4", ""] in rows
+    assert "11 done, 1 planned, 1 damaged" in answer.out
 
 
 @pytest.mark.parametrize(
@@ -384,7 +400,7 @@ def test_a_finished_study_again_prints_the_table_and_fills_mlflow(
     monkeypatch.setattr(execution, "fit", None)  # nothing is trained
     answer = bench("run", "--spec", spec_file, "--store", copied)
     assert (answer.status, answer.err) == (0, "")
-    assert answer.out.count(": done\n") == 3 + 2 + 8
+    assert answer.out.count(": done\n") == 2 + 8  # pretrained networks are not needed
     assert bench("report", "--store", copied).out.strip() in answer.out
     assert f"tables and runs.csv: {copied / 'studies' / 'tiny'}" in answer.out
     tracker = Tracker(None, copied)
@@ -410,7 +426,7 @@ def test_a_failed_run_is_told_and_gives_exit_status_1(
     bench: Callable[..., Any], spec_file: Path, copied: Path, plugin: Callable[..., None]
 ) -> None:
     plugin("methods", "broken", Broken)
-    answer = bench("run", "--spec", spec_file, "--methods", "broken,fixed", "--store", copied)
+    answer = bench("run", "--spec", spec_file, "--methods", "broken,fixed", "--store", copied, "--in-process")
     assert answer.status == 1
     assert "run broken 4bit seed 0: failed: ValueError: no [/luck]" in answer.out
     assert "run fixed 4bit seed 0: done" in answer.out
@@ -429,7 +445,7 @@ def test_a_budget_out_of_reach_is_no_failure(bench: Callable[..., Any], spec_fil
 def test_a_full_disk_is_one_line(
     bench: Callable[..., Any], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **how: bool) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(store_module, "write_bytes", full)
@@ -450,7 +466,7 @@ def test_an_interruption_says_how_to_go_on(
 ) -> None:
     plugin("methods", "broken", Broken)
     monkeypatch.setattr(Broken, "error", KeyboardInterrupt())
-    answer = bench("run", "--spec", spec_file, "--methods", "broken", "--store", copied)
+    answer = bench("run", "--spec", spec_file, "--methods", "broken", "--store", copied, "--in-process")
     assert answer.status == 130
     assert answer.err.strip() == (
         "bench: interrupted; nothing that had finished is lost, the same command goes on from here"
