@@ -137,3 +137,44 @@ def test_reading_results_never_imports_torch(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"method_source": "another"}, "method source changed"),
+        ({"data_checksum": "e" * 64}, "data changed"),
+        ({"cost_counter": 0}, "cost counter changed"),
+    ],
+)
+def test_results_out_of_date_are_shown_as_such_and_counted_by_no_mean(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.run("sbs", 0, 70.0)
+    fake.run("sbs", 1, 90.0, fingerprint={**fake_store.made_with("sbs"), **change})
+    fake.failed("sbs", 2, "no luck", fingerprint={})  # a failure is none that could be out of date
+    frame = runs_frame(fake.store, fake.document())
+    assert list(frame["status"]) == ["done", "stale", "failed"]
+    assert frame.loc[1, "reason"] == reason
+    line = results_frame(fake.store, fake.document()).loc[0]
+    assert (line["n"], line["n_failed"], line["top1_mean"]) == (1, 1, 70.0)
+
+
+def test_a_record_that_was_changed_by_hand_is_damaged(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    identity = fake.run("sbs", 0, 70.0)
+    file = fake.store.unit("runs", identity) / "record.json"
+    file.write_text(file.read_text().replace("70.0", "99.0"))
+    frame = runs_frame(fake.store, fake.document())
+    assert frame.loc[0, "status"] == "damaged"
+    assert pd.isna(frame.loc[0, "top1"])
+    assert results_frame(fake.store, fake.document()).empty
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "timeout", "oom", "killed", "interrupted", "skipped"])
+def test_every_ending_without_a_result_is_counted(tmp_path: Path, status: str) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.run("sbs", 0, status=status, reason="x")
+    line = results_frame(fake.store, fake.document()).loc[0]
+    assert (line["n"], line["n_failed"]) == (0, 1)
