@@ -146,7 +146,7 @@ def doctor(
     if as_json:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
-        click.echo(f"{problems} problems" if problems else "no problems")
+        click.echo("no problems" if not problems else f"{problems} problem{'s' if problems > 1 else ''}")
     return EXIT_SOME_FAILED if problems else 0
 
 

@@ -513,7 +513,7 @@ def test_the_command_prints_a_line_a_check(
     assert {line.split()[0] for line in lines} == {OK, WARN}
     (fake.root / "runs" / "fixed-4bit-0" / "record.json").write_text("{")
     status, out = command("--store", fake.root, "--study", "quick")
-    assert status == 1 and out.endswith("\n1 problems\n")
+    assert status == 1 and out.endswith("\n1 problem\n")
     (line,) = (line for line in out.splitlines() if line.startswith(PROBLEM))
     assert line == (
         "PROBLEM  records: 1 damaged: runs/fixed-4bit-0 (its record is damaged) → run the study's `bench run` command "
