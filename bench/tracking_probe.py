@@ -96,6 +96,7 @@ def open_sqlite(file: Path, *, write: bool) -> None:
         connection.execute("pragma schema_version")
         if write:
             connection.execute("begin immediate")
+            connection.execute("pragma user_version = 0")  # SQLite notices only then that a file cannot be written
             connection.execute("rollback")
 
 
@@ -116,7 +117,7 @@ def is_server(uri: str) -> bool:
 
 def is_database(uri: str) -> bool:
     """Whether MLflow's data is in a database that this process writes to."""
-    return re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?:", uri) is not None
+    return re.match(r"(sqlite|postgres|postgresql|mysql|mssql)(\+\w+)?:", uri) is not None
 
 
 def sqlite_file(uri: str) -> Path | None:
