@@ -108,7 +108,7 @@ def test_one_more_run_costs_the_same_however_many_there_are(root: Path, monkeypa
         spy_on(tracker, calls, monkeypatch)
         fake.run(method, 1, 71.0, budget="1M")
         assert tracker.log_study(fake.store, document, thorough=False)
-        costs.append(calls)
+        costs.append(tuple(calls))
     assert costs[0] == costs[1]
     assert costs[0].count("read") == 2 and costs[0].count("create_run") == 1
     assert costs[0].count("search_runs") == 1
