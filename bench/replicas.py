@@ -36,11 +36,11 @@ Start = Literal["fork", "forkserver"]
 
 _PATIENCE = timedelta(minutes=10)
 """For a replica that does not answer. One that dies is noticed at once, by its parent."""
-_PRELOADED = ("torch", "lightning_fabric", "bench.replicated", "bench.execution")
+_PRELOADED = ("torch", "torch._inductor", "lightning_fabric", "bench.replicated", "bench.execution")
 _OF_OTHER_LAUNCHERS = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
 _DRIFT = 1e-4
 """Relative; a share's own gradient is another direction altogether, rounding differently is below 1e-6."""
-_state = SimpleNamespace(alone=0)
+_state = SimpleNamespace(alone=0, launching=False)
 
 
 # --- who is there --------------------------------------------------------------------------------------------------
@@ -252,6 +252,7 @@ def launch(device: str, devices: int, function: Callable[..., None], *arguments:
     if start == "forkserver":
         multiprocessing.get_context(start).set_forkserver_preload(list(_PRELOADED))
     before = set(multiprocessing.active_children())
+    _state.launching = True
     try:
         with _own_environment():
             _fabric(device, devices, start).launch(_begin, function, arguments)
@@ -260,6 +261,7 @@ def launch(device: str, devices: int, function: Callable[..., None], *arguments:
     except ProcessRaisedException as error:
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     finally:
+        _state.launching = False
         _end(set(multiprocessing.active_children()) - before)
 
 
@@ -288,11 +290,19 @@ def _own_environment() -> Iterator[None]:
 
 def _begin(fabric: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """The life of a replica."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inside a collective nothing else would end it
     threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()
     function(fabric.device, *arguments)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _obey_sigterm() -> None:
+    """Let a replica that was just forked end at once when asked to; inside a collective no handler would be run."""
+    if _state.launching:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_obey_sigterm)
 
 
 def _die_with_parent() -> None:

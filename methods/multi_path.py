@@ -136,7 +136,7 @@ class PathNetwork:
                     f"layer '{shape.name}' is a {type(module).__name__}; multi-path search handles convolutions"
                 )
         self._relaxed = RelaxedBops(self.network, job.task.device)
-        self._widths = torch.tensor(bits, dtype=torch.float32, device=job.task.device)
+        self._widths = torch.tensor([float(width) for width in bits], device=job.task.device)
 
     def logits(self) -> list[nn.Parameter]:
         """All architecture parameters."""
