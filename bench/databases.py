@@ -5,25 +5,37 @@ from importlib.util import find_spec
 
 from bench.errors import BenchError
 
+_LIMITS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
+"""For PostgreSQL's client, in seconds and milliseconds: otherwise it waits for a quarter of an hour when the network
+is gone."""
+
 
 def with_driver(uri: str) -> str:
-    """The address of a database with a driver that is installed here.
+    """The address of a database with a driver that is installed here, and limits to how long a server is waited for.
 
     SQLAlchemy's choice for a plain `postgresql://` depends on its version, whatever is installed.
 
     Raises:
         BenchError: There is none for PostgreSQL.
     """
+    if uri.startswith("postgresql+psycopg"):
+        return _with_limits(uri)
     if not uri.startswith(("postgresql://", "postgres://")):
         return uri
     for driver in ("psycopg2", "psycopg"):
         if find_spec(driver) is not None:
-            return f"postgresql+{driver}://{uri.partition('://')[2]}"
+            return _with_limits(f"postgresql+{driver}://{uri.partition('://')[2]}")
     raise BenchError(
         f"{without_password(uri)} needs a driver for PostgreSQL; install one: pip install 'sbs-bench[postgresql]'"
     )
 
 
+def _with_limits(uri: str) -> str:
+    missing = [f"{name}={value}" for name, value in _LIMITS.items() if f"{name}=" not in uri]
+    return uri + ("&" if "?" in uri else "?") + "&".join(missing) if missing else uri
+
+
 def without_password(uri: str) -> str:
     """A URI that can be shown."""
-    return re.sub(r"(://[^:/@]*):[^/]+@", r"\1:***@", uri)
+    shown = uri.partition("?")[0] if uri.startswith("postgres") else uri
+    return re.sub(r"(://[^:/@]*):[^/]+@", r"\1:***@", shown)
