@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.budget import Budget
+from bench.databases import without_password
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
 from bench.method import Knob
 from bench.seeds import derive
@@ -126,12 +127,16 @@ def tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
         UnreachableBudgetError: No trial ended at a cost within the budget.
         NonFiniteLossError: No trial's loss stayed finite.
     """
+    if tuning.storage is None:
+        return _tune(tuning, search)
     from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return _tune(tuning, search)
-    except StorageInternalError as error:
-        _log.warning("Optuna's storage %s is not up to date: %s", tuning.storage, error)
+    except (StorageInternalError, SQLAlchemyError) as error:
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        _log.warning("Optuna's storage %s is not up to date: %s", without_password(tuning.storage), reason)
         return _tune(replace(tuning, storage=None), search)
 
 
