@@ -151,6 +151,10 @@ def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending
             if ending is None:
                 held.append(unit)
                 continue
+            if ending.error == "system":
+                raise BenchError(
+                    f"{ending.reason}; nothing that had finished is lost, the same command goes on from here"
+                )
             if ending.error:
                 raise BenchError(ending.reason)
             yield unit, ending

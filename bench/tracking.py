@@ -153,6 +153,8 @@ class Tracker:
         """
         probe(self.uri)
         file = sqlite_file(self.uri)
+        if file is not None and self._is_private:
+            _make_database(file)
 
         def glance() -> None:
             if file is not None:  # MLflow would wait for a lock for 20 seconds
@@ -212,6 +214,27 @@ def _sqlite_uri(path: Path) -> str:
     from sqlalchemy.engine import URL
 
     return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _make_database(file: Path) -> None:
+    """Make a new SQLite file whole or not at all: MLflow could never use one whose tables were half made.
+
+    Called under the lock of the views.
+    """
+    for left in file.parent.glob(f".{file.name}.*.tmp*"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    if file.exists() and file.stat().st_size:
+        return
+    from mlflow import MlflowClient
+
+    _quiet_loggers()
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        open_sqlite(temporary, write=True)  # at once, where MLflow would try for minutes
+        MlflowClient(tracking_uri=_sqlite_uri(temporary), registry_uri=_sqlite_uri(temporary)).search_experiments()
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 _spellings: dict[Path, tuple[tuple[int, int], int]] = {}
