@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bench.spec import StudySpec
     from bench.store import Store
 
+_MOST_SEEDS = 10_000
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="sbs-bench")
@@ -86,10 +88,10 @@ def run(
     What the store already has is not repeated, so the same command continues an interrupted study.
     """
     from bench.console import make_console
-    from bench.databases import with_driver
+    from bench.databases import check_database, with_driver
     from bench.endings import parse_retry
     from bench.plan import make_plan
-    from bench.running import How, Limits, check_processes, parse_backend, parse_seconds, parse_size
+    from bench.running import How, Limits, check_how, parse_backend, parse_seconds, parse_size
     from bench.store import Store
 
     how = How(
@@ -105,11 +107,11 @@ def run(
         ),
         retry=frozenset() if retry is None else parse_retry(retry),
         runs_per_card=runs_per_card,
-        optuna_storage=None if optuna_storage is None else with_driver(optuna_storage),
+        optuna_storage=None if optuna_storage is None else check_database(with_driver(optuna_storage)),
     )
     console = make_console()
     plan = make_plan(_specification(**asked))
-    check_processes(how, plan.spec.devices)
+    check_how(how, plan.spec.device, plan.spec.devices)
     if dry_run:
         _print_plan(console, plan, how.store, data_dir, jobs)
         return 0
@@ -125,7 +127,8 @@ def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> in
     from bench.tracking import Tracker
 
     store = how.store
-    document = run_study(plan, how, Tracker(tracking_uri, store.root), LiveWatcher(console))
+    tracker = Tracker(tracking_uri, store.root)
+    document = run_study(plan, how, tracker, LiveWatcher(console))
     report = load("reports", "comparison")()
     click.echo(report.render(report.build(store, document), "terminal", console.width))
     click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui")
@@ -166,9 +169,9 @@ def _specification(
     for setting in settings:
         asked = merge(asked, parse_setting(setting))
     asked = merge(asked, flags)
-    chosen = asked.get("methods", base.get("methods", ()))
-    if isinstance(base.get("options"), Mapping):  # a preset's options for methods that were not asked for
-        base = {**base, "options": {key: value for key, value in base["options"].items() if key in chosen}}
+    if "methods" in asked and isinstance(base.get("options"), Mapping):  # those of methods that were not asked for
+        kept = {key: value for key, value in base["options"].items() if key in asked["methods"]}
+        base = {**base, "options": kept}
     spec = build([base, asked])
     return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices))})
 
@@ -186,8 +189,10 @@ def _seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
-    if not numbers or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
-        raise BenchError(f"--seeds '{text}' is not understood; give a count, e.g. 5, or a list, e.g. 0,1,2 or 7,")
+    if not numbers or ("," not in text and not 1 <= numbers[0] <= _MOST_SEEDS):
+        raise BenchError(
+            f"--seeds '{text}' is not understood; give a count up to {_MOST_SEEDS}, e.g. 5, or a list, e.g. 0,1,2 or 7,"
+        )
     return numbers if "," in text else list(range(numbers[0]))
 
 

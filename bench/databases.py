@@ -30,6 +30,27 @@ def with_driver(uri: str) -> str:
     )
 
 
+def check_database(uri: str) -> str:
+    """The address of a database, if it can be one.
+
+    Raises:
+        BenchError: It cannot, or its driver is not installed.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise BenchError(
+            f"--optuna-storage '{without_password(uri)}' is not the URL of a database; give one such as "
+            "postgresql://USER@HOST/NAME or sqlite:////FOLDER/optuna.db"
+        ) from error
+    except ImportError as error:
+        raise BenchError(f"--optuna-storage '{without_password(uri)}' needs a driver: {error}; install it") from error
+    return uri
+
+
 def _with_limits(uri: str) -> str:
     missing = [f"{name}={value}" for name, value in _LIMITS.items() if f"{name}=" not in uri]
     return uri + ("&" if "?" in uri else "?") + "&".join(missing) if missing else uri

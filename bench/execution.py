@@ -225,7 +225,7 @@ def pretrain(desk: Desk) -> None:
     task = bench.task
     model = task.make_model()
     if bench.spec.task.checkpoint is not None:
-        _load_checkpoint(model, Path(bench.spec.task.checkpoint))
+        load_checkpoint(model, Path(bench.spec.task.checkpoint), bench.spec.task.model)
     elif bench.spec.task.init == "pretrained":
         order = generator("order", "pretrain", unit.seed)
         with desk.clock.of("pretrain"):
@@ -244,13 +244,34 @@ def pretrain(desk: Desk) -> None:
     desk.record["times"] = {"total_seconds": desk.clock.total()}
 
 
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
+def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
+    """Load a user's checkpoint into a model.
+
+    Args:
+        model: The model.
+        path: The file.
+        name: Of the model.
+
+    Raises:
+        BenchError: The file cannot be read, is none, or is another model's.
+    """
     state = load_state(path)
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        first = str(error).splitlines()
-        raise BenchError(f"the checkpoint '{path}' does not fit the model: {' '.join(first[1:2]).strip()}") from error
+    expected = model.state_dict()
+    wrong = [f"lacks '{key}'" for key in expected if key not in state]
+    wrong += [f"has '{key}', which is unknown" for key in state if key not in expected]
+    wrong += [
+        f"has '{key}' in shape {_shape(state[key])}, not {_shape(expected[key])}"
+        for key in expected
+        if key in state and _shape(state[key]) != _shape(expected[key])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more entries differ" if wrong[1:] else ""
+        raise BenchError(f"the checkpoint '{path}' does not fit {name}: it {wrong[0]}{more}")
+    model.load_state_dict(state)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def _pretrained(bench: Workbench, unit: Unit) -> tuple[dict[str, Any], float]:

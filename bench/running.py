@@ -14,6 +14,8 @@ Backend = Literal["threading", "loky", "dask"]
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _BYTES = {"MB": 1e6, "GB": 1e9}
+_LEAST_BYTES = 700_000_000
+"""PyTorch's libraries alone are some 0.6 GB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,14 +78,23 @@ def parse_backend(name: str, scheduler: str | None, *, in_process: bool, jobs: i
     return found
 
 
-def check_processes(how: How, devices: int) -> None:
-    """Make sure that runs on several devices have processes of their own, which start one for each device.
+def check_how(how: How, device: str, devices: int) -> None:
+    """Refuse options that have no effect, or that contradict each other or the specification.
+
+    Args:
+        how: The options.
+        device: Of the specification.
+        devices: Of the specification.
 
     Raises:
-        BenchError: They have not.
+        BenchError: There are such options.
     """
     if devices > 1 and not how.isolated:
         raise BenchError(f"--in-process is one process, but --devices {devices} needs several; leave one of them away")
+    if not how.isolated and how.limits != Limits():
+        raise BenchError("--timeout and --memory-limit have no effect with --in-process; leave them away")
+    if how.runs_per_card > 1 and not device.startswith("cuda"):
+        raise BenchError(f"--runs-per-card {how.runs_per_card} has no effect on {device}; add --device cuda")
 
 
 def parse_seconds(text: str) -> float:
@@ -101,7 +112,10 @@ def parse_size(text: str) -> int:
     Raises:
         BenchError: It is not of that form.
     """
-    return round(_quantity(text, _BYTES, "--memory-limit", "800MB or 8GB"))
+    size = round(_quantity(text, _BYTES, "--memory-limit", "800MB or 8GB"))
+    if size < _LEAST_BYTES:
+        raise BenchError(f"--memory-limit '{text}' is less than PyTorch itself takes; give at least 700MB")
+    return size
 
 
 def seconds_from_environment(variable: str, default: float) -> float:

@@ -28,7 +28,7 @@ from bench.network import NetworkShape
 from bench.plan import TuningUnit, Unit, kind_of, make_method, stored_specification, title, trial_of
 from bench.plugins import Kind, available
 from bench.records import close, ending_in, new_record, set_aside, standing
-from bench.running import How, check_processes
+from bench.running import How, check_how
 from bench.seeds import derive
 from bench.spec import StudySpec
 from bench.store import Store, read_checked, read_json, write_checked
@@ -143,7 +143,7 @@ def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending
     Raises:
         BenchError: The study cannot go on: a user's mistake, or nothing can be written.
     """
-    check_processes(study.how, study.spec.devices)
+    check_how(study.how, study.spec.device, study.spec.devices)
     waiting = list(units)
     while waiting:
         held = []

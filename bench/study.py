@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol
 
 from bench.endings import Ending
-from bench.execution import Workbench
+from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.plan import Plan, Unit, kind_of, phases, planned_epochs, title
 from bench.plugins import load
@@ -86,9 +87,8 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
     Raises:
         BenchError: The store cannot be written, or data are missing; nothing is lost.
     """
+    checksum = _checked_data(plan, how)
     how.store.prepare()
-    # Missing data end the study here, before anything is written.
-    checksum = Workbench(plan.spec, how.store, how.data_dir, plan.network).task.data.checksum
     name = plan.spec.name
     with watcher as watching:
         leases = Leases(how.store.root)
@@ -111,6 +111,18 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
                 wait_for_supervisors()
                 view.write()
     return document
+
+
+def _checked_data(plan: Plan, how: How) -> str:
+    """The checksum of data and split. What is missing or unfit ends the study here, before anything is written.
+
+    Raises:
+        BenchError: The data or the checkpoint that the study starts from.
+    """
+    task = Workbench(plan.spec, how.store, how.data_dir, plan.network).task
+    if plan.spec.task.checkpoint is not None:
+        load_checkpoint(task.make_model(), Path(plan.spec.task.checkpoint), plan.spec.task.model)
+    return task.data.checksum
 
 
 def _wanted(study: Study, plan: Plan) -> list[list[Unit]]:

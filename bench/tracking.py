@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.databases import with_driver, without_password
+from bench.errors import BenchError
 from bench.store import Store, write_text
 from bench.tracking_mirror import STORE, Connection, Counts, Mirror
-from bench.tracking_probe import first_line, is_database, open_sqlite, probe, sqlite_file
+from bench.tracking_probe import first_line, is_database, is_server, open_sqlite, probe, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -206,6 +207,11 @@ class Tracker:
 def resolve_uri(uri: str | None, store_root: Path, environment: Mapping[str, str] = os.environ) -> str:
     """Where MLflow keeps its data: as given, else MLFLOW_TRACKING_URI, else an SQLite file in the store."""
     chosen = uri or environment.get("MLFLOW_TRACKING_URI")
+    if chosen and not (is_server(chosen) or is_database(chosen)):
+        raise BenchError(
+            f"'{without_password(chosen)}' is no place for MLflow's data; give a server such as http://HOST:5000 or a "
+            "database such as sqlite:////FOLDER/mlflow.db, with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
     return with_driver(chosen) if chosen else _sqlite_uri(store_root.resolve() / "mlflow.db")
 
 

@@ -281,7 +281,7 @@ def _failures(runs: "pd.DataFrame") -> Iterator[str]:
     """Runs that ended without a result, by cell of the table and reason."""
     failed = runs[runs["status"].isin(FAILURES)]
     for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
-        run = group.iloc[0]
+        run = group.to_dict("records")[0]
         seeds = ", ".join(map(str, group["seed"]))
         reason = f": {run['reason']}" if run["reason"] else ""
         yield f"{_name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"

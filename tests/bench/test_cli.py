@@ -63,7 +63,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --methods sbs,,dnas", "--methods 'sbs,,dnas' has an empty entry; separate names by single commas"),
         ("run --methods sbs,sbs", "sbs is listed twice; each may appear once"),
         ("run --budget 4bit,", "--budget '4bit,' has an empty entry"),
-        ("run --seeds a", "--seeds 'a' is not understood; give a count, e.g. 5, or a list"),
+        ("run --seeds a", "--seeds 'a' is not understood; give a count up to 10000, e.g. 5, or a list"),
         ("run --seeds 0", "--seeds '0' is not understood"),
         ("run --seeds -1", "--seeds '-1' is not understood"),
         ("run --seeds ,", "--seeds ',' is not understood"),
