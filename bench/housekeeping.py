@@ -403,8 +403,7 @@ def make_scratch(store: Store, purpose: str) -> Path:
         path.mkdir()
     except OSError as error:
         raise BenchError(
-            f"cannot write to '{store.root}': {error.strerror}; make it writable or give another store with "
-            "--store DIR"
+            f"cannot write to '{store.root}': {error.strerror}; make it writable or give another store with --store DIR"
         ) from error
     return path
 

@@ -156,7 +156,7 @@ def _tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
             trials.append(trial)
     if not trials:
         raise NonFiniteLossError(f"the loss of all {len(diverged)} trials became infinite or NaN")
-    return _choose(trials, tuning.budget, tuning.spec), trials
+    return _choose(trials, tuning.budget, tuning.spec, len(diverged)), trials
 
 
 def _new_study(tuning: Tuning) -> "Study":
@@ -219,7 +219,7 @@ def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], t
     return any(math.isclose(proposed, strength, abs_tol=1e-9) for strength in tried)
 
 
-def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> Trial:
+def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged: int) -> Trial:
     """By validation accuracy among trials inside the window; else the dearest that the budget allows."""
     inside = [trial for trial in trials if trial.within_budget]
     if inside and spec.match == "lambda":  # a hit needs no repair; a miss that lies nearer does
@@ -231,7 +231,8 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec) -> Trial:
         return max(allowed, key=lambda trial: trial.bops)
     nearest = min(trial.bops for trial in trials)
     raise UnreachableBudgetError(
-        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.bops:.3f} of it",
+        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.bops:.3f} of it"
+        + (f"; {diverged} more diverged" if diverged else ""),
         nearest,
     )
 

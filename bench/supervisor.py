@@ -18,7 +18,7 @@ from typing import Protocol
 from bench.endings import Ending
 from bench.leases import Leases
 from bench.running import Limits
-from bench.store import Store
+from bench.store import Store, read_checked
 from bench.worker import HeldError, Order, process_main, work
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] =
 def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -> Ending:
     """One process, from start to end."""
     _allow_children()
-    kernel_kills = _kernel_kills()
+    kernel_kills, attempts_before = _kernel_kills(), _attempts(order)
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = _context(preload).Process(target=process_main, args=(order, sending), name=order.title)
     process.start()
@@ -103,8 +103,7 @@ def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -
         return told
     _end(process, grace=0)  # when the server of processes was lost, its children may have survived it
     ending = verdict or _cause_of_death(process, _kernel_kills() - kernel_kills)
-    _write_ending(order, ending)
-    return ending
+    return _entered(order, ending, attempts_before)
 
 
 def _context(preload: Sequence[str]) -> multiprocessing.context.ForkServerContext:
@@ -205,16 +204,34 @@ def _kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _write_ending(order: Order, ending: Ending) -> None:
-    """Enter into the record how a process ended that could not do so itself."""
-    from bench.records import close
+def _attempts(order: Order) -> int:
+    """How often work on a unit has begun so far."""
+    return int((Store(order.store).record(order.kind, order.identity) or {}).get("attempt", 0))
+
+
+def _entered(order: Order, ending: Ending, attempts_before: int) -> Ending:
+    """Enter into the record how a process ended that could not say so itself.
+
+    Returns:
+        The ending that the record tells of: the process's own where it was lost after its last word.
+    """
+    from bench.plan import stored_unit
+    from bench.records import close, ending_in, new_record
 
     lease = Leases(order.store).acquire(order.lease_name, order.title)
     if lease is None:  # somebody else is at it by now
-        return
+        return ending
     with lease:
         store = Store(order.store)
         record = store.record(order.kind, order.identity)
-        if record is not None and record["status"] == "running":
-            close(record, ending)
-            store.write_record(order.kind, order.identity, record)
+        if record is None or record["attempt"] == attempts_before:  # it was lost before it wrote anything
+            stored = read_checked(order.folder / "spec.json")
+            if stored is None:
+                return ending
+            spec, _, unit = stored_unit(stored)
+            record = new_record(spec, unit, order.data_checksum, record)
+        elif record["status"] != "running":
+            return ending_in(record)
+        close(record, ending)
+        store.write_record(order.kind, order.identity, record)
+    return ending

@@ -239,3 +239,20 @@ def test_processes_inherit_nothing_from_each_other_or_from_this_one(trouble: Cal
     second.supervise()
     assert_same(first, second)
     assert torch.initial_seed() == 7
+
+
+def test_a_process_that_is_ended_before_it_wrote_anything_is_recorded(trouble: Callable[..., Trouble]) -> None:
+    late = trouble("nothing")
+    ending = late.supervise(seconds=1e-6)
+    assert ending.status == "timeout"
+    assert (late.record["status"], late.record["attempt"]) == ("timeout", 1)
+    assert late.record["finished"] is not None
+
+
+def test_a_process_that_is_lost_after_its_last_word_has_done_its_work(
+    trouble: Callable[..., Trouble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = trouble("nothing")
+    monkeypatch.setattr(supervisor, "_told", lambda _: None)
+    assert done.supervise() == Ending(status="done")
+    assert (done.record["status"], done.record["attempt"]) == ("done", 1)

@@ -293,11 +293,8 @@ def test_where_mlflow_keeps_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert is_database("postgresql+psycopg2://u@h/db") and not is_database("https://h")
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/x.db", "gopher://x", "file:///tmp/x"])
-def test_failures_are_one_warning(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/x.db"])
+def test_failures_are_one_warning(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake = fake_store.mixed(tmp_path)
     tracker = Tracker(uri, tmp_path)
     with caplog.at_level(logging.WARNING, logger="bench"):
@@ -305,6 +302,12 @@ def test_failures_are_one_warning(
         assert tracker.log_study(fake.store, fake.document()) is False
     (record,) = (record for record in caplog.records if record.name == "bench.tracking")
     assert uri in record.getMessage() and "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("uri", ["gopher://x", "file:///tmp/x", "bench-store/mlflow.db"])
+def test_what_is_no_place_for_data_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"is no place for MLflow's data; give a server such as"):
+        Tracker(uri, tmp_path)
 
 
 def test_a_damaged_database_is_refused_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -412,8 +415,7 @@ def test_the_user_interface_needs_the_studys_experiment(root: Path, tmp_path: Pa
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_server_that_is_down_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_server_that_is_down_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"cannot read MLflow's data at http://127\.0\.0\.1:9"):
         launch_ui(tmp_path, "http://127.0.0.1:9", "quick")
 
