@@ -192,9 +192,7 @@ class Tracker:
         return str(experiment.experiment_id)
 
     def _owner(self) -> str:
-        """What marks the store's runs. On a server it goes with the store when that is moved or copied."""
-        if self._is_private:
-            return str(self.root)
+        """What marks the store's runs among those of others; it goes with the store when that is moved or copied."""
         file = self.root / STORE_ID
         try:
             if not file.is_file():

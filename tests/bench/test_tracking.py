@@ -20,8 +20,8 @@ from bench import ui as interface
 from bench.errors import BenchError
 from bench.store import read_json, write_json, write_text
 from bench.tracking import Tracker, resolve_uri
-from bench.tracking_probe import is_database
 from bench.tracking_entries import curve_points
+from bench.tracking_probe import is_database
 from bench.ui import launch_ui
 
 fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
@@ -274,14 +274,15 @@ def test_an_experiment_in_the_bin_is_brought_back(mixed: Any) -> None:
 def test_the_experiment_is_tagged_with_its_store(mixed: Any) -> None:
     tracker = Tracker(None, mixed.root)
     assert tracker.prepare(mixed.document()) and tracker.prepare(mixed.document())
-    assert tracker._client.get_experiment_by_name("quick").tags["bench.store"] == str(mixed.root)
+    mark = (mixed.root / ".tracking-id").read_text().strip()
+    assert tracker._client.get_experiment_by_name("quick").tags["bench.store"] == mark
 
 
 def test_everything_stays_in_the_store(mixed: Any) -> None:
     log_study(mixed)
     assert list(Path.cwd().iterdir()) == []
     names = {path.name for path in mixed.root.iterdir()}
-    assert names == {"mlflow.db", "mlartifacts", "runs", "studies", "tuning"}
+    assert names == {".tracking-id", "mlflow.db", "mlartifacts", "runs", "studies", "tuning"}
 
 
 def test_where_mlflow_keeps_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
