@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test faults lint
 
 # One stamp for both targets: installs once, again when the project file or the pins change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -16,6 +16,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Some hundred kills and every other fault, in an hour or two; goes on where it was stopped.
+faults: setup
+	$(BIN)/python -m tests.faults.campaign --kills 200 --seed 0
 
 lint: setup
 	$(BIN)/ruff check .

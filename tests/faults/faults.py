@@ -1,0 +1,155 @@
+"""What all kinds of faults share: where they are tried out, how their outcome is judged, and how it is told."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.study import Command, Ended, Reference, Warm, new_token
+
+EQUAL = "equal"
+"""The command ended with results equal to an undisturbed study's."""
+TOLD = "told, then equal"
+"""The command ended with one clear line; what it says was done, and then the same command ended equal."""
+SKIPPED = "skipped"
+"""The fault cannot be made here."""
+WRONG = "WRONG"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a fault.
+
+    Attributes:
+        kind: Sort of fault, by which outcomes are counted.
+        fault: What was done.
+        outcome: One of the words above.
+        detail: What was seen.
+        seconds: How long it took.
+    """
+
+    kind: str
+    fault: str
+    outcome: str
+    detail: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        detail = f" — {self.detail}" if self.detail else ""
+        return f"{self.kind}: {self.fault}: {self.outcome}{detail} ({self.seconds:.0f} s)"
+
+
+@dataclass
+class Arena:
+    """Where faults are tried out.
+
+    Attributes:
+        folder: For stores.
+        reference: An undisturbed study.
+        warm: Runs commands quickly.
+        seconds: How long a command of its own takes for the study, as measured lately.
+        bases: Stores to start from, made when first needed.
+    """
+
+    folder: Path
+    reference: Reference
+    warm: Warm
+    seconds: float = 30.0
+    bases: dict[str, Path] = field(default_factory=dict)
+
+    def fresh(self) -> Path:
+        """The path of a store that there is not yet."""
+        return self.folder / f"store-{new_token()[:8]}"
+
+    def copy(self, base: str = "finished") -> Path:
+        """A copy of the finished store, or of the interrupted one."""
+        store = self.fresh()
+        shutil.copytree(self.finished if base == "finished" else self.interrupted, store, symlinks=True)
+        return store
+
+    @property
+    def finished(self) -> Path:
+        """The undisturbed study's store."""
+        return self.reference.root
+
+    @property
+    def interrupted(self) -> Path:
+        """A store that was lost in the middle of a run that has checkpoints, and of everything else."""
+        if "interrupted" not in self.bases:
+            self.bases["interrupted"] = self._interrupted()
+        return self.bases["interrupted"]
+
+    def _interrupted(self) -> Path:
+        for _ in range(20):
+            store = self.folder / "interrupted"
+            shutil.rmtree(store, ignore_errors=True)
+            command = Command(store)
+            while command.running and not any(store.glob("runs/*/checkpoints/finetune.*.pt")):
+                time.sleep(0.01)
+            command.kill_all()
+            found = list(store.glob("runs/*/checkpoints/finetune.*.pt"))
+            if found and any(store.glob("leases/runs-*.json")):
+                (found[0].parents[1] / "error.txt").write_text("of an earlier attempt\n")
+                return store
+        raise AssertionError("no run could be stopped while it had checkpoints")
+
+    def remove(self, store: Path) -> None:
+        """Remove a store and the logs of its commands."""
+        shutil.rmtree(store, ignore_errors=True)
+        for log in self.folder.glob(f"{store.name}.*.log"):
+            log.unlink()
+
+    def judge(
+        self,
+        store: Path,
+        ended: Ended,
+        remedy: Callable[[], object] = lambda: None,
+        *,
+        tracking: bool = True,
+        left_out: Sequence[str] = (),
+        statuses: Sequence[int] = (0, 1, 2),
+    ) -> tuple[str, str]:
+        """The outcome of a fault, and what was seen.
+
+        Args:
+            store: The store after a command that met the fault.
+            ended: How that command ended.
+            remedy: Does what an error told to do.
+            tracking: Whether MLflow must be up to date at the end.
+            left_out: Beginnings of paths in the store that are not compared.
+            statuses: With which the command may have ended.
+        """
+        seen = f"exit {ended.status}"
+        if "Traceback" in ended.output:
+            return WRONG, f"{seen} with a traceback: {_short(ended.output)}"
+        if ended.status not in statuses:
+            return WRONG, f"{seen}: {_short(ended.output)}"
+        told = ended.status != 0
+        if ended.status == 2:
+            if not ended.is_clear:
+                return WRONG, f"{seen} without a clear line: {_short(ended.output)}"
+            seen += f" '{ended.last_line[:160]}'"
+        if told:
+            remedy()
+            again = self.warm.run(store)
+            if again.status != 0 or "Traceback" in again.output:
+                return WRONG, f"{seen}, and the same command again: exit {again.status}: {_short(again.output)}"
+        wrong = self.reference.differences(store, tracking=tracking, left_out=left_out) or self.views(store)
+        if wrong:
+            return WRONG, f"{seen}; {'; '.join(wrong[:3])}"
+        return TOLD if told else EQUAL, seen
+
+    def views(self, store: Path) -> list[str]:
+        """What is wrong with `bench status` and `bench report` of a store."""
+        wrong = []
+        for name in ("status", "report"):
+            ended = self.warm.bench(name, "--store", str(store))
+            if ended.status or "Traceback" in ended.output:
+                wrong.append(f"bench {name}: exit {ended.status}: {_short(ended.output)}")
+        return wrong
+
+
+def _short(output: str) -> str:
+    """The end of an output in one line."""
+    return " | ".join(output.strip().splitlines()[-4:])[-500:]

@@ -1,0 +1,365 @@
+"""A study of some seconds, its commands, and whether a store holds the same results as an undisturbed one."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.leases import Leases
+from bench.store import Store, load_state, read_checked, read_json
+from tests.faults import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "tiny"
+_SIZES = {"pretrain": 2, "search": 2, "finetune": 2}
+SETTINGS = (
+    *("--name", NAME, "--methods", "sbs,dnas,fixed", "--model", "resnet8", "--dataset", "synthetic"),
+    *("--budget", "4bit", "--seeds", "2", "--device", "cpu", "--set", "threads=1", "--set", "task.train_images=96"),
+    *("--set", "tuning.trials=2"),
+    *(part for phase, count in _SIZES.items() for part in ("--set", f"{phase}.epochs={count}")),
+    *(part for phase in _SIZES for part in ("--set", f"{phase}.batch_size=32")),
+)
+UNITS = 15
+"""Pretrainings, tunings, trials and runs of the study."""
+
+_TIMES = ("seconds", "seconds_mean", "_mb", "started", "finished", "created", "command")
+"""What the names of fields and columns end in that differ between two runs of the same study."""
+
+WAIT = 240.0
+"""Seconds after which a command counts as hanging."""
+
+
+def environment(token: str, **more: str) -> dict[str, str]:
+    """What commands run with: this checkout's code, a checkpoint after each epoch, and a mark on all processes."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BENCH_", "MLFLOW_"))}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        "BENCH_CHECKPOINT_SECONDS": "0",
+        processes.MARK: token,
+        **more,
+    }
+
+
+def new_token() -> str:
+    """A mark for the processes of a command."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        status: Its exit status, negative for a signal.
+        output: All that it printed.
+        seconds: How long it took.
+    """
+
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def last_line(self) -> str:
+        """The last line of the output."""
+        return (self.output.strip().splitlines() or [""])[-1]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether an error was told in one line for a person, rather than by a traceback."""
+        return "Traceback" not in self.output and self.last_line.startswith("bench: ")
+
+
+class Command:
+    """A `bench run` of the study as a process group of its own.
+
+    Args:
+        store: Its store.
+        extra: Further arguments.
+        prefix: What the command is run by, e.g. `faketime`.
+        more: Further environment variables.
+    """
+
+    def __init__(self, store: Path, *extra: str, prefix: Sequence[str] = (), **more: str) -> None:
+        self.token = new_token()
+        self.log = store.parent / f"{store.name}.{self.token[:8]}.log"
+        self._began = time.monotonic()
+        line = [*prefix, sys.executable, "-m", "bench", "run", *SETTINGS, "--store", str(store), *extra]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                line,
+                cwd=store.parent,
+                env=environment(self.token, **more),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+    def wait(self, seconds: float = WAIT) -> Ended:
+        """Its end.
+
+        Raises:
+            TimeoutError: It hangs; all its processes are killed.
+        """
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            self.kill_all()
+            raise TimeoutError(f"still running after {seconds:.0f} s: {self.output()[-500:]}") from error
+        return Ended(status=status, output=self.output(), seconds=time.monotonic() - self._began)
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def family(self) -> list[processes.Process]:
+        """All its living processes."""
+        return processes.marked(self.token)
+
+    def kill_all(self) -> None:
+        """Kill every process of the command."""
+        self.process.kill()
+        self.process.wait()
+        processes.kill_marked(self.token)
+
+    def leftovers(self, seconds: float = 25.0) -> list[processes.Process]:
+        """Processes that are still there so long after the command itself ended; killed so that nothing stays."""
+        deadline = time.monotonic() + seconds
+        while (found := self.family()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if found:
+            processes.kill_marked(self.token)
+        return found
+
+
+class Warm:
+    """Runs commands in forks of a process that has imported everything: a second instead of ten for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.token = new_token()
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.warm"],
+            cwd=folder,
+            env=environment(self.token),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "Warm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the server."""
+        if self._server.stdin is not None:
+            self._server.stdin.close()
+        try:
+            self._server.wait(5)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+        processes.kill_marked(self.token)
+
+    def bench(self, *arguments: str, **more: str) -> Ended:
+        """Run `bench` with these arguments to its end."""
+        began = time.monotonic()
+        log = self._folder / f"warm.{uuid.uuid4().hex[:8]}.log"
+        job = {"arguments": arguments, "output": str(log), "environment": more}
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        line = self._server.stdout.readline()
+        if not line:
+            raise RuntimeError("the server of warm commands is gone")
+        output = log.read_text(errors="replace")
+        log.unlink()
+        return Ended(status=int(json.loads(line)["status"]), output=output, seconds=time.monotonic() - began)
+
+    def run(self, store: Path, *extra: str, **more: str) -> Ended:
+        """Run the study, all in one process."""
+        return self.bench("run", *SETTINGS, "--store", str(store), "--in-process", *extra, **more)
+
+
+# --- what a store holds ------------------------------------------------------------------------------------------
+
+Portrait = dict[str, Any]
+"""What must be equal, by its path in the store."""
+
+
+def portrait(root: Path) -> Portrait:
+    """Everything in a store that two runs of the same study must agree on."""
+    store = Store(root)
+    document = read_checked(store.study(NAME) / "study.json") or {}
+    found: Portrait = {"study": {key: document.get(key) for key in ("runs", "tunings", "pretrained", "spec")}}
+    for folder in _unit_folders(root):
+        where = str(folder.relative_to(root))
+        found[f"{where}/record.json"] = _lasting(_outcome(read_checked(folder / "record.json")))
+        for name in ("policy.json", "raw_policy.json", "search.json", "curves.json", "trial.json"):
+            if (folder / name).exists():
+                found[f"{where}/{name}"] = _lasting(read_json(folder / name))
+        for path in folder.glob("*.pt"):
+            found[f"{where}/{path.name}"] = _tensors(path)
+    for name in ("runs.csv", "results.csv"):
+        found[f"studies/{NAME}/{name}"] = _table(store.study(NAME) / name)
+    return found
+
+
+def _unit_folders(root: Path) -> Iterator[Path]:
+    """The folders of all units, without those that were set aside."""
+    for pattern in ("pretrained/*", "tuning/*", "tuning/*/trials/*", "runs/*"):
+        for folder in sorted(root.glob(pattern)):
+            if folder.is_dir() and ".stale-" not in str(folder.relative_to(root)):
+                yield folder
+
+
+def _outcome(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part of a record that tells what came out, without how often it was tried and the hashes of files."""
+    left_out = ("attempt", "files", "times", "versions", "hardware", "checksum")
+    return {key: value for key, value in (record or {}).items() if key not in left_out}
+
+
+def _lasting(value: Any) -> Any:
+    """A document without times and memory."""
+    if isinstance(value, Mapping):
+        return {key: _lasting(inner) for key, inner in value.items() if not str(key).endswith(_TIMES)}
+    if isinstance(value, list):
+        return [_lasting(inner) for inner in value]
+    return value
+
+
+def _tensors(path: Path) -> dict[str, str]:
+    """Hashes of the tensors in a file: equal when `torch.equal` says so of each, and only then but for -0.0."""
+    state = load_state(path)
+    return {
+        name: f"{tuple(value.shape)} {hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()}"
+        for name, value in state.items()
+    }
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    """A table without the columns of times, memory and dates."""
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+    except OSError:
+        return []
+    return [{key: value for key, value in line.items() if not key.endswith(_TIMES)} for line in lines]
+
+
+def tracked(root: Path) -> list[str]:
+    """The identities of the runs in a store's MLflow database that are not in its bin."""
+    with closing(sqlite3.connect(f"file:{root / 'mlflow.db'}?mode=ro", uri=True)) as database:
+        rows = database.execute(
+            "select tags.value from tags join runs using (run_uuid) "
+            "where tags.key = 'bench.id' and runs.lifecycle_stage = 'active' order by tags.value"
+        )
+        return [str(row[0]) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What an undisturbed study holds.
+
+    Attributes:
+        root: Its store.
+        portrait: What must be equal.
+        tracked: What MLflow has of it.
+    """
+
+    root: Path
+    portrait: Portrait
+    tracked: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, root: Path) -> "Reference":
+        """A finished study's store as the reference."""
+        found = portrait(root)
+        units = sum(key.endswith("record.json") for key in found)
+        if units != UNITS:
+            raise AssertionError(f"the undisturbed study has {units} units, not {UNITS}")
+        return cls(root=root, portrait=found, tracked=tracked(root))
+
+    def differences(self, root: Path, *, tracking: bool = True, left_out: Sequence[str] = ()) -> list[str]:
+        """How a store differs from an undisturbed one, in words; empty when it is equal and at rest.
+
+        Args:
+            root: The store.
+            tracking: Whether MLflow must be up to date as well.
+            left_out: Beginnings of paths that are not compared.
+        """
+        try:
+            found = portrait(root)
+        except Exception as error:  # whatever cannot be read is a difference
+            return [f"cannot be read: {type(error).__name__}: {error}"]
+        keys = [key for key in sorted(found.keys() | self.portrait.keys()) if not key.startswith(tuple(left_out))]
+        wrong = [_difference(key, self.portrait.get(key), found.get(key)) for key in keys]
+        wrong = [text for text in wrong if text]
+        store, leases = Store(root), Leases(root)
+        for folder in _unit_folders(root):
+            where = str(folder.relative_to(root))
+            if where.startswith(tuple(left_out)):
+                continue
+            record = read_checked(folder / "record.json") or {}
+            kind, identity = _address(where)
+            damage = store.damage(kind, identity, record, thorough=True)  # type: ignore[arg-type]
+            wrong += [f"{where}: {damage}"] if damage else []
+            wrong += [f"{where} still has checkpoints"] if (folder / "checkpoints").exists() else []
+        wrong += [f"lease {view.name} is alive" for view in leases.all() if not leases.is_dead(view)]
+        if tracking and not wrong:
+            try:
+                found_runs = tracked(root)
+            except sqlite3.Error as error:
+                return [f"MLflow's database: {error}"]
+            wrong += [] if found_runs == self.tracked else [f"MLflow has {len(found_runs)} runs: {found_runs}"]
+        return wrong
+
+
+def _address(where: str) -> tuple[str, str]:
+    parts = where.split("/")
+    return ("trials", f"{parts[1]}-{parts[3]}") if len(parts) == 4 else (parts[0], parts[1])
+
+
+def _difference(key: str, expected: Any, found: Any) -> str:
+    if expected == found:
+        return ""
+    if expected is None or found is None:
+        return f"{key} is {'missing' if found is None else 'too many'}"
+    if isinstance(expected, dict) and isinstance(found, dict):
+        fields = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        told = ", ".join(f"{name}: {expected.get(name)!r:.60} → {found.get(name)!r:.60}" for name in sorted(fields)[:3])
+        return f"{key} differs in {told}"
+    return f"{key} differs"
+
+
+def leftover_temporaries(root: Path) -> list[Path]:
+    """Files that a process left when it was killed while writing."""
+    return [path for path in root.rglob(".*.tmp") if not path.name.startswith(".clock.")]
+
+
+def signal_name(number: int) -> str:
+    """Such as SIGKILL."""
+    return signal.Signals(number).name

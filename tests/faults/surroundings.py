@@ -1,0 +1,262 @@
+"""Faults around a study: clocks that jump, databases that are locked, servers that are gone, processes that sleep."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tests.faults.faults import EQUAL, SKIPPED, WRONG, Arena, Outcome
+from tests.faults.processes import roles
+from tests.faults.study import Command, Ended
+
+_MOST_EXTRA_SECONDS = 120.0
+"""What a tracking database or server that is not there may cost a study at most."""
+
+
+# --- clocks ------------------------------------------------------------------------------------------------------
+
+
+def _faketime() -> Path | None:
+    """The library that shifts a process's clock."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+
+
+def clock_jumps(arena: Arena) -> Iterator[Outcome]:
+    """Commands whose clocks differ by weeks, and a clock that jumps while a command runs."""
+    library = _faketime()
+    if library is None:
+        reason = "libfaketime is not installed (on Debian: apt-get install faketime)"
+        yield Outcome(kind="clock", fault="all jumps", outcome=SKIPPED, detail=reason)
+        return
+    for first, second in (("+40d", "-40d"), ("-40d", "+40d")):
+        yield _continued_at_another_time(arena, library, first, second)
+    for jumps in (("+1d", "-2d"), ("-30d", "+0d"), ("+3600", "-3600", "+7200")):
+        yield _jumping(arena, library, jumps)
+
+
+def _shifted(library: Path, offset: str) -> dict[str, str]:
+    return {"LD_PRELOAD": str(library), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
+
+
+def _continued_at_another_time(arena: Arena, library: Path, first: str, second: str) -> Outcome:
+    """A command is lost with all its processes, and continued by one whose clock is another one."""
+    began = time.monotonic()
+    store = arena.fresh()
+    lost = Command(store, **_shifted(library, first))
+    while lost.running and not any(store.glob("runs/*/checkpoints/*.pt")):
+        time.sleep(0.02)
+    lost.kill_all()
+    outcome, detail = _ended(arena, store, Command(store, **_shifted(library, second)))
+    return _told(arena, store, "clock", f"begun at {first}, continued at {second}", outcome, detail, began)
+
+
+def _jumping(arena: Arena, library: Path, jumps: Sequence[str]) -> Outcome:
+    """The clock jumps again and again while one command runs."""
+    began = time.monotonic()
+    store = arena.fresh()
+    clock = store.with_suffix(".clock")
+    clock.write_text("+0\n")
+    variables = {key: value for key, value in _shifted(library, "").items() if key != "FAKETIME"}
+    command = Command(store, "--jobs", "2", FAKETIME_TIMESTAMP_FILE=str(clock), **variables)
+    while command.running and not any(store.glob("pretrained/*/record.json")):
+        time.sleep(0.02)
+    number = 0
+    while command.running:
+        clock.write_text(f"{jumps[number % len(jumps)]}\n")
+        number += 1
+        time.sleep(arena.seconds / 10)
+    outcome, detail = _ended(arena, store, command)
+    clock.unlink()
+    return _told(
+        arena, store, "clock", f"jumps at work: {', '.join(jumps)}", outcome, f"{detail}, {number} jumps", began
+    )
+
+
+# --- tracking ----------------------------------------------------------------------------------------------------
+
+_HOLDER = """
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+database.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    """Hold an SQLite file exclusively while the block runs."""
+    line = [sys.executable, "-c", _HOLDER, str(database)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        if holder.stdout.readline().strip() != "held":
+            raise RuntimeError(f"{database} cannot be locked")
+        try:
+            yield
+        finally:
+            holder.stdin.close()
+
+
+def locked_databases(arena: Arena) -> Iterator[Outcome]:
+    """The tracking database is locked for all of a command's time, or from its middle on."""
+    began = time.monotonic()
+    store = arena.fresh()
+    store.mkdir()
+    with _locked(store / "mlflow.db"):
+        outcome, detail = _without_tracking(arena, store, Command(store))
+    yield _told(arena, store, "SQLite locked", "before there is a table", outcome, detail, began)
+
+    began = time.monotonic()
+    store = arena.copy("interrupted")
+    with _locked(store / "mlflow.db"):
+        outcome, detail = _without_tracking(arena, store, Command(store))
+    yield _told(arena, store, "SQLite locked", "all the time", outcome, detail, began)
+
+    began = time.monotonic()
+    store = arena.fresh()
+    command = Command(store)
+    while command.running and not any(store.glob("runs/*/record.json")):
+        time.sleep(0.02)
+    with _locked(store / "mlflow.db"):
+        outcome, detail = _without_tracking(arena, store, command)
+    yield _told(arena, store, "SQLite locked", "from the first run on", outcome, detail, began)
+
+
+def servers_gone(arena: Arena) -> Iterator[Outcome]:
+    """Tracking servers of which nobody answers."""
+    began = time.monotonic()
+    store = arena.fresh()
+    command = Command(store, "--tracking-uri", f"http://127.0.0.1:{_closed_port()}")
+    outcome, detail = _without_tracking(arena, store, command)
+    yield _told(arena, store, "tracking server", "port closed", outcome, detail, began)
+
+    began = time.monotonic()
+    store = arena.fresh()
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        command = Command(store, "--tracking-uri", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        outcome, detail = _without_tracking(arena, store, command)
+    yield _told(arena, store, "tracking server", "accepts and never answers", outcome, detail, began)
+
+
+def _closed_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _without_tracking(arena: Arena, store: Path, command: Command) -> tuple[str, str]:
+    """A command must end well, with a warning, and in time."""
+    try:
+        ended = command.wait(3 * arena.seconds + 2 * _MOST_EXTRA_SECONDS)
+    except TimeoutError as error:
+        return WRONG, str(error)
+    extra = ended.seconds - arena.seconds
+    detail = f"exit {ended.status}, {extra:+.0f} s"
+    if ended.status or "Traceback" in ended.output:
+        return WRONG, f"{detail}: {ended.output.strip()[-400:]}"
+    if "not up to date" not in ended.output:
+        return WRONG, f"{detail}, without a warning"
+    if extra > 2 * arena.seconds + _MOST_EXTRA_SECONDS:
+        return WRONG, f"{detail}: too long"
+    wrong = arena.reference.differences(store, tracking=False)
+    return (WRONG, "; ".join(wrong[:3])) if wrong else (EQUAL, detail)
+
+
+# --- locks and sleep ---------------------------------------------------------------------------------------------
+
+
+def lock_held(arena: Arena) -> Iterator[Outcome]:
+    """Some process holds the lock of the leases and never lets go."""
+    from filelock import FileLock
+
+    began = time.monotonic()
+    store = arena.copy("interrupted")
+    lock = FileLock(store / "leases" / ".lock")
+    lock.acquire()
+    ended = arena.warm.run(store)
+    outcome, detail = arena.judge(store, ended, lock.release, statuses=(2,))
+    lock.release()
+    yield _told(arena, store, "lock", "that of the leases is held for ever", outcome, detail, began)
+
+
+def sleepers(arena: Arena, seconds: float = 45.0) -> Iterator[Outcome]:
+    """Processes that are stopped for longer than others are patient, and go on."""
+    for role in ("worker", "command", "server"):
+        began = time.monotonic()
+        store = arena.fresh()
+        command = Command(store)
+        pid = _when_at_work(command, store, role)
+        if pid is None:
+            outcome, detail = WRONG, f"no {role} was seen"
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGCONT)
+            outcome, detail = _ended(arena, store, command)
+        yield _told(arena, store, "sleep", f"{role} stopped for {seconds:.0f} s", outcome, detail, began)
+    yield _taken_over(arena, seconds)
+
+
+def _taken_over(arena: Arena, seconds: float) -> Outcome:
+    """All of a command on another machine falls asleep; one here takes its work over; then the first one wakes up."""
+    began = time.monotonic()
+    fault = "a command on another machine, taken over, wakes up"
+    prefix = ("unshare", "--uts", "bash", "-c", 'hostname another-machine && exec "$@"', "bash")
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        return Outcome(kind="sleep", fault=fault, outcome=SKIPPED, detail="only root can give a process a host name")
+    store = arena.fresh()
+    asleep = Command(store, prefix=prefix)
+    if _when_at_work(asleep, store, "worker") is None:
+        asleep.kill_all()
+        return Outcome(kind="sleep", fault=fault, outcome=SKIPPED, detail=f"unshare: {asleep.output()[-200:]}")
+    stopped = asleep.family()
+    for process in stopped:
+        os.kill(process.pid, signal.SIGSTOP)
+    here = Command(store)
+    time.sleep(seconds)
+    ended = here.wait()
+    for process in stopped:
+        os.kill(process.pid, signal.SIGCONT)
+    woken = asleep.wait()
+    left = asleep.leftovers()
+    outcome, detail = arena.judge(store, ended)
+    detail += f"; the other one {woken.status}"
+    if woken.status not in (0, 1, 2, 130) or "Traceback" in woken.output or left:
+        outcome, detail = WRONG, f"{detail}: {woken.output.strip()[-300:]} {[process.line[:60] for process in left]}"
+    return _told(arena, store, "sleep", fault, outcome, detail, began)
+
+
+def _when_at_work(command: Command, store: Path, role: str) -> int | None:
+    """The process of a command that plays a role, as soon as runs are at work."""
+    while command.running:
+        if any(store.glob("runs/*/checkpoints/*.pt")):
+            family = command.family()
+            found = [pid for pid, played in roles(family, command.process.pid).items() if played == role]
+            if found:
+                return found[0]
+        time.sleep(0.02)
+    return None
+
+
+def _ended(arena: Arena, store: Path, command: Command) -> tuple[str, str]:
+    """A command that must end well by itself."""
+    try:
+        ended: Ended = command.wait()
+    except TimeoutError as error:
+        return WRONG, str(error)
+    if left := command.leftovers():
+        return WRONG, f"left processes behind: {[process.line[:80] for process in left]}"
+    return arena.judge(store, ended)
+
+
+def _told(arena: Arena, store: Path, kind: str, fault: str, outcome: str, detail: str, began: float) -> Outcome:
+    if outcome != WRONG:
+        arena.remove(store)
+    else:
+        detail += f" [kept: {store}]"
+    return Outcome(kind=kind, fault=fault, outcome=outcome, detail=detail, seconds=time.monotonic() - began)
