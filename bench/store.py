@@ -70,8 +70,9 @@ class Store:
         return self.root / "studies" / name
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
-        """The record of a unit; `None` when it was never started or its record is damaged."""
-        return read_checked(self.unit(kind, identity) / "record.json")
+        """The record of a unit; `None` when it was never started, or its record is damaged or another unit's."""
+        record = read_checked(self.unit(kind, identity) / "record.json")
+        return None if record is None or record.get("id", identity) != identity else record
 
     def write_record(self, kind: UnitKind, identity: str, record: Mapping[str, Any]) -> None:
         """Write the record of a unit with its checksum."""

@@ -1,0 +1,151 @@
+"""The short form of the campaign of faults; `make faults` runs the long one."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import leases as leases_module
+from bench.errors import BenchError
+from bench.leases import Leases
+from bench.running import seconds_from_environment
+from bench.store import Store, write_bytes, write_checked
+from bench.tracking import Tracker
+from tests.faults import damage, places
+from tests.faults.faults import EQUAL, SKIPPED, TOLD, Arena, Outcome
+from tests.faults.kills import KillCampaign
+from tests.faults.study import Reference, Warm
+
+KINDS = ("record.json of a run", "network.pt", "study.json", "runs.csv", "mlflow.db", "record.json of a tuning")
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """An undisturbed study, and processes that run commands quickly."""
+    folder = tmp_path_factory.mktemp("faults")
+    with Warm(folder) as warm:
+        ended = warm.run(folder / "reference")
+        assert ended.status == 0, ended.output
+        yield Arena(folder=folder, reference=Reference.of(folder / "reference"), warm=warm, seconds=15.0)
+
+
+def well(outcomes: list[Outcome]) -> bool:
+    """Whether all ended as they should; those that did not are shown by the failing assertion."""
+    return [str(outcome) for outcome in outcomes if outcome.outcome not in (EQUAL, TOLD, SKIPPED)] == []
+
+
+@pytest.mark.slow
+def test_a_study_whose_processes_are_killed_ends_like_an_undisturbed_one(arena: Arena) -> None:
+    said: list[str] = []
+    study = KillCampaign(arena, seed=1, say=said.append).study(number=0, kills=4, variant="two jobs")
+    assert (study.outcome, study.detail) == (EQUAL, ""), said
+    assert study.kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["a bit flipped", "a link elsewhere"])
+def test_damaged_files_are_made_anew(arena: Arena, what: str) -> None:
+    kinds = [kind for kind in damage.KINDS if kind.name in KINDS]
+    assert well(list(damage.damage_faults(arena, 0, kinds, [what])))
+
+
+@pytest.mark.slow
+def test_deleted_folders_are_made_anew(arena: Arena) -> None:
+    assert well(list(damage.deleted_folders(arena, ["a run", "the leases"])))
+
+
+@pytest.mark.slow
+def test_stores_in_bad_places_are_told_in_one_line(arena: Arena) -> None:
+    file = arena.fresh()
+    file.write_text("no folder")
+    for store in (file, Path("/proc/nothing-here")):
+        ended = arena.warm.run(store)
+        assert ended.status == 2
+        assert ended.is_clear, ended.output
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_is_told_in_one_line(arena: Arena) -> None:
+    store = arena.fresh()
+    with places.mounted(store, "700k") as reason:
+        if reason:
+            pytest.skip(f"no small file system can be mounted: {reason}")
+        ended = arena.warm.run(store)
+        assert ended.status == 2, ended.output
+        assert ended.is_clear
+        assert str(store) in ended.last_line
+
+
+# --- single rules that the campaign has shown to matter -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("days", [-40, 40])
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_no_clock_decides_whether_a_holder_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, host: str
+) -> None:
+    leases = Leases(tmp_path)
+    lease = leases.acquire("runs-0", "run")
+    assert lease is not None
+    then = time.time() + days * 86_400
+    os.utime(lease.path, (then, then))
+    monkeypatch.setattr(time, "time", lambda: then)
+    view = leases.read("runs-0")
+    assert view is not None
+    if host == "elsewhere":
+        view = replace(view, holder=replace(view.holder, host="elsewhere"))
+    assert not leases.is_dead(view)
+    assert leases.age(view) >= 0
+    monkeypatch.setattr(leases_module, "PATIENCE_SECONDS", -1.0)
+    assert leases.is_dead(view) == (host == "elsewhere")
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"record\.json") as caught:
+        write_bytes(tmp_path / "record.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "record.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracking_database_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    def broken(tracking_uri: str, **_: Any) -> None:
+        Path(tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half of the tables")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / ".mlflow.db.0123.tmp-journal").write_bytes(b"of a process that was killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "MlflowClient", broken)
+        assert not Tracker(None, tmp_path).prepare({"name": "tiny"})
+    assert not any((file.stat().st_size, file.suffix == ".tmp") != (0, False) for file in tmp_path.iterdir())
+    assert Tracker(None, tmp_path).prepare({"name": "tiny"})
+
+
+def test_a_record_of_another_unit_is_no_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_record("tuning", "a", {"id": "a", "status": "done"})
+    write_checked(store.unit("tuning", "b") / "record.json", {"id": "a", "status": "done"})
+    assert store.record("tuning", "a") is not None
+    assert store.record("tuning", "b") is None
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 15.0), ("0", 0.0), (" 2.5 ", 2.5)])
+def test_seconds_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    monkeypatch.setenv("BENCH_CHECKPOINT_SECONDS", text)
+    assert seconds_from_environment("BENCH_CHECKPOINT_SECONDS", 15.0) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "1e3", "nan"])
+def test_seconds_that_are_none_are_told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("BENCH_CHECKPOINT_SECONDS", text)
+    with pytest.raises(BenchError, match=f"BENCH_CHECKPOINT_SECONDS is '{text}'"):
+        seconds_from_environment("BENCH_CHECKPOINT_SECONDS", 15.0)
