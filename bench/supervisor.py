@@ -28,6 +28,8 @@ _GRACE_SECONDS = 10.0
 """Between asking a process to stop and making it stop."""
 _ATTEMPTS = 2
 """A process that is lost costs its unit one more attempt."""
+_START_PAUSES = (0.1, 0.5, 2.0)
+"""Between tries to start a process: a server that was killed is still there for a moment."""
 _PRELOADED = (
     "torch",
     "torch._inductor",  # which `torch.use_deterministic_algorithms` imports
@@ -88,8 +90,8 @@ def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -
     kernel_kills, attempts_before = _kernel_kills(), _attempts(order)
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = _context(preload).Process(target=process_main, args=(order, sending), name=order.title)
-    process.start()
-    sending.close()
+    with sending:
+        _start(process)
     with receiving:
         try:
             verdict = _watch(process, limits, stop)
@@ -104,6 +106,22 @@ def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -
     _end(process, grace=0)  # when the server of processes was lost, its children may have survived it
     ending = verdict or _cause_of_death(process, _kernel_kills() - kernel_kills)
     return _entered(order, ending, attempts_before)
+
+
+def _start(process: ForkServerProcess) -> None:
+    """Start a process, also when the server of processes is lost this moment: the next try starts a new one.
+
+    Raises:
+        ConnectionError, EOFError: Servers are lost again and again.
+    """
+    for pause in _START_PAUSES:
+        try:
+            process.start()
+        except (ConnectionError, EOFError):
+            time.sleep(pause)
+        else:
+            return
+    process.start()
 
 
 def _context(preload: Sequence[str]) -> multiprocessing.context.ForkServerContext:

@@ -40,7 +40,7 @@ Victim = tuple[int, Command, Moment, Path | None]
 
 _AIM_SECONDS = 15.0
 """After so long without a file being written, any time will do."""
-_MOST_COMMANDS = 40
+_MOST_COMMANDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class _Attempt:
             if all(end.status == 0 for end in ended):
                 break
         else:
-            raise _UnexpectedError(f"not done after {_MOST_COMMANDS} commands")
+            raise _UnexpectedError(f"not done after {_MOST_COMMANDS} commands: {self._commands[0].output()[-300:]}")
         self._wait_for_families()
 
     def clean(self) -> None:
