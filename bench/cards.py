@@ -41,7 +41,7 @@ def visible_cards() -> list[str]:
 def cards_for(device: str, cards: list[str]) -> list[str]:
     """The cards that a specification's device stands for: one by number, or any."""
     _, _, number = device.partition(":")
-    return [cards[int(number)]] if number else cards
+    return cards[int(number) : int(number) + 1] if number else cards
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def card_lease(leases: Leases, needed: Needed, title: str, stop: Callable[[], bo
     cards = cards_for(needed.device, visible_cards())
     if len(cards) < needed.cards:
         raise BenchError(
-            f"--devices {needed.cards}: {socket.gethostname()} shows {len(cards)} CUDA devices; use --devices "
-            f"{max(1, len(cards))}"
+            f"'{needed.device}' with --devices {needed.cards} is not there: {socket.gethostname()} has "
+            f"{len(visible_cards())} CUDA devices; use fewer, or --device cpu"
         )
     while not stop():
         held = _all_or_none(leases, cards, needed, title)

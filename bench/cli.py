@@ -110,7 +110,7 @@ def run(
         optuna_storage=None if optuna_storage is None else check_database(with_driver(optuna_storage)),
     )
     console = make_console()
-    plan = make_plan(_specification(**asked))
+    plan = make_plan(_specification(**asked, elsewhere=scheduler is not None))
     check_how(how, plan.spec.device, plan.spec.devices)
     if dry_run:
         _print_plan(console, plan, how.store, data_dir, jobs)
@@ -149,6 +149,7 @@ def _specification(
     device: str | None,
     devices: int | None,
     settings: tuple[str, ...],
+    elsewhere: bool,
 ) -> StudySpec:
     """The specification from preset, file, `--set` and flags, with the device resolved."""
     from bench.machine import resolve_device
@@ -173,7 +174,7 @@ def _specification(
         kept = {key: value for key, value in base["options"].items() if key in asked["methods"]}
         base = {**base, "options": kept}
     spec = build([base, asked])
-    return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices))})
+    return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
 
 
 def _names(text: str, flag: str) -> list[str]:

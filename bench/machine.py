@@ -16,16 +16,22 @@ from bench.errors import BenchError
 _PACKAGES = ("torch", "torchvision", "optuna", "numpy", "mlflow")
 
 
-def resolve_device(text: str, devices: int = 1) -> torch.device:
+def resolve_device(text: str, devices: int = 1, *, elsewhere: bool = False) -> torch.device:
     """The device of a specification; "auto" is CUDA where there is one.
 
     Args:
         text: The device.
         devices: How many of its kind one run uses.
+        elsewhere: Whether the work is done on other machines, of which nothing is known here.
 
     Raises:
-        BenchError: The device does not exist on this machine, or there are not so many.
+        BenchError: The device does not exist on this machine, or there are not so many; or "auto" would have to be
+            decided for other machines.
     """
+    if elsewhere and text == "auto":
+        raise BenchError("which device a cluster has is not known here; say --device cpu or --device cuda")
+    if elsewhere:
+        return torch.device(text)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"

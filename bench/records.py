@@ -36,7 +36,7 @@ def new_record(spec: StudySpec, unit: Unit, data_checksum: str, earlier: Mapping
         "times": {},
         "peak_memory_mb": None,
         "versions": versions(),
-        "hardware": hardware(torch.device(spec.device)),
+        "hardware": hardware(torch.device(spec.device.partition(":")[0])),
         "fingerprint": fingerprint(method_of(unit), data_checksum),
         "attempt": int((earlier or {}).get("attempt", 0)) + 1,
         "files": {},

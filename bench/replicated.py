@@ -82,9 +82,13 @@ def work_alone(assignment: Assignment, watcher: "Watcher", device: "torch.device
     Raises:
         LostLeaseError: Somebody else took the unit over.
     """
+    import torch
+
     from bench.execution import Desk, Workbench, pretrain, run, try_out
 
     order, spec = assignment.order, assignment.spec
+    if device is None and order.card is not None:
+        device = torch.device("cuda")  # "cuda:1" is the first of those that this process sees
     bench = Workbench(spec, Store(order.store), order.data_dir, assignment.network, device)
     desk = Desk(bench, assignment.unit, assignment.record, watcher)
     task = {"pretrained": pretrain, "trials": try_out, "runs": run}[order.kind]

@@ -119,7 +119,8 @@ def _checked_data(plan: Plan, how: How) -> str:
     Raises:
         BenchError: The data or the checkpoint that the study starts from.
     """
-    task = Workbench(plan.spec, how.store, how.data_dir, plan.network).task
+    here = plan.spec.model_copy(update={"device": "cpu"})  # the device may be another machine's
+    task = Workbench(here, how.store, how.data_dir, plan.network).task
     if plan.spec.task.checkpoint is not None:
         load_checkpoint(task.make_model(), Path(plan.spec.task.checkpoint), plan.spec.task.model)
     return task.data.checksum
