@@ -114,7 +114,7 @@ class Store:
         known = self.studies()
         if not known:
             raise BenchError(f"no study in the store '{self.root}'; run one first: `bench run`")
-        chosen = name or known[-1]
+        chosen = known[-1] if name is None else name
         if chosen not in known:
             raise BenchError(f"no study '{chosen}' in the store '{self.root}'; there are: {', '.join(sorted(known))}")
         document = read_checked(self.study(chosen) / "study.json")
