@@ -241,8 +241,8 @@ class _Update:
         if found and len(found) == 1 and wanted.items() <= found[0].tags.items():
             self.counts.unchanged += 1
             return True
-        entry = self._mirror.folders.child(item)
-        found = None if entry is None else self._look_up(item.identity)
+        found = self._look_up(item.identity)
+        entry = None if found is None else self._mirror.folders.child(item)
         if entry is None or found is None:
             return False
         current = [sent for sent in found if wanted.items() <= sent.tags.items()][:1]

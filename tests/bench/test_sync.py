@@ -437,11 +437,16 @@ def test_a_file_that_is_damaged_meanwhile_can_be_deleted(fake: Any, caplog: Any)
     assert len(runs(fake.root)) == 3
 
 
-def test_a_file_that_loses_its_tables_gets_new_ones(fake: Any) -> None:
+def test_a_file_that_loses_its_tables_gets_new_ones(fake: Any, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("create table other (x)")
     tracker, document = Tracker(None, fake.root), fake.document()
     assert tracker.log_study(fake.store, document)
-    (fake.root / "mlflow.db").write_bytes(b"")  # the same inode
+    (fake.root / "mlflow.db").write_bytes((tmp_path / "other.db").read_bytes())  # the same inode
     assert not tracker.log_study(fake.store, document)
+    assert tracker.log_study(fake.store, document)
+    assert len(runs(fake.root)) == 3
+    (fake.root / "mlflow.db").write_bytes(b"")
     assert tracker.log_study(fake.store, document)
     assert len(runs(fake.root)) == 3
 
