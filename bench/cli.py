@@ -131,7 +131,8 @@ def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> in
     document = run_study(plan, how, tracker, LiveWatcher(console))
     report = load("reports", "comparison")()
     click.echo(report.render(report.build(store, document), "terminal", console.width))
-    click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui")
+    where = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui{where}")
     failed = runs_frame(store, document)["status"].isin(FAILURES - {"unreachable"}).any()
     return EXIT_SOME_FAILED if failed else 0
 

@@ -187,10 +187,7 @@ class _View:
         with self._turn():
             write_study_files(self._store, self._document)
             load("reports", "comparison")().write(self._store, self._document)
-            if thorough:
-                self._tracker.log_study(self._store, self._document)
-            else:
-                self._tracker.log_study(self._store, self._document, thorough=False)
+            self._tracker.log_study(self._store, self._document, thorough=thorough)
         ended = time.monotonic()
         self._next = ended + max(_VIEW_SECONDS, _VIEW_SHARE * (ended - began))
 

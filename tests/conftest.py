@@ -90,7 +90,7 @@ class NoTracker:
         self.calls.append("prepare")
         return True
 
-    def log_study(self, store: Store, study: Mapping[str, Any]) -> bool:
+    def log_study(self, store: Store, study: Mapping[str, Any], *, thorough: bool = True) -> bool:
         self.calls.append("log")
         return True
 

@@ -30,7 +30,7 @@ from bench.tracking import Tracker
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's view is not what a test is about."""
     monkeypatch.setattr(Tracker, "prepare", lambda *_: True)
-    monkeypatch.setattr(Tracker, "log_study", lambda *_: True)
+    monkeypatch.setattr(Tracker, "log_study", lambda *_, **__: True)
 
 
 def toml(values: Mapping[str, Any]) -> str:
