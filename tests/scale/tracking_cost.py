@@ -1,6 +1,6 @@
 """Measures what it costs to bring MLflow up to date after one more run, as the number of finished runs grows.
 
-    python tests/measure_tracking.py [--server] [10 100 1000]
+    python -m tests.scale.tracking_cost [--server] [10 100 1000]
 
 Made-up runs, five seeds a cell. `--server` goes through an MLflow server on this machine instead of an SQLite file.
 """
@@ -22,7 +22,7 @@ from bench.ui import Ui, _start_server, ui_command
 
 SEEDS = 5
 
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fake_store.py")))
+fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 
 
 class Calls:
