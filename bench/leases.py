@@ -247,6 +247,7 @@ class Lease:
         self._title = title
         self._token = secrets.token_hex(8)
         self._beat = 0
+        self._given_up = False
         self.progress: dict[str, Any] = {}
 
     @property
@@ -277,6 +278,8 @@ class Lease:
             self.check()
             self._beat += 1
             self.write()
+            if self._given_up:  # while this was written
+                self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Make sure that the lease is still one's own.
@@ -287,6 +290,11 @@ class Lease:
         found = read_json(self.path)
         if not isinstance(found, dict) or found.get("token") != self._token:
             raise LostLeaseError(f"the lease '{self.name}' was taken over")
+
+    def give_up(self) -> None:
+        """Give the lease back without the lock, from the handler of a signal that may have come while it is held."""
+        self._given_up = True
+        self.path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the lease back; nothing happens when it is not one's own any more."""

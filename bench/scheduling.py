@@ -114,7 +114,7 @@ def _stopping(lease: Lease) -> Iterator[None]:
     def stop(_: int, __: Any) -> None:
         if not lease.path.exists():  # asked for the second time: processes notice by themselves that we are gone
             os._exit(_EXIT_INTERRUPTED)
-        lease.path.unlink(missing_ok=True)  # without the lock: the signal may have come while it is ours
+        lease.give_up()
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

@@ -342,3 +342,19 @@ def test_of_two_processes_exactly_one_wins(tmp_path: Path) -> None:
     while not won.empty():
         winners.append(won.get())
     assert sorted(winners) == list(range(10))
+
+
+def test_a_lease_that_is_given_up_while_it_is_renewed_does_not_come_back(tmp_path: Path) -> None:
+    lease = Leases(tmp_path).acquire("unit", "work")
+    assert lease is not None
+    write = lease.write
+
+    def interrupted_write() -> None:
+        lease.give_up()  # the signal comes between the look at the file and its renewal
+        write()
+
+    lease.write = interrupted_write  # type: ignore[method-assign]
+    lease.beat()
+    assert not lease.path.exists()
+    with pytest.raises(LostLeaseError):
+        lease.beat()
