@@ -23,7 +23,7 @@ from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, Outcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Command, Reference, Warm
 
-_KILLS_A_STUDY = 8
+_KILLS_A_STUDY = 12
 
 Scenario = Callable[[Arena, int], Iterator[Outcome]]
 

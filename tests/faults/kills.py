@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tests.faults.faults import EQUAL, WRONG, Arena
 from tests.faults.processes import Process, Role, roles
-from tests.faults.study import Command, leftover_temporaries, signal_name
+from tests.faults.study import UNITS, Command, leftover_temporaries, signal_name
 
 Moment = Literal["any time", "checkpoint", "result", "lease", "table"]
 
@@ -25,10 +25,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 """Arguments of the command, and how many of it run at once."""
 
-_ROLES: tuple[tuple[Role, float], ...] = (("worker", 0.58), ("command", 0.24), ("server", 0.1), ("supervisor", 0.08))
+_ROLES: tuple[tuple[Role, float], ...] = (("worker", 0.68), ("command", 0.18), ("server", 0.14))
 _LOKY_ROLES: tuple[tuple[Role, float], ...] = (
-    *(("worker", 0.5), ("command", 0.2)),
-    *(("server", 0.1), ("supervisor", 0.2)),
+    *(("worker", 0.5), ("command", 0.15)),
+    *(("server", 0.13), ("supervisor", 0.22)),
 )
 _SIGNALS = ((signal.SIGKILL, 0.6), (signal.SIGTERM, 0.25), (signal.SIGINT, 0.15))
 _MOMENTS: tuple[tuple[Moment, float], ...] = (
@@ -245,7 +245,7 @@ class _Attempt:
             return (running[0].process.pid, running[0], moment, None) if running else None
         if moment == "any time":
             if self._wait_for(role):
-                self._pause(share * 2 * self._arena.seconds / 15)
+                self._pause(share * self._arena.seconds / UNITS)
             return self._present(role, moment, None)
         return self._aimed(role, moment)
 

@@ -42,7 +42,8 @@ WAIT = 240.0
 
 def environment(token: str, **more: str) -> dict[str, str]:
     """What commands run with: this checkout's code, a checkpoint after each epoch, and a mark on all processes."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BENCH_", "MLFLOW_"))}
+    unwanted = ("BENCH_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")  # compiling anew would cost each process a second
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     return {
         **kept,
         "PYTHONPATH": str(ROOT),
