@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from bench.cards import Needed, card_lease
@@ -165,15 +166,27 @@ def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending
 
 
 def _attended(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending | None]]:
-    """Attend to units by joblib. When that loses a whole worker, the units in it are attended to once more."""
+    """Attend to units by joblib. When that loses a whole worker, the units in it are attended to once more.
+
+    Raises:
+        BenchError: Workers are lost again and again without any unit coming to an end.
+    """
     remaining = {unit.identity: unit for unit in units}
-    for attempt in range(_ATTEMPTS):
+    lost = 0
+    while remaining:
         try:
             for identity, ending in _in_parallel(study, list(remaining.values())):
+                lost = 0
                 yield remaining.pop(identity), ending
         except Exception as error:
-            if attempt == _ATTEMPTS - 1 or not _is_lost_worker(error):
+            if not _is_lost_worker(error):
                 raise
+            lost += 1
+            if lost == _ATTEMPTS:
+                raise BenchError(
+                    f"workers were lost {lost} times in a row ({type(error).__name__}); nothing that had finished is "
+                    "lost, the same command goes on from here"
+                ) from error
             _log.warning("a worker was lost (%s); its units are taken up again", type(error).__name__)
 
 
@@ -226,6 +239,19 @@ _at_work: set[int] = set()
 """Threads of this process that attend to a unit."""
 
 
+@cache
+def _end_with_command() -> None:
+    """Let a process of loky's end once its command is gone; by itself it would wait for minutes for more to do."""
+    command = os.getppid()
+
+    def watch() -> None:
+        while _at_work or os.getppid() == command:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(_EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, name="command", daemon=True).start()
+
+
 # --- one unit ----------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +261,8 @@ def attend(study: Study, unit: Unit) -> tuple[str, Ending | None]:
     Returns:
         The unit's identity, and its ending; `None` when another command works on it.
     """
+    if study.how.backend == "loky":
+        _end_with_command()
     me = threading.get_ident()
     _at_work.add(me)
     try:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tests.faults.faults import EQUAL, WRONG, Arena
 from tests.faults.processes import Process, Role, roles
-from tests.faults.study import UNITS, Command, leftover_temporaries, signal_name
+from tests.faults.study import UNITS, Command, Ended, leftover_temporaries, signal_name
 
 Moment = Literal["any time", "checkpoint", "result", "lease", "table"]
 
@@ -159,7 +159,7 @@ class _Attempt:
                     time.sleep(0.1)
             ended = [command.wait() for command in self._commands]
             for command, end in zip(self._commands, ended, strict=True):
-                self._look_at(command, end.status, end.output)
+                self._look_at(command, end)
             if all(end.status == 0 for end in ended):
                 break
         else:
@@ -188,12 +188,17 @@ class _Attempt:
     def _running(self) -> list[Command]:
         return [command for command in self._commands if command.running]
 
-    def _look_at(self, command: Command, status: int, output: str) -> None:
-        if status not in (0, 1, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-            raise _UnexpectedError(f"exit status {status}: {output[-600:]}")
-        if "Traceback" in output:
+    def _look_at(self, command: Command, ended: Ended) -> None:
+        statuses = [0, 1, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT]
+        if ended.status == 2 and "workers were lost" in ended.last_line and ended.is_clear:
+            statuses.append(2)
+        if ended.status not in statuses:
+            raise _UnexpectedError(f"exit status {ended.status}: {ended.output[-600:]}")
+        if "Traceback" in ended.output:
             self._study.untidy += 1
-            self._say(f"   traceback: {' | '.join(output.strip().splitlines()[-3:])}")
+            self._say(f"   traceback: {' | '.join(ended.output.strip().splitlines()[-3:])}")
+            kept = command.log.with_suffix(".traceback")
+            kept.write_text(ended.output)
 
     # --- one kill ---
 

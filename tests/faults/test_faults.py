@@ -1,5 +1,6 @@
 """The short form of the campaign of faults; `make faults` runs the long one."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from bench import leases as leases_module
-from bench import supervisor
+from bench import scheduling, supervisor
+from bench.endings import Ending, ending_of
 from bench.errors import BenchError
 from bench.leases import Leases
 from bench.running import seconds_from_environment
@@ -149,6 +151,38 @@ def test_a_process_is_started_when_the_server_of_processes_was_just_lost(
     monkeypatch.setattr(supervisor, "_START_PAUSES", ())
     with pytest.raises(error):
         supervisor._start(SimpleNamespace(start=start))  # type: ignore[arg-type]
+
+
+class TerminatedWorkerError(Exception):
+    """Named like joblib's."""
+
+
+@pytest.mark.parametrize(("losses", "told"), [([0, 1, 0, 2], False), ([2, 2], False), ([3], True)])
+def test_lost_workers_are_counted_since_the_latest_unit_that_ended(
+    monkeypatch: pytest.MonkeyPatch, losses: list[int], told: bool
+) -> None:
+    """Before unit i ends, `losses[i]` workers are lost."""
+    left = dict(enumerate(losses))
+
+    def in_parallel(_: Any, units: list[Any]) -> Iterator[tuple[str, Ending]]:
+        for unit in units:
+            if left[int(unit.identity)]:
+                left[int(unit.identity)] -= 1
+                raise TerminatedWorkerError
+            yield unit.identity, Ending(status="done")
+
+    monkeypatch.setattr(scheduling, "_in_parallel", in_parallel)
+    units: Any = [SimpleNamespace(identity=str(number)) for number in range(len(losses))]
+    if told:
+        with pytest.raises(BenchError, match="workers were lost 3 times in a row"):
+            list(scheduling._attended(None, units))  # type: ignore[arg-type]
+    else:
+        ended = list(scheduling._attended(None, units))  # type: ignore[arg-type]
+        assert [unit.identity for unit, _ in ended] == [unit.identity for unit in units]
+
+
+def test_a_limit_on_the_size_of_files_ends_a_study_as_a_full_disk_does() -> None:
+    assert ending_of(OSError(errno.EFBIG, "File too large", "network.pt")).error == "system"
 
 
 def test_a_record_of_another_unit_is_no_record(tmp_path: Path) -> None:
