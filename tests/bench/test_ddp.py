@@ -745,5 +745,5 @@ def test_those_who_need_several_do_not_block_each_other(leases: Leases) -> None:
 
 
 def test_too_few_cards(leases: Leases) -> None:
-    with pytest.raises(BenchError, match=r"--devices 5: .* shows 4 CUDA devices; use --devices 4"), holding(leases, 5):
+    with pytest.raises(BenchError, match=r"--devices 5 is not there: .* has 4 CUDA devices; use fewer"), holding(leases, 5):
         pass
