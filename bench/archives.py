@@ -550,7 +550,7 @@ def _rename_study(fresh: Store, old: str, new: str) -> None:
 def _check_records(fresh: Store, verified: _Verified) -> None:
     """A record that can be read is that of the unit in whose folder it lies."""
     for kind, identity in units_of(verified.document):
-        record = fresh.record(kind, identity)
+        record = read_checked(fresh.unit(kind, identity) / "record.json")
         if record is not None and record.get("id") != identity:
             raise _RefusedError(f"the record in {kind}/{identity} is that of {record.get('id')!r}")
 

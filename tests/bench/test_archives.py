@@ -9,7 +9,9 @@ import runpy
 import shutil
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -505,8 +507,9 @@ def test_an_archive_with_a_flipped_bit_is_refused(file: Path, tmp_path: Path, sh
     place = int(share * len(content))
     content[place] ^= 1 << bit
     (tmp_path / "flipped.tar.gz").write_bytes(content)
-    if 3 <= place < 10:  # flags, time and system of the packed file, of which nothing depends
-        return
+    with suppress(OSError, EOFError, zlib.error):
+        if gzip.decompress(content) == gzip.decompress(file.read_bytes()):  # a bit of which nothing depends
+            return
     refusal(tmp_path / "flipped.tar.gz", tmp_path / "there")
 
 
@@ -539,7 +542,7 @@ def test_an_archive_that_changes_while_it_is_restored_is_refused(
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.setattr(Tracker, "prepare", lambda *_: True)
-    monkeypatch.setattr(Tracker, "log_study", lambda *_: True)
+    monkeypatch.setattr(Tracker, "log_study", lambda *_, **__: True)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
