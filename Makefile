@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/bench run --methods sbs,dnas,fixed,full_precision
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # Some hundred kills and every other fault, in an hour or two; goes on where it was stopped.
 faults: setup

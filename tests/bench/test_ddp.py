@@ -745,5 +745,6 @@ def test_those_who_need_several_do_not_block_each_other(leases: Leases) -> None:
 
 
 def test_too_few_cards(leases: Leases) -> None:
-    with pytest.raises(BenchError, match=r"--devices 5 is not there: .* has 4 CUDA devices; use fewer"), holding(leases, 5):
+    told = r"--devices 5 is not there: .* has 4 CUDA devices; use fewer"
+    with pytest.raises(BenchError, match=told), holding(leases, 5):
         pass
