@@ -1,6 +1,7 @@
 """What the harness itself costs: everything but training, by number of runs.
 
     python -m tests.scale.harness_cost --runs 10,100,1000 --jobs 8
+    python -m tests.scale.harness_cost --runs 200 --compare 200 --cluster 4    # on a Dask cluster, a worker killed
 
 For each number of runs it works a study of tiny runs off with several workers, and checks that no run was lost or
 done twice, that nothing was said of a locked database, and that `results.csv` is the one of a single worker. It prints:
@@ -15,10 +16,14 @@ done twice, that nothing was said of a locked database, and that `results.csv` i
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from typing import Any
 import pandas as pd
 
 _SEEDS = 5
+_KILLED_AFTER_SECONDS = 40.0
 _NOT_COMPARED = ("search_seconds_mean", "tuning_seconds", "peak_memory_mb")
 
 
@@ -93,11 +99,12 @@ def records(store: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in store.glob(f"{kind}/*/record.json")]
 
 
-def check(store: Path, runs: int) -> None:
-    """Every run was done, and done once."""
+def check(store: Path, runs: int, lost_workers: int) -> None:
+    """Every run was done, and done once; on a lost worker one may have been begun in vain."""
     found = records(store, "runs")
-    if len(found) != runs or any(record["status"] != "done" or record["attempt"] != 1 for record in found):
-        raise SystemExit(f"{store}: {len(found)} of {runs} runs, or some not done, or some done twice")
+    again = sum(record["attempt"] - 1 for record in found + records(store, "pretrained"))
+    if len(found) != runs or any(record["status"] != "done" for record in found) or again > lost_workers:
+        raise SystemExit(f"{store}: {len(found)} of {runs} runs, or some not done, or {again} begun again")
     if set(store.glob("leases/*.json")):
         raise SystemExit(f"{store}: leases were left")
 
@@ -132,18 +139,35 @@ def same_results(first: Path, second: Path) -> bool:
     return bool(tables[0].equals(tables[1]))
 
 
+@contextmanager
+def cluster(workers: int) -> Iterator[list[str]]:
+    """A Dask cluster of so many workers, if any, one of which is killed after a while; options to work on it."""
+    if not workers:
+        yield []
+        return
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as made:
+        victim = next(iter(made.workers.values())).process.pid
+        timer = threading.Timer(_KILLED_AFTER_SECONDS, lambda: os.kill(victim, signal.SIGKILL))
+        timer.start()
+        yield ["--backend", "dask", "--scheduler", made.scheduler_address]
+        timer.cancel()
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", default="10,100,1000")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--compare", type=int, default=10, help="compare studies up to this size with one worker's")
-    parser.add_argument("more", nargs="*", help="after --: further options of `bench run`")
+    parser.add_argument("--cluster", type=int, default=0, help="workers of a Dask cluster, one of which is killed")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="harness-cost-") as folder:
         for runs in map(int, asked.runs.split(",")):
-            store, began, ended, usage = work(Path(folder) / f"{runs}", runs, asked.jobs, asked.more)
-            check(store, runs)
+            with cluster(asked.cluster) as options:
+                store, began, ended, usage = work(Path(folder) / f"{runs}", runs, asked.jobs, options)
+            check(store, runs, lost_workers=min(asked.cluster, 1))
             print(json.dumps(asdict(measure(store, began, ended, usage, runs, asked.jobs))), flush=True)  # noqa: T201
             if runs <= asked.compare:
                 alone, *_ = work(Path(folder) / f"{runs}-alone", runs, 1, [])
