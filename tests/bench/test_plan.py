@@ -189,7 +189,7 @@ RUNS = ALL - {"pretrain"}
         ({"tuning": {"tolerance": 0.05}}, SEARCHED | {"fixed"}),
         ({"budgets": ["2bit"]}, SEARCHED | {"fixed"}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else str(value),  # the same in every process
 )
 def test_what_changes_a_number_changes_the_identity(plan: Planner, change: dict[str, Any], changed: set[str]) -> None:
     def by_name(planned: Plan) -> dict[str, str]:
