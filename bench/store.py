@@ -214,8 +214,8 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say where
-            error.filename = str(path)
+        if isinstance(error, OSError):  # a full disk does not say where, and nobody knows the temporary file
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.leases import Leases
 from bench.store import Store, load_state, read_checked, read_json
 from tests.faults import processes
@@ -254,7 +255,10 @@ def _lasting(value: Any) -> Any:
 
 def _tensors(path: Path) -> dict[str, str]:
     """Hashes of the tensors in a file: equal when `torch.equal` says so of each, and only then but for -0.0."""
-    state = load_state(path)
+    try:
+        state = load_state(path)
+    except BenchError as error:
+        return {"damaged": str(error)}
     return {
         name: f"{tuple(value.shape)} {hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()}"
         for name, value in state.items()

@@ -118,6 +118,14 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_in_the_way_of_a_file_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "study.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_bytes(tmp_path / "study.json", b"{}")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "study.json"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
 def test_a_tracking_database_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
