@@ -741,7 +741,8 @@ def test_those_who_need_several_do_not_block_each_other(leases: Leases) -> None:
         thread.start()
     for thread in threads:
         thread.join(timeout=20)
-    assert served == ["0,1,2"] * 4
+    assert len(served) == 4
+    assert all(len(set(held.split(","))) == 3 for held in served)  # which three depends on who gives back first
 
 
 def test_too_few_cards(leases: Leases) -> None:
