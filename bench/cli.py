@@ -121,8 +121,9 @@ def run(
 def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> int:
     from bench.__main__ import EXIT_SOME_FAILED
     from bench.console import LiveWatcher
+    from bench.endings import RESULTS
     from bench.plugins import load
-    from bench.results import FAILURES, runs_frame
+    from bench.results import runs_frame
     from bench.study import run_study
     from bench.tracking import Tracker
 
@@ -133,8 +134,8 @@ def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> in
     click.echo(report.render(report.build(store, document), "terminal", console.width))
     where = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
     click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui{where}")
-    failed = runs_frame(store, document)["status"].isin(FAILURES - {"unreachable"}).any()
-    return EXIT_SOME_FAILED if failed else 0
+    ended_well = runs_frame(store, document)["status"].isin(RESULTS).all()
+    return 0 if ended_well else EXIT_SOME_FAILED
 
 
 def _specification(

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -210,6 +211,8 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():  # somebody's, in the place of a file: it is kept beside it
+            path.rename(path.with_name(f"{path.name}.folder-{secrets.token_hex(4)}"))
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -217,6 +220,14 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         if isinstance(error, OSError):  # a full disk does not say where, and nobody knows the temporary file
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder that somebody put in its place; nothing happens when there is neither."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

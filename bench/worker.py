@@ -20,7 +20,7 @@ from bench.endings import Ending, ending_of
 from bench.errors import BenchError
 from bench.leases import Heartbeat, Lease, Leases, LostLeaseError
 from bench.replicas import ReplicaLostError
-from bench.store import Status, Store, UnitKind, read_checked, write_text
+from bench.store import Status, Store, UnitKind, read_checked, remove, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _work_under(order: Order, lease: Lease) -> Ending:
         return ending_in(store.record(order.kind, order.identity))
     record = new_record(spec, unit, order.data_checksum, store.record(order.kind, order.identity))
     store.write_record(order.kind, order.identity, record)
-    (order.folder / "error.txt").unlink(missing_ok=True)  # of an attempt that failed
+    remove(order.folder / "error.txt")  # of an attempt that failed
     assignment = Assignment(order=order, spec=spec, network=network, unit=unit, record=record)
     outcome = (work_alone if spec.devices == 1 else work_together)(assignment, _ProgressWatcher(lease))
     ending, record = outcome.ending, outcome.record
@@ -164,7 +164,10 @@ def _become_worker(order: Order) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _stop)
     order.folder.mkdir(parents=True, exist_ok=True)
-    output = os.open(order.folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    log = order.folder / "output.log"
+    if log.is_dir():
+        remove(log)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)

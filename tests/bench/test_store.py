@@ -18,6 +18,7 @@ from bench.store import (
     manifest,
     read_checked,
     read_json,
+    remove,
     save_state,
     write_bytes,
     write_checked,
@@ -292,3 +293,23 @@ def test_a_store_that_cannot_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="cannot write to the store"):
         Store(tmp_path / "file" / "below").prepare()
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_in_the_place_of_a_file_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "record.json").mkdir()
+    (tmp_path / "record.json" / "inside").write_text("kept")
+    write_text(tmp_path / "record.json", "new")
+    assert (tmp_path / "record.json").read_text() == "new"
+    (aside,) = tmp_path.glob("record.json.folder-*")
+    assert (aside / "inside").read_text() == "kept"
+
+
+def test_removing_takes_files_folders_and_links_but_not_what_a_link_points_to(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for name in ("link", "folder", "file", "nothing"):
+        remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
