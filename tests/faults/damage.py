@@ -328,10 +328,10 @@ def folders_deleted_at_work(
             began = time.monotonic()
             store = arena.fresh()
             command = Command(store)
-            while command.running and not list(store.glob(pattern)):
+            while command.running and not _found(store, pattern):
                 time.sleep(0.02)
             time.sleep(draw.random() * arena.seconds / 2)
-            found = sorted(store.glob(pattern))
+            found = _found(store, pattern)
             gone = draw.choice(found) if found else store / pattern
             shutil.rmtree(gone, ignore_errors=True)
             try:
@@ -345,6 +345,11 @@ def folders_deleted_at_work(
             seconds = time.monotonic() - began
             yield Outcome(kind="folder deleted at work", fault=fault, outcome=outcome, detail=detail, seconds=seconds)
             _remove(arena, store, keep=outcome == WRONG)
+
+
+def _found(store: Path, pattern: str) -> list[Path]:
+    """What there is of a pattern; "." is the store itself."""
+    return [store] if pattern == "." else sorted(store.glob(pattern))
 
 
 def _judged_again(arena: Arena, store: Path, status: int, output: str) -> tuple[str, str]:
