@@ -20,18 +20,19 @@ from bench.costs import NetworkCost, price
 from bench.data import Dataset, TaskData
 from bench.endings import SkippedError
 from bench.errors import BenchError, UnreachableBudgetError
+from bench.forward import Forward
 from bench.machine import peak_memory
 from bench.matching import Trial
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
 from bench.network import NetworkShape, trace
 from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load
-from bench.policy import Policy, policy_from_json
+from bench.policy import FULL_PRECISION_BITS, Policy, policy_from_json, uniform
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.repair import Repair, repair
 from bench.seeds import derive, generator, start_process_deterministically
 from bench.shared_norm import share_norms
-from bench.spec import FinetuneSchedule, StudySpec
+from bench.spec import FinetuneSchedule, Schedule, StudySpec
 from bench.store import Store, load_state, manifest, save_state, write_json
 from bench.training import Evaluation, evaluate, fit, reestimate_norms
 
@@ -88,6 +89,12 @@ class Workbench:
                     f"{self.spec.task.validation_fraction}; change it with --set task.validation_fraction=…"
                 )
         return Task(data=data, network=self.network, make_model=self._make_model)
+
+    def multiplications(self, schedule: Schedule) -> float:
+        """Of the forward passes of a stage, with the full network."""
+        macs = price(self.network, uniform(self.network, FULL_PRECISION_BITS)).macs
+        steps = schedule.epochs * self.task.data.batches_per_epoch(schedule.batch_size)
+        return float(macs * steps * schedule.batch_size)
 
     def _make_model(self) -> nn.Module:
         data = self.task.data
@@ -188,6 +195,7 @@ class Desk:
 
     Attributes:
         record: What the store will say of the unit.
+        forward: How networks are carried out in training.
     """
 
     def __init__(self, bench: Workbench, unit: Unit, record: dict[str, Any], watcher: Watcher) -> None:
@@ -198,6 +206,8 @@ class Desk:
         self.clock = Clock()
         self.curves = Curves(watcher)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", {"clock": self.clock, "curves": self.curves})
+        self.forward = Forward(bench.spec.compile, bench.spec.precision, bench.device)
+        record["forward"] = self.forward.record
 
     def write(self, name: str, document: Any) -> None:
         """Write a JSON file into the unit's folder."""
@@ -236,6 +246,7 @@ def pretrain(desk: Desk) -> None:
                 order,
                 desk.curves.of("pretrain"),
                 desk.checkpoints.stage("pretrain"),
+                desk.forward.of(model, "pretraining", None),
             )
     result = evaluate(model, task.data, task.data.validation)
     desk.write_state("model.pt", model)
@@ -366,6 +377,7 @@ def _search(
             seed=unit.seed,
             report=desk.curves.of("search"),
             stage=desk.checkpoints.stage,
+            forward=desk.forward,
         )
         with desk.clock.of("search"), peak_memory(bench.device) as peak:
             searched.result = method.search(job)
@@ -434,7 +446,8 @@ def _finetune(desk: Desk, network: nn.Module, schedule: FinetuneSchedule) -> Non
     order = generator("order", "finetune", seed)
     with desk.clock.of("finetune"):
         report, stage = desk.curves.of("finetune"), desk.checkpoints.stage("finetune")
-        fit(network, bench.task.data, schedule, order, report, stage)
+        call = desk.forward.of(network, "fine-tuning", bench.multiplications(schedule))
+        fit(network, bench.task.data, schedule, order, report, stage, call)
 
 
 def final_cost(

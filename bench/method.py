@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
+from bench.costs import price
 from bench.data import TaskData
+from bench.forward import PLAIN, Forward
 from bench.network import NetworkShape
 from bench.options import Strict
-from bench.policy import Policy
+from bench.policy import FULL_PRECISION_BITS, Policy, uniform
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.seeds import generator
 from bench.spec import Match, SearchSchedule
@@ -160,6 +162,7 @@ class SearchJob:
         report: Called after each epoch with figures to show and keep.
         stage: Makes a stage that keeps checkpoints, by name; without it an interrupted search begins anew.
         name: Of the search's stage; methods that search in several stages give each its own.
+        forward: How networks are carried out.
     """
 
     task: Task
@@ -172,12 +175,18 @@ class SearchJob:
     report: Callable[[Mapping[str, float]], None]
     stage: Callable[[str], Stage] = _uninterrupted
     name: str = "search"
+    forward: Forward = PLAIN
 
     def float_model(self) -> nn.Module:
         """A float model with the pretrained weights."""
         model = self.task.make_model()
         model.load_state_dict(dict(self.pretrained))
         return model
+
+    def in_training(self, network: nn.Module) -> Callable[..., Any]:
+        """The network as the search should call it in training: compiled, or in another precision, as asked for."""
+        macs = price(self.task.network, uniform(self.task.network, FULL_PRECISION_BITS)).macs
+        return self.forward.of(network, self.name, macs * self.steps * self.schedule.batch_size)
 
     def cost_term(self, *, strength: float | None = None, budget: float | None = None) -> CostTerm:
         """The cost term at the tuned strength and the budget of the run, or at others given."""

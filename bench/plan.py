@@ -260,6 +260,8 @@ class _Builder:
         self._where = {"device": spec.device.partition(":")[0], "threads": spec.threads}
         if spec.devices > 1:
             self._where["devices"] = spec.devices
+        if spec.precision != "fp32":
+            self._where["precision"] = spec.precision
 
     def pretraining(self, seed: int) -> Unit:
         document: dict[str, Any] = {"kind": "pretrained", "task": self._task, "seed": seed, **self._where}
@@ -326,5 +328,6 @@ class _Builder:
             "recipe": self.spec.recipe,
             "search": self._dump["search"],
             "finetune": self._dump["finetune"],
+            "compile": self.spec.compile,
             **self._where,
         }

@@ -8,15 +8,19 @@ With k bits the step is s = 1/(2^k − 1) on [0, 1] and
 
 Straight-through gradients: D is the identity in z. Hence dQ/dx = 1 inside the clip range and 0 outside, and
 dQ/dv has two terms: the level itself, and −z (−w/v for weights) inside the range.
+
+Two forms of the same mathematics. `quantize_literal` reads like the equations and is differentiated by autograd.
+`quantize` is what networks run: it keeps its input alone and recomputes the rest in the backward pass, through
+`bench.kernels`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["weight", "activation"]
+from bench.kernels import Kind, gradients, quantized, steps
 
 _SMALLEST_CLIP = 1e-6
 _WEIGHT_STD_FLOOR = 1e-12
@@ -24,26 +28,9 @@ _CALIBRATION_STEPS = 80
 _CALIBRATION_SAMPLE = 2**16
 
 
-def steps(bits: int) -> int:
-    """Number of steps of the k-bit grid on [0, 1], 2^k − 1 = 1/s (Eq. 4)."""
-    return int(2**bits - 1)
-
-
-def round_to_grid(z: Tensor, count: int | Tensor) -> Tensor:
-    """⌈z · count − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties.
-
-    Args:
-        z: Normalised values, any shape.
-        count: Steps of the grid; a tensor of one element where it must not be waited for.
-    """
-    half = z.new_full((), -0.5)
-    scaled = torch.addcmul(half, z, count) if isinstance(count, Tensor) else torch.add(half, z, alpha=count)
-    return scaled.ceil_()
-
-
 def discretize(z: Tensor, bits: int) -> Tensor:
-    """D(z, s) of Eq. 3: the nearest of the 2^k levels of [0, 1]; no gradient of its own."""
-    return round_to_grid(z.detach(), steps(bits)).div_(steps(bits))
+    """D(z, s) of Eq. 3: the nearest of the 2^k levels of [0, 1], of two the lower; no gradient of its own."""
+    return (z.detach() * steps(bits) - 0.5).ceil_().div_(steps(bits))
 
 
 def normalize(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
@@ -58,71 +45,46 @@ def denormalize(z: Tensor, clip: Tensor, kind: Kind) -> Tensor:
     return clip * z if kind == "activation" else clip * (2 * z - 1)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ over all elements, in one pass where both lie alike in memory."""
-    if a.stride() == b.stride() and a.numel() == b.numel() and _is_dense(a):
-        return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
-    return (a * b).sum()
+def straight_through(z: Tensor, bits: int) -> Tensor:
+    """D(z, s) whose gradient is that of the identity."""
+    return z + (discretize(z, bits) - z).detach()
 
 
-def _is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-
-
-def pass_through(grad: Tensor, x: Tensor, clip: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
-    """The straight-through gradient of Q for its input, and what the backward pass needs besides.
-
-    Args:
-        grad: Gradient of the loss with respect to Q, the shape of `x`.
-        x: The tensor that was quantized.
-        clip: v, a scalar.
-        kind: Which of the two quantizers.
-
-    Returns:
-        The gradient for `x`: `grad` inside the clip range, bounds included, and 0 outside; z; and the part
-        of the gradient for `clip` that comes from inside the range, −⟨grad, x/v⟩ there.
-    """
-    ratio = x / clip
-    z = ratio.clamp(0 if kind == "activation" else -1, 1)
-    passed = grad * (ratio == z)
-    from_inside = -inner(passed, ratio)
-    return passed, z if kind == "activation" else z.add_(1).div_(2), from_inside
-
-
-def clip_gradient(grad: Tensor, level_product: Tensor, from_inside: Tensor, kind: Kind) -> Tensor:
-    """The gradient for the clip value: the level's term and the one from inside the range.
-
-    Args:
-        grad: Gradient of the loss with respect to Q.
-        level_product: ⟨grad, D(z, s)⟩.
-        from_inside: As `pass_through` returns it.
-        kind: Which of the two quantizers.
-    """
-    if kind == "activation":
-        return level_product + from_inside
-    return 2 * level_product - grad.sum() + from_inside
+def quantize_literal(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
+    """Q(x), equation by equation; args and result are those of `quantize`."""
+    return denormalize(straight_through(normalize(x, clip, kind), bits), clip, kind)
 
 
 class _Quantize(torch.autograd.Function):
-    """Q with straight-through gradients; keeps the input alone and recomputes the rest in the backward pass."""
+    """Q with straight-through gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
+    def forward(ctx: Any, x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
         ctx.save_for_backward(x, clip)
-        ctx.bits, ctx.kind = bits, kind
-        return denormalize(discretize(normalize(x, clip, kind), bits), clip, kind)
+        ctx.count, ctx.kind = count, kind
+        return quantized(x, clip, count, kind)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
         x, clip = ctx.saved_tensors
-        passed, z, from_inside = pass_through(grads[0], x, clip, ctx.kind)
-        level_product = inner(grads[0], discretize(z, ctx.bits))
-        return passed, clip_gradient(grads[0], level_product, from_inside, ctx.kind), None, None
+        found = gradients(grads[0], x, clip, [ctx.count], ctx.kind)
+        return found.to_x, found.to_clip(found.levels[0], ctx.kind), None, None
 
 
 def quantize(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
-    """Q(x) at k bits with straight-through gradients for `x` and `clip`."""
-    result: Tensor = _Quantize.apply(x, clip, bits, kind)  # type: ignore[no-untyped-call]
+    """Q(x) at k bits with straight-through gradients for `x` and `clip`.
+
+    Args:
+        x: Any shape.
+        clip: v, a positive scalar.
+        bits: k.
+        kind: Weights or activations.
+    """
+    return _quantize_to(x, clip, steps(bits), kind)
+
+
+def _quantize_to(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
+    result: Tensor = _Quantize.apply(x, clip, count, kind)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -209,12 +171,16 @@ class UniformQuantizer(nn.Module):
         self.kind: Kind = kind
         self.normalized = normalized
         self.clip = nn.Parameter(torch.ones(()))
+        self.count: Tensor
+        self.register_buffer("count", torch.tensor(float(steps(bits))), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor of any shape."""
         if self.bits >= 32:
             return x
-        return quantize(standardize(x) if self.normalized else x, positive(self.clip), self.bits, self.kind)
+        # Compiled code that does not know the width serves networks of all policies.
+        count = self.count if torch.compiler.is_compiling() else steps(self.bits)
+        return _quantize_to(standardize(x) if self.normalized else x, positive(self.clip), count, self.kind)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

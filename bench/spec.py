@@ -19,6 +19,8 @@ from bench.options import Strict, explain
 
 Match = Literal["hinge", "lambda"]
 Recipe = Literal["common", "own"]
+Compile = Literal["auto", "on", "off"]
+Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -134,6 +136,9 @@ class StudySpec(Strict):
         device: Where training happens; "auto" is resolved when the study is planned.
         threads: CPU threads of a run; part of its identity, since sums round differently with other counts.
         devices: Cards of a host that one run uses, or processes on the CPU; part of its identity like threads.
+        compile: Whether networks of searches and of fine-tuning are compiled: "on", "off", or where a stage is long
+            enough to be worth it. Part of a run's identity, since sums round differently.
+        precision: Of training: single, or bfloat16 where autocast allows it. Accuracy is always read in single.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
@@ -146,6 +151,8 @@ class StudySpec(Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Count = 2
     devices: Count = 1
+    compile: Compile = "auto"
+    precision: Precision = "fp32"
     task: TaskSpec = TaskSpec()
     pretrain: Schedule = Schedule()
     search: SearchSchedule = SearchSchedule()

@@ -108,6 +108,7 @@ def fit(
     order: torch.Generator,
     report: Report,
     stage: Stage = UNINTERRUPTED,
+    call: Callable[..., Tensor] | None = None,
 ) -> None:
     """Train a network by cross-entropy, in place.
 
@@ -118,6 +119,7 @@ def fit(
         order: Draws the order of the images and their augmentation.
         report: Called after each epoch with loss, accuracy (percent) and learning rate.
         stage: Keeps checkpoints.
+        call: Stands for the network in the forward pass, e.g. compiled; see `bench.forward`.
 
     Raises:
         NonFiniteLossError: Training diverged.
@@ -125,6 +127,7 @@ def fit(
     optimizer = sgd(weight_groups(model), schedule)
     rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
     model.train()
+    forward = model if call is None else call
     parts: dict[str, Stateful] = {
         "model": model,
         "optimizer": optimizer,
@@ -134,7 +137,7 @@ def fit(
     for epoch in stage.epochs(schedule.epochs, parts):
         meter = Meter(data.device)
         for images, labels in data.training_batches(schedule.batch_size, order):
-            logits = model(images)
+            logits = forward(images)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.kernels import Kind, steps
 from bench.method import Capabilities
-from bench.quantization import Kind, QuantizerFactory, positive, steps
+from bench.quantization import QuantizerFactory, positive
 from methods.multi_path import MultiPath
 
 

@@ -39,17 +39,19 @@ def gate(metric: Tensor, threshold: Tensor) -> Tensor:
     return result
 
 
-def expected_bits(gates: Tensor, bits: Sequence[int]) -> Tensor:
-    """b_1 + g_2(b_2 − b_1 + g_3(b_3 − b_2 + …)), the width as a function of the gates (Eq. 14).
+def opened(values: Sequence[int] | Tensor, gates: Tensor) -> Tensor:
+    """What the gates choose from a chain: a_1 + g_2(a_2 − a_1 + g_3(a_3 − a_2 + …)), a scalar (Eqs. 10 and 14).
+
+    With the widths of the candidates it is the width as a function of the gates.
 
     Args:
+        values: One for each candidate, K of them.
         gates: Shape (K − 1,).
-        bits: The K candidates.
     """
     rest = gates.new_zeros(())
-    for index in reversed(range(1, len(bits))):
-        rest = gates[index - 1] * (bits[index] - bits[index - 1] + rest)
-    return bits[0] + rest
+    for index in reversed(range(1, len(values))):
+        rest = gates[index - 1] * (values[index] - values[index - 1] + rest)
+    return values[0] + rest
 
 
 class FilterGroups:

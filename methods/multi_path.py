@@ -302,6 +302,7 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
     per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
     history = _History()
     network.model.train()
+    forward = job.in_training(network.model)
     parts: dict[str, Stateful] = {"model": network.model, "history": history}
     parts |= {"of_weights": of_weights, "of_logits": of_logits}
     parts |= {"noise": GeneratorState(noise), "for_weights": for_weights, "for_logits": for_logits}
@@ -312,7 +313,7 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
             network.draw(temperature, noise)
             logits_turn = step >= warmup and step % period == period - 1
             images, labels = next(for_logits if logits_turn else for_weights)
-            outputs = network.model(images)
+            outputs = forward(images)
             loss = F.cross_entropy(outputs, labels)
             network.model.zero_grad(set_to_none=True)
             if logits_turn:

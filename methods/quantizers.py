@@ -14,18 +14,9 @@ import torch
 from torch import Tensor
 
 from bench import replicas
-from bench.quantization import (
-    Kind,
-    clip_gradient,
-    denormalize,
-    discretize,
-    inner,
-    normalize,
-    pass_through,
-    round_to_grid,
-    steps,
-)
-from methods.gates import gate, surrogate_slope
+from bench.kernels import Kind, gradients, mean_errors, quantized, steps
+from bench.quantization import denormalize, discretize, normalize, straight_through
+from methods.gates import gate, opened, surrogate_slope
 
 
 def check_chain(bits: Sequence[int]) -> None:
@@ -54,28 +45,6 @@ def decompose(z: Tensor, bits: Sequence[int]) -> list[Tensor]:
     return parts
 
 
-def metrics(z: Tensor, bits: Sequence[int], mask: Tensor | None = None) -> Tensor:
-    """Normalised gate metrics Â_j = mean |z − z_b(j−1)|, shape (K − 1,) (Eq. 10, Section 3.2.3).
-
-    Args:
-        z: Normalised values.
-        bits: The chain of candidates.
-        mask: 1 for elements that count, broadcastable to `z`; all when absent.
-    """
-    means = [_mean_error(z, low, mask) for low in bits[:-1]]
-    return torch.stack(means) if means else z.new_zeros(0)
-
-
-def _mean_error(z: Tensor, bits: int, mask: Tensor | None) -> Tensor:
-    """Mean of |z − D(z, s)| over the elements that count, with one temporary tensor."""
-    error = discretize(z, bits).sub_(z)
-    if mask is None:
-        total: Tensor = torch.linalg.vector_norm(error, 1)
-        return total / z.numel()
-    total = torch.linalg.vector_norm(error.mul_(mask), 1)
-    return total / (mask.sum() * (z.numel() / mask.numel()))
-
-
 def bit_sharing_literal(
     x: Tensor, clip: Tensor, thresholds: Tensor, bits: Sequence[int], kind: Kind, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -84,16 +53,25 @@ def bit_sharing_literal(
     Args and result are those of `bit_sharing`.
     """
     z = normalize(x, clip, kind)
-
-    def straight_through(values: Tensor, width: int) -> Tensor:
-        return values + (discretize(values, width) - values).detach()
-
-    gates = gate(metrics(z.detach(), bits, mask), thresholds)
+    gates = gate(metrics_literal(z, bits, mask), thresholds)
     offsets = torch.zeros_like(z)
     for index in reversed(range(1, len(bits))):
         residual = straight_through(z - straight_through(z, bits[index - 1]), bits[index])
         offsets = gates[index - 1] * (residual + offsets)
     return denormalize(straight_through(z, bits[0]) + offsets, clip, kind), gates
+
+
+def metrics_literal(z: Tensor, bits: Sequence[int], mask: Tensor | None = None) -> Tensor:
+    """Normalised gate metrics Â_j = mean |z − z_b(j−1)|, shape (K − 1,), without gradient (Eq. 10, Section 3.2.3).
+
+    Args:
+        z: Normalised values.
+        bits: The chain of candidates.
+        mask: 1 for elements that count, broadcastable to `z`; all when absent.
+    """
+    counted = torch.ones_like(z) if mask is None else mask.expand_as(z)
+    errors = [((z.detach() - discretize(z, low)).abs() * counted).sum() / counted.sum() for low in bits[:-1]]
+    return torch.stack(errors) if errors else z.new_zeros(0)
 
 
 def bit_sharing(
@@ -145,40 +123,27 @@ class _BitSharing(torch.autograd.Function):
         mask: Tensor | None,
         task_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z = normalize(x, clip, kind)
-        measured = metrics(z, bits, mask)
+        measured = mean_errors(x, clip, bits[:-1], kind, mask)
         if kind == "activation":  # the metric of the whole batch; weights are the same on all replicas
             measured = replicas.mean(measured, weight=len(x))
-        gates = (measured >= thresholds).to(x.dtype)
+        gates = (measured >= thresholds).to(thresholds.dtype)
         ctx.save_for_backward(x, clip, gates, measured - thresholds)
         ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient
         ctx.mark_non_differentiable(measured)
-        return denormalize(_active_level(z, gates, bits), clip, kind), gates, measured
+        count = opened([steps(width) for width in bits], gates)
+        return quantized(x, clip, count, kind), gates, measured
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
         x, clip, gates, excess = ctx.saved_tensors
-        grad, grad_gates = grads[0], grads[1]
-        passed, z, from_inside = pass_through(grad, x, clip, ctx.kind)
-        products = torch.stack([inner(grad, round_to_grid(z, steps(width))) / steps(width) for width in ctx.bits])
-        grad_clip = clip_gradient(grad, products[_opened(gates)], from_inside, ctx.kind)
+        found = gradients(grads[0], x, clip, [steps(width) for width in ctx.bits], ctx.kind)
+        grad_clip = found.to_clip(opened(found.levels, gates), ctx.kind)
+        grad_gates = grads[1]
         if ctx.task_gradient and len(ctx.bits) > 1:
             scale = clip if ctx.kind == "activation" else 2 * clip
             # ⟨grad, r_j⟩ with r_j = z_bj − z_b(j−1), by Theorem 1
-            grad_gates = grad_gates + scale * _gate_products(products.diff(), gates)
-        return passed, grad_clip, -grad_gates * surrogate_slope(excess), None, None, None, None
-
-
-def _opened(gates: Tensor) -> Tensor:
-    """Number of leading open gates, a scalar on the device."""
-    return torch.cumprod(gates, 0).sum().to(torch.int64)
-
-
-def _active_level(z: Tensor, gates: Tensor, bits: Sequence[int]) -> Tensor:
-    """D(z, s) at the width that the leading open gates select, without waiting for the device."""
-    counts = torch.tensor([float(steps(width)) for width in bits], dtype=z.dtype, device=z.device)
-    count = counts[_opened(gates)]
-    return round_to_grid(z, count).div_(count)
+            grad_gates = grad_gates + scale * _gate_products(found.levels.diff(), gates)
+        return found.to_x, grad_clip, -grad_gates * surrogate_slope(excess), None, None, None, None
 
 
 def _gate_products(residuals: Tensor, gates: Tensor) -> Tensor:

@@ -227,14 +227,14 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
     trace = _Trace(network, job.steps)
     weights, of_weights, of_activations = _optimizers(job, network, options)
     network.model.train()
+    forward = job.in_training(network.with_cost())
     carried: dict[str, Stateful] = {"model": network.model, "trace": trace, "weights": weights}
     carried |= {"of_weights": of_weights, "of_activations": of_activations}
     for epoch, batches in job.epochs(carried):
         meter = Meter(job.task.device)
         for images, labels in batches:
-            logits = network.model(images)
+            logits, cost = forward(images)
             loss = F.cross_entropy(logits, labels)
-            cost = network.relaxed_cost()
             network.model.zero_grad(set_to_none=True)
             (loss + term(cost, cost.detach())).backward()  # type: ignore[no-untyped-call]
             replicas.average_gradients(network.model.parameters())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.compression import ConvGeometry
 from bench.policy import FULL_PRECISION_BITS, LayerPolicy
 from bench.quantization import best_clip, positive, standardize
-from methods.gates import FilterGroups, expected_bits
+from methods.gates import FilterGroups, opened
 from methods.quantizers import bit_sharing
 
 GatePlace = Literal["next_input", "norm_output", "weight"]
@@ -49,9 +49,9 @@ class SharedConv2d(nn.Module):
     """A convolution that encodes all its candidates in one path (paper, Section 3.2).
 
     A pruned filter is dead exactly as in the physically reduced network: its channel is masked where the next
-    convolution reads it, after quantization. There a shut gate still has a gradient; between normalisation
-    and ReLU it would have none, and on the weight none or an exploding one. Statistics and metrics count
-    surviving weights and channels only, for the same agreement.
+    convolution reads it, after quantization, by way of that convolution's weight. There a shut gate still has a
+    gradient; between normalisation and ReLU it would have none, and on its own weight none or an exploding one.
+    Statistics and metrics count surviving weights and channels only, for the same agreement.
 
     Attributes:
         thresholds_weight, thresholds_activation: α_b2 … α_bK of weights and of inputs.
@@ -118,6 +118,9 @@ class SharedConv2d(nn.Module):
             )
         if self.settings.gate_place == "weight" and self.channel_gates is not None:
             return weight * self.channel_gates.view(-1, 1, 1, 1)
+        if self.settings.gate_place == "next_input" and self.input_gates is not None:
+            # The same function as masking the input, with the same gradients, on a far smaller tensor.
+            return weight * self.input_gates.view(1, -1, 1, 1)
         return weight
 
     def _shared_input(self, x: Tensor) -> Tensor:
@@ -132,8 +135,6 @@ class SharedConv2d(nn.Module):
                 None if channels is None else channels.detach().view(1, -1, 1, 1),
                 task_gradient=self.settings.task_gradient,
             )
-        if channels is not None and self.settings.gate_place == "next_input":
-            return x * channels.view(1, -1, 1, 1)
         return x
 
     @property
@@ -157,8 +158,8 @@ class SharedConv2d(nn.Module):
     def bits(self) -> tuple[Tensor, Tensor]:
         """Widths of weight and input as functions of the gates (Eq. 14), two scalars."""
         return (
-            expected_bits(self.weight_gates, self.space.weight_bits),
-            expected_bits(self.activation_gates, self.space.activation_bits),
+            opened(self.space.weight_bits, self.weight_gates),
+            opened(self.space.activation_bits, self.activation_gates),
         )
 
     def filters(self) -> Tensor:

@@ -119,6 +119,10 @@ class SharedNetwork:
 
         return self._relaxed(weight_bits, activation_bits, in_channels=inputs, out_channels=outputs)
 
+    def with_cost(self) -> nn.Module:
+        """A module that maps images to logits and to `relaxed_cost`; it shares the network's parameters."""
+        return _WithCost(self)
+
     def state(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights and buffers under the float model's names."""
         mine = self.model.state_dict()
@@ -163,6 +167,16 @@ class SharedNetwork:
                     kept_filters=tuple(range(shape.out_channels)) if choice.group_size else choice.kept_filters,
                 )
         return Policy(model=self.network.model, dataset=self.network.dataset, layers=layers)
+
+
+class _WithCost(nn.Module):
+    def __init__(self, network: SharedNetwork) -> None:
+        super().__init__()
+        self.model = network.model
+        self._network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(images), self._network.relaxed_cost()
 
 
 def edge_layer(module: nn.Module, *, first: bool, normalized: bool = True) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench import quantization
 from bench.checks import CheckLine
+from bench.kernels import steps
 from bench.seeds import generator
 from methods import quantizers
 
@@ -61,11 +62,11 @@ class ExactGrids:
     @property
     def one(self) -> int:
         """How many units z = 1 is."""
-        return 2 * self.fine * quantization.steps(self.bits[-1])
+        return 2 * self.fine * steps(self.bits[-1])
 
     def step(self, bits: int) -> int:
         """The step s_b in units, an even number."""
-        return self.one // quantization.steps(bits)
+        return self.one // steps(bits)
 
     def discretize(self, z: Whole, bits: int, rounding: Rounding) -> Whole:
         """D(z, s_b) in units."""
@@ -151,8 +152,8 @@ def _rounding_line() -> CheckLine:
     wrong = int((quantization.discretize(whole + 0.5, 1) != whole).sum())
     widths = range(1, 13)
     for bits in widths:
-        level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * quantization.steps(bits)
-        wrong += round(float(level)) != (quantization.steps(bits) - 1) // 2
+        level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * steps(bits)
+        wrong += round(float(level)) != (steps(bits) - 1) // 2
     cases = len(whole) + len(widths)
     return CheckLine(
         what="The quantizer rounds ties down, as ⌈x − 1/2⌉ does, wherever a float holds the tie exactly",
@@ -206,7 +207,7 @@ def _single_line() -> CheckLine:
     bits = (2, 4, 8)
     z = torch.rand(10 * _RANDOM_POINTS, generator=generator("check theorem", "float32"))
     total = torch.stack(quantizers.decompose(z, bits)).sum(0)
-    levels_apart = ((total - quantization.discretize(z, bits[-1])) * quantization.steps(bits[-1])).abs()
+    levels_apart = ((total - quantization.discretize(z, bits[-1])) * steps(bits[-1])).abs()
     different = int((levels_apart > 0.5).sum())
     return CheckLine(
         what=f"Theorem 1 for {_set(bits)} in float32 on random z: at most 1 in 10,000 is off, by one level",
@@ -265,7 +266,7 @@ def error_bound(seed: int, bits: Sequence[int] = _FIGURE_BITS, size: int = _FIGU
     return ErrorBound(
         bits=tuple(bits),
         change=tuple(abs(error(width) - error(2 * width)) for width in bits),
-        bound=tuple(size / norm / quantization.steps(width) for width in bits),
+        bound=tuple(size / norm / steps(width) for width in bits),
         error=tuple(error(width) for width in bits),
     )
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.gates import FilterGroups, expected_bits, gate, surrogate_slope
+from methods.gates import FilterGroups, gate, opened, surrogate_slope
 
 CPU = torch.device("cpu")
 CHAINS = [(4,), (2, 4), (2, 4, 8), (3, 6, 12), (1, 2, 4, 8)]
@@ -96,15 +96,15 @@ def relaxed_bits(gates: Sequence[float], bits: Sequence[int]) -> float:
 
 
 @pytest.mark.parametrize("bits", CHAINS)
-def test_expected_bits_is_the_width_after_the_leading_open_gates(bits: tuple[int, ...]) -> None:
+def test_opened_width_is_the_width_after_the_leading_open_gates(bits: tuple[int, ...]) -> None:
     for pattern in product((0.0, 1.0), repeat=len(bits) - 1):
         leading = (*pattern, 0.0).index(0.0)
-        assert float(expected_bits(torch.tensor(pattern), bits)) == bits[leading]
+        assert float(opened(bits, torch.tensor(pattern))) == bits[leading]
 
 
 @pytest.mark.parametrize("bits", CHAINS[1:])
 @pytest.mark.parametrize("binary", [True, False])
-def test_gradient_of_expected_bits_is_that_of_the_relaxed_formula(bits: tuple[int, ...], binary: bool) -> None:
+def test_gradient_of_opened_width_is_that_of_the_relaxed_formula(bits: tuple[int, ...], binary: bool) -> None:
     count = len(bits) - 1
     points = (
         [list(p) for p in product((0.0, 1.0), repeat=count)]
@@ -113,7 +113,7 @@ def test_gradient_of_expected_bits_is_that_of_the_relaxed_formula(bits: tuple[in
     )
     for point in points:
         gates = torch.tensor(point, dtype=torch.float64, requires_grad=True)
-        value = expected_bits(gates, bits)
+        value = opened(bits, gates)
         (found,) = torch.autograd.grad(value, gates)
         assert value.item() == pytest.approx(relaxed_bits(point, bits))
         for index in range(count):

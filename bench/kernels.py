@@ -1,0 +1,204 @@
+"""The passes over memory that quantizers are made of.
+
+Every figure that a quantizer needs from a tensor x is computed here, in three passes: mean errors of several grids,
+values on one grid, and gradients. With u = clip(x, low, v), low = 0 for activations and −v for weights, the
+position of x on the grid of k bits, n = 2^k − 1 steps, is
+
+    activations  t = u·n/v                  Q(x) = (v/n) · ⌈t − 1/2⌉
+    weights      t = u·n/(2v) + n/2         Q(x) = (v/n) · (2⌈t − 1/2⌉ − n)
+
+which are Eqs. 1–4 with the factors put together, so that a value is an integer code times one step.
+
+On a processor a pass goes through the tensor in blocks that stay in its cache while one operation follows the other.
+A compiler fuses them by itself, and a card is better served by whole tensors: both are given the tensor in one block,
+and numbers that depend on v as tensors, for which nobody must wait.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Kind = Literal["weight", "activation"]
+Number = float | Tensor
+
+_BLOCK = 2**18
+"""Elements; a block with its temporaries fits the second-level cache of two cores."""
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def steps(bits: int) -> int:
+    """Number of steps of the k-bit grid on [0, 1], 2^k − 1 = 1/s (Eq. 4)."""
+    return int(2**bits - 1)
+
+
+def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind, mask: Tensor | None = None) -> Tensor:
+    """Mean |z − D(z, s)| on the grid of each width, shape (len(bits),) (Section 3.2.3).
+
+    Args:
+        x: Any shape.
+        clip: v, a positive scalar.
+        bits: Widths.
+        kind: Which of the two quantizers.
+        mask: 1 for elements that count, 0 for others, broadcastable to `x`; all when absent.
+    """
+    if not bits:
+        return clip.new_zeros(0)
+    v = _number(clip, x)
+    sums = [clip.new_zeros(()) for _ in bits]
+    for block, part in _blocks(x, None if mask is None else mask.expand(x.shape)):
+        u = _clipped(block, v, kind)
+        counted = None if part is None else torch.empty_like(u).copy_(part)
+        for index, width in enumerate(bits):
+            t = _position(u, v, steps(width), kind)
+            error = t.round().sub_(t)  # which way a tie goes makes no difference to its distance
+            if counted is not None:
+                error.mul_(counted)
+            sums[index] = sums[index] + torch.linalg.vector_norm(error, 1)
+    number = x.numel() if mask is None else mask.sum() * (x.numel() / mask.numel())
+    return torch.stack([total / (steps(width) * number) for total, width in zip(sums, bits, strict=True)])
+
+
+def quantized(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
+    """Q(x) on the grid of `count` steps, in the type and memory order of `x`.
+
+    Args:
+        x: Any shape.
+        clip: v, a positive scalar.
+        count: n = 2^k − 1, a whole number; a scalar tensor where the width is decided on the device.
+        kind: Which of the two quantizers.
+    """
+    v, n = _number(clip, x), _number(count, x)
+    result = None if _in_one(x) else torch.empty_like(x)
+    values = x
+    for block, place in _blocks(x, result):
+        code = _code(_clipped(block, v, kind), v, n, kind)
+        if kind == "weight":
+            code = code.mul_(2).sub_(n)
+        values = torch.mul(code, v / n, out=place)
+    return values.to(x.dtype) if result is None else result
+
+
+class Gradients(NamedTuple):
+    """What the backward pass of a quantizer is made of, g being the gradient of the loss for Q.
+
+    Attributes:
+        to_x: g inside the clip range, bounds included, and 0 outside (straight-through).
+        from_inside: −⟨g, x/v⟩ over the inside, a part of the gradient for v.
+        levels: ⟨g, D(z, s)⟩ for each grid.
+        total: Σ g; only for weights.
+    """
+
+    to_x: Tensor
+    from_inside: Tensor
+    levels: Tensor
+    total: Tensor
+
+    def to_clip(self, level: Tensor, kind: Kind) -> Tensor:
+        """The gradient for v: that of the level in use, and the one from inside the range.
+
+        Args:
+            level: ⟨g, D(z, s)⟩ of the grid in use.
+            kind: Which of the two quantizers.
+        """
+        return level + self.from_inside if kind == "activation" else 2 * level - self.total + self.from_inside
+
+
+def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tensor], kind: Kind) -> Gradients:
+    """All inner products of the backward pass, with grids recomputed from x.
+
+    Args:
+        grad: Gradient of the loss for Q(x), the shape of `x`.
+        x: The tensor that was quantized.
+        clip: v, a positive scalar.
+        counts: n of each grid whose level product is wanted.
+        kind: Which of the two quantizers.
+    """
+    v, numbers = _number(clip, x), [_number(count, x) for count in counts]
+    to_x = None if _in_one(x) else torch.empty_like(x)
+    passed = grad
+    inside, total = clip.new_zeros(()), clip.new_zeros(())
+    levels = [clip.new_zeros(()) for _ in counts]
+    zero = clip.new_zeros(())
+    for block, upstream, place in _blocks(x, grad, to_x):
+        u = _clipped(block, v, kind)
+        passed = torch.where(block == u, upstream, zero, out=place)
+        inside = inside + inner(passed, block)
+        if kind == "weight":
+            total = total + upstream.sum()
+        for index, n in enumerate(numbers):
+            levels[index] = levels[index] + inner(upstream, _code(u, v, n, kind))
+    return Gradients(
+        to_x=passed.to(x.dtype) if to_x is None else to_x,
+        from_inside=-inside / v,
+        levels=torch.stack([level / n for level, n in zip(levels, numbers, strict=True)]),
+        total=total,
+    )
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ over all elements, in one pass where both lie alike in memory."""
+    if torch.compiler.is_compiling() or a.stride() != b.stride() or a.dtype != b.dtype or not _is_dense(a):
+        return (a * b).sum()
+    return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+# --- one block ------------------------------------------------------------------------------------------------------
+
+
+def _clipped(x: Tensor, v: Number, kind: Kind) -> Tensor:
+    """u, in single precision at least."""
+    x = x.float() if x.dtype in _LOW_PRECISION else x
+    low = 0 * v if kind == "activation" else -v
+    return x.clamp(low, v)  # type: ignore[arg-type]
+
+
+def _position(u: Tensor, v: Number, count: Number, kind: Kind) -> Tensor:
+    """T."""
+    if kind == "activation":
+        return u * (count / v)
+    return _affine(u, count / (2 * v), count / 2)
+
+
+def _code(u: Tensor, v: Number, count: Number, kind: Kind) -> Tensor:
+    """⌈t − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties."""
+    if kind == "activation":
+        return _affine(u, count / v, -0.5).ceil_()
+    return _affine(u, count / (2 * v), (count - 1) / 2).ceil_()
+
+
+def _affine(u: Tensor, factor: Number, offset: Number) -> Tensor:
+    """The sum factor · u + offset, in one pass."""
+    start = offset if isinstance(offset, Tensor) else u.new_full((), offset)
+    return torch.addcmul(start, u, factor) if isinstance(factor, Tensor) else torch.add(start, u, alpha=factor)
+
+
+# --- how a tensor is gone through -----------------------------------------------------------------------------------
+
+
+def _in_one(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or x.device.type != "cpu"
+
+
+def _number(value: Tensor | float, x: Tensor) -> Number:
+    """A plain number on the processor, where operations with one are faster; elsewhere it would be waited for."""
+    return value.item() if isinstance(value, Tensor) and not _in_one(x) else value
+
+
+def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """The same parts of tensors of one shape, or of the absent, one after the other along the first dimension."""
+    first = tensors[0]
+    if first is None:
+        raise ValueError("the first tensor cannot be absent")
+    if _in_one(first) or first.numel() <= _BLOCK:
+        yield tensors
+        return
+    rows = max(1, _BLOCK // max(1, first[0].numel()))
+    parts = [None if tensor is None else torch.split(tensor, rows) for tensor in tensors]
+    for index in range(-(-len(first) // rows)):
+        yield tuple(None if part is None else part[index] for part in parts)
