@@ -204,7 +204,7 @@ def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     first = tensors[0]
     if first is None:
         raise ValueError("the first tensor cannot be absent")
-    size = _BLOCK_OF_A_THREAD * torch.get_num_threads()
+    size = 0 if _in_one(first) else _BLOCK_OF_A_THREAD * torch.get_num_threads()
     if _in_one(first) or first.numel() <= size:
         yield tensors
         return
