@@ -92,7 +92,7 @@ class Command:
     Args:
         store: Its store.
         extra: Further arguments.
-        prefix: What the command is run by, e.g. `faketime`.
+        prefix: What the command is run by, e.g. `unshare`.
         more: Further environment variables.
     """
 

@@ -22,60 +22,84 @@ _MOST_EXTRA_SECONDS = 120.0
 # --- clocks ------------------------------------------------------------------------------------------------------
 
 
-def _faketime() -> Path | None:
-    """The library that shifts a process's clock."""
-    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+_DAY = 86_400
+
+
+class ShiftedClock:
+    """A wall clock for commands that is wrong by as much as is asked, also while they run.
+
+    Args:
+        folder: For the library and the file with the offset.
+
+    Raises:
+        FileNotFoundError: There is no C compiler.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._library, self._offset = folder / "clock.so", folder / "clock.offset"
+        if not self._library.exists():
+            source = Path(__file__).with_name("clock.c")
+            command = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(self._library), str(source)]
+            subprocess.run(command, check=True)
+        self.set(0)
+
+    def set(self, seconds: int) -> None:
+        """Be wrong by so much from now on; written in place, since it is mapped into processes."""
+        with self._offset.open("r+b" if self._offset.exists() else "w+b") as file:
+            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For the environment of a command."""
+        return {"LD_PRELOAD": str(self._library), "SHIFTED_CLOCK": str(self._offset)}
 
 
 def clock_jumps(arena: Arena) -> Iterator[Outcome]:
     """Commands whose clocks differ by weeks, and a clock that jumps while a command runs."""
-    library = _faketime()
-    if library is None:
-        reason = "libfaketime is not installed (on Debian: apt-get install faketime)"
-        yield Outcome(kind="clock", fault="all jumps", outcome=SKIPPED, detail=reason)
+    try:
+        clock = ShiftedClock(arena.folder)
+    except FileNotFoundError:
+        yield Outcome(kind="clock", fault="all jumps", outcome=SKIPPED, detail="there is no C compiler 'gcc'")
         return
-    for first, second in (("+40d", "-40d"), ("-40d", "+40d")):
-        yield _continued_at_another_time(arena, library, first, second)
-    for jumps in (("+1d", "-2d"), ("-30d", "+0d"), ("+3600", "-3600", "+7200")):
-        yield _jumping(arena, library, jumps)
+    for first, second in ((40, -40), (-40, 40)):
+        yield _continued_at_another_time(arena, clock, first, second)
+    for jumps in ((_DAY, -2 * _DAY), (-30 * _DAY, 0), (3600, -3600, 7200)):
+        yield _jumping(arena, clock, jumps)
 
 
-def _shifted(library: Path, offset: str) -> dict[str, str]:
-    return {"LD_PRELOAD": str(library), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
-
-
-def _continued_at_another_time(arena: Arena, library: Path, first: str, second: str) -> Outcome:
-    """A command is lost with all its processes, and continued by one whose clock is another one."""
+def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, second: int) -> Outcome:
+    """A command is lost with all its processes, and continued by one whose clock is another one, in days."""
     began = time.monotonic()
     store = arena.fresh()
-    lost = Command(store, **_shifted(library, first))
+    clock.set(first * _DAY)
+    lost = Command(store, **clock.variables)
     while lost.running and not any(store.glob("runs/*/checkpoints/*.pt")):
         time.sleep(0.02)
     lost.kill_all()
-    outcome, detail = _ended(arena, store, Command(store, **_shifted(library, second)))
-    return _told(arena, store, "clock", f"begun at {first}, continued at {second}", outcome, detail, began)
+    clock.set(second * _DAY)
+    outcome, detail = _ended(arena, store, Command(store, **clock.variables))
+    fault = f"begun at {first:+} days, continued at {second:+} days"
+    return _told(arena, store, "clock", fault, outcome, detail, began)
 
 
-def _jumping(arena: Arena, library: Path, jumps: Sequence[str]) -> Outcome:
+def _jumping(arena: Arena, clock: ShiftedClock, jumps: Sequence[int]) -> Outcome:
     """The clock jumps again and again while one command runs."""
     began = time.monotonic()
     store = arena.fresh()
-    clock = store.with_suffix(".clock")
-    clock.write_text("+0\n")
-    variables = {key: value for key, value in _shifted(library, "").items() if key != "FAKETIME"}
-    command = Command(store, "--jobs", "2", FAKETIME_TIMESTAMP_FILE=str(clock), **variables)
+    clock.set(0)
+    command = Command(store, "--jobs", "2", **clock.variables)
     while command.running and not any(store.glob("pretrained/*/record.json")):
         time.sleep(0.02)
     number = 0
     while command.running:
-        clock.write_text(f"{jumps[number % len(jumps)]}\n")
+        clock.set(jumps[number % len(jumps)])
         number += 1
         time.sleep(arena.seconds / 10)
     outcome, detail = _ended(arena, store, command)
-    clock.unlink()
-    return _told(
-        arena, store, "clock", f"jumps at work: {', '.join(jumps)}", outcome, f"{detail}, {number} jumps", began
-    )
+    if outcome == EQUAL and not number:
+        outcome, detail = WRONG, f"{detail}, before the clock could jump"
+    fault = f"jumps at work: {', '.join(f'{jump:+} s' for jump in jumps)}"
+    return _told(arena, store, "clock", fault, outcome, f"{detail}, {number} jumps", began)
 
 
 # --- tracking ----------------------------------------------------------------------------------------------------
