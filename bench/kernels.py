@@ -25,7 +25,6 @@ Number = float | Tensor
 
 _BLOCK_OF_A_THREAD = 2**17
 """Elements; a block with its temporaries fits the second-level cache of a core."""
-_LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def steps(bits: int) -> int:
@@ -61,7 +60,7 @@ def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind, mask: 
 
 
 def quantized(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
-    """Q(x) on the grid of `count` steps, in the type and memory order of `x`.
+    """Q(x) on the grid of `count` steps, in the type and memory order of `x`, computed in single precision at least.
 
     Args:
         x: Any shape.
@@ -116,11 +115,12 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tens
         kind: Which of the two quantizers.
     """
     v, numbers = _number(clip, x), [_number(count, x) for count in counts]
-    to_x = None if _in_one(x) else torch.empty_like(x)
+    to_x = None if _in_one(x) else torch.empty_like(x, dtype=clip.dtype)
     passed = grad
     inside, total = clip.new_zeros(()), clip.new_zeros(())
     levels = [clip.new_zeros(()) for _ in counts]
     for block, upstream, place in _blocks(x, grad, to_x):
+        block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
         u = _clipped(block, v, kind)
         passed = _passed(upstream, block, u, clip, kind, place)
         inside = inside + inner(passed, block)
@@ -129,7 +129,7 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tens
         for index, n in enumerate(numbers):
             levels[index] = levels[index] + inner(upstream, _code(u, v, n, kind))
     return Gradients(
-        to_x=passed.to(x.dtype) if to_x is None else to_x,
+        to_x=(passed if to_x is None else to_x).to(x.dtype),
         from_inside=-inside / v,
         levels=torch.stack([level / n for level, n in zip(levels, numbers, strict=True)]),
         total=total,
@@ -152,9 +152,12 @@ def _is_dense(x: Tensor) -> bool:
 
 def _clipped(x: Tensor, v: Number, kind: Kind) -> Tensor:
     """u, in single precision at least."""
-    x = x.float() if x.dtype in _LOW_PRECISION else x
     low = 0 * v if kind == "activation" else -v
-    return x.clamp(low, v)  # type: ignore[arg-type]
+    return _precise(x).clamp(low, v)  # type: ignore[arg-type]
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _passed(grad: Tensor, x: Tensor, u: Tensor, clip: Tensor, kind: Kind, place: Tensor | None) -> Tensor:

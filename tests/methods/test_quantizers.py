@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import kernels
 from bench.kernels import Kind
 from bench.kernels import mean_errors as fast_mean_errors
 from bench.quantization import discretize, normalize, quantize
@@ -305,3 +306,58 @@ def test_multiples_form_a_chain(bits: tuple[int, ...]) -> None:
 def test_other_widths_are_refused_by_name(bits: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_chain(bits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_precision_tensors_are_worked_on_in_single_precision(kind: Kind) -> None:
+    bits = (2, 4, 8)
+    x = away_from_ties(SHAPE, 1.25, kind, bits).to(torch.bfloat16)
+    grad = torch.randn(SHAPE, generator=draws(7)).to(torch.bfloat16)
+
+    def work(values: Tensor, upstream: Tensor) -> list[Tensor]:
+        values = values.clone().requires_grad_()
+        clip = torch.tensor(1.25, requires_grad=True)
+        thresholds = torch.tensor([-1.0, 1.0], requires_grad=True)
+        value, _, measured = bit_sharing(values, clip, thresholds, bits, kind)
+        return [value, measured, *torch.autograd.grad(value, [values, clip, thresholds], upstream)]
+
+    low, single = work(x, grad), work(x.float(), grad.float())
+    assert [part.dtype for part in low] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    for found, expected in zip(low, single, strict=True):
+        torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_large_tensors_are_gone_through_in_blocks(kind: Kind, channels_last: bool, masked: bool) -> None:
+    """Every block is seen once, the last and smaller one too."""
+    bits = (2, 4, 8)
+    x = torch.rand(37, 16, 32, 32, generator=draws()).mul(2.5).sub(0.5)
+    grad = torch.randn(x.shape, generator=draws(1))
+    if channels_last:
+        x, grad = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
+    assert x.numel() > 2 * kernels._BLOCK_OF_A_THREAD * torch.get_num_threads()
+    mask = torch.tensor([1.0, 0.0] * 8).view(1, -1, 1, 1) if masked else None
+    outcomes = []
+    for form in (bit_sharing, bit_sharing_literal):
+        leaves = [x.clone(memory_format=torch.preserve_format), torch.tensor(1.25), torch.tensor([-1.0, 1.0])]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        value = form(*leaves, bits, kind, mask)[0]
+        outcomes.append([value.detach(), *torch.autograd.grad(value, leaves, grad)])
+    differing = ((outcomes[0][0] - outcomes[1][0]).abs() > 1e-5).float().mean()
+    assert outcomes[0][0].stride() == x.stride() and differing < 1e-4  # some values lie on ties
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1])
+    for found, expected in zip(outcomes[0][2:], outcomes[1][2:], strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_and_single_elements(kind: Kind) -> None:
+    for shape in ((0, 3, 4, 4), (1,), *([()] if kind == "weight" else [])):
+        x = torch.full(shape, 0.3, requires_grad=True)
+        clip, thresholds = torch.tensor(1.0, requires_grad=True), torch.tensor([-1.0, 1.0], requires_grad=True)
+        value = bit_sharing(x, clip, thresholds, (2, 4, 8), kind)[0]
+        assert value.shape == x.shape
+        value.sum().backward()
+        assert x.grad is not None and bool((x.grad == 1).all())
