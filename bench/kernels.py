@@ -46,7 +46,7 @@ def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind, mask: 
         return clip.new_zeros(0)
     v = _number(clip, x)
     sums = [clip.new_zeros(()) for _ in bits]
-    for block, part in _blocks(x, None if mask is None else mask.expand(x.shape)):
+    for block, part in blocks(x, None if mask is None else mask.expand(x.shape)):
         u = _clipped(block, v, kind)
         counted = None if part is None else torch.empty_like(u).copy_(part)
         for index, width in enumerate(bits):
@@ -69,9 +69,9 @@ def quantized(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tenso
         kind: Which of the two quantizers.
     """
     v, n = _number(clip, x), _number(count, x)
-    result = None if _in_one(x) else torch.empty_like(x)
+    result = None if in_one(x) else torch.empty_like(x)
     values = x
-    for block, place in _blocks(x, result):
+    for block, place in blocks(x, result):
         code = _code(_clipped(block, v, kind), v, n, kind)
         if kind == "weight":
             code = code.mul_(2).sub_(n)
@@ -115,11 +115,11 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tens
         kind: Which of the two quantizers.
     """
     v, numbers = _number(clip, x), [_number(count, x) for count in counts]
-    to_x = None if _in_one(x) else torch.empty_like(x, dtype=clip.dtype)
+    to_x = None if in_one(x) else torch.empty_like(x, dtype=clip.dtype)
     passed = grad
     inside, total = clip.new_zeros(()), clip.new_zeros(())
     levels = [clip.new_zeros(()) for _ in counts]
-    for block, upstream, place in _blocks(x, grad, to_x):
+    for block, upstream, place in blocks(x, grad, to_x):
         block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
         u = _clipped(block, v, kind)
         passed = _passed(upstream, block, u, clip, kind, place)
@@ -193,22 +193,23 @@ def _affine(u: Tensor, factor: Number, offset: Number) -> Tensor:
 # --- how a tensor is gone through -----------------------------------------------------------------------------------
 
 
-def _in_one(x: Tensor) -> bool:
+def in_one(x: Tensor) -> bool:
+    """Whether a tensor is worked on as a whole."""
     return torch.compiler.is_compiling() or x.device.type != "cpu"
 
 
 def _number(value: Tensor | float, x: Tensor) -> Number:
     """A plain number on the processor, where operations with one are faster; elsewhere it would be waited for."""
-    return value.item() if isinstance(value, Tensor) and not _in_one(x) else value
+    return value.item() if isinstance(value, Tensor) and not in_one(x) else value
 
 
-def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+def blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """The same parts of tensors of one shape, or of the absent, one after the other along the first dimension."""
     first = tensors[0]
     if first is None:
         raise ValueError("the first tensor cannot be absent")
-    size = 0 if _in_one(first) else _BLOCK_OF_A_THREAD * torch.get_num_threads()
-    if _in_one(first) or first.numel() <= size:
+    size = 0 if in_one(first) else _BLOCK_OF_A_THREAD * torch.get_num_threads()
+    if in_one(first) or first.numel() <= size:
         yield tensors
         return
     rows = max(1, size // first[0].numel())

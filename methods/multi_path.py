@@ -27,6 +27,7 @@ from bench.checkpoints import GeneratorState, Stateful
 from bench.compression import ConvGeometry, calibrate, replace_layer
 from bench.costs import RelaxedBops
 from bench.data import BatchStream
+from bench.kernels import blocks, gradients, in_one, quantized, steps
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
 from bench.network import LayerShape, NetworkShape
 from bench.options import Strict
@@ -69,6 +70,52 @@ class MultiPathOptions(Strict):
         return self.temperature_start * fall
 
 
+class _Mixture(torch.autograd.Function):
+    """Σ p_j Q_j(x) in one pass over x, and back in one; it keeps x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clips: Tensor, probabilities: Tensor, bits: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x, clips, probabilities)
+        ctx.bits = bits
+        paths = list(zip(clips, probabilities, bits, strict=True))
+        result = None if in_one(x) else torch.empty_like(x)
+        mixed = x
+        for block, place in blocks(x, result):
+            mixed = torch.zeros_like(block) if place is None else place.zero_()
+            for clip, probability, width in paths:
+                mixed += probability * quantized(block, clip, steps(width), "activation")
+        return mixed if result is None else result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, clips, probabilities = ctx.saved_tensors
+        result = None if in_one(x) else torch.empty_like(x)
+        to_x, sums = x, torch.zeros(2, len(clips), dtype=clips.dtype, device=x.device)
+        for block, upstream, place in blocks(x, grads[0], result):
+            to_x = torch.zeros_like(block) if place is None else place.zero_()
+            parts = []
+            for clip, probability, width in zip(clips, probabilities, ctx.bits, strict=True):
+                found = gradients(upstream, block, clip, [steps(width)], "activation")
+                to_x += probability * found.to_x
+                level = found.levels[0]
+                parts.append(torch.stack([probability * found.to_clip(level, "activation"), clip * level]))
+            sums += torch.stack(parts, dim=1)
+        return to_x if result is None else result, sums[0], sums[1], None
+
+
+def mixture(x: Tensor, clips: Tensor, probabilities: Tensor, bits: tuple[int, ...]) -> Tensor:
+    """The input that all paths of activations make together, Σ p_j Q_j(x).
+
+    Args:
+        x: Any shape.
+        clips: v of each path, positive, shape (K,).
+        probabilities: Of each path, shape (K,).
+        bits: The width of each path.
+    """
+    result: Tensor = _Mixture.apply(x, clips, probabilities, bits)  # type: ignore[no-untyped-call]
+    return result
+
+
 class MixedConv2d(nn.Module):
     """A convolution with one weight per candidate width.
 
@@ -80,6 +127,7 @@ class MixedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, bits: tuple[int, ...], quantizer: QuantizerFactory) -> None:
         super().__init__()
         self.geometry = ConvGeometry.of(conv)
+        self.bits = bits
         self.weight = nn.ParameterList([nn.Parameter(conv.weight.detach().clone()) for _ in bits])
         self.bias = conv.bias
         self.weight_quantizers = nn.ModuleList(
@@ -98,9 +146,15 @@ class MixedConv2d(nn.Module):
         of_weights, of_inputs = self.probabilities
         weights = zip(of_weights, self.weight_quantizers, self.weight, strict=True)
         weight = sum((p * quantizer(w) for p, quantizer, w in weights), start=x.new_zeros(()))
-        inputs = zip(of_inputs, self.activation_quantizers, strict=True)
-        mixed = sum((p * quantizer(x) for p, quantizer in inputs), start=x.new_zeros(()))
-        return self.geometry.convolve(mixed, weight, self.bias)
+        return self.geometry.convolve(self._mixed_input(x, of_inputs), weight, self.bias)
+
+    def _mixed_input(self, x: Tensor, probabilities: Tensor) -> Tensor:
+        quantizers = list(self.activation_quantizers)
+        if all(isinstance(quantizer, UniformQuantizer) for quantizer in quantizers):
+            clips = torch.stack([positive(quantizer.clip) for quantizer in quantizers])  # type: ignore[arg-type]
+            return mixture(x, clips, probabilities, self.bits)
+        paths = zip(probabilities, quantizers, strict=True)
+        return sum((p * quantizer(x) for p, quantizer in paths), start=x.new_zeros(()))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

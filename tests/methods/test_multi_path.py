@@ -14,12 +14,12 @@ from bench.costs import price
 from bench.method import SearchJob, Task
 from bench.network import trace
 from bench.policy import LayerPolicy, Policy, uniform
-from bench.quantization import QuantizerFactory, UniformQuantizer
+from bench.quantization import QuantizerFactory, UniformQuantizer, quantize_literal
 from bench.repair import policy_of
 from bench.seeds import generator
 from bench.spec import SearchSchedule
 from methods.dnas import Dnas, dorefa_pact
-from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions, PathNetwork
+from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions, PathNetwork, mixture
 
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]
 MakeJob = Callable[..., SearchJob]
@@ -421,3 +421,28 @@ def test_only_convolutions_are_searched(small_task: Task, make_job: MakeJob) -> 
     job = make_job(replace(small_task, network=shapes, make_model=Dense), state=Dense().state_dict())
     with pytest.raises(TypeError, match="'2' is a Linear"):
         MultiPath(MultiPathOptions()).search(job)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (40, 16, 32, 32)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_mixture_is_the_sum_of_its_paths(shape: tuple[int, ...], channels_last: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=draws, dtype=torch.float64)
+    grad = torch.randn(shape, generator=draws, dtype=torch.float64)
+    if channels_last:
+        x, grad = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, grad))
+    bits = (2, 3, 8)
+    leaves = [
+        x.requires_grad_(),
+        torch.tensor([0.7, 1.1, 1.9], dtype=torch.float64, requires_grad=True),
+        torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64, requires_grad=True),
+    ]
+    found = mixture(*leaves, bits)
+    paths = zip(leaves[1], leaves[2], bits, strict=True)
+    expected = sum(p * quantize_literal(x, clip, width, "activation") for clip, p, width in paths)
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
