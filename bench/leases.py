@@ -128,6 +128,11 @@ class LeaseView:
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
+_seen: dict[Path, tuple[str, int, float]] = {}
+"""Signs of life of holders on other machines, and when this process saw them first, by its steady clock; kept by the
+process, since whoever asks for the next time may hold another copy of `Leases`."""
+
+
 class Leases:
     """The leases of a store.
 
@@ -137,7 +142,6 @@ class Leases:
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "leases"
-        self._seen: dict[str, tuple[str, int, float]] = {}
 
     def acquire(self, name: str, title: str) -> "Lease | None":
         """Take a lease; `None` while a living holder has it.
@@ -178,12 +182,16 @@ class Leases:
         alive = view.holder.is_alive()
         if alive is not None:
             return not alive
-        token, beat, since = self._seen.get(view.name, ("", -1, 0.0))
+        token, beat, since = _seen.get(self.folder / view.name, ("", -1, 0.0))
         now = time.monotonic()
         if (token, beat) != (view.token, view.beat):
-            self._seen[view.name] = (view.token, view.beat, now)
+            _seen[self.folder / view.name] = (view.token, view.beat, now)
             return False
         return now - since > PATIENCE_SECONDS
+
+    def bury(self, view: LeaseView) -> None:
+        """Remove the lease of a dead holder, for processes that have not watched it as long; called under the lock."""
+        (self.folder / f"{view.name}.json").unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -235,7 +243,7 @@ def remove_dead_sessions(leases: Leases) -> None:
     with leases.lock():
         for view in leases.all():
             if view.name.startswith(SESSION) and leases.is_dead(view):
-                (leases.folder / f"{view.name}.json").unlink(missing_ok=True)
+                leases.bury(view)
 
 
 class Lease:

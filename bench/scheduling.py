@@ -312,6 +312,8 @@ def _prepare(study: Study, unit: Unit) -> Ending | None:
         held = leases.read(f"{kind}-{unit.identity}")
         if held is not None and not leases.is_dead(held):
             raise HeldError(title(unit))
+        if held is not None:
+            leases.bury(held)
         stands, reason = standing(store, unit, study.data_checksum, study.how.retry)
         stored = read_checked(path)
         if stored is not None and stored["depends_on"] != json.loads(json.dumps(unit.document)):

@@ -1,6 +1,7 @@
 """Whole studies: what they leave, what they repeat, and what interrupts them."""
 
 import csv
+import json
 import math
 import shutil
 import statistics
@@ -17,8 +18,10 @@ import torch
 
 from bench import checkpoints as checkpoints_module
 from bench import execution
+from bench import leases as leases_module
 from bench import store as store_module
 from bench.errors import BenchError
+from bench.leases import Leases
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.plan import Plan, make_plan, phases, title
 from bench.plugins import load
@@ -247,6 +250,27 @@ def test_processes_of_their_own_give_the_same_numbers(
     assert set(worked.watcher.outcomes.values()) == {"done"}
     assert worked.watcher.finished_epochs == worked.watcher.planned
     assert_same(worked.store, finished.store, worked.plan)
+
+
+@pytest.mark.slow
+def test_the_work_of_a_dead_machine_is_taken_over(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever works on a unit has not watched its dead holder as long as the command has."""
+    spec = tiny.spec({"methods": ["fixed"], "seeds": [0]})
+    plan = make_plan(spec)
+    leases = Leases(tmp_path / "store")
+    (tmp_path / "store" / "leases").mkdir(parents=True)
+    for kind, units in phases(plan):
+        for unit in units:
+            lease = leases.acquire(f"{kind}-{unit.identity}", title(unit))
+            assert lease is not None
+            document = read_json(lease.path)
+            lease.path.write_text(json.dumps(document | {"holder": document["holder"] | {"host": "elsewhere"}}))
+    monkeypatch.setattr(leases_module, "PATIENCE_SECONDS", 1.5)
+    worked = tiny.work(spec, tmp_path / "store", jobs=2, isolated=True)
+    assert set(worked.watcher.outcomes.values()) == {"done"}
+    assert list((tmp_path / "store" / "leases").glob("*.json")) == []
 
 
 # --- failures ---
