@@ -4,6 +4,9 @@ Mode "hinge": the cost term acts above the budget only, so each search ends near
 validation accuracy among trials that end inside the window. Mode "lambda": plain λ log R, and λ is bracketed
 in log λ until the cost of a search lands inside the window.
 
+A tuning ends before its last trial where more trials would tell no more: in mode "lambda" when repair has next to
+nothing to do, in mode "hinge" when accuracies differ by less than validation images can tell (`docs/tuning.md`).
+
 Proposals depend on completed trials alone. A tuning that was interrupted is therefore gone through again from its
 first trial, with those that the store holds taken from there, and goes on exactly as if it had not been.
 """
@@ -35,8 +38,19 @@ _SPACE_FILLING = 4
 """Trials before the model-based sampler takes over."""
 _REACH = 100.0
 """In mode "lambda" a bracket may leave the knob's range by this factor on either side."""
+_SLOPE = 0.8
+"""How fast log cost is taken to fall with log λ where one side of the window is not known yet; measured: 0.2 to 1.3."""
+_LEAST_STEP = 0.1
+"""In log λ: searches closer than this differ by their noise more than by their strength."""
+_GROWTH = 1.5
+"""Each further step towards a window that lies on one side of all searches is longer by this factor."""
 _STRADDLE = 1.02
 """Two strengths closer than this that lie on either side of the window: there is none between them worth a search."""
+_FEW_GATES = 2
+"""In mode "lambda" a search that repair brings inside by so few moves is as good as a hit: the runs' own seeds move
+more gates than that at the same strength."""
+_ALIKE_TRIALS = 3
+"""In mode "hinge" so many trials, which the first points spread over the range, must be there to be found alike."""
 _GUARD = 0.2
 """Interpolation inside a bracket stays this share away from its ends, so that plateaus cannot stall it."""
 
@@ -52,6 +66,7 @@ class Trial:
         repaired_gates: Decisions that repair moved.
         within_budget: Whether the cost after repair lies inside the window.
         validation_top1, validation_loss: Of the repaired network after the trial's short fine-tuning.
+        validation_images: How many these were read from.
         seconds: Wall time of the trial.
         policy: The policy after repair, as JSON.
         curves: Figures by epoch.
@@ -66,6 +81,7 @@ class Trial:
     within_budget: bool
     validation_top1: float
     validation_loss: float
+    validation_images: int
     seconds: float
     policy: Mapping[str, Any]
     curves: Sequence[Mapping[str, Any]]
@@ -201,22 +217,46 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
 
 
 def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
-    """In mode "lambda": a search landed in the window, two straddle it, or the next would repeat one."""
-    budget = tuning.budget
-    if not tuning.bracketing or not (trials or diverged):
-        return False
-    if trials and budget.matches(trials[-1].raw_bops):
+    """Whether another trial would tell no more."""
+    if not tuning.bracketing:
+        return tuning.spec.stop_early and alike([trial for trial in trials if trial.within_budget])
+    return bool(trials and _landed(trials[-1], tuning)) or _exhausted(trials, diverged, tuning)
+
+
+def _landed(trial: Trial, tuning: Tuning) -> bool:
+    """Whether a search ended in the window, or near enough that repair had next to nothing to do."""
+    if tuning.budget.matches(trial.raw_bops):
         return True
-    points = _points(trials, budget)
-    low, high = _bracket(points, budget)
+    return tuning.spec.stop_early and trial.within_budget and trial.repaired_gates <= _FEW_GATES
+
+
+def _exhausted(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
+    """Whether the next search in mode "lambda" would repeat one, or lie between two that are too close together."""
+    if not (trials or diverged):
+        return False
+    points = _points(trials, tuning.budget)
+    low, high = _bracket(points, tuning.budget)
     if low is not None and high is not None:
-        if abs(high[0] - low[0]) < math.log(_STRADDLE):
+        if high[0] - low[0] < math.log(_STRADDLE):
             return True
         if not diverged:
             return False
-    proposed = propose_log_strength(points, budget, tuning.knobs["strength"])
+    proposed = propose_log_strength(points, tuning.budget, tuning.knobs["strength"])
     tried = [point[0] for point in points] + [math.log(knobs["strength"]) for knobs in diverged]
     return any(math.isclose(proposed, strength, abs_tol=1e-9) for strength in tried)
+
+
+def alike(trials: Sequence[Trial]) -> bool:
+    """Whether trials, at least three, differ in accuracy by less than two standard errors of a difference.
+
+    Those are errors of two sets of validation images; trials share one set, which makes them no larger.
+    """
+    if len(trials) < _ALIKE_TRIALS:
+        return False
+    shares = [trial.validation_top1 / 100 for trial in trials]
+    mean = sum(shares) / len(shares)
+    error = math.sqrt(2 * mean * (1 - mean) / trials[0].validation_images)
+    return max(shares) - min(shares) <= 2 * error
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged: int) -> Trial:
@@ -297,23 +337,32 @@ def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) ->
         budget: The target.
         knob: The range of λ.
     """
-    bottom, top = math.log(knob.low), math.log(knob.high)
     low, high = _bracket(points, budget)
-    if low is None and high is None:
-        return (bottom + top) / 2
-    if high is not None and low is None:
-        reach = [bottom, bottom - math.log(_REACH)]
-        return next(((high[0] + end) / 2 for end in reach if high[0] > end + 0.7), reach[-1])
-    if low is not None and high is None:
-        reach = [top, top + math.log(_REACH)]
-        return next(((low[0] + end) / 2 for end in reach if low[0] < end - 0.7), reach[-1])
-    return _inside_bracket(low, high, budget)
+    if low is not None and high is not None:
+        return _inside_bracket(low, high, budget)
+    bottom, top = math.log(knob.low), math.log(knob.high)
+    if low is not None:
+        return min(low[0] + _step(low, len(points), budget), top + math.log(_REACH))
+    if high is not None:
+        return max(high[0] - _step(high, len(points), budget), bottom - math.log(_REACH))
+    return (bottom + top) / 2
 
 
-def _inside_bracket(low: Point | None, high: Point | None, budget: Budget) -> float:
+def _step(edge: Point, missed: int, budget: Budget) -> float:
+    """How far the window is from the outermost of so many searches on one side of it, by the usual slope.
+
+    Longer from search to search, so that a plateau is crossed in a few.
+    """
+    gap = abs(edge[1] - _target(budget))
+    return max(gap / _SLOPE, _LEAST_STEP) * _GROWTH ** (missed - 1)
+
+
+def _target(budget: Budget) -> float:
+    """The middle of the window as log(cost/budget)."""
+    return math.log(1 - budget.tolerance / 2)
+
+
+def _inside_bracket(low: Point, high: Point, budget: Budget) -> float:
     """False position between a point that is too dear and one that is too cheap."""
-    if low is None or high is None:
-        raise ValueError("both ends of the bracket are needed")
-    target = math.log(1 - budget.tolerance / 2)
-    share = (low[1] - target) / (low[1] - high[1])
+    share = (low[1] - _target(budget)) / (low[1] - high[1])
     return low[0] + min(max(share, _GUARD), 1 - _GUARD) * (high[0] - low[0])

@@ -5,7 +5,8 @@ import random
 import statistics
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from bench import matching
 from bench.budget import Budget
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
-from bench.matching import Trial, Tuning, bracket_sampler, propose_log_strength, space_filling, tune
+from bench.matching import Trial, Tuning, alike, bracket_sampler, propose_log_strength, space_filling, tune
 from bench.method import Knob
 from bench.spec import TuningSpec
 
@@ -98,6 +99,25 @@ def test_a_jump_over_the_window_is_recognised(jump: float, above: float, below: 
     assert number <= 20
 
 
+@pytest.mark.parametrize("share", [1.02, 3.0, 0.95, 0.3])
+def test_steps_towards_the_window_follow_the_slope_and_grow(share: float) -> None:
+    """On a plateau every step is longer than the one before; a cost further away asks for a longer first step."""
+    y = math.log(share)
+    points = [((BOTTOM + TOP) / 2, y)]
+    for _ in range(3):
+        points.append((propose_log_strength(points, BUDGET, KNOB), y))
+    steps = [later[0] - earlier[0] for earlier, later in pairwise(points)]
+    assert all(step > 0 for step in steps) if share > 1 else all(step < 0 for step in steps)
+    assert abs(steps[0]) == pytest.approx(max(abs(y - math.log(0.985)) / 0.8, 0.1))
+    assert abs(steps[2]) > abs(steps[1]) > abs(steps[0])
+
+
+def test_a_search_that_follows_the_usual_slope_lands_at_once() -> None:
+    points = [((BOTTOM + TOP) / 2, math.log(2.0))]
+    x = propose_log_strength(points, BUDGET, KNOB)
+    assert BUDGET.matches(2.0 * math.exp(-0.8 * (x - points[0][0])) * BUDGET.bops)
+
+
 @pytest.mark.parametrize("where", [BOTTOM - 4, BOTTOM - 1, TOP + 1, TOP + 4])
 def test_it_looks_beyond_the_range_of_the_knob(where: float) -> None:
     number, how = searches(lambda x: math.exp(-0.3 * (x - where) - 0.015))
@@ -127,8 +147,9 @@ def test_the_first_proposal_is_the_middle_and_order_does_not_matter() -> None:
 
 
 def trial(number: int, knobs: Mapping[str, float], share: float, **fields: Any) -> Trial:
-    """A trial that cost a share of the budget before repair."""
-    values = {"bops": share * BUDGET.bops, "repaired_gates": 0, "validation_top1": 50.0, "validation_loss": 1.0}
+    """A trial that cost a share of the budget before repair; validation tells the smallest differences."""
+    values = {"bops": share * BUDGET.bops, "validation_top1": 50.0, "validation_loss": 1.0}
+    values |= {"repaired_gates": 0 if BUDGET.matches(share * BUDGET.bops) else 9, "validation_images": 10**6}
     values |= {"seconds": 0.5, "policy": {}, "curves": [], "record": {"history": [1.5]}} | fields
     within = BUDGET.matches(values["bops"])
     return Trial(number=number, knobs=dict(knobs), raw_bops=share * BUDGET.bops, within_budget=within, **values)
@@ -216,7 +237,7 @@ def test_trials_outside_the_window_are_told_apart_from_those_inside() -> None:
         inside = knobs["strength"] < 0.2
         return trial(number, knobs, 0.99 if inside else 0.3, validation_top1=20.0 if inside else 99.0)
 
-    chosen, trials = tune(tuning(KNOBS, spec(trials=20)), search)
+    chosen, trials = tune(tuning(KNOBS, spec(trials=20, stop_early=False)), search)
     assert chosen.within_budget
     late = [t.knobs["strength"] < 0.2 for t in trials[10:]]
     assert sum(late) > len(late) / 2  # though accuracy alone would have led the other way
@@ -288,6 +309,78 @@ def test_other_knobs_stay_the_same_for_a_whole_bracket() -> None:
         return float(bracket_sampler(TWO_KNOBS, BUDGET, 4, done)._fixed_params["share"])  # type: ignore[attr-defined]
 
     assert others(0) == others(3) != others(4)
+
+
+# --- the end of a tuning before its last trial ---
+
+
+@pytest.mark.parametrize(
+    ("gates", "repaired", "made"), [(0, 0.98, 1), (2, 0.98, 1), (3, 0.98, 4), (2, 0.9, 4), (0, 0.9, 4)]
+)
+def test_lambda_stops_where_repair_has_few_gates_to_move(gates: int, repaired: float, made: int) -> None:
+    """Not when it moves more, nor when they do not suffice."""
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        return trial(number, knobs, 1.1 - 0.01 * number, bops=repaired * BUDGET.bops, repaired_gates=gates)
+
+    assert len(tune(tuning(KNOBS, spec("lambda", 4)), search)[1]) == made
+
+
+def test_lambda_asks_for_a_hit_before_repair_when_it_must_not_stop_early() -> None:
+    shares = [1.1, 0.9, 0.98, 0.99]
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        return trial(number, knobs, shares[number], bops=0.98 * BUDGET.bops, repaired_gates=1)
+
+    assert len(tune(tuning(KNOBS, spec("lambda", 4)), search)[1]) == 1
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 4, stop_early=False)), search)
+    assert (chosen.number, len(trials)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("top1", "images", "expected"),
+    [
+        ((94.0, 95.0, 96.0), 143, True),  # one image is 0.7 points
+        ((94.0, 95.0, 96.0), 5_000, False),  # a standard error of a difference is 0.4 points
+        ((95.0, 95.3, 95.6), 5_000, True),
+        ((95.0, 95.3, 95.6, 97.0), 5_000, False),
+        ((95.0, 95.0), 143, False),  # two tell nothing of the range
+        ((100.0, 100.0, 100.0), 143, True),
+        ((100.0, 100.0, 0.0), 143, False),
+    ],
+)
+def test_trials_are_alike_when_validation_cannot_tell_them_apart(
+    top1: tuple[float, ...], images: int, expected: bool
+) -> None:
+    trials = [trial(0, {"strength": 1.0}, 0.98, validation_top1=value, validation_images=images) for value in top1]
+    assert alike(trials) is expected
+    assert alike(trials[::-1]) is expected
+
+
+@pytest.mark.parametrize(("stop_early", "made"), [(True, 4), (False, 6)])
+def test_hinge_stops_at_three_trials_in_the_window_that_are_alike(stop_early: bool, made: int) -> None:
+    outcomes = [(0.99, 95.0), (1.5, 40.0), (0.98, 96.0), (0.97, 95.5), (0.99, 95.0), (0.99, 99.0)]
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        share, top1 = outcomes[number]
+        return trial(number, knobs, share, validation_top1=top1, validation_images=143)
+
+    _, trials = tune(tuning(KNOBS, spec(trials=6, stop_early=stop_early)), search)
+    assert len(trials) == made
+
+
+@pytest.mark.parametrize("match", ["hinge", "lambda"])
+def test_stopping_early_changes_no_trial_that_is_made(match: str) -> None:
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        made = smooth(number, knobs)
+        return replace(
+            made, validation_images=20, repaired_gates=round(20 * abs(math.log(made.raw_bops / BUDGET.bops)))
+        )
+
+    _, early = tune(tuning(TWO_KNOBS, spec(match, 12)), search)
+    _, every = tune(tuning(TWO_KNOBS, spec(match, 12, stop_early=False)), search)
+    assert 1 < len(early) < len(every)
+    assert every[: len(early)] == early
 
 
 # --- space filling ---
