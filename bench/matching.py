@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from bench.budget import Budget
@@ -44,8 +45,10 @@ _LEAST_STEP = 0.1
 """In log λ: searches closer than this differ by their noise more than by their strength."""
 _GROWTH = 1.5
 """Each further step towards a window that lies on one side of all searches is longer by this factor."""
-_STRADDLE = 1.02
-"""Two strengths closer than this that lie on either side of the window: there is none between them worth a search."""
+_STRADDLE = 1.05
+"""Between two strengths closer than this on either side of the window, noise decides and not the strength."""
+_NEARBY = 0.02
+"""In log λ: how far apart strengths are tried where noise decides."""
 _FEW_GATES = 2
 """In mode "lambda" a search that repair brings inside by so few moves is as good as a hit: the runs' own seeds move
 more gates than that at the same strength."""
@@ -220,7 +223,8 @@ def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], t
     """Whether another trial would tell no more."""
     if not tuning.bracketing:
         return tuning.spec.stop_early and alike([trial for trial in trials if trial.within_budget])
-    return bool(trials and _landed(trials[-1], tuning)) or _exhausted(trials, diverged, tuning)
+    landed = bool(trials) and _landed(trials[-1], tuning)
+    return landed or (tuning.spec.stop_early and _straddled(trials, tuning)) or _repeated(trials, diverged, tuning)
 
 
 def _landed(trial: Trial, tuning: Tuning) -> bool:
@@ -230,17 +234,15 @@ def _landed(trial: Trial, tuning: Tuning) -> bool:
     return tuning.spec.stop_early and trial.within_budget and trial.repaired_gates <= _FEW_GATES
 
 
-def _exhausted(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
-    """Whether the next search in mode "lambda" would repeat one, or lie between two that are too close together."""
-    if not (trials or diverged):
-        return False
+def _straddled(trials: Sequence[Trial], tuning: Tuning) -> bool:
+    """Whether two searches lie so close on either side of the window that none between them is worth its while."""
+    low, high = _bracket(_points(trials, tuning.budget), tuning.budget)
+    return low is not None and high is not None and high[0] - low[0] < math.log(_STRADDLE)
+
+
+def _repeated(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
+    """Whether the next search would repeat one: the strength is at its end, or the loss diverged there."""
     points = _points(trials, tuning.budget)
-    low, high = _bracket(points, tuning.budget)
-    if low is not None and high is not None:
-        if high[0] - low[0] < math.log(_STRADDLE):
-            return True
-        if not diverged:
-            return False
     proposed = propose_log_strength(points, tuning.budget, tuning.knobs["strength"])
     tried = [point[0] for point in points] + [math.log(knobs["strength"]) for knobs in diverged]
     return any(math.isclose(proposed, strength, abs_tol=1e-9) for strength in tried)
@@ -332,6 +334,8 @@ def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Poi
 def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) -> float:
     """The next log λ: the middle of the range, outwards until the window is bracketed, then guarded false position.
 
+    Where the bracket is so narrow that noise decides, strengths close to it are tried one after the other.
+
     Args:
         points: Completed searches, in any order.
         budget: The target.
@@ -339,6 +343,8 @@ def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) ->
     """
     low, high = _bracket(points, budget)
     if low is not None and high is not None:
+        if high[0] - low[0] < math.log(_STRADDLE):
+            return _nearest_untried((low[0] + high[0]) / 2, [point[0] for point in points])
         return _inside_bracket(low, high, budget)
     bottom, top = math.log(knob.low), math.log(knob.high)
     if low is not None:
@@ -366,3 +372,9 @@ def _inside_bracket(low: Point, high: Point, budget: Budget) -> float:
     """False position between a point that is too dear and one that is too cheap."""
     share = (low[1] - _target(budget)) / (low[1] - high[1])
     return low[0] + min(max(share, _GUARD), 1 - _GUARD) * (high[0] - low[0])
+
+
+def _nearest_untried(middle: float, tried: Sequence[float]) -> float:
+    """The log λ nearest to a middle that is not close to any that was tried."""
+    steps = (sign * _NEARBY * number for number in count() for sign in (1, -1))
+    return next(middle + step for step in steps if all(abs(middle + step - x) > _NEARBY / 2 for x in tried))

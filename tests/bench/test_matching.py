@@ -278,15 +278,25 @@ def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside() -> 
 
 
 def test_lambda_stops_when_two_strengths_straddle_the_window() -> None:
-    def search(number: int, knobs: Mapping[str, float]) -> Trial:
-        return trial(number, knobs, 1.3 if knobs["strength"] < 0.77 else 0.8)
-
-    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50)), search)
-    assert len(trials) <= 20
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50)), jump)
+    assert len(trials) <= 12
     assert chosen.raw_bops == pytest.approx(0.8e8)
     strengths = sorted(t.knobs["strength"] for t in trials)
     below = max(s for s in strengths if s < 0.77)
-    assert min(s for s in strengths if s >= 0.77) / below < 1.02
+    assert min(s for s in strengths if s >= 0.77) / below < 1.05
+
+
+def test_lambda_goes_on_close_to_the_window_when_it_must_not_stop_early() -> None:
+    _, trials = tune(tuning(KNOBS, spec("lambda", 20, stop_early=False)), jump)
+    strengths = [t.knobs["strength"] for t in trials]
+    assert len(strengths) == 20
+    assert all(high / low > 1.009 for low, high in pairwise(sorted(strengths)))
+    assert all(0.77 / 1.3 < strength < 0.77 * 1.3 for strength in strengths[10:])
+
+
+def jump(number: int, knobs: Mapping[str, float]) -> Trial:
+    """The cost jumps over the window."""
+    return trial(number, knobs, 1.3 if knobs["strength"] < 0.77 else 0.8)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # Optuna's, on a value outside its range
@@ -381,6 +391,42 @@ def test_stopping_early_changes_no_trial_that_is_made(match: str) -> None:
     _, every = tune(tuning(TWO_KNOBS, spec(match, 12, stop_early=False)), search)
     assert 1 < len(early) < len(every)
     assert every[: len(early)] == early
+
+
+RECORDED = {
+    ("resnet20", "sbs"): [
+        *((0.0265, 2.976, 28), (0.0581, 1.940, 26), (0.0655, 1.515, 13), (0.0709, 1.307, 6), (0.1, 1.042, 1)),
+        *((0.106, 1.048, 1), (0.108, 1.062, 2), (0.109, 0.851, 4), (0.11, 0.933, 1), (0.111, 0.955, 1)),
+        *((0.112, 1.010, 1), (0.113, 1.048, 1), (0.115, 0.947, 1), (0.117, 0.926, 1), (0.119, 1.019, 1)),
+        *((0.12, 0.962, 1), (0.188, 0.775, 4), (0.306, 0.759, 4), (0.412, 0.589, 11), (3.91, 0.053, 48)),
+    ],
+    ("resnet20", "sbs_q"): [
+        *((0.0265, 3.378, 31), (0.0547, 1.940, 18), (0.0617, 1.595, 12), (0.0629, 1.422, 9), (0.0635, 1.480, 10)),
+        *((0.0709, 1.163, 4), (0.0994, 1.005, 1), (0.103, 1.048, 1), (0.108, 1.077, 2), (0.109, 0.962, 1)),
+        *((0.125, 0.933, 1), (0.188, 0.875, 2), (0.306, 0.690, 7), (0.392, 0.586, 12), (3.91, 0.266, 17)),
+    ],
+    ("resnet8", "dnas"): [
+        *((0.0178, 1.635, 5), (0.0213, 1.360, 4), (0.0281, 1.654, 8), (0.0317, 1.445, 4), (0.0505, 0.934, 2)),
+        *((0.0521, 1.123, 2), (0.0542, 1.019, 1), (0.0553, 0.848, 3), (0.0564, 0.976, 0), (0.0587, 0.934, 2)),
+        *((0.0604, 0.848, 3), (0.0642, 0.825, 1), (0.0791, 0.678, 4), (0.0874, 0.583, 5), (0.1, 0.583, 5)),
+    ],
+}
+"""Searches by `tests.scale.tuning_cost`: λ, cost as a share of what uniform 4 bit costs, gates that repair moves."""
+
+
+@pytest.mark.parametrize("start", [0.02, 0.07, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("searched", RECORDED, ids=" ".join)
+def test_recorded_searches_are_tuned_in_five_trials(searched: tuple[str, str], start: float) -> None:
+    """Each asks for the nearest recorded strength; `start` is where the range has its middle."""
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        _, share, gates = min(RECORDED[searched], key=lambda row: abs(math.log(row[0] / knobs["strength"])))
+        return trial(number, knobs, share, bops=0.99 * BUDGET.bops, repaired_gates=gates)
+
+    knobs = {"strength": Knob(low=start / 7, high=start * 7, log=True)}
+    chosen, trials = tune(tuning(knobs, spec("lambda", 16)), search)
+    assert len(trials) <= 5
+    assert chosen.repaired_gates <= 2
 
 
 # --- space filling ---
