@@ -50,8 +50,7 @@ _STRADDLE = 1.05
 _NEARBY = 0.02
 """In log λ: how far apart strengths are tried where noise decides."""
 _FEW_GATES = 2
-"""In mode "lambda" a search that repair brings inside by so few moves is as good as a hit: the runs' own seeds move
-more gates than that at the same strength."""
+"""A search has landed when repair brings it inside by so few moves: seeds differ by more at the same strength."""
 _ALIKE_TRIALS = 3
 """In mode "hinge" so many trials, which the first points spread over the range, must be there to be found alike."""
 _GUARD = 0.2
@@ -89,6 +88,11 @@ class Trial:
     policy: Mapping[str, Any]
     curves: Sequence[Mapping[str, Any]]
     record: Mapping[str, Any]
+
+    @property
+    def landed(self) -> bool:
+        """Whether the search itself came to the budget: repair had next to nothing to do."""
+        return self.within_budget and self.repaired_gates <= _FEW_GATES
 
 
 SearchTrial = Callable[[int, Mapping[str, float]], Trial | None]
@@ -195,7 +199,8 @@ def _ask(study: "Study", tuning: Tuning, number: int, completed: Sequence[Trial]
     if tuning.bracketing:
         study.sampler = bracket_sampler(tuning.knobs, tuning.budget, tuning.spec.trials, completed)
     else:
-        study.sampler = _accuracy_sampler(tuning.knobs, derive(tuning.seed, number), number)
+        knobs = strong_enough(tuning.knobs, tuning.budget, completed)
+        study.sampler = _accuracy_sampler(knobs, derive(tuning.seed, number), number)
     return study.ask(tuning.distributions())
 
 
@@ -205,10 +210,10 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
     if trial is None:
         study.tell(asked, state=TrialState.FAIL)
         return
-    share = trial.bops / tuning.budget.bops
+    share = trial.raw_bops / tuning.budget.bops
     if not tuning.bracketing:
-        # Unmatched trials teach the sampler where not to look.
-        asked.set_constraint("window", 0.0 if trial.within_budget else abs(math.log(share)) + 1e-9)
+        # Trials that did not land teach the sampler where not to look.
+        asked.set_constraint("window", 0.0 if trial.landed else abs(math.log(share)) + 1e-9)
     study.tell(asked, trial.validation_top1)
     _log.info(
         "trial %d: %s, %.3f of the budget, validation %.2f %%",
@@ -221,17 +226,12 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
 
 def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
     """Whether another trial would tell no more."""
+    early = tuning.spec.stop_early
     if not tuning.bracketing:
-        return tuning.spec.stop_early and alike([trial for trial in trials if trial.within_budget])
-    landed = bool(trials) and _landed(trials[-1], tuning)
-    return landed or (tuning.spec.stop_early and _straddled(trials, tuning)) or _repeated(trials, diverged, tuning)
-
-
-def _landed(trial: Trial, tuning: Tuning) -> bool:
-    """Whether a search ended in the window, or near enough that repair had next to nothing to do."""
-    if tuning.budget.matches(trial.raw_bops):
+        return early and alike([trial for trial in trials if trial.landed])
+    if trials and (tuning.budget.matches(trials[-1].raw_bops) or (early and trials[-1].landed)):
         return True
-    return tuning.spec.stop_early and trial.within_budget and trial.repaired_gates <= _FEW_GATES
+    return (early and _straddled(trials, tuning)) or _repeated(trials, diverged, tuning)
 
 
 def _straddled(trials: Sequence[Trial], tuning: Tuning) -> bool:
@@ -262,12 +262,12 @@ def alike(trials: Sequence[Trial]) -> bool:
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged: int) -> Trial:
-    """By validation accuracy among trials inside the window; else the dearest that the budget allows."""
+    """By validation accuracy among trials inside the window, those that landed first; else the dearest allowed."""
     inside = [trial for trial in trials if trial.within_budget]
     if inside and spec.match == "lambda":  # a hit needs no repair; a miss that lies nearer does
         return min(inside, key=lambda t: (not budget.matches(t.raw_bops), abs(math.log(t.raw_bops / budget.bops))))
     if inside:
-        return max(inside, key=lambda trial: (trial.validation_top1, -trial.validation_loss))
+        return max(inside, key=lambda trial: (trial.landed, trial.validation_top1, -trial.validation_loss))
     allowed = [trial for trial in trials if trial.bops <= budget.bops]
     if allowed:
         return max(allowed, key=lambda trial: trial.bops)
@@ -277,6 +277,13 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged:
         + (f"; {diverged} more diverged" if diverged else ""),
         nearest,
     )
+
+
+def strong_enough(knobs: Mapping[str, Knob], budget: Budget, completed: Sequence[Trial]) -> dict[str, Knob]:
+    """The knobs' ranges without the strengths that are too weak for a search of mode "hinge" to reach the budget."""
+    weak = [trial.knobs["strength"] for trial in completed if trial.raw_bops > budget.bops and not trial.landed]
+    strength = knobs["strength"]
+    return {**knobs, "strength": replace(strength, low=max([strength.low, *weak]))}
 
 
 def _accuracy_sampler(knobs: Mapping[str, Knob], seed: int, completed: int) -> "BaseSampler":

@@ -16,7 +16,16 @@ import pytest
 from bench import matching
 from bench.budget import Budget
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
-from bench.matching import Trial, Tuning, alike, bracket_sampler, propose_log_strength, space_filling, tune
+from bench.matching import (
+    Trial,
+    Tuning,
+    alike,
+    bracket_sampler,
+    propose_log_strength,
+    space_filling,
+    strong_enough,
+    tune,
+)
 from bench.method import Knob
 from bench.spec import TuningSpec
 
@@ -160,11 +169,11 @@ def smooth(number: int, knobs: Mapping[str, float]) -> Trial:
     share = 1.2 * knobs["strength"] ** -0.4
     top1 = 60 - abs(math.log(knobs["strength"] / 0.3)) - abs(knobs.get("share", 0.5) - 0.7)
     repaired = 0.99 if share < 3 else share
-    return trial(number, knobs, share, bops=repaired * BUDGET.bops, validation_top1=top1)
+    return trial(number, knobs, share, bops=repaired * BUDGET.bops, validation_top1=top1, repaired_gates=1)
 
 
-def spec(match: str = "hinge", trials: int = 7, **fields: Any) -> TuningSpec:
-    return TuningSpec(match=match, trials=trials, **fields)  # type: ignore[arg-type]
+def spec(match: str = "hinge", trials: int = 7, *, stop_early: bool = False, **fields: Any) -> TuningSpec:
+    return TuningSpec(match=match, trials=trials, stop_early=stop_early, **fields)  # type: ignore[arg-type]
 
 
 TWO_KNOBS = {**KNOBS, "share": Knob(low=0.0, high=1.0)}
@@ -237,10 +246,43 @@ def test_trials_outside_the_window_are_told_apart_from_those_inside() -> None:
         inside = knobs["strength"] < 0.2
         return trial(number, knobs, 0.99 if inside else 0.3, validation_top1=20.0 if inside else 99.0)
 
-    chosen, trials = tune(tuning(KNOBS, spec(trials=20, stop_early=False)), search)
+    chosen, trials = tune(tuning(KNOBS, spec(trials=20)), search)
     assert chosen.within_budget
     late = [t.knobs["strength"] < 0.2 for t in trials[10:]]
     assert sum(late) > len(late) / 2  # though accuracy alone would have led the other way
+
+
+def test_hinge_prefers_trials_whose_search_came_to_the_budget_itself() -> None:
+    """Repair could bring the others inside too, but then it is repair that decided and not the strength."""
+    outcomes = [(2.9, 28, 99.0), (1.03, 2, 60.0), (1.02, 1, 70.0), (1.2, 3, 95.0)]
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        share, gates, top1 = outcomes[number]
+        return trial(number, knobs, share, bops=0.98 * BUDGET.bops, repaired_gates=gates, validation_top1=top1)
+
+    assert tune(tuning(KNOBS, spec(trials=4)), search)[0].number == 2
+    assert tune(tuning(KNOBS, spec(trials=1)), search)[0].number == 0
+
+
+def test_hinge_tries_no_strength_that_has_been_too_weak() -> None:
+    """The cost term is at work until the search comes to the budget; a weaker one does not get there either."""
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        weak = knobs["strength"] < 0.25
+        return trial(number, knobs, 2.0 if weak else 1.01, bops=0.98 * BUDGET.bops, repaired_gates=20 if weak else 1)
+
+    _, trials = tune(tuning(KNOBS, spec(trials=4)), search)
+    strengths = [t.knobs["strength"] for t in trials]
+    assert [strength < 0.25 for strength in strengths] == [True, False, False, False]
+    assert min(strengths) == strengths[0]
+    assert len(set(strengths)) == 4
+
+
+@pytest.mark.parametrize(("share", "gates", "low"), [(1.5, 9, 0.3), (1.5, 2, 0.02), (0.5, 9, 0.02), (0.98, 0, 0.02)])
+def test_only_searches_that_stayed_too_dear_narrow_the_range(share: float, gates: int, low: float) -> None:
+    done = [trial(0, {"strength": 0.3}, share, bops=0.98 * BUDGET.bops, repaired_gates=gates)]
+    assert strong_enough(TWO_KNOBS, BUDGET, done) == {**TWO_KNOBS, "strength": replace(KNOB, low=low)}
+    assert strong_enough(TWO_KNOBS, BUDGET, []) == TWO_KNOBS
 
 
 # --- mode lambda ---
@@ -278,7 +320,7 @@ def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside() -> 
 
 
 def test_lambda_stops_when_two_strengths_straddle_the_window() -> None:
-    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50)), jump)
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50, stop_early=True)), jump)
     assert len(trials) <= 12
     assert chosen.raw_bops == pytest.approx(0.8e8)
     strengths = sorted(t.knobs["strength"] for t in trials)
@@ -287,7 +329,7 @@ def test_lambda_stops_when_two_strengths_straddle_the_window() -> None:
 
 
 def test_lambda_goes_on_close_to_the_window_when_it_must_not_stop_early() -> None:
-    _, trials = tune(tuning(KNOBS, spec("lambda", 20, stop_early=False)), jump)
+    _, trials = tune(tuning(KNOBS, spec("lambda", 20)), jump)
     strengths = [t.knobs["strength"] for t in trials]
     assert len(strengths) == 20
     assert all(high / low > 1.009 for low, high in pairwise(sorted(strengths)))
@@ -333,7 +375,7 @@ def test_lambda_stops_where_repair_has_few_gates_to_move(gates: int, repaired: f
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         return trial(number, knobs, 1.1 - 0.01 * number, bops=repaired * BUDGET.bops, repaired_gates=gates)
 
-    assert len(tune(tuning(KNOBS, spec("lambda", 4)), search)[1]) == made
+    assert len(tune(tuning(KNOBS, spec("lambda", 4, stop_early=True)), search)[1]) == made
 
 
 def test_lambda_asks_for_a_hit_before_repair_when_it_must_not_stop_early() -> None:
@@ -342,8 +384,8 @@ def test_lambda_asks_for_a_hit_before_repair_when_it_must_not_stop_early() -> No
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         return trial(number, knobs, shares[number], bops=0.98 * BUDGET.bops, repaired_gates=1)
 
-    assert len(tune(tuning(KNOBS, spec("lambda", 4)), search)[1]) == 1
-    chosen, trials = tune(tuning(KNOBS, spec("lambda", 4, stop_early=False)), search)
+    assert len(tune(tuning(KNOBS, spec("lambda", 4, stop_early=True)), search)[1]) == 1
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 4)), search)
     assert (chosen.number, len(trials)) == (2, 3)
 
 
@@ -383,13 +425,13 @@ def test_hinge_stops_at_three_trials_in_the_window_that_are_alike(stop_early: bo
 def test_stopping_early_changes_no_trial_that_is_made(match: str) -> None:
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         made = smooth(number, knobs)
-        return replace(
-            made, validation_images=20, repaired_gates=round(20 * abs(math.log(made.raw_bops / BUDGET.bops)))
-        )
+        gates = round(20 * abs(math.log(made.raw_bops / BUDGET.bops)))
+        return replace(made, validation_images=20, repaired_gates=gates)
 
-    _, early = tune(tuning(TWO_KNOBS, spec(match, 12)), search)
-    _, every = tune(tuning(TWO_KNOBS, spec(match, 12, stop_early=False)), search)
-    assert 1 < len(early) < len(every)
+    knobs = {**TWO_KNOBS, "strength": Knob(low=0.2, high=10.0, log=True)}
+    _, early = tune(tuning(knobs, spec(match, 12, stop_early=True)), search)
+    _, every = tune(tuning(knobs, spec(match, 12)), search)
+    assert len(early) < len(every)
     assert every[: len(early)] == early
 
 
@@ -424,7 +466,7 @@ def test_recorded_searches_are_tuned_in_five_trials(searched: tuple[str, str], s
         return trial(number, knobs, share, bops=0.99 * BUDGET.bops, repaired_gates=gates)
 
     knobs = {"strength": Knob(low=start / 7, high=start * 7, log=True)}
-    chosen, trials = tune(tuning(knobs, spec("lambda", 16)), search)
+    chosen, trials = tune(tuning(knobs, spec("lambda", 16, stop_early=True)), search)
     assert len(trials) <= 5
     assert chosen.repaired_gates <= 2
 
