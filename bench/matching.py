@@ -5,7 +5,8 @@ validation accuracy among trials that end inside the window. Mode "lambda": plai
 in log λ until the cost of a search lands inside the window.
 
 A tuning ends before its last trial where more trials would tell no more: in mode "lambda" when repair has next to
-nothing to do, in mode "hinge" when accuracies differ by less than validation images can tell (`docs/tuning.md`).
+nothing to do, in mode "hinge" when the accuracies of such trials differ by less than validation images can tell
+(`docs/tuning.md`).
 
 Proposals depend on completed trials alone. A tuning that was interrupted is therefore gone through again from its
 first trial, with those that the store holds taken from there, and goes on exactly as if it had not been.
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 from bench.budget import Budget
@@ -329,13 +330,16 @@ def _points(trials: Sequence[Trial], budget: Budget) -> list[Point]:
 
 
 def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
-    """The neighbouring points on either side of the window: too dear at the smaller λ, too cheap at the larger."""
+    """Neighbouring points on either side of the window, too dear at the smaller λ and too cheap at the larger.
+
+    Noise may make several such pairs: the one at the smallest λ is taken. Without any, one point is missing.
+    """
     cheap = [point for point in points if point[1] < math.log(1 - budget.tolerance)]
     dear = [point for point in points if point[1] > 0]
-    high = min(cheap, default=None)
-    below = [point for point in dear if high is None or point[0] < high[0]]
-    low = max(below, default=None)
-    return low, high
+    for low, high in pairwise(sorted(cheap + dear)):
+        if low[1] > 0 > high[1]:
+            return low, high
+    return (None, min(cheap)) if cheap else (max(dear, default=None), None)
 
 
 def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) -> float:

@@ -108,8 +108,8 @@ class TuningSpec(Strict):
         match: "hinge": λ acts above the budget only, Optuna chooses λ by validation accuracy among trials within
             the window. "lambda": plain λ log R, Optuna brackets log λ onto the budget.
         trials: Searches at most, for each method and budget.
-        stop_early: End a tuning when more trials would tell no more: in mode "lambda" when repair has two gates at most
-            to move, in mode "hinge" when three trials inside the window differ by less than validation can tell.
+        stop_early: End a tuning when more trials would tell no more: in mode "lambda" at a search of which repair moves
+            two gates at most, in mode "hinge" at three such searches that validation cannot tell apart.
         tolerance: The window is [1 − tolerance, 1] × budget.
         repair: Move the fewest gates of smallest margin to end inside the window.
         finetune_epochs: Short fine-tuning of each trial before its validation accuracy is read.

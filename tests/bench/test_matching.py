@@ -152,6 +152,12 @@ def test_the_first_proposal_is_the_middle_and_order_does_not_matter() -> None:
     assert propose_log_strength(points[::-1], BUDGET, KNOB) == inside
 
 
+def test_a_search_that_is_too_cheap_by_chance_does_not_lead_away_from_a_crossing() -> None:
+    """The points of a real search: far below all that were too dear, one was too cheap."""
+    points = [(-2.44, -0.06), (-2.42, 0.15), (-2.40, 0.03), (-2.39, 0.01), (-2.30, -0.06)]
+    assert -2.39 < propose_log_strength(points, BUDGET, KNOB) < -2.30
+
+
 # --- searches that are not there ---
 
 

@@ -1,14 +1,16 @@
 """Counts the searches that it takes to bring each method onto a budget, on real searches.
 
     python -m tests.scale.tuning_cost --records DIR [--tasks resnet8/synthetic resnet20/digits] [--methods sbs dnas …]
-                                      [--budgets 3bit 4bit …] [--match lambda hinge] [--trials 16] [--seeds 0 1 2]
+                                      [--budgets 3bit 4bit …] [--match lambda hinge] [--trials 10] [--early]
+                                      [--seeds 0 1 2]
 
 Searches are those of a preset, at its tuning seed. Each is kept in DIR and none is made twice, so that the study can
 be stopped at any time, and two ways of tuning can be compared at the price of the searches in which they differ. To
 that end strengths are rounded to one per cent. In mode "lambda" a search does not know its budget and serves all.
 
-With `--seeds` two strengths are tried at seeds of runs: the one that tuning chooses, and the one that it would have
-chosen without stopping early.
+`--early` leaves out the searches that only a tuning makes that does not stop early; a hit without repair is then looked
+for in the others alone. With `--seeds` two strengths are tried at seeds of runs: the one that tuning chooses, and the
+one that it would have chosen without stopping early.
 """
 
 import argparse
@@ -63,7 +65,7 @@ class Recorded:
     def __init__(self, task: str, match: str, options: argparse.Namespace) -> None:
         model, _, dataset = task.partition("/")
         self.folder = options.records / task.replace("/", "-")
-        self.match = match
+        self.match, self.early = match, options.early
         chosen = {"dataset": dataset, "model": model, "train_images": options.images}
         asked = {
             "methods": options.methods,
@@ -208,8 +210,8 @@ def tuned(recorded: Recorded, unit: TuningUnit, *, stop_early: bool) -> tuple[Tr
 
 def counted(recorded: Recorded, unit: TuningUnit) -> Count:
     """Tune to the end and with an early one; early trials are the first of all."""
-    _, trials = tuned(recorded, unit, stop_early=False)
     chosen, early = tuned(recorded, unit, stop_early=True)
+    trials = early if recorded.early else tuned(recorded, unit, stop_early=False)[1]
     budget = unit.budget
     steps = [
         f"{t.knobs['strength']:.3g}→{t.raw_bops / budget.bops:.3f}({t.repaired_gates}, {t.validation_top1:.1f} %)"
@@ -266,7 +268,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     parser.add_argument("--match", nargs="+", default=["lambda", "hinge"])
-    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--early", action="store_true")
     parser.add_argument("--seeds", nargs="*", type=int, default=[])
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--images", type=int, help="training images")
