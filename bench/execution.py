@@ -498,6 +498,7 @@ def try_out(desk: Desk) -> None:
         within_budget=tuning.budget.matches(bops),
         validation_top1=result.top1,
         validation_loss=result.loss,
+        validation_images=len(bench.task.data.validation),
         seconds=desk.clock.total(),
         policy=found.policy.to_json(),
         curves=desk.curves.entries,

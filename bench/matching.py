@@ -4,6 +4,10 @@ Mode "hinge": the cost term acts above the budget only, so each search ends near
 validation accuracy among trials that end inside the window. Mode "lambda": plain λ log R, and λ is bracketed
 in log λ until the cost of a search lands inside the window.
 
+A tuning ends before its last trial where more trials would tell no more: in mode "lambda" when repair has next to
+nothing to do, in mode "hinge" when the accuracies of such trials differ by less than validation images can tell
+(`docs/tuning.md`).
+
 Proposals depend on completed trials alone. A tuning that was interrupted is therefore gone through again from its
 first trial, with those that the store holds taken from there, and goes on exactly as if it had not been.
 """
@@ -14,6 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 from bench.budget import Budget
@@ -35,8 +40,20 @@ _SPACE_FILLING = 4
 """Trials before the model-based sampler takes over."""
 _REACH = 100.0
 """In mode "lambda" a bracket may leave the knob's range by this factor on either side."""
-_STRADDLE = 1.02
-"""Two strengths closer than this that lie on either side of the window: there is none between them worth a search."""
+_SLOPE = 0.8
+"""How fast log cost is taken to fall with log λ where one side of the window is not known yet; measured: 0.2 to 1.3."""
+_LEAST_STEP = 0.1
+"""In log λ: searches closer than this differ by their noise more than by their strength."""
+_GROWTH = 1.5
+"""Each further step towards a window that lies on one side of all searches is longer by this factor."""
+_STRADDLE = 1.05
+"""Between two strengths closer than this on either side of the window, noise decides and not the strength."""
+_NEARBY = 0.02
+"""In log λ: how far apart strengths are tried where noise decides."""
+_FEW_GATES = 2
+"""A search has landed when repair brings it inside by so few moves: seeds differ by more at the same strength."""
+_ALIKE_TRIALS = 3
+"""In mode "hinge" so many trials, which the first points spread over the range, must be there to be found alike."""
 _GUARD = 0.2
 """Interpolation inside a bracket stays this share away from its ends, so that plateaus cannot stall it."""
 
@@ -52,6 +69,7 @@ class Trial:
         repaired_gates: Decisions that repair moved.
         within_budget: Whether the cost after repair lies inside the window.
         validation_top1, validation_loss: Of the repaired network after the trial's short fine-tuning.
+        validation_images: How many these were read from.
         seconds: Wall time of the trial.
         policy: The policy after repair, as JSON.
         curves: Figures by epoch.
@@ -66,10 +84,16 @@ class Trial:
     within_budget: bool
     validation_top1: float
     validation_loss: float
+    validation_images: int
     seconds: float
     policy: Mapping[str, Any]
     curves: Sequence[Mapping[str, Any]]
     record: Mapping[str, Any]
+
+    @property
+    def landed(self) -> bool:
+        """Whether the search itself came to the budget: repair had next to nothing to do."""
+        return self.within_budget and self.repaired_gates <= _FEW_GATES
 
 
 SearchTrial = Callable[[int, Mapping[str, float]], Trial | None]
@@ -176,7 +200,8 @@ def _ask(study: "Study", tuning: Tuning, number: int, completed: Sequence[Trial]
     if tuning.bracketing:
         study.sampler = bracket_sampler(tuning.knobs, tuning.budget, tuning.spec.trials, completed)
     else:
-        study.sampler = _accuracy_sampler(tuning.knobs, derive(tuning.seed, number), number)
+        knobs = strong_enough(tuning.knobs, tuning.budget, completed)
+        study.sampler = _accuracy_sampler(knobs, derive(tuning.seed, number), number)
     return study.ask(tuning.distributions())
 
 
@@ -186,10 +211,10 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
     if trial is None:
         study.tell(asked, state=TrialState.FAIL)
         return
-    share = trial.bops / tuning.budget.bops
+    share = trial.raw_bops / tuning.budget.bops
     if not tuning.bracketing:
-        # Unmatched trials teach the sampler where not to look.
-        asked.set_constraint("window", 0.0 if trial.within_budget else abs(math.log(share)) + 1e-9)
+        # Trials that did not land teach the sampler where not to look.
+        asked.set_constraint("window", 0.0 if trial.landed else abs(math.log(share)) + 1e-9)
     study.tell(asked, trial.validation_top1)
     _log.info(
         "trial %d: %s, %.3f of the budget, validation %.2f %%",
@@ -201,31 +226,49 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
 
 
 def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
-    """In mode "lambda": a search landed in the window, two straddle it, or the next would repeat one."""
-    budget = tuning.budget
-    if not tuning.bracketing or not (trials or diverged):
-        return False
-    if trials and budget.matches(trials[-1].raw_bops):
+    """Whether another trial would tell no more."""
+    early = tuning.spec.stop_early
+    if not tuning.bracketing:
+        return early and alike([trial for trial in trials if trial.landed])
+    if trials and (tuning.budget.matches(trials[-1].raw_bops) or (early and trials[-1].landed)):
         return True
-    points = _points(trials, budget)
-    low, high = _bracket(points, budget)
-    if low is not None and high is not None:
-        if abs(high[0] - low[0]) < math.log(_STRADDLE):
-            return True
-        if not diverged:
-            return False
-    proposed = propose_log_strength(points, budget, tuning.knobs["strength"])
+    return (early and _straddled(trials, tuning)) or _repeated(trials, diverged, tuning)
+
+
+def _straddled(trials: Sequence[Trial], tuning: Tuning) -> bool:
+    """Whether two searches lie so close on either side of the window that none between them is worth its while."""
+    low, high = _bracket(_points(trials, tuning.budget), tuning.budget)
+    return low is not None and high is not None and high[0] - low[0] < math.log(_STRADDLE)
+
+
+def _repeated(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], tuning: Tuning) -> bool:
+    """Whether the next search would repeat one: the strength is at its end, or the loss diverged there."""
+    points = _points(trials, tuning.budget)
+    proposed = propose_log_strength(points, tuning.budget, tuning.knobs["strength"])
     tried = [point[0] for point in points] + [math.log(knobs["strength"]) for knobs in diverged]
     return any(math.isclose(proposed, strength, abs_tol=1e-9) for strength in tried)
 
 
+def alike(trials: Sequence[Trial]) -> bool:
+    """Whether trials, at least three, differ in accuracy by less than two standard errors of a difference.
+
+    Those are errors of two sets of validation images; trials share one set, which makes them no larger.
+    """
+    if len(trials) < _ALIKE_TRIALS:
+        return False
+    shares = [trial.validation_top1 / 100 for trial in trials]
+    mean = sum(shares) / len(shares)
+    error = math.sqrt(2 * mean * (1 - mean) / trials[0].validation_images)
+    return max(shares) - min(shares) <= 2 * error
+
+
 def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged: int) -> Trial:
-    """By validation accuracy among trials inside the window; else the dearest that the budget allows."""
+    """By validation accuracy among trials inside the window, those that landed first; else the dearest allowed."""
     inside = [trial for trial in trials if trial.within_budget]
     if inside and spec.match == "lambda":  # a hit needs no repair; a miss that lies nearer does
         return min(inside, key=lambda t: (not budget.matches(t.raw_bops), abs(math.log(t.raw_bops / budget.bops))))
     if inside:
-        return max(inside, key=lambda trial: (trial.validation_top1, -trial.validation_loss))
+        return max(inside, key=lambda trial: (trial.landed, trial.validation_top1, -trial.validation_loss))
     allowed = [trial for trial in trials if trial.bops <= budget.bops]
     if allowed:
         return max(allowed, key=lambda trial: trial.bops)
@@ -235,6 +278,13 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged:
         + (f"; {diverged} more diverged" if diverged else ""),
         nearest,
     )
+
+
+def strong_enough(knobs: Mapping[str, Knob], budget: Budget, completed: Sequence[Trial]) -> dict[str, Knob]:
+    """The knobs' ranges without the strengths that are too weak for a search of mode "hinge" to reach the budget."""
+    weak = [trial.knobs["strength"] for trial in completed if trial.raw_bops > budget.bops and not trial.landed]
+    strength = knobs["strength"]
+    return {**knobs, "strength": replace(strength, low=max([strength.low, *weak]))}
 
 
 def _accuracy_sampler(knobs: Mapping[str, Knob], seed: int, completed: int) -> "BaseSampler":
@@ -280,40 +330,62 @@ def _points(trials: Sequence[Trial], budget: Budget) -> list[Point]:
 
 
 def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:
-    """The neighbouring points on either side of the window: too dear at the smaller λ, too cheap at the larger."""
+    """Neighbouring points on either side of the window, too dear at the smaller λ and too cheap at the larger.
+
+    Noise may make several such pairs: the one at the smallest λ is taken. Without any, one point is missing.
+    """
     cheap = [point for point in points if point[1] < math.log(1 - budget.tolerance)]
     dear = [point for point in points if point[1] > 0]
-    high = min(cheap, default=None)
-    below = [point for point in dear if high is None or point[0] < high[0]]
-    low = max(below, default=None)
-    return low, high
+    for low, high in pairwise(sorted(cheap + dear)):
+        if low[1] > 0 > high[1]:
+            return low, high
+    return (None, min(cheap)) if cheap else (max(dear, default=None), None)
 
 
 def propose_log_strength(points: Sequence[Point], budget: Budget, knob: Knob) -> float:
     """The next log λ: the middle of the range, outwards until the window is bracketed, then guarded false position.
+
+    Where the bracket is so narrow that noise decides, strengths close to it are tried one after the other.
 
     Args:
         points: Completed searches, in any order.
         budget: The target.
         knob: The range of λ.
     """
-    bottom, top = math.log(knob.low), math.log(knob.high)
     low, high = _bracket(points, budget)
-    if low is None and high is None:
-        return (bottom + top) / 2
-    if high is not None and low is None:
-        reach = [bottom, bottom - math.log(_REACH)]
-        return next(((high[0] + end) / 2 for end in reach if high[0] > end + 0.7), reach[-1])
-    if low is not None and high is None:
-        reach = [top, top + math.log(_REACH)]
-        return next(((low[0] + end) / 2 for end in reach if low[0] < end - 0.7), reach[-1])
-    return _inside_bracket(low, high, budget)
+    if low is not None and high is not None:
+        if high[0] - low[0] < math.log(_STRADDLE):
+            return _nearest_untried((low[0] + high[0]) / 2, [point[0] for point in points])
+        return _inside_bracket(low, high, budget)
+    bottom, top = math.log(knob.low), math.log(knob.high)
+    if low is not None:
+        return min(low[0] + _step(low, len(points), budget), top + math.log(_REACH))
+    if high is not None:
+        return max(high[0] - _step(high, len(points), budget), bottom - math.log(_REACH))
+    return (bottom + top) / 2
 
 
-def _inside_bracket(low: Point | None, high: Point | None, budget: Budget) -> float:
+def _step(edge: Point, missed: int, budget: Budget) -> float:
+    """How far the window is from the outermost of so many searches on one side of it, by the usual slope.
+
+    Longer from search to search, so that a plateau is crossed in a few.
+    """
+    gap = abs(edge[1] - _target(budget))
+    return max(gap / _SLOPE, _LEAST_STEP) * _GROWTH ** (missed - 1)
+
+
+def _target(budget: Budget) -> float:
+    """The middle of the window as log(cost/budget)."""
+    return math.log(1 - budget.tolerance / 2)
+
+
+def _inside_bracket(low: Point, high: Point, budget: Budget) -> float:
     """False position between a point that is too dear and one that is too cheap."""
-    if low is None or high is None:
-        raise ValueError("both ends of the bracket are needed")
-    target = math.log(1 - budget.tolerance / 2)
-    share = (low[1] - target) / (low[1] - high[1])
+    share = (low[1] - _target(budget)) / (low[1] - high[1])
     return low[0] + min(max(share, _GUARD), 1 - _GUARD) * (high[0] - low[0])
+
+
+def _nearest_untried(middle: float, tried: Sequence[float]) -> float:
+    """The log λ nearest to a middle that is not close to any that was tried."""
+    steps = (sign * _NEARBY * number for number in count() for sign in (1, -1))
+    return next(middle + step for step in steps if all(abs(middle + step - x) > _NEARBY / 2 for x in tried))

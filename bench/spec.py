@@ -108,6 +108,8 @@ class TuningSpec(Strict):
         match: "hinge": λ acts above the budget only, Optuna chooses λ by validation accuracy among trials within
             the window. "lambda": plain λ log R, Optuna brackets log λ onto the budget.
         trials: Searches at most, for each method and budget.
+        stop_early: End a tuning when more trials would tell no more: in mode "lambda" at a search of which repair moves
+            two gates at most, in mode "hinge" at three such searches that validation cannot tell apart.
         tolerance: The window is [1 − tolerance, 1] × budget.
         repair: Move the fewest gates of smallest margin to end inside the window.
         finetune_epochs: Short fine-tuning of each trial before its validation accuracy is read.
@@ -116,6 +118,7 @@ class TuningSpec(Strict):
 
     match: Match = "hinge"
     trials: Count = 4
+    stop_early: bool = True
     tolerance: Fraction = 0.03
     repair: bool = True
     finetune_epochs: Annotated[int, Field(ge=0)] = 1

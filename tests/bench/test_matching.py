@@ -5,7 +5,8 @@ import random
 import statistics
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ import pytest
 from bench import matching
 from bench.budget import Budget
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
-from bench.matching import Trial, Tuning, bracket_sampler, propose_log_strength, space_filling, tune
+from bench.matching import (
+    Trial,
+    Tuning,
+    alike,
+    bracket_sampler,
+    propose_log_strength,
+    space_filling,
+    strong_enough,
+    tune,
+)
 from bench.method import Knob
 from bench.spec import TuningSpec
 
@@ -98,6 +108,25 @@ def test_a_jump_over_the_window_is_recognised(jump: float, above: float, below: 
     assert number <= 20
 
 
+@pytest.mark.parametrize("share", [1.02, 3.0, 0.95, 0.3])
+def test_steps_towards_the_window_follow_the_slope_and_grow(share: float) -> None:
+    """On a plateau every step is longer than the one before; a cost further away asks for a longer first step."""
+    y = math.log(share)
+    points = [((BOTTOM + TOP) / 2, y)]
+    for _ in range(3):
+        points.append((propose_log_strength(points, BUDGET, KNOB), y))
+    steps = [later[0] - earlier[0] for earlier, later in pairwise(points)]
+    assert all(step > 0 for step in steps) if share > 1 else all(step < 0 for step in steps)
+    assert abs(steps[0]) == pytest.approx(max(abs(y - math.log(0.985)) / 0.8, 0.1))
+    assert abs(steps[2]) > abs(steps[1]) > abs(steps[0])
+
+
+def test_a_search_that_follows_the_usual_slope_lands_at_once() -> None:
+    points = [((BOTTOM + TOP) / 2, math.log(2.0))]
+    x = propose_log_strength(points, BUDGET, KNOB)
+    assert BUDGET.matches(2.0 * math.exp(-0.8 * (x - points[0][0])) * BUDGET.bops)
+
+
 @pytest.mark.parametrize("where", [BOTTOM - 4, BOTTOM - 1, TOP + 1, TOP + 4])
 def test_it_looks_beyond_the_range_of_the_knob(where: float) -> None:
     number, how = searches(lambda x: math.exp(-0.3 * (x - where) - 0.015))
@@ -123,12 +152,19 @@ def test_the_first_proposal_is_the_middle_and_order_does_not_matter() -> None:
     assert propose_log_strength(points[::-1], BUDGET, KNOB) == inside
 
 
+def test_a_search_that_is_too_cheap_by_chance_does_not_lead_away_from_a_crossing() -> None:
+    """The points of a real search: far below all that were too dear, one was too cheap."""
+    points = [(-2.44, -0.06), (-2.42, 0.15), (-2.40, 0.03), (-2.39, 0.01), (-2.30, -0.06)]
+    assert -2.39 < propose_log_strength(points, BUDGET, KNOB) < -2.30
+
+
 # --- searches that are not there ---
 
 
 def trial(number: int, knobs: Mapping[str, float], share: float, **fields: Any) -> Trial:
-    """A trial that cost a share of the budget before repair."""
-    values = {"bops": share * BUDGET.bops, "repaired_gates": 0, "validation_top1": 50.0, "validation_loss": 1.0}
+    """A trial that cost a share of the budget before repair; validation tells the smallest differences."""
+    values = {"bops": share * BUDGET.bops, "validation_top1": 50.0, "validation_loss": 1.0}
+    values |= {"repaired_gates": 0 if BUDGET.matches(share * BUDGET.bops) else 9, "validation_images": 10**6}
     values |= {"seconds": 0.5, "policy": {}, "curves": [], "record": {"history": [1.5]}} | fields
     within = BUDGET.matches(values["bops"])
     return Trial(number=number, knobs=dict(knobs), raw_bops=share * BUDGET.bops, within_budget=within, **values)
@@ -139,11 +175,11 @@ def smooth(number: int, knobs: Mapping[str, float]) -> Trial:
     share = 1.2 * knobs["strength"] ** -0.4
     top1 = 60 - abs(math.log(knobs["strength"] / 0.3)) - abs(knobs.get("share", 0.5) - 0.7)
     repaired = 0.99 if share < 3 else share
-    return trial(number, knobs, share, bops=repaired * BUDGET.bops, validation_top1=top1)
+    return trial(number, knobs, share, bops=repaired * BUDGET.bops, validation_top1=top1, repaired_gates=1)
 
 
-def spec(match: str = "hinge", trials: int = 7, **fields: Any) -> TuningSpec:
-    return TuningSpec(match=match, trials=trials, **fields)  # type: ignore[arg-type]
+def spec(match: str = "hinge", trials: int = 7, *, stop_early: bool = False, **fields: Any) -> TuningSpec:
+    return TuningSpec(match=match, trials=trials, stop_early=stop_early, **fields)  # type: ignore[arg-type]
 
 
 TWO_KNOBS = {**KNOBS, "share": Knob(low=0.0, high=1.0)}
@@ -222,6 +258,39 @@ def test_trials_outside_the_window_are_told_apart_from_those_inside() -> None:
     assert sum(late) > len(late) / 2  # though accuracy alone would have led the other way
 
 
+def test_hinge_prefers_trials_whose_search_came_to_the_budget_itself() -> None:
+    """Repair could bring the others inside too, but then it is repair that decided and not the strength."""
+    outcomes = [(2.9, 28, 99.0), (1.03, 2, 60.0), (1.02, 1, 70.0), (1.2, 3, 95.0)]
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        share, gates, top1 = outcomes[number]
+        return trial(number, knobs, share, bops=0.98 * BUDGET.bops, repaired_gates=gates, validation_top1=top1)
+
+    assert tune(tuning(KNOBS, spec(trials=4)), search)[0].number == 2
+    assert tune(tuning(KNOBS, spec(trials=1)), search)[0].number == 0
+
+
+def test_hinge_tries_no_strength_that_has_been_too_weak() -> None:
+    """The cost term is at work until the search comes to the budget; a weaker one does not get there either."""
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        weak = knobs["strength"] < 0.25
+        return trial(number, knobs, 2.0 if weak else 1.01, bops=0.98 * BUDGET.bops, repaired_gates=20 if weak else 1)
+
+    _, trials = tune(tuning(KNOBS, spec(trials=4)), search)
+    strengths = [t.knobs["strength"] for t in trials]
+    assert [strength < 0.25 for strength in strengths] == [True, False, False, False]
+    assert min(strengths) == strengths[0]
+    assert len(set(strengths)) == 4
+
+
+@pytest.mark.parametrize(("share", "gates", "low"), [(1.5, 9, 0.3), (1.5, 2, 0.02), (0.5, 9, 0.02), (0.98, 0, 0.02)])
+def test_only_searches_that_stayed_too_dear_narrow_the_range(share: float, gates: int, low: float) -> None:
+    done = [trial(0, {"strength": 0.3}, share, bops=0.98 * BUDGET.bops, repaired_gates=gates)]
+    assert strong_enough(TWO_KNOBS, BUDGET, done) == {**TWO_KNOBS, "strength": replace(KNOB, low=low)}
+    assert strong_enough(TWO_KNOBS, BUDGET, []) == TWO_KNOBS
+
+
 # --- mode lambda ---
 
 
@@ -257,15 +326,25 @@ def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside() -> 
 
 
 def test_lambda_stops_when_two_strengths_straddle_the_window() -> None:
-    def search(number: int, knobs: Mapping[str, float]) -> Trial:
-        return trial(number, knobs, 1.3 if knobs["strength"] < 0.77 else 0.8)
-
-    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50)), search)
-    assert len(trials) <= 20
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 50, stop_early=True)), jump)
+    assert len(trials) <= 12
     assert chosen.raw_bops == pytest.approx(0.8e8)
     strengths = sorted(t.knobs["strength"] for t in trials)
     below = max(s for s in strengths if s < 0.77)
-    assert min(s for s in strengths if s >= 0.77) / below < 1.02
+    assert min(s for s in strengths if s >= 0.77) / below < 1.05
+
+
+def test_lambda_goes_on_close_to_the_window_when_it_must_not_stop_early() -> None:
+    _, trials = tune(tuning(KNOBS, spec("lambda", 20)), jump)
+    strengths = [t.knobs["strength"] for t in trials]
+    assert len(strengths) == 20
+    assert all(high / low > 1.009 for low, high in pairwise(sorted(strengths)))
+    assert all(0.77 / 1.3 < strength < 0.77 * 1.3 for strength in strengths[10:])
+
+
+def jump(number: int, knobs: Mapping[str, float]) -> Trial:
+    """The cost jumps over the window."""
+    return trial(number, knobs, 1.3 if knobs["strength"] < 0.77 else 0.8)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")  # Optuna's, on a value outside its range
@@ -288,6 +367,114 @@ def test_other_knobs_stay_the_same_for_a_whole_bracket() -> None:
         return float(bracket_sampler(TWO_KNOBS, BUDGET, 4, done)._fixed_params["share"])  # type: ignore[attr-defined]
 
     assert others(0) == others(3) != others(4)
+
+
+# --- the end of a tuning before its last trial ---
+
+
+@pytest.mark.parametrize(
+    ("gates", "repaired", "made"), [(0, 0.98, 1), (2, 0.98, 1), (3, 0.98, 4), (2, 0.9, 4), (0, 0.9, 4)]
+)
+def test_lambda_stops_where_repair_has_few_gates_to_move(gates: int, repaired: float, made: int) -> None:
+    """Not when it moves more, nor when they do not suffice."""
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        return trial(number, knobs, 1.1 - 0.01 * number, bops=repaired * BUDGET.bops, repaired_gates=gates)
+
+    assert len(tune(tuning(KNOBS, spec("lambda", 4, stop_early=True)), search)[1]) == made
+
+
+def test_lambda_asks_for_a_hit_before_repair_when_it_must_not_stop_early() -> None:
+    shares = [1.1, 0.9, 0.98, 0.99]
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        return trial(number, knobs, shares[number], bops=0.98 * BUDGET.bops, repaired_gates=1)
+
+    assert len(tune(tuning(KNOBS, spec("lambda", 4, stop_early=True)), search)[1]) == 1
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 4)), search)
+    assert (chosen.number, len(trials)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("top1", "images", "expected"),
+    [
+        ((94.0, 95.0, 96.0), 143, True),  # one image is 0.7 points
+        ((94.0, 95.0, 96.0), 5_000, False),  # a standard error of a difference is 0.4 points
+        ((95.0, 95.3, 95.6), 5_000, True),
+        ((95.0, 95.3, 95.6, 97.0), 5_000, False),
+        ((95.0, 95.0), 143, False),  # two tell nothing of the range
+        ((100.0, 100.0, 100.0), 143, True),
+        ((100.0, 100.0, 0.0), 143, False),
+    ],
+)
+def test_trials_are_alike_when_validation_cannot_tell_them_apart(
+    top1: tuple[float, ...], images: int, expected: bool
+) -> None:
+    trials = [trial(0, {"strength": 1.0}, 0.98, validation_top1=value, validation_images=images) for value in top1]
+    assert alike(trials) is expected
+    assert alike(trials[::-1]) is expected
+
+
+@pytest.mark.parametrize(("stop_early", "made"), [(True, 4), (False, 6)])
+def test_hinge_stops_at_three_trials_in_the_window_that_are_alike(stop_early: bool, made: int) -> None:
+    outcomes = [(0.99, 95.0), (1.5, 40.0), (0.98, 96.0), (0.97, 95.5), (0.99, 95.0), (0.99, 99.0)]
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        share, top1 = outcomes[number]
+        return trial(number, knobs, share, validation_top1=top1, validation_images=143)
+
+    _, trials = tune(tuning(KNOBS, spec(trials=6, stop_early=stop_early)), search)
+    assert len(trials) == made
+
+
+@pytest.mark.parametrize("match", ["hinge", "lambda"])
+def test_stopping_early_changes_no_trial_that_is_made(match: str) -> None:
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        made = smooth(number, knobs)
+        gates = round(20 * abs(math.log(made.raw_bops / BUDGET.bops)))
+        return replace(made, validation_images=20, repaired_gates=gates)
+
+    knobs = {**TWO_KNOBS, "strength": Knob(low=0.2, high=10.0, log=True)}
+    _, early = tune(tuning(knobs, spec(match, 12, stop_early=True)), search)
+    _, every = tune(tuning(knobs, spec(match, 12)), search)
+    assert len(early) < len(every)
+    assert every[: len(early)] == early
+
+
+RECORDED = {
+    ("resnet20", "sbs"): [
+        *((0.0265, 2.976, 28), (0.0581, 1.940, 26), (0.0655, 1.515, 13), (0.0709, 1.307, 6), (0.1, 1.042, 1)),
+        *((0.106, 1.048, 1), (0.108, 1.062, 2), (0.109, 0.851, 4), (0.11, 0.933, 1), (0.111, 0.955, 1)),
+        *((0.112, 1.010, 1), (0.113, 1.048, 1), (0.115, 0.947, 1), (0.117, 0.926, 1), (0.119, 1.019, 1)),
+        *((0.12, 0.962, 1), (0.188, 0.775, 4), (0.306, 0.759, 4), (0.412, 0.589, 11), (3.91, 0.053, 48)),
+    ],
+    ("resnet20", "sbs_q"): [
+        *((0.0265, 3.378, 31), (0.0547, 1.940, 18), (0.0617, 1.595, 12), (0.0629, 1.422, 9), (0.0635, 1.480, 10)),
+        *((0.0709, 1.163, 4), (0.0994, 1.005, 1), (0.103, 1.048, 1), (0.108, 1.077, 2), (0.109, 0.962, 1)),
+        *((0.125, 0.933, 1), (0.188, 0.875, 2), (0.306, 0.690, 7), (0.392, 0.586, 12), (3.91, 0.266, 17)),
+    ],
+    ("resnet8", "dnas"): [
+        *((0.0178, 1.635, 5), (0.0213, 1.360, 4), (0.0281, 1.654, 8), (0.0317, 1.445, 4), (0.0505, 0.934, 2)),
+        *((0.0521, 1.123, 2), (0.0542, 1.019, 1), (0.0553, 0.848, 3), (0.0564, 0.976, 0), (0.0587, 0.934, 2)),
+        *((0.0604, 0.848, 3), (0.0642, 0.825, 1), (0.0791, 0.678, 4), (0.0874, 0.583, 5), (0.1, 0.583, 5)),
+    ],
+}
+"""Searches by `tests.scale.tuning_cost`: λ, cost as a share of what uniform 4 bit costs, gates that repair moves."""
+
+
+@pytest.mark.parametrize("start", [0.02, 0.07, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("searched", RECORDED, ids=" ".join)
+def test_recorded_searches_are_tuned_in_five_trials(searched: tuple[str, str], start: float) -> None:
+    """Each asks for the nearest recorded strength; `start` is where the range has its middle."""
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial:
+        _, share, gates = min(RECORDED[searched], key=lambda row: abs(math.log(row[0] / knobs["strength"])))
+        return trial(number, knobs, share, bops=0.99 * BUDGET.bops, repaired_gates=gates)
+
+    knobs = {"strength": Knob(low=start / 7, high=start * 7, log=True)}
+    chosen, trials = tune(tuning(knobs, spec("lambda", 16, stop_early=True)), search)
+    assert len(trials) <= 5
+    assert chosen.repaired_gates <= 2
 
 
 # --- space filling ---

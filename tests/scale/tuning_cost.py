@@ -1,0 +1,303 @@
+"""Counts the searches that it takes to bring each method onto a budget, on real searches.
+
+    python -m tests.scale.tuning_cost --records DIR [--tasks resnet8/synthetic resnet20/digits] [--methods sbs dnas …]
+                                      [--budgets 3bit 4bit …] [--match lambda hinge] [--trials 10] [--early]
+                                      [--seeds 0 1 2]
+
+Searches are those of a preset, at its tuning seed. Each is kept in DIR and none is made twice, so that the study can
+be stopped at any time, and two ways of tuning can be compared at the price of the searches in which they differ. To
+that end strengths are rounded to one per cent. In mode "lambda" a search does not know its budget and serves all.
+
+`--early` leaves out the searches that only a tuning makes that does not stop early; a hit without repair is then looked
+for in the others alone. With `--seeds` two strengths are tried at seeds of runs: the one that tuning chooses, and the
+one that it would have chosen without stopping early.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import NonFiniteLossError, UnreachableBudgetError
+from bench.execution import Desk, Workbench, _compressed, _decision, _finetune, _search, check_reachable, pretrain
+from bench.matching import Trial, Tuning, tune
+from bench.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, trial_of
+from bench.policy import policy_from_json
+from bench.repair import repair
+from bench.seeds import derive
+from bench.spec import build, canonical_hash, read_preset
+from bench.store import Store, load_state, read_json, write_json
+from bench.training import evaluate
+
+METHODS = [
+    *("sbs", "sbs_q", "sbs_p", "cost_only"),
+    *("dnas", "multi_path", "prune_then_quantize", "quantize_then_prune"),
+]
+BUDGETS = ["3bit", "4bit", "5bit", "0.016x"]
+FLOAT_BUDGETS = ["0.4x", "0.6x", "0.8x"]
+"""Of `sbs_p`, which prunes at full precision and reaches none of the others."""
+FEW_GATES = 2
+ROUNDING = math.log(1.01)
+NEVER = 1000
+
+
+class Quiet:
+    """A watcher that shows nothing."""
+
+    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
+        """An epoch ended."""
+
+
+def note(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+class Recorded:
+    """Searches on one task in one mode, each made once and kept."""
+
+    def __init__(self, task: str, match: str, options: argparse.Namespace) -> None:
+        model, _, dataset = task.partition("/")
+        self.folder = options.records / task.replace("/", "-")
+        self.match, self.early = match, options.early
+        chosen = {"dataset": dataset, "model": model, "train_images": options.images}
+        asked = {
+            "methods": options.methods,
+            "budgets": [*options.budgets, *FLOAT_BUDGETS],
+            "seeds": options.seeds or [0],
+            "device": "cpu",
+            "task": {key: value for key, value in chosen.items() if value is not None},
+            "tuning": {"match": match, "trials": options.trials},
+        }
+        spec = build([read_preset(options.preset), asked])
+        self.plan = make_plan(spec)
+        self.bench = Workbench(spec, Store(self.folder / "store"), options.data_dir, self.plan.network)
+
+    def units(self, method: str) -> Iterator[TuningUnit]:
+        """The tunings of a method, without those whose budget is out of reach from the start."""
+        for unit in self.plan.tunings:
+            if unit.method != method or (method == "sbs_p") != (unit.budget.text in FLOAT_BUDGETS):
+                continue
+            try:
+                check_reachable(
+                    self.plan.network, make_method(method, unit.options), method, budget_bops=unit.budget.bops
+                )
+            except UnreachableBudgetError:
+                continue
+            yield unit
+
+    def trial(self, unit: TuningUnit, number: int, knobs: Mapping[str, float], seed: int | None = None) -> Trial | None:
+        """A trial of a tuning, from the search that is kept; at the seed of a run, where one is given."""
+        rounded = {name: math.exp(round(math.log(value) / ROUNDING) * ROUNDING) for name, value in knobs.items()}
+        kept = self._kept(unit, rounded, seed)
+        if kept["diverged"]:
+            return None
+        decisions = [_decision(fields) for fields in kept["decisions"]]
+        repaired = repair(self.plan.network, policy_from_json(kept["policy"]), decisions, unit.budget)
+        return Trial(
+            number=number,
+            knobs=dict(knobs),
+            raw_bops=repaired.raw_bops,
+            bops=repaired.bops,
+            repaired_gates=repaired.moved,
+            within_budget=unit.budget.matches(repaired.bops),
+            validation_top1=kept["validation_top1"],
+            validation_loss=0.0,
+            validation_images=len(self.bench.task.data.validation),
+            seconds=kept["seconds"],
+            policy={},
+            curves=[],
+            record={},
+        )
+
+    def _kept(self, unit: TuningUnit, knobs: Mapping[str, float], seed: int | None) -> Mapping[str, Any]:
+        where = self.match if self.match == "lambda" else f"hinge-{unit.budget.text}"
+        where = where if seed is None else f"{where}-{seed}"
+        name = canonical_hash({key: f"{value:.4g}" for key, value in knobs.items()})
+        path = self.folder / unit.method / where / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            trial = trial_of(unit, 0, knobs)
+            write_json(path, self._searched(trial if seed is None else replace(trial, seed=seed)))
+        found: Mapping[str, Any] = read_json(path)
+        return found
+
+    def _searched(self, unit: TrialUnit) -> Mapping[str, Any]:
+        """One search; in mode "hinge", where its budget is known, also its accuracy after repair."""
+        bench, tuning = self.bench, unit.tuning
+        desk = Desk(bench, unit, {"files": {}}, Quiet())
+        desk.checkpoints.clear()  # of the search before: all work in one folder
+        state, method = self._pretrained(unit.seed), make_method(tuning.method, tuning.options)
+        try:
+            found = _search(desk, unit, method, unit.knobs, state)
+        except NonFiniteLossError:
+            return {"diverged": True, "knobs": unit.knobs}
+        top1 = 0.0
+        if self.match == "hinge":
+            network = _compressed(bench, method, found)
+            short = {"epochs": bench.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
+            _finetune(desk, network, bench.spec.finetune.model_copy(update=short))
+            top1 = evaluate(network, bench.task.data, bench.task.data.validation).top1
+        share, seconds = found.raw_bops / tuning.budget.bops, desk.clock.total()
+        note(f"{tuning.method} {tuning.budget.text} {unit.knobs}: {share:.3f} of it, {top1:.1f} %, {seconds:.1f} s")
+        return {
+            "diverged": False,
+            "knobs": unit.knobs,
+            "policy": found.result.policy.to_json(),
+            "decisions": [asdict(decision) for decision in found.result.decisions],
+            "validation_top1": top1,
+            "seconds": seconds,
+            "record": json.loads(json.dumps(found.result.record)),
+        }
+
+    def _pretrained(self, seed: int) -> Mapping[str, Any]:
+        """The network that searches of a seed start from."""
+        unit: Unit = next(unit for unit in self.plan.pretrainings if unit.seed == seed)
+        path = self.bench.store.unit("pretrained", unit.identity) / "model.pt"
+        if not path.exists():
+            pretrain(Desk(self.bench, unit, {"files": {}}, Quiet()))
+        return load_state(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How one tuning went.
+
+    Attributes:
+        raw, near, repaired: Trials until a cost lay in the window before repair; after repair that moved few gates;
+            after any repair.
+        patient, made: Trials of a tuning that does not stop early, and of one that does.
+        moved: Gates that repair moved in the chosen trial.
+        raw_share: Cost of the chosen trial before repair, as a share of the budget.
+    """
+
+    raw: int
+    near: int
+    repaired: int
+    patient: int
+    made: int
+    moved: int
+    raw_share: float
+
+
+def tuned(recorded: Recorded, unit: TuningUnit, *, stop_early: bool) -> tuple[Trial | None, Sequence[Trial]]:
+    """The chosen trial, if any, and all."""
+    made: list[Trial] = []
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        trial = recorded.trial(unit, number, knobs)
+        made.extend([] if trial is None else [trial])
+        return trial
+
+    tuning = Tuning(
+        name="tuning cost",
+        knobs=make_method(unit.method, unit.options).knobs(recorded.bench.spec.tuning.match),
+        budget=unit.budget,
+        spec=recorded.bench.spec.tuning.model_copy(update={"stop_early": stop_early}),
+        seed=derive("tuning", unit.seed),
+    )
+    try:
+        return tune(tuning, search)[0], made
+    except (UnreachableBudgetError, NonFiniteLossError):
+        return None, made
+
+
+def counted(recorded: Recorded, unit: TuningUnit) -> Count:
+    """Tune to the end and with an early one; early trials are the first of all."""
+    chosen, early = tuned(recorded, unit, stop_early=True)
+    trials = early if recorded.early else tuned(recorded, unit, stop_early=False)[1]
+    budget = unit.budget
+    steps = [
+        f"{t.knobs['strength']:.3g}→{t.raw_bops / budget.bops:.3f}({t.repaired_gates}, {t.validation_top1:.1f} %)"
+        for t in trials
+    ]
+    note(f"    {unit.method} {budget.text}, {len(early)} of {len(trials)}: {', '.join(steps)}")
+
+    def first(hits: Sequence[bool]) -> int:
+        return next((number for number, hit in enumerate(hits, 1) if hit), NEVER)
+
+    return Count(
+        raw=first([budget.matches(t.raw_bops) for t in trials]),
+        near=first([t.within_budget and t.repaired_gates <= FEW_GATES for t in trials]),
+        repaired=first([t.within_budget for t in trials]),
+        patient=len(trials),
+        made=len(early),
+        moved=0 if chosen is None else chosen.repaired_gates,
+        raw_share=math.nan if chosen is None else chosen.raw_bops / budget.bops,
+    )
+
+
+def row(title: str, counts: Sequence[Count]) -> str:
+    """A line of the table over several tunings: median and worst of each count."""
+
+    def cell(name: str) -> str:
+        values = [getattr(count, name) for count in counts]
+        found = (statistics.median(values), max(values))
+        return ", ".join("never" if value >= NEVER / 2 else f"{value:g}" for value in found)
+
+    names = ("raw", "near", "repaired", "patient", "made", "moved")
+    return f"| {title} | {len(counts)} | {' | '.join(map(cell, names))} |"
+
+
+def at_seeds(recorded: Recorded, unit: TuningUnit, seeds: Sequence[int]) -> str:
+    """How runs end before repair at the strengths of a tuning that stops early and of one that does not."""
+    parts = []
+    for stop_early in (True, False):
+        chosen, trials = tuned(recorded, unit, stop_early=stop_early)
+        if chosen is None:
+            continue
+        runs = [recorded.trial(unit, 0, chosen.knobs, seed) for seed in seeds]
+        done = [run for run in runs if run is not None]
+        shares = " ".join(f"{run.raw_bops / unit.budget.bops:.3f}" for run in done)
+        gates = statistics.mean(run.repaired_gates for run in done)
+        parts.append(f"{len(trials)} | {chosen.raw_bops / unit.budget.bops:.3f} | {shares} | {gates:.1f}")
+    return f"| {unit.method} {unit.budget.text} | " + " | ".join(parts) + " |"
+
+
+def arguments() -> argparse.Namespace:
+    """What to tune, on what."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=["resnet8/synthetic", "resnet20/digits"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--budgets", nargs="+", default=BUDGETS)
+    parser.add_argument("--match", nargs="+", default=["lambda", "hinge"])
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--early", action="store_true")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[])
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--images", type=int, help="training images")
+    parser.add_argument("--data-dir", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the searches that are missing, and print the tables."""
+    options = arguments()
+    table = [
+        "| | tunings | no repair | at most 2 gates | any repair | trials, patient | trials made | gates moved |",
+        "| --- " * 8 + "|",
+    ]
+    seeds = ["| | trials | cost | runs | gates | trials | cost | runs | gates |", "| --- " * 9 + "|"]
+    for match in options.match:
+        together: list[Count] = []
+        for task in options.tasks:
+            recorded = Recorded(task, match, options)
+            for method in options.methods:
+                units = list(recorded.units(method))
+                counts = [counted(recorded, unit) for unit in units]
+                together += counts
+                table += [row(f"{match}, {task}, {method}", counts)] if counts else []
+                seeds += [at_seeds(recorded, unit, options.seeds) for unit in units if options.seeds]
+        table += [row(f"**{match}, all**", together)]
+    note("\n".join([*table, "", *(seeds if options.seeds else [])]))
+
+
+if __name__ == "__main__":
+    main()
