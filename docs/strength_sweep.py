@@ -15,16 +15,17 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from bench.console import Silent
 from bench.costs import price
-from bench.execution import Workbench, pretrain
+from bench.execution import Workbench, load_checkpoint
 from bench.method import SearchJob
-from bench.plan import Unit, make_method, make_plan
+from bench.plan import make_method, make_plan
 from bench.policy import Policy, uniform
-from bench.seeds import derive, start_process_deterministically
+from bench.seeds import derive, generator, start_process_deterministically
 from bench.spec import build, read_preset
-from bench.store import Store, load_state
+from bench.store import Store
+from bench.training import fit
 
 _FOLDER = Path(__file__).resolve().parent / "figures"
 _COLORS = {"weights": "#0071bc", "activations": "#c1272d", "filters": "#2e8b57", "cost": "#777777"}
@@ -44,7 +45,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def point(bench: Workbench, state: Mapping[str, object], strength: float) -> dict[str, float]:
+def pretrained(bench: Workbench) -> Mapping[str, Tensor]:
+    """The state that all searches start from."""
+    start_process_deterministically(derive("pretrain"), bench.spec.threads)
+    model = bench.task.make_model()
+    if bench.spec.task.checkpoint is not None:
+        load_checkpoint(model, Path(bench.spec.task.checkpoint), bench.spec.task.model)
+    else:
+        fit(model, bench.task.data, bench.spec.pretrain, generator("order", "pretrain"), lambda _: None)
+    return model.state_dict()
+
+
+def point(bench: Workbench, state: Mapping[str, Tensor], strength: float) -> dict[str, float]:
     """One search: mean widths over searched layers, share of filters kept, cost relative to all-8-bit."""
     start_process_deterministically(derive("sweep"), bench.spec.threads)
     network = bench.task.network
@@ -52,7 +64,7 @@ def point(bench: Workbench, state: Mapping[str, object], strength: float) -> dic
     result = method.search(
         SearchJob(
             task=bench.task,
-            pretrained=state,  # type: ignore[arg-type]
+            pretrained=state,
             knobs={"strength": strength},
             budget=float(price(network, uniform(network, 8)).bops),
             match="lambda",
@@ -84,10 +96,8 @@ def sweep(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
     task = {"dataset": options.dataset, "checkpoint": options.checkpoint}
     asked = {"methods": ["sbs"], "seeds": [0], "device": "cpu", "task": task, "search": {"epochs": options.epochs}}
     spec = build([preset, {**asked, "task": {key: value for key, value in task.items() if value is not None}}])
-    bench = Workbench(spec, Store(options.store), options.data_dir, Silent())
-    unit: Unit = make_plan(spec).pretrainings[-1]
-    pretrain(bench, unit)
-    state = load_state(bench.store.unit("pretrained", unit.identity) / "model.pt")
+    bench = Workbench(spec, Store(options.store), options.data_dir, make_plan(spec).network)
+    state = pretrained(bench)
     ratio = (options.high / options.low) ** (1 / (options.points - 1))
     rows = []
     for index in range(options.points):
