@@ -96,13 +96,15 @@ class _Compiled:
     def _compile(self, args: tuple[Any, ...]) -> Any:
         """The first call. Nothing has been changed when it fails: compiling comes before carrying out."""
         from torch._dynamo.exc import TorchDynamoException
-        from torch._functorch import config
+        from torch._functorch import config as autograd
+        from torch._inductor import config as compiler
 
         _log.info("compiling the network of the %s", self._stage)
         compiled = torch.compile(self._network, fullgraph=True, dynamic=False)
         began = time.perf_counter()
         try:
-            with config.patch(activation_memory_budget=_MEMORY_BUDGET):
+            # What the processor says of itself is believed: to try its instructions takes a dozen seconds a process.
+            with autograd.patch(activation_memory_budget=_MEMORY_BUDGET), compiler.patch({"cpp.vec_isa_ok": True}):
                 result = compiled(*args)
         except TorchDynamoException as error:
             _fall_back(self._record, self._stage, str(error).strip().splitlines()[0])
