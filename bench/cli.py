@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
-from bench.cli_options import FILE, data_option, store_option, tracking_option
+from bench.cli_options import FILE, data_option, names, store_option, tracking_option
+from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
 from bench.cli_tracking import sync
 from bench.errors import BenchError
@@ -163,7 +164,7 @@ def _specification(
     task = {key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None}
     flags: dict[str, Any] = {"task": task} if task else {}
     lists = (("methods", "--methods", methods), ("budgets", "--budget", budgets))
-    flags |= {key: _names(value, flag) for key, flag, value in lists if value is not None}
+    flags |= {key: names(value, flag) for key, flag, value in lists if value is not None}
     single = (("name", name), ("device", device), ("devices", devices))
     flags |= {key: value for key, value in single if value is not None}
     if seeds is not None:
@@ -177,13 +178,6 @@ def _specification(
         base = {**base, "options": kept}
     spec = build([base, asked])
     return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
-
-
-def _names(text: str, flag: str) -> list[str]:
-    names = [part.strip() for part in text.split(",")]
-    if not all(names):
-        raise BenchError(f"{flag} '{text}' has an empty entry; separate names by single commas, e.g. sbs,dnas")
-    return names
 
 
 def _seeds(text: str) -> list[int]:
@@ -397,5 +391,5 @@ def verify() -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (clean, archive, restore, doctor, sync):
+for _command in (speed, clean, archive, restore, doctor, sync):
     bench.add_command(_command)

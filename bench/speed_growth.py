@@ -1,0 +1,123 @@
+"""How the search steps of methods grow with the number of candidate widths, and with the depth of the network."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import BenchError
+from bench.method import Method
+from bench.plan import make_method
+from bench.speed import Candidate, Row, Setting, measure
+
+CHAINS: tuple[tuple[int, ...], ...] = ((8,), (4, 8), (2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16))
+"""Candidate widths, one to five of them."""
+
+
+@dataclass(kw_only=True)
+class Growth:
+    """How steps grow with one number.
+
+    Attributes:
+        of: What grows: candidate widths, or layers of the network.
+        rows: By that number, those of the searches.
+        notes: What was left out, and why.
+    """
+
+    of: Literal["bits", "depth"]
+    rows: list[tuple[int, Row]]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All points."""
+        points = [{self.of: number, **asdict(row)} for number, row in self.rows]
+        return {"growth": self.of, "rows": points, "notes": self.notes}
+
+
+def growth_with_bits(
+    setting: Setting, methods: Sequence[str], modes: Sequence[bool], tell: Callable[[str], None]
+) -> Growth:
+    """Search steps with more and more candidate widths, all in one process."""
+    wanted, notes = [], []
+    for name in methods:
+        for chain in CHAINS:
+            widths = ",".join(map(str, chain))
+            try:
+                method = make_method(name, {"bits": chain})
+            except BenchError as error:
+                notes.append(f"{name} cannot choose from {widths}: {error}")
+                continue
+            wanted += [
+                Candidate(
+                    name=name, what="search", method=method, compiled=compiled, precision=setting.precision,
+                    detail=widths,
+                )
+                for compiled in modes
+            ]  # fmt: skip
+    if not wanted:
+        raise BenchError(f"--growth bits: {notes[0]}")
+    speed = measure(setting, wanted, tell)
+    rows = [(len(row.detail.split(",")), row) for row in speed.rows if row.what == "search"]
+    return Growth(of="bits", rows=rows, notes=notes + speed.notes)
+
+
+def growth_with_depth(
+    settings: Sequence[Setting], methods: Mapping[str, Method], modes: Sequence[bool], tell: Callable[[str], None]
+) -> Growth:
+    """Search steps on one model after another, each beside its own reference."""
+    rows, notes = [], []
+    for setting in settings:
+        wanted = [
+            Candidate(
+                name=name, what="search", method=method, compiled=compiled, precision=setting.precision,
+                detail=setting.model,
+            )
+            for name, method in methods.items()
+            for compiled in modes
+        ]  # fmt: skip
+        speed = measure(setting, wanted, tell)
+        rows += [(speed.layers, row) for row in speed.rows if row.what == "search"]
+        notes += speed.notes
+    return Growth(of="depth", rows=rows, notes=notes)
+
+
+def draw(growth: Growth, file: Path) -> None:
+    """Draw the ratios to the plain step, with quartiles as bars, into a file whose ending says which kind.
+
+    Args:
+        growth: What was measured.
+        file: Overwritten.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.subplots()
+    for (name, compiled), points in _lines(growth).items():
+        ratios = [row.ratio for _, row in points]
+        axes.errorbar(
+            [number for number, _ in points],
+            [ratio.median for ratio in ratios],
+            yerr=[[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]],
+            label=f"{name}, compiled" if compiled else name,
+            linewidth=1,
+            linestyle="--" if compiled else "-",
+            marker="o",
+            markersize=3,
+            capsize=2,
+        )
+    numbers = sorted({number for number, _ in growth.rows})
+    axes.set_xticks(numbers)
+    axes.set_xlabel("candidate widths" if growth.of == "bits" else "layers with weights")
+    axes.set_ylabel("search step × plain step")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(file)
+
+
+def _lines(growth: Growth) -> dict[tuple[str, bool], list[tuple[int, Row]]]:
+    """The points of each search, compiled or not, in rising order."""
+    lines: dict[tuple[str, bool], list[tuple[int, Row]]] = {}
+    for number, row in sorted(growth.rows, key=lambda point: point[0]):
+        lines.setdefault((row.name, row.compiled), []).append((number, row))
+    return lines
