@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -72,6 +73,8 @@ def speed(
     models = names(model or (_GROWTH_MODELS if growth == "depth" else "resnet20"), "--model")
     if len(models) > 1 and growth != "depth":
         raise BenchError(f"--model {model} names several models; give one, or add --growth depth")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise BenchError(f"--device '{device}' is no device; allowed: auto, cpu, cuda or cuda:N")
     place = resolve_device(device)
     settings = [Setting(model=name, dataset=dataset, device=place, **circumstances) for name in models]
     _check_names(settings)
@@ -154,7 +157,7 @@ def _measure_all(setting: Setting, methods: Mapping[str, Method], modes: Sequenc
     console = make_console()
     console.print(_table(_title(setting), found.rows))
     for note in found.notes:
-        console.print(f"left out: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     if compared:
         console.print(_sharing_table(found, compared))
 
@@ -186,7 +189,7 @@ def _measure_growth(
     console = make_console()
     console.print(_growth_table(found, _title(settings[0]) if growth == "bits" else _circumstances(settings[0])))
     for note in found.notes:
-        console.print(f"left out: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     if plot is not None:
         console.print(f"drawn: {plot}", highlight=False, markup=False)
 

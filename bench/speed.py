@@ -46,6 +46,8 @@ _BITS = 4
 _LEAST_BATCHES = 10
 """Of training data, so that a method that trains on a fifth of them still gets whole batches."""
 _RATE = 1e-3
+_PATIENCE = 30.0
+"""Seconds for a process to end that has nothing left to do."""
 
 What = Literal["training", "search", "fine-tuning"]
 
@@ -165,7 +167,7 @@ class Speed:
     Attributes:
         setting: The setting.
         rows: The first one is the reference.
-        notes: What was left out, and why.
+        notes: What was left out, or is shorter, and why.
         layers: Of the model, with weights.
     """
 
@@ -397,7 +399,7 @@ def _rows(setting: Setting, outcome: _Ready) -> tuple[list[tuple[Row, Candidate]
     for candidate, turns, forward in outcome:
         note = _shortcoming(candidate, turns, forward)
         if note is not None:
-            notes.append(f"{candidate.title}: {note}")
+            notes.append(f"{candidate.title} is left out: {note}")
             continue
         paired = [own / other for own, other in zip(turns.seconds, reference, strict=False)]
         whole = sum(turns.seconds) / sum(reference[: len(turns.seconds)])
@@ -418,6 +420,8 @@ def _rows(setting: Setting, outcome: _Ready) -> tuple[list[tuple[Row, Candidate]
             compile_seconds=forward.record["compile_seconds"] if candidate.compiled else None,
         )
         rows.append((row, candidate))
+        if row.steps < setting.rounds:
+            notes.append(f"{candidate.title} ended by itself after {row.steps} timed steps")
     return rows, notes
 
 
@@ -508,6 +512,8 @@ def _peak_in_another_process(setting: Setting, candidate: Candidate) -> int:
         answer: int | str = mine.recv()
     except EOFError:
         answer = "its process ended by itself; it may have run out of memory"
+    else:
+        process.join(_PATIENCE)
     finally:
         process.kill()
         process.join()

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Literal, Self
 
 import torch
@@ -147,7 +147,7 @@ class SavedTensors:
     def end(self) -> int:
         """Bytes since `begin`."""
         self._block.close()
-        of_parameters = {parameter.untyped_storage().data_ptr() for parameter in _alive(nn.Parameter)}
+        of_parameters = _storages(tensor for tensor in _living_tensors() if isinstance(tensor, nn.Parameter))
         bytes_ = sum(storage.nbytes() for place, storage in self._storages.items() if place not in of_parameters)
         self._storages.clear()
         return bytes_
@@ -163,22 +163,29 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _alive(kind: type[Tensor]) -> list[Tensor]:
-    """All tensors of a type that Python knows of in this process."""
-    # `isinstance` would ask objects for their class, which wakes modules that are imported lazily.
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
-
-
-def living_bytes(but: Sequence[Tensor]) -> int:
+def living_bytes(but: Iterable[Tensor]) -> int:
     """Bytes of all tensors that Python knows of, with their gradients, other than some."""
-    storages = {}
-    for tensor in _alive(Tensor):
-        for found in (tensor, tensor.grad if tensor.is_leaf else None):
-            if found is not None and found.layout == torch.strided:
-                storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
-    return sum(
-        bytes_ for place, bytes_ in storages.items() if place not in {t.untyped_storage().data_ptr() for t in but}
-    )
+    tensors = _living_tensors()
+    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    left_out = _storages(but)
+    return sum(bytes_ for place, bytes_ in _storages([*tensors, *gradients]).items() if place not in left_out)
+
+
+def _living_tensors() -> list[Tensor]:
+    """All tensors of this process that Python knows of and that lie in memory."""
+    # Not `isinstance`, which asks objects for their class and so wakes modules that are imported lazily; nor tensors of
+    # other classes, which stand for others.
+    return [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the storages of tensors, by where they lie."""
+    found = {}
+    for tensor in tensors:
+        with suppress(RuntimeError):  # the compiler's stand-ins have none
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
 
 
 # --- turns ----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,34 @@ def test_options_that_are_wrong_or_contradict_each_other(bench: Command, options
     assert nothing_was_begun()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--methods sbs,sbss", "unknown method 'sbss': did you mean 'sbs'?"),
+        ("--methods sbs,", "--methods 'sbs,' has an empty entry"),
+        ("--methods sbs,sbs", "--methods sbs,sbs names one twice; each may appear once"),
+        ("--model resnet21", "unknown model 'resnet21': did you mean 'resnet20'?"),
+        ("--model resnet8,resnet20", "names several models; give one, or add --growth depth"),
+        ("--growth depth --model resnet8,", "--model 'resnet8,' has an empty entry"),
+        ("--dataset cifar", "unknown dataset 'cifar': did you mean 'cifar10"),
+        ("--device tpu", "'tpu' is no device; allowed: auto, cpu, cuda or cuda:N"),
+        ("--batch-size 1", "'--batch-size': 1 is not in the range"),
+        ("--rounds 1", "'--rounds': 1 is not in the range"),
+        ("--threads 0", "'--threads': 0 is not in the range"),
+        ("--precision fp16", "'--precision': 'fp16' is not one of"),
+        ("--compile auto", "'--compile': 'auto' is not one of"),
+        ("--growth width", "'--growth': 'width' is not one of"),
+        ("--plot growth.svg", "--plot growth.svg has no effect without --growth; add --growth bits"),
+        ("--growth bits --plot growth.doc", "--plot 'growth.doc' is not understood; give a file that ends in .svg"),
+        ("--growth bits --plot missing/growth.svg", "--plot 'missing/growth.svg': there is no folder 'missing'"),
+        ("--growth bits --methods fixed --compile off", "--growth bits: fixed cannot choose from 8"),
+    ],
+)
+def test_measuring_speed_of_what_does_not_exist(bench: Command, options: str, told: str) -> None:
+    assert told in bench("speed", *options.split()).refusal
+    assert nothing_was_begun()
+
+
 class _Attack:
     """Makes a file when it is unpickled."""
 
