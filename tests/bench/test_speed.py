@@ -17,6 +17,7 @@ from bench import forward as forward_module
 from bench.errors import BenchError
 from bench.method import Knob, Method
 from bench.plan import make_method
+from bench.quantization import UniformQuantizer
 from bench.speed import (
     REFERENCE,
     WARM_UP,
@@ -35,7 +36,9 @@ from bench.speed import (
 from bench.speed_growth import Growth, _lines, draw, growth_with_bits, growth_with_depth
 from bench.speed_published import sharing
 from bench.turns import SavedTensors, Steps, Turns, WatchedData, WatchedForward, living_bytes
+from methods.multi_path import MixedConv2d
 from tests.plugins.own_loop import OwnLoop, OwnLoopOptions
+from tests.scale.separate_paths import PathPerPair, PathPerWeight
 
 CPU = torch.device("cpu")
 SETTING = Setting(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, memory=False)
@@ -421,6 +424,17 @@ def test_growth_with_depth_is_beside_the_reference_of_each_depth() -> None:
 def test_a_method_that_has_no_widths_cannot_grow() -> None:
     with pytest.raises(BenchError, match="--growth bits: fixed cannot choose from 8"):
         growth_with_bits(SETTING, ["fixed"], [False], lambda _: None)
+
+
+@pytest.mark.parametrize("layer", [PathPerWeight, PathPerPair])
+def test_separate_paths_are_the_same_function_as_one_convolution(layer: type[MixedConv2d]) -> None:
+    mixed = MixedConv2d(nn.Conv2d(3, 5, 3), (2, 4, 8), UniformQuantizer)
+    mixed.probabilities = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    images = torch.rand(2, 3, 6, 6)
+    mixed.calibrate(images)
+    expected = mixed(images)
+    mixed.__class__ = layer
+    assert torch.allclose(mixed(images), expected, atol=1e-5)
 
 
 # --- the command ---

@@ -1,0 +1,123 @@
+"""Measures multi-path search as the literature states it, with a convolution for each path, beside ours with one.
+
+    python -m tests.scale.separate_paths --model resnet20 --widths 1,2,3,4,5 --device cpu
+
+Convolution is linear in both operands, so that one of the mixed input with the mixed weight is the same function
+(`methods.multi_path`). Here it is carried out as K convolutions too, of each weight with the mixed input, and as K², of
+each weight with each input. Prints a line for each, then all as JSON; networks are carried out as they stand.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.forward import Forward
+from bench.machine import resolve_device
+from bench.method import SearchJob, SearchResult
+from bench.plan import make_method
+from bench.speed import Candidate, Setting, head, measure
+from bench.speed_growth import CHAINS
+from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions
+
+
+class PathPerWeight(MixedConv2d):
+    """K convolutions: of each quantized weight with the mixed input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same function as with one convolution."""
+        of_weights, of_inputs = self.probabilities
+        inputs = zip(of_inputs, self.activation_quantizers, strict=True)
+        mixed = sum((p * quantizer(x) for p, quantizer in inputs), start=x.new_zeros(()))
+        return self.sum_of_paths(of_weights, mixed)
+
+    def sum_of_paths(self, of_weights: Tensor, x: Tensor) -> Tensor:
+        """A weighted sum of one convolution for each weight."""
+        weights = zip(of_weights, self.weight_quantizers, self.weight, strict=True)
+        paths = (p * self.geometry.convolve(x, quantizer(w), self.bias) for p, quantizer, w in weights)
+        return sum(paths, start=x.new_zeros(()))
+
+
+class PathPerPair(PathPerWeight):
+    """K² convolutions: of each quantized weight with each quantized input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same function as with one convolution."""
+        of_weights, of_inputs = self.probabilities
+        inputs = zip(of_inputs, self.activation_quantizers, strict=True)
+        return sum((p * self.sum_of_paths(of_weights, quantizer(x)) for p, quantizer in inputs), start=x.new_zeros(()))
+
+
+class _Separated(Forward):
+    """Turns the layers of the search's network into separate paths before it is trained."""
+
+    def __init__(self, forward: Forward, layer: type[MixedConv2d]) -> None:
+        self._forward, self._layer = forward, layer
+        self.record = forward.record
+
+    def of(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., Any]:
+        """The network as it is to be called in training."""
+        for module in network.modules():
+            if isinstance(module, MixedConv2d):
+                module.__class__ = self._layer
+        return self._forward.of(network, stage, multiplications)
+
+
+class SeparatePaths(MultiPath):
+    """Multi-path search with separate convolutions."""
+
+    layer: ClassVar[type[MixedConv2d]] = PathPerPair
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """As ever, with other layers."""
+        return super().search(replace(job, forward=_Separated(job.forward, self.layer)))
+
+
+class WeightPaths(SeparatePaths):
+    """With a convolution for each weight."""
+
+    layer = PathPerWeight
+
+
+def candidates(widths: list[int]) -> list[Candidate]:
+    """Bit sharing and the three forms of multi-path search, each with so many candidate widths."""
+    found = []
+    for chain in (chain for chain in CHAINS if len(chain) in widths):
+        methods = {"sbs_q": make_method("sbs_q", {"bits": chain})}
+        if len(chain) > 1:
+            options = MultiPathOptions(bits=chain)
+            methods |= {"1 convolution": MultiPath(options), "K convolutions": WeightPaths(options)}
+            methods |= {"K² convolutions": SeparatePaths(options)}
+        found += [
+            Candidate(name=name, what="search", method=method, detail=",".join(map(str, chain)))
+            for name, method in methods.items()
+        ]
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--widths", default="3", help="numbers of candidate widths, from 1 to 5")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    asked = parser.parse_args()
+    widths = [int(number) for number in asked.widths.split(",")]
+    settings = {name: value for name, value in vars(asked).items() if name not in ("widths", "device")}
+    setting = Setting(**settings, device=resolve_device(asked.device), memory=torch.cuda.is_available())
+    found = measure(setting, candidates(widths))
+    for row in found.rows:
+        print(f"{row.name:<16} {row.detail:<12} × {row.ratio.median:.2f}, saved × {row.saved_ratio:.2f}")  # noqa: T201
+    print(json.dumps({**head(setting), "rows": [asdict(row) for row in found.rows]}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
