@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Literal, Self
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,9 @@ Kind = Literal["warm-up", "counted", "timed"]
 
 _MANY_NETWORKS = 1000
 _PATIENCE = 600.0
+"""Seconds for a training to reach the end of its step; the compiler may be at work in it."""
+_PATIENCE_FOR_SYSTEM, _GLANCE = 5.0, 0.002
+"""Seconds."""
 
 
 class Steps(ABC):
@@ -248,6 +252,7 @@ class Turns(Steps):
         if self._thread is not None:
             self._go.release()
             self._thread.join(_PATIENCE)
+            _wait_for_system(self._thread.native_id)
 
     def _turn(self) -> None:
         before = self._allocated()
@@ -325,3 +330,14 @@ class Turns(Steps):
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _wait_for_system(thread: int | None) -> None:
+    """Wait until the system has no such thread any more.
+
+    A thread that Python has done with still frees PyTorch's objects, for which it needs Python; if that is about to end
+    the process, it aborts it.
+    """
+    until = time.monotonic() + _PATIENCE_FOR_SYSTEM
+    while time.monotonic() < until and any(other.id == thread for other in psutil.Process().threads()):
+        time.sleep(_GLANCE)

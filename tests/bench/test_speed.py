@@ -2,12 +2,17 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +145,21 @@ def test_trainings_take_turns_step_by_step() -> None:
     first.stop()
     second.stop()
     assert len(log) == 8
+
+
+def test_a_training_that_was_stopped_is_gone_for_the_system_too() -> None:
+    ids = []
+    turns = Turns(1, CPU, threads=1)
+    training = a_training(turns, [], "a")
+
+    def train() -> None:
+        ids.append(threading.get_native_id())
+        training()
+
+    turns.start(train)
+    assert ids[0] in {thread.id for thread in psutil.Process().threads()}
+    turns.stop()  # otherwise PyTorch may abort a process that ends now
+    assert ids[0] not in {thread.id for thread in psutil.Process().threads()}
 
 
 @pytest.mark.usefixtures("no_threads_left")
@@ -507,3 +527,16 @@ def test_growth_is_drawn_as_one_line_for_each_search() -> None:
         ("a", False): [1, 2],
         ("a", True): [1],
     }
+
+
+@pytest.mark.slow
+def test_a_real_command_that_is_interrupted() -> None:
+    command = [sys.executable, "-m", "bench", "speed", *QUICK, "--methods", "sbs_q", "--rounds", "5000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while psutil.Process(process.pid).num_threads() < 4 and time.monotonic() < deadline:  # its own, and its trainings'
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert said.splitlines()[-1].startswith("bench: interrupted") and "Traceback" not in said

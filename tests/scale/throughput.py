@@ -95,8 +95,8 @@ def measure(folder: Path, asked: argparse.Namespace, numbers: list[int]) -> list
     """All numbers, one after another; each line is printed when it is known."""
     found: list[Throughput] = []
     stores: list[Path] = []
-    for at_once in numbers:
-        store = work(folder / f"{at_once}", asked, at_once)
+    for index, at_once in enumerate(numbers):
+        store = work(folder / f"{index}", asked, at_once)
         seconds = span(store)
         pace = 3600 * asked.seeds / seconds
         stores.append(store)
