@@ -32,13 +32,13 @@ _MOST_SEEDS = 10_000
 @click.version_option(__version__, prog_name="sbs-bench")
 @click.pass_context
 def bench(context: click.Context) -> None:
-    r"""Compare neural-network compression methods at matched bit-operation budgets.
+    """Compare neural-network compression methods at matched bit-operation budgets.
 
     \b
     bench run --methods sbs,dnas          compare two methods on the embedded data set
     bench report                          the table of the latest study
     bench ui                              the same in MLflow
-    """
+    """  # noqa: D301  (click wants the character)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -33,7 +33,7 @@ _MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 @click.option("--dataset", default="cifar100", show_default=True, help="Its shape counts; images are made up.")
 @click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Images a step.")
 @click.option("--rounds", type=click.IntRange(2), default=10, show_default=True, help="Timed steps of everything.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of the processor.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option(
@@ -59,13 +59,13 @@ def speed(
     device: str,
     **circumstances: Any,
 ) -> None:
-    r"""Measure search and fine-tuning steps of every method, as ratios to a plain step.
+    """Measure search and fine-tuning steps of every method, as ratios to a plain step.
 
     \b
     bench speed --compile off --rounds 5                     a first look, in a few minutes
     bench speed --methods sbs,dnas --device cuda --json      for the record
     bench speed --growth bits --plot growth.svg              with one to five candidate widths
-    """
+    """  # noqa: D301  (click wants the character)
     _check_plot(plot, growth)
     from bench.machine import resolve_device
     from bench.speed import Setting
