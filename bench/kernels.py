@@ -15,7 +15,7 @@ and numbers that depend on v as tensors, for which nobody must wait.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -44,19 +44,21 @@ def mean_errors(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind, mask: 
     """
     if not bits:
         return clip.new_zeros(0)
+    counts = [steps(width) for width in bits]
     v = _number(clip, x)
-    sums = [clip.new_zeros(()) for _ in bits]
+    grids = [_Grid.of(count, v, kind, clip) for count in counts]
+    sums: list[list[Tensor]] = [[] for _ in bits]
     for block, part in blocks(x, None if mask is None else mask.expand(x.shape)):
         u = _clipped(block, v, kind)
         counted = None if part is None else torch.empty_like(u).copy_(part)
-        for index, width in enumerate(bits):
-            t = _position(u, v, steps(width), kind)
+        for grid, found in zip(grids, sums, strict=True):
+            t = grid.position(u)
             error = t.round().sub_(t)  # which way a tie goes makes no difference to its distance
             if counted is not None:
                 error.mul_(counted)
-            sums[index] = sums[index] + error.abs_().sum()
+            found.append(error.abs_().sum())
     number = x.numel() if mask is None else mask.sum() * (x.numel() / mask.numel())
-    return torch.stack([total / (steps(width) * number) for total, width in zip(sums, bits, strict=True)])
+    return torch.stack([_total(found) / (count * number) for found, count in zip(sums, counts, strict=True)])
 
 
 def quantized(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
@@ -69,13 +71,14 @@ def quantized(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tenso
         kind: Which of the two quantizers.
     """
     v, n = _number(clip, x), _number(count, x)
+    grid, step = _Grid.of(n, v, kind, clip), v / n
     result = None if in_one(x) else torch.empty_like(x)
     values = x
     for block, place in blocks(x, result):
-        code = _code(_clipped(block, v, kind), v, n, kind)
+        code = grid.code(_clipped(block, v, kind))
         if kind == "weight":
             code = code.mul_(2).sub_(n)
-        values = torch.mul(code, v / n, out=place)
+        values = torch.mul(code, step, out=place)
     return values.to(x.dtype) if result is None else result
 
 
@@ -115,24 +118,26 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tens
         kind: Which of the two quantizers.
     """
     v, numbers = _number(clip, x), [_number(count, x) for count in counts]
+    grids = [_Grid.of(n, v, kind, clip) for n in numbers]
     to_x = None if in_one(x) else torch.empty_like(x, dtype=clip.dtype)
     passed = grad
-    inside, total = clip.new_zeros(()), clip.new_zeros(())
-    levels = [clip.new_zeros(()) for _ in counts]
+    inside: list[Tensor] = []
+    totals: list[Tensor] = []
+    levels: list[list[Tensor]] = [[] for _ in counts]
     for block, upstream, place in blocks(x, grad, to_x):
         block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
         u = _clipped(block, v, kind)
         passed = _passed(upstream, block, u, clip, kind, place)
-        inside = inside + inner(passed, block)
+        inside.append(inner(passed, block))
         if kind == "weight":
-            total = total + upstream.sum()
-        for index, n in enumerate(numbers):
-            levels[index] = levels[index] + inner(upstream, _code(u, v, n, kind))
+            totals.append(upstream.sum())
+        for grid, found in zip(grids, levels, strict=True):
+            found.append(inner(upstream, grid.code(u)))
     return Gradients(
         to_x=(passed if to_x is None else to_x).to(x.dtype),
-        from_inside=-inside / v,
-        levels=torch.stack([level / n for level, n in zip(levels, numbers, strict=True)]),
-        total=total,
+        from_inside=-_total(inside) / v,
+        levels=torch.stack([_total(found) / n for found, n in zip(levels, numbers, strict=True)]),
+        total=_total(totals) if totals else clip.new_zeros(()),
     )
 
 
@@ -170,24 +175,54 @@ def _passed(grad: Tensor, x: Tensor, u: Tensor, clip: Tensor, kind: Kind, place:
     return torch.ops.aten.hardtanh_backward.grad_input(grad, x, low, high, grad_input=place)  # type: ignore[no-any-return]
 
 
-def _position(u: Tensor, v: Number, count: Number, kind: Kind) -> Tensor:
-    """T."""
-    if kind == "activation":
-        return u * (count / v)
-    return _affine(u, count / (2 * v), count / 2)
+class _Grid(NamedTuple):
+    """The grid of one width: t = factor · u + start, and what is rounded up is factor · u + start − 1/2.
+
+    Attributes:
+        factor: A plain number on the processor.
+        start: 0 for activations.
+        start_of_code: That less 1/2.
+    """
+
+    factor: Number
+    start: Tensor
+    start_of_code: Tensor
+
+    @classmethod
+    def of(cls, count: Number, v: Number, kind: Kind, like: Tensor) -> Self:
+        """The grid of so many steps up to v.
+
+        Args:
+            count: n.
+            v: The clip value.
+            kind: Which of the two quantizers.
+            like: A tensor of the type and on the device of those to come.
+        """
+        factor = count / v if kind == "activation" else count / (2 * v)
+        start = 0.0 if kind == "activation" else count / 2
+        return cls(factor, _tensor(start, like), _tensor(start - 0.5, like))
+
+    def position(self, u: Tensor) -> Tensor:
+        """T."""
+        return self._line(u, self.start)
+
+    def code(self, u: Tensor) -> Tensor:
+        """⌈t − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties."""
+        return self._line(u, self.start_of_code).ceil_()
+
+    def _line(self, u: Tensor, start: Tensor) -> Tensor:
+        """The sum factor · u + start, in one pass."""
+        if isinstance(self.factor, Tensor):
+            return torch.addcmul(start, u, self.factor)
+        return torch.add(start, u, alpha=self.factor)
 
 
-def _code(u: Tensor, v: Number, count: Number, kind: Kind) -> Tensor:
-    """⌈t − 1/2⌉, the paper's rounding; round-half-to-even would break Theorem 1 on ties."""
-    if kind == "activation":
-        return _affine(u, count / v, -0.5).ceil_()
-    return _affine(u, count / (2 * v), (count - 1) / 2).ceil_()
+def _tensor(value: Number, like: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else like.new_full((), value)
 
 
-def _affine(u: Tensor, factor: Number, offset: Number) -> Tensor:
-    """The sum factor · u + offset, in one pass."""
-    start = offset if isinstance(offset, Tensor) else u.new_full((), offset)
-    return torch.addcmul(start, u, factor) if isinstance(factor, Tensor) else torch.add(start, u, alpha=factor)
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum()
 
 
 # --- how a tensor is gone through -----------------------------------------------------------------------------------

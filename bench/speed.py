@@ -47,6 +47,7 @@ _LEAST_BATCHES = 10
 """Of training data, so that a method that trains on a fifth of them still gets whole batches."""
 _RATE = 1e-3
 _PATIENCE = 30.0
+_MANY_NETWORKS = 1000
 """Seconds for a process to end that has nothing left to do."""
 
 What = Literal["training", "search", "fine-tuning"]
@@ -73,7 +74,7 @@ class Setting:
     dataset: str = "cifar100"
     batch_size: int = 128
     rounds: int = 10
-    threads: int = 1
+    threads: int = 2
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "fp32"
     memory: bool = True
@@ -330,6 +331,8 @@ def measure(setting: Setting, wanted: Sequence[Candidate], tell: Callable[[str],
         BenchError: A training failed.
     """
     start_process_deterministically(0, setting.threads)
+    # The networks of all trainings share their code, for which the compiler would give up after a few.
+    torch._dynamo.config.recompile_limit = _MANY_NETWORKS
     taking_part = [REFERENCE, *(candidate for candidate in wanted if candidate != REFERENCE)]
     epoch = WARM_UP + math.ceil(setting.rounds / _EPOCHS)
     task = made_up_task(setting, epoch)
@@ -359,7 +362,7 @@ def _ready(
     try:
         for candidate in wanted:
             tell(f"preparing {candidate.title}")
-            turns = Turns(WARM_UP, setting.device, setting.threads)
+            turns = Turns(WARM_UP, setting.device)
             training, forward = training_of(candidate, task, turns, epoch, setting.batch_size)
             ready.append((candidate, turns, forward))
             with _naming(candidate):

@@ -4,21 +4,21 @@ A training is any function that draws its batches from `TaskData.training_batche
 method brings along. Nobody has to cooperate: the data that it is given notices when it asks for the next batch, which
 is where a step ends and the next one begins. There it is held until its turn comes.
 
-Each training has a thread of its own, of which only one runs at any time. Threads rather than generators, because a
-step may be asked for from anywhere in a training's own code.
+All run in one thread, each as a greenlet: a step may be asked for from anywhere in a training's own code, where a
+generator could not pause. Threads could, but each would bring PyTorch's helpers along: where there are more of these
+than cores, they fall asleep at once when they wait and must be woken for every operation, which made steps of many small
+operations take a third longer.
 """
 
 import gc
-import sys
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Literal, Self
 
-import psutil
 import torch
+from greenlet import greenlet
 from torch import Tensor, nn
 
 from bench.data import Subset, TaskData
@@ -26,12 +26,6 @@ from bench.forward import Forward
 
 Kind = Literal["warm-up", "counted", "timed"]
 """Of a step: it prepares, or memory is counted in it, or its time is taken."""
-
-_MANY_NETWORKS = 1000
-_PATIENCE = 600.0
-"""Seconds for a training to reach the end of its step; the compiler may be at work in it."""
-_PATIENCE_FOR_SYSTEM, _GLANCE = 5.0, 0.002
-"""Seconds."""
 
 
 class Steps(ABC):
@@ -135,7 +129,7 @@ class WatchedForward(Forward):
 
 
 class SavedTensors:
-    """Counts what autograd keeps for the backward pass, from `begin` to `end` in one thread.
+    """Counts what autograd keeps for the backward pass, from `begin` to `end`.
 
     Bytes of different storages, other than those of parameters.
     """
@@ -200,39 +194,37 @@ class Stopped(BaseException):
 
 
 class Turns(Steps):
-    """The steps of a training that runs in a thread of its own and waits for its turns.
+    """The steps of a training that waits for its turns.
 
     Attributes:
         seconds: Of every timed step, with the making of its batch.
         saved_bytes: What autograd kept in a step, the largest of the counted ones.
-        over: Whether the training has ended.
         peak_bytes: The largest amount of memory in a step on a CUDA device, with what the training holds between its
             steps; 0 elsewhere.
     """
 
-    def __init__(self, warm_up: int, device: torch.device, threads: int) -> None:
+    def __init__(self, warm_up: int, device: torch.device) -> None:
         super().__init__(warm_up)
         self.seconds: list[float] = []
         self.saved_bytes = 0
         self.peak_bytes = 0
-        self.over = False
         self._saved = SavedTensors()
         self._device = device
-        self._threads = threads
         self._ready = False
-        self._stopping = False
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._training: greenlet | None = None
         self._began = 0.0
         self._own_bytes = 0  # what the training holds between its turns
 
     # What the one who gives turns calls.
 
+    @property
+    def over(self) -> bool:
+        """Whether the training has ended."""
+        return self._training is None or self._training.dead
+
     def start(self, training: Callable[[], object]) -> None:
         """Begin a training; returns when it is ready for its first timed step, or has ended."""
-        self._thread = threading.Thread(target=self._work, args=(training,), daemon=True)
-        self._thread.start()
+        self._training = greenlet(training)
         self._turn()
 
     def step(self) -> bool:
@@ -247,56 +239,28 @@ class Turns(Steps):
         return len(self.seconds) > before
 
     def stop(self) -> None:
-        """End the training at its present step; returns when its thread is gone."""
-        self._stopping = True
-        if self._thread is not None:
-            self._go.release()
-            self._thread.join(_PATIENCE)
-            _wait_for_system(self._thread.native_id)
+        """End the training at its present step."""
+        if self._training is not None and not self._training.dead:
+            with suppress(Stopped):
+                self._training.throw(Stopped)
 
     def _turn(self) -> None:
+        if self._training is None:
+            raise RuntimeError("a training that was not started has no turns")
         before = self._allocated()
-        self._go.release()
-        self._back.acquire()
+        self._training.switch()
         self._own_bytes += self._allocated() - before
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
 
-    # What happens in the training's thread.
-
-    def _work(self, training: Callable[[], object]) -> None:
-        self._go.acquire()
-        try:
-            self._set_up_thread()
-            if not self._stopping:
-                training()
-        except Stopped:
-            pass
-        except BaseException as error:
-            self._error = error
-        finally:
-            self.over = True
-            self._back.release()
-
-    def _set_up_thread(self) -> None:
-        """What belongs to a thread: the number of its helpers, and settings of the compiler."""
-        torch.set_num_threads(self._threads)
-        # The networks of all trainings share their code, for which the compiler would give up after a few.
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.config.recompile_limit = _MANY_NETWORKS
+    # What happens inside the training.
 
     def _wait(self) -> None:
         """Hand the turn back, and wait for the next one."""
-        self._back.release()
-        self._go.acquire()
-        if self._stopping:
-            raise Stopped
+        if self._training is None or self._training.parent is None:
+            raise RuntimeError("a training outside of its turns asks for a batch")
+        self._training.parent.switch()
 
     def begins(self, kind: Kind) -> None:
         """Wait before the first timed step; then start the clock."""
-        if self._stopping:
-            raise Stopped
         if kind == "timed" and not self._ready:
             self._ready = True
             self._wait()
@@ -330,14 +294,3 @@ class Turns(Steps):
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def _wait_for_system(thread: int | None) -> None:
-    """Wait until the system has no such thread any more.
-
-    A thread that Python has done with still frees PyTorch's objects, for which it needs Python; if that is about to end
-    the process, it aborts it.
-    """
-    until = time.monotonic() + _PATIENCE_FOR_SYSTEM
-    while time.monotonic() < until and any(other.id == thread for other in psutil.Process().threads()):
-        time.sleep(_GLANCE)
