@@ -6,8 +6,8 @@ is where a step ends and the next one begins. There it is held until its turn co
 
 All run in one thread, each as a greenlet: a step may be asked for from anywhere in a training's own code, where a
 generator could not pause. Threads could, but each would bring PyTorch's helpers along: where there are more of these
-than cores, they fall asleep at once when they wait and must be woken for every operation, which made steps of many small
-operations take a third longer.
+than cores, they fall asleep at once when they wait and must be woken for every operation, which made steps of many
+small operations take a third longer.
 """
 
 import gc
