@@ -47,7 +47,6 @@ _LEAST_BATCHES = 10
 """Of training data, so that a method that trains on a fifth of them still gets whole batches."""
 _RATE = 1e-3
 _PATIENCE = 30.0
-_MANY_NETWORKS = 1000
 """Seconds for a process to end that has nothing left to do."""
 
 What = Literal["training", "search", "fine-tuning"]
@@ -331,8 +330,6 @@ def measure(setting: Setting, wanted: Sequence[Candidate], tell: Callable[[str],
         BenchError: A training failed.
     """
     start_process_deterministically(0, setting.threads)
-    # The networks of all trainings share their code, for which the compiler would give up after a few.
-    torch._dynamo.config.recompile_limit = _MANY_NETWORKS
     taking_part = [REFERENCE, *(candidate for candidate in wanted if candidate != REFERENCE)]
     epoch = WARM_UP + math.ceil(setting.rounds / _EPOCHS)
     task = made_up_task(setting, epoch)

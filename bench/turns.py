@@ -14,7 +14,7 @@ import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Literal, Self
 
 import torch
@@ -26,6 +26,9 @@ from bench.forward import Forward
 
 Kind = Literal["warm-up", "counted", "timed"]
 """Of a step: it prepares, or memory is counted in it, or its time is taken."""
+
+_MANY_NETWORKS = 1000
+_DEVICE_TYPES = ("cpu", "cuda")
 
 
 class Steps(ABC):
@@ -122,6 +125,12 @@ class WatchedForward(Forward):
         """As ever."""
         if self.steps is not None:
             self.steps.stage()
+        if self._compiling != "off":
+            from torch._dynamo import config
+
+            # The networks of all trainings share their code, for which the compiler would give up after a few. Here,
+            # since a greenlet, like a thread, sees nothing of what was set outside of it.
+            config.recompile_limit = _MANY_NETWORKS
         return super().of(network, stage, multiplications)
 
 
@@ -143,12 +152,17 @@ class SavedTensors:
         self._block.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, _unchanged))
 
     def end(self) -> int:
-        """Bytes since `begin`."""
+        """Bytes since `begin`; 0 when nothing was begun."""
         self._block.close()
         of_parameters = _storages(tensor for tensor in _living_tensors() if isinstance(tensor, nn.Parameter))
         bytes_ = sum(storage.nbytes() for place, storage in self._storages.items() if place not in of_parameters)
         self._storages.clear()
         return bytes_
+
+    def close(self) -> None:
+        """Count no more, and forget."""
+        self._block.close()
+        self._storages.clear()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         # A storage that is held cannot be followed by another one at the same place.
@@ -184,6 +198,24 @@ def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return found
+
+
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    """Takes back, after others had their turn, the modes of PyTorch that belong to a thread.
+
+    A training may have a mode around its whole loop, and hands its turn over in the midst of it.
+    """
+    of_gradients = torch.is_grad_enabled()
+    of_precision = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _DEVICE_TYPES]
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(of_gradients)
+        for kind, enabled, dtype in of_precision:
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+        torch.clear_autocast_cache()  # copies of weights that others may have changed since
 
 
 # --- turns ----------------------------------------------------------------------------------------------------------
@@ -239,16 +271,18 @@ class Turns(Steps):
         return len(self.seconds) > before
 
     def stop(self) -> None:
-        """End the training at its present step."""
+        """End the training at its present step; one that failed in a counted step is no longer counted."""
+        self._saved.close()
         if self._training is not None and not self._training.dead:
-            with suppress(Stopped):
+            with suppress(Stopped), _own_modes():
                 self._training.throw(Stopped)
 
     def _turn(self) -> None:
         if self._training is None:
             raise RuntimeError("a training that was not started has no turns")
         before = self._allocated()
-        self._training.switch()
+        with _own_modes():
+            self._training.switch()
         self._own_bytes += self._allocated() - before
 
     # What happens inside the training.
@@ -257,7 +291,8 @@ class Turns(Steps):
         """Hand the turn back, and wait for the next one."""
         if self._training is None or self._training.parent is None:
             raise RuntimeError("a training outside of its turns asks for a batch")
-        self._training.parent.switch()
+        with _own_modes():
+            self._training.parent.switch()
 
     def begins(self, kind: Kind) -> None:
         """Wait before the first timed step; then start the clock."""

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,21 @@ from tests.plugins.own_loop import OwnLoop, OwnLoopOptions
 from tests.scale.separate_paths import PathPerPair, PathPerWeight
 
 CPU = torch.device("cpu")
-SETTING = Setting(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, memory=False)
-SMALL = ("--model", "resnet8", "--dataset", "synthetic", "--batch-size", "4", "--rounds", "2", "--device", "cpu")
+SETTING = Setting(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, threads=1, memory=False)
+SMALL = (
+    "--model",
+    "resnet8",
+    "--dataset",
+    "synthetic",
+    "--batch-size",
+    "4",
+    "--rounds",
+    "2",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+)
 QUICK = (*SMALL, "--compile", "off", "--no-memory")
 
 
@@ -144,6 +159,51 @@ def test_a_training_that_ends_early_takes_no_more_turns() -> None:
     assert [turns.step() for _ in range(4)] == [True, True, False, False]
     assert turns.over and len(turns.seconds) == 2
     turns.stop()
+
+
+def test_a_mode_around_a_training_is_its_own() -> None:
+    seen: dict[str, list[tuple[bool, bool]]] = {"low": [], "plain": []}
+
+    def training(turns: Turns, name: str, mode: AbstractContextManager[Any]) -> Callable[[], None]:
+        data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=9)
+
+        def train() -> None:
+            with mode:
+                for _ in data.training_batches(4, torch.Generator()):
+                    seen[name].append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+
+        return train
+
+    def low() -> Iterator[None]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            yield
+
+    both = {"low": contextmanager(low)(), "plain": nullcontext()}
+    turns = {name: Turns(1, CPU) for name in both}
+    for name, mode in both.items():
+        turns[name].start(training(turns[name], name, mode))
+    for name in ("low", "plain", "plain", "low", "plain", "low"):
+        turns[name].step()
+        assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == (True, False)
+    for each in turns.values():
+        each.stop()
+    assert seen == {"low": [(False, True)] * 4, "plain": [(True, False)] * 4}
+    assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == (True, False)
+
+
+def test_nothing_is_counted_after_a_failure() -> None:
+    turns = Turns(1, CPU)
+    data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=9)
+
+    def train() -> None:
+        for _ in data.training_batches(4, torch.Generator()):
+            raise ValueError("in the step that is counted")
+
+    with pytest.raises(ValueError, match="that is counted"):
+        turns.start(train)
+    turns.stop()
+    torch.ones(3, requires_grad=True).exp()
+    assert turns._saved.end() == 0
 
 
 # --- memory ---
@@ -303,6 +363,34 @@ def test_compiled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert note.startswith(
         "search own_loop compiled is left out: its networks do not go through `SearchJob.in_training`"
     )
+
+
+class _Deep(nn.Module):
+    """Networks of all depths share the code of their forward pass."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.slow
+def test_the_compiler_takes_any_number_of_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_module, "_obstacle", lambda _: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    records = []
+    for depth in range(1, 13):
+        forward = WatchedForward("on", "fp32", CPU)
+        turns = Turns(1, CPU)
+        network = _Deep(depth)
+        turns.start(lambda forward=forward, network=network: forward.of(network, "test", 1.0)(torch.zeros(1, 2)))
+        turns.stop()
+        records.append(forward.record)
+    assert [record["compiled"] for record in records] == [["test"]] * 12
 
 
 def test_candidates_for_each_mode_and_precision() -> None:
