@@ -24,8 +24,9 @@ _log = logging.getLogger(__name__)
 _MEMORY_BUDGET = 0.5
 """Of what the compiler would keep for the backward pass; at half of it everything but the convolutions' outputs is
 computed again, in the same passes, which makes a search step faster too."""
-_WORTH_COMPILING = 5e11
-"""Multiplications of a stage; two cores take about five minutes for so many."""
+_WORTH_COMPILING = {"cpu": 2e12, "cuda": 2e14}
+"""Multiplications of a stage. With fewer, a network that is new takes longer to compile than that saves: two cores take
+some two minutes for so many, a card half a minute."""
 
 
 class Forward:
@@ -63,7 +64,7 @@ class Forward:
     def _to_compile(self, stage: str, multiplications: float | None) -> bool:
         if self._compiling == "off" or multiplications is None:
             return False
-        if self._compiling == "auto" and multiplications < _WORTH_COMPILING:
+        if self._compiling == "auto" and multiplications < _WORTH_COMPILING[self._device.type]:
             return False
         reason = _obstacle(self._device)
         if reason is not None:
