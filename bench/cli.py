@@ -344,15 +344,16 @@ def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, a
 
     from bench.console import make_console
     from bench.costs import price
+    from bench.plan import model_shape
     from bench.policy import load_policy, uniform
 
     if (bits is None) == (policy_file is None):
         raise BenchError("give one of --bits N and --policy FILE, e.g. `bench cost --model resnet20 --bits 4`")
     if policy_file is not None:
         policy = load_policy(policy_file)
-        network = _shape(policy.model, policy.dataset)
+        network = model_shape(policy.model, policy.dataset)
     else:
-        network = _shape(model, dataset)
+        network = model_shape(model, dataset)
         policy = uniform(network, bits or 0)
     priced = price(network, policy)
     if as_json:
@@ -361,19 +362,6 @@ def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, a
         from bench.console import cost_table
 
         make_console().print(cost_table(priced))
-
-
-def _shape(model: str, dataset: str) -> Any:
-    from bench.network import trace
-    from bench.plugins import load
-
-    data = load("datasets", dataset)
-    return trace(
-        load("models", model)(data.image_shape[0], data.num_classes),
-        data.image_shape,
-        name=model,
-        dataset=dataset,
-    )
 
 
 @bench.command()

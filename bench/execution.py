@@ -27,12 +27,12 @@ from bench.method import Decision, Method, SearchJob, SearchResult, Task
 from bench.network import NetworkShape, trace
 from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load
-from bench.policy import FULL_PRECISION_BITS, Policy, policy_from_json, uniform
+from bench.policy import Policy, policy_from_json
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.repair import Repair, repair
 from bench.seeds import derive, generator, start_process_deterministically
 from bench.shared_norm import share_norms
-from bench.spec import FinetuneSchedule, Schedule, StudySpec
+from bench.spec import FinetuneSchedule, StudySpec
 from bench.store import Store, load_state, manifest, save_state, write_json
 from bench.training import Evaluation, evaluate, fit, reestimate_norms
 
@@ -89,12 +89,6 @@ class Workbench:
                     f"{self.spec.task.validation_fraction}; change it with --set task.validation_fraction=…"
                 )
         return Task(data=data, network=self.network, make_model=self._make_model)
-
-    def multiplications(self, schedule: Schedule) -> float:
-        """Of the forward passes of a stage, with the full network."""
-        macs = price(self.network, uniform(self.network, FULL_PRECISION_BITS)).macs
-        steps = schedule.epochs * self.task.data.batches_per_epoch(schedule.batch_size)
-        return float(macs * steps * schedule.batch_size)
 
     def _make_model(self) -> nn.Module:
         data = self.task.data
@@ -446,7 +440,7 @@ def _finetune(desk: Desk, network: nn.Module, schedule: FinetuneSchedule) -> Non
     order = generator("order", "finetune", seed)
     with desk.clock.of("finetune"):
         report, stage = desk.curves.of("finetune"), desk.checkpoints.stage("finetune")
-        call = desk.forward.of(network, "fine-tuning", bench.multiplications(schedule))
+        call = desk.forward.of(network, "fine-tuning", bench.task.multiplications(schedule))
         fit(network, bench.task.data, schedule, order, report, stage, call)
 
 

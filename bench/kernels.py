@@ -120,6 +120,7 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tens
     v, numbers = _number(clip, x), [_number(count, x) for count in counts]
     grids = [_Grid.of(n, v, kind, clip) for n in numbers]
     to_x = None if in_one(x) else torch.empty_like(x, dtype=clip.dtype)
+    bounds = None if in_one(x) else _just_outside(clip, kind)
     passed = grad
     inside: list[Tensor] = []
     totals: list[Tensor] = []
@@ -127,7 +128,7 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tens
     for block, upstream, place in blocks(x, grad, to_x):
         block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
         u = _clipped(block, v, kind)
-        passed = _passed(upstream, block, u, clip, kind, place)
+        passed = _passed(upstream, block, u, bounds, place)
         inside.append(inner(passed, block))
         if kind == "weight":
             totals.append(upstream.sum())
@@ -165,14 +166,20 @@ def _precise(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _passed(grad: Tensor, x: Tensor, u: Tensor, clip: Tensor, kind: Kind, place: Tensor | None) -> Tensor:
-    """The gradient where x lies inside the clip range, bounds included, and 0 elsewhere; into `place` if given."""
-    if place is None:
-        return torch.where(x == u, grad, 0)
-    # One pass instead of two; that operation leaves bounds out, so they are moved to the next number.
+def _just_outside(clip: Tensor, kind: Kind) -> tuple[float, float]:
+    """The numbers next to the clip range."""
     high = torch.nextafter(clip, clip.new_full((), torch.inf)).item()
     low = -high if kind == "weight" else torch.nextafter(clip.new_zeros(()), clip.new_full((), -torch.inf)).item()
-    return torch.ops.aten.hardtanh_backward.grad_input(grad, x, low, high, grad_input=place)  # type: ignore[no-any-return]
+    return low, high
+
+
+def _passed(grad: Tensor, x: Tensor, u: Tensor, bounds: tuple[float, float] | None, place: Tensor | None) -> Tensor:
+    """The gradient where x lies inside the clip range, bounds included, and 0 elsewhere; into `place` if given."""
+    if place is None or bounds is None:
+        return torch.where(x == u, grad, 0)
+    # One pass instead of two; the operation leaves out the bounds that it is given.
+    passed: Tensor = torch.ops.aten.hardtanh_backward.grad_input(grad, x, *bounds, grad_input=place)
+    return passed
 
 
 class _Grid(NamedTuple):

@@ -21,7 +21,7 @@ from bench.options import Strict
 from bench.policy import FULL_PRECISION_BITS, Policy, uniform
 from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.seeds import generator
-from bench.spec import Match, SearchSchedule
+from bench.spec import Match, Schedule, SearchSchedule
 
 
 class NoOptions(Strict):
@@ -142,6 +142,11 @@ class Task:
         """Where the data and the model live."""
         return self.data.device
 
+    def multiplications(self, schedule: Schedule | SearchSchedule) -> int:
+        """Of the forward passes of a stage, with the full network."""
+        macs = price(self.network, uniform(self.network, FULL_PRECISION_BITS)).macs
+        return macs * schedule.epochs * self.data.batches_per_epoch(schedule.batch_size) * schedule.batch_size
+
 
 def _uninterrupted(_: str) -> Stage:
     return UNINTERRUPTED
@@ -185,8 +190,7 @@ class SearchJob:
 
     def in_training(self, network: nn.Module) -> Callable[..., Any]:
         """The network as the search should call it in training: compiled, or in another precision, as asked for."""
-        macs = price(self.task.network, uniform(self.task.network, FULL_PRECISION_BITS)).macs
-        return self.forward.of(network, self.name, macs * self.steps * self.schedule.batch_size)
+        return self.forward.of(network, self.name, self.task.multiplications(self.schedule))
 
     def cost_term(self, *, strength: float | None = None, budget: float | None = None) -> CostTerm:
         """The cost term at the tuned strength and the budget of the run, or at others given."""

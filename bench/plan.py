@@ -91,8 +91,7 @@ def make_plan(spec: StudySpec) -> Plan:
         BenchError: A name is unknown, an option or a budget is not allowed, or a method cannot do what is asked.
     """
     _check_devices(spec)
-    dataset: type[Dataset] = load("datasets", spec.task.dataset)
-    network = model_shape(spec, dataset)
+    network = model_shape(spec.task.model, spec.task.dataset)
     budgets = [parse_budget(text, network, spec.tuning.tolerance) for text in spec.budgets]
     builder = _Builder(spec)
     runs = []
@@ -165,7 +164,7 @@ def stored_unit(stored: Mapping[str, Any]) -> tuple[StudySpec, NetworkShape, Uni
         BenchError: The description does not fit the unit's id: it was changed, or what it names has changed.
     """
     spec = StudySpec.model_validate_json(json.dumps(stored["specification"]))
-    network = model_shape(spec, load("datasets", spec.task.dataset))
+    network = model_shape(spec.task.model, spec.task.dataset)
     address = stored["unit"]
     unit = _at(address, spec, network)
     if unit.identity != stored["id"]:
@@ -188,10 +187,15 @@ def _at(address: Mapping[str, Any], spec: StudySpec, network: NetworkShape) -> U
     return tuning if address["kind"] == "tuning" else trial_of(tuning, address["number"], address["knobs"])
 
 
-def model_shape(spec: StudySpec, dataset: type[Dataset]) -> NetworkShape:
-    """The shapes of the study's model on its data set."""
-    model = load("models", spec.task.model)(dataset.image_shape[0], dataset.num_classes)
-    return trace(model, dataset.image_shape, name=spec.task.model, dataset=spec.task.dataset)
+def model_shape(model: str, dataset: str) -> NetworkShape:
+    """The shapes of a model on the images of a data set.
+
+    Raises:
+        BenchError: A name is unknown.
+    """
+    data: type[Dataset] = load("datasets", dataset)
+    network = load("models", model)(data.image_shape[0], data.num_classes)
+    return trace(network, data.image_shape, name=model, dataset=dataset)
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:

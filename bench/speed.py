@@ -29,7 +29,7 @@ from bench.execution import on_device
 from bench.forward import Forward
 from bench.machine import hardware, peak_memory, versions
 from bench.method import Knob, Method, SearchJob, Task
-from bench.network import NetworkShape, trace
+from bench.plan import model_shape
 from bench.plugins import load
 from bench.policy import uniform
 from bench.quantization import QuantizerFactory, UniformQuantizer
@@ -246,12 +246,7 @@ def made_up_task(setting: Setting, batches: int) -> Task:
         model: nn.Module = load("models", setting.model)(kind.image_shape[0], kind.num_classes)
         return on_device(model, setting.device)
 
-    return Task(data=data, network=_shape(setting, make_model()), make_model=make_model)
-
-
-def _shape(setting: Setting, model: nn.Module) -> NetworkShape:
-    image_shape = load("datasets", setting.dataset).image_shape
-    return trace(model, image_shape, name=setting.model, dataset=setting.dataset)
+    return Task(data=data, network=model_shape(setting.model, setting.dataset), make_model=make_model)
 
 
 def training_of(

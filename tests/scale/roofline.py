@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.compression import calibrate, compress
+from bench.costs import price
 from bench.execution import on_device
 from bench.models.resnet import resnet20
 from bench.network import NetworkShape, trace
-from bench.policy import uniform
+from bench.policy import FULL_PRECISION_BITS, uniform
 from bench.spec import Schedule
 from bench.training import sgd, weight_groups
 
@@ -70,11 +71,7 @@ def measured_machine() -> Machine:
 
 def flops(network: NetworkShape, batch: int) -> float:
     """Of all convolutions and linear layers in one step; the backward pass has two products for each one forward."""
-    macs = sum(
-        layer.kernel[0] * layer.kernel[1] * layer.out_size[0] * layer.out_size[1] * layer.in_channels
-        * layer.out_channels / layer.groups
-        for layer in network.layers
-    )  # fmt: skip
+    macs = price(network, uniform(network, FULL_PRECISION_BITS)).macs
     return float(3 * 2 * macs * batch)
 
 
