@@ -87,58 +87,53 @@ class Gradients(NamedTuple):
 
     Attributes:
         to_x: g inside the clip range, bounds included, and 0 outside (straight-through).
-        from_inside: −⟨g, x/v⟩ over the inside, a part of the gradient for v.
-        levels: ⟨g, D(z, s)⟩ for each grid.
-        total: Σ g; only for weights.
+        to_clip: (⟨g, Q(x)⟩ − ⟨to_x, x⟩)/v: the level itself, and the part from inside the range.
+        value: ⟨g, Q(x)⟩.
+        levels: ⟨g, D(z, s)⟩ for each grid asked for.
     """
 
     to_x: Tensor
-    from_inside: Tensor
+    to_clip: Tensor
+    value: Tensor
     levels: Tensor
-    total: Tensor
-
-    def to_clip(self, level: Tensor, kind: Kind) -> Tensor:
-        """The gradient for v: that of the level in use, and the one from inside the range.
-
-        Args:
-            level: ⟨g, D(z, s)⟩ of the grid in use.
-            kind: Which of the two quantizers.
-        """
-        return level + self.from_inside if kind == "activation" else 2 * level - self.total + self.from_inside
 
 
-def gradients(grad: Tensor, x: Tensor, clip: Tensor, counts: Sequence[int | Tensor], kind: Kind) -> Gradients:
-    """All inner products of the backward pass, with grids recomputed from x.
+def gradients(
+    grad: Tensor, x: Tensor, values: Tensor, clip: Tensor, kind: Kind, counts: Sequence[int] = ()
+) -> Gradients:
+    """All inner products of the backward pass.
 
     Args:
         grad: Gradient of the loss for Q(x), the shape of `x`.
         x: The tensor that was quantized.
+        values: Q(x).
         clip: v, a positive scalar.
-        counts: n of each grid whose level product is wanted.
         kind: Which of the two quantizers.
+        counts: n of each grid whose level product is wanted; these are recomputed from x.
     """
-    v, numbers = _number(clip, x), [_number(count, x) for count in counts]
-    grids = [_Grid.of(n, v, kind, clip) for n in numbers]
+    v = _number(clip, x)
+    grids = [_Grid.of(n, v, kind, clip) for n in counts]
     to_x = None if in_one(x) else torch.empty_like(x, dtype=clip.dtype)
     bounds = None if in_one(x) else _just_outside(clip, kind)
     passed = grad
     inside: list[Tensor] = []
-    totals: list[Tensor] = []
+    products: list[Tensor] = []
     levels: list[list[Tensor]] = [[] for _ in counts]
-    for block, upstream, place in blocks(x, grad, to_x):
-        block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
-        u = _clipped(block, v, kind)
+    for block, upstream, value, place in blocks(x, grad, values, to_x):
+        block, upstream, value = _precise(block), _precise(upstream), _precise(value)  # noqa: PLW2901
+        u = block if bounds is not None and not grids else _clipped(block, v, kind)
         passed = _passed(upstream, block, u, bounds, place)
         inside.append(inner(passed, block))
-        if kind == "weight":
-            totals.append(upstream.sum())
+        products.append(inner(upstream, value))
         for grid, found in zip(grids, levels, strict=True):
             found.append(inner(upstream, grid.code(u)))
+    product = _total(products)
+    of_levels = [_total(found) / n for found, n in zip(levels, counts, strict=True)]
     return Gradients(
         to_x=(passed if to_x is None else to_x).to(x.dtype),
-        from_inside=-_total(inside) / v,
-        levels=torch.stack([_total(found) / n for found, n in zip(levels, numbers, strict=True)]),
-        total=_total(totals) if totals else clip.new_zeros(()),
+        to_clip=(product - _total(inside)) / v,
+        value=product,
+        levels=torch.stack(of_levels) if of_levels else clip.new_zeros(0),
     )
 
 

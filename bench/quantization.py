@@ -10,8 +10,8 @@ Straight-through gradients: D is the identity in z. Hence dQ/dx = 1 inside the c
 dQ/dv has two terms: the level itself, and −z (−w/v for weights) inside the range.
 
 Two forms of the same mathematics. `quantize_literal` reads like the equations and is differentiated by autograd.
-`quantize` is what networks run: it keeps its input alone and recomputes the rest in the backward pass, through
-`bench.kernels`.
+`quantize` is what networks run: it keeps its input, and its output, which the convolution keeps anyway, and recomputes
+the rest in the backward pass, through `bench.kernels`.
 """
 
 from collections.abc import Sequence
@@ -60,15 +60,16 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
-        ctx.save_for_backward(x, clip)
-        ctx.count, ctx.kind = count, kind
-        return quantized(x, clip, count, kind)
+        values = quantized(x, clip, count, kind)
+        ctx.save_for_backward(x, clip, values)
+        ctx.kind = kind
+        return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
-        x, clip = ctx.saved_tensors
-        found = gradients(grads[0], x, clip, [ctx.count], ctx.kind)
-        return found.to_x, found.to_clip(found.levels[0], ctx.kind), None, None
+        x, clip, values = ctx.saved_tensors
+        found = gradients(grads[0], x, values, clip, ctx.kind)
+        return found.to_x, found.to_clip, None, None
 
 
 def quantize(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:

