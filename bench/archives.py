@@ -109,9 +109,9 @@ def archive(store: Store, name: str, target: Path) -> Archived:
 
 def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
     """What an archive of a study lacks, a line each."""
-    from bench.results import runs_frame
+    from bench.results import StudyResults
 
-    found = Counter(runs_frame(store, document)["status"])
+    found = Counter(StudyResults(store, document).runs["status"])
     open_ = {status: count for status, count in found.items() if status not in RESULTS}
     lines = []
     if open_:

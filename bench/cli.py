@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
-from bench.cli_options import FILE, data_option, names, store_option, tracking_option
+from bench.cli_options import FILE, FOLDER, data_option, names, store_option, tracking_option
 from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
 from bench.cli_tracking import sync
@@ -124,18 +124,18 @@ def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> in
     from bench.console import LiveWatcher
     from bench.endings import RESULTS
     from bench.plugins import load
-    from bench.results import runs_frame
+    from bench.report import DEFAULT_REPORT, make_document
+    from bench.results import StudyResults
     from bench.study import run_study
     from bench.tracking import Tracker
 
     store = how.store
     tracker = Tracker(tracking_uri, store.root)
-    document = run_study(plan, how, tracker, LiveWatcher(console))
-    report = load("reports", "comparison")()
-    click.echo(report.render(report.build(store, document), "terminal", console.width))
+    results = StudyResults(store, run_study(plan, how, tracker, LiveWatcher(console)))
+    click.echo(load("forms", "terminal").render(make_document(results, [DEFAULT_REPORT]), console.width))
     where = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
     click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui{where}")
-    ended_well = runs_frame(store, document)["status"].isin(RESULTS).all()
+    ended_well = results.runs["status"].isin(RESULTS).all()
     return 0 if ended_well else EXIT_SOME_FAILED
 
 
@@ -271,18 +271,37 @@ def _figure(value: float | None, form: str, scale: float = 1.0) -> str:
 
 @bench.command()
 @click.argument("study", required=False)
-@click.option("--report", "name", default="comparison", show_default=True, help="See `bench list reports`.")
-@click.option("--format", "form", default="terminal", show_default=True, help="terminal, markdown, csv or latex.")
+@click.option("--report", "wanted", default=None, help="See `bench list reports`; several by commas, or all.")
+@click.option("--format", "form", default="terminal", show_default=True, help="See `bench list forms`.")
+@click.option("--out", type=FOLDER, default=None, help="Write a page, tables and figures in all forms to this folder.")
 @store_option
-def report(study: str | None, name: str, form: str, store_dir: Path) -> None:
-    """Print a study's table; the latest study when none is named."""
+def report(study: str | None, wanted: str | None, form: str, out: Path | None, store_dir: Path) -> None:
+    """Print a study's table, or write all reports; the latest study when none is named.
+
+    \b
+    bench report                          the comparison of methods
+    bench report --out report             everything: page, tables, figures
+    bench report --report comparison --format latex
+    """  # noqa: D301  (click wants the character)
     from bench.console import make_console
     from bench.plugins import load
+    from bench.report import DEFAULT_REPORT, make_document, write_document
+    from bench.results import StudyResults
     from bench.store import Store
 
+    shown = load("forms", form)
     store = Store(store_dir)
-    made = load("reports", name)()
-    click.echo(made.render(made.build(store, store.load_study(study)), form, make_console().width))
+    results = StudyResults(store, store.load_study(study))
+    everything = wanted == "all" or (wanted is None and (out is not None or shown.page))
+    chosen = None if everything else names(wanted or DEFAULT_REPORT, "--report")
+    document = make_document(results, chosen)
+    if out is None:
+        click.echo(shown.render(document, make_console().width))
+        return
+    files = write_document(document, out)
+    click.echo(
+        f"{len(files)} files in {out}: {', '.join(sorted(file.name for file in files if file.suffix == '.html'))}"
+    )
 
 
 @bench.command()
@@ -303,7 +322,7 @@ def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: s
 
 
 @bench.command("list")
-@click.argument("kind", type=click.Choice(["methods", "models", "datasets", "presets", "reports"]))
+@click.argument("kind", type=click.Choice(["methods", "models", "datasets", "presets", "reports", "forms"]))
 def list_(kind: str) -> None:
     """List what can be named on the command line, with a line on each."""
     from bench.plugins import available, load

@@ -111,12 +111,11 @@ def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
     """Bring the study's tables up to date: of what was kept, the archive's may say something else."""
     from filelock import FileLock
 
-    from bench.plugins import load
-    from bench.results import write_study_files
+    from bench.report import write_views
+    from bench.results import StudyResults
 
     with FileLock(store.root / ".views.lock", timeout=_VIEW_LOCK_SECONDS):
-        write_study_files(store, document)
-        load("reports", "comparison")().write(store, document)
+        write_views(StudyResults(store, document))
 
 
 @click.command()

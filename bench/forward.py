@@ -21,7 +21,7 @@ from bench.spec import Compile, Precision
 
 _log = logging.getLogger(__name__)
 
-_RECOMPUTE = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
+_RECOMPUTE: dict[str, Any] = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
 """What the compiler may compute again in the backward pass: also numbers with uses on both sides of a reduction, and
 those that a convolution needs once more. By itself it keeps all that follows the statistics of a batch normalisation:
 twice as many bytes, some of them masks of one byte, which its kernels are slow to read beside numbers of four

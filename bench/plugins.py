@@ -1,4 +1,4 @@
-"""Finds methods, models, data sets, reports and checks through entry points, loading only what is asked for."""
+"""Finds methods, models, data sets, reports and so on through entry points, loading only what is asked for."""
 
 import ast
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import bench
 from bench.errors import BenchError, unknown_name
 
-Kind = Literal["methods", "models", "datasets", "reports", "checks"]
+Kind = Literal["methods", "models", "datasets", "reports", "forms", "checks"]
 
 
 @cache

@@ -1,20 +1,31 @@
-"""The contract of a report: from the run folders of a study to a table, from there to several forms of text.
+"""The contract of a report: from the run folders of a study to tables and figures, from there to several forms.
 
-A report is a class registered in the entry-point group `bench.reports`. It builds a `Table`, which knows
-nothing of how it is shown; renderers turn the same strings into each form, so that the forms cannot disagree.
+A report is a class registered in the entry-point group `bench.reports`. It builds parts, which know nothing of how
+they are shown; renderers turn the same parts into each form, so that the forms cannot disagree.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.errors import unknown_name
-from bench.store import Store, write_text
+from bench.errors import BenchError
+from bench.plugins import available, load
+from bench.results import StudyResults
+from bench.store import write_text
 
+if TYPE_CHECKING:
+    import altair
+
+DEFAULT_REPORT = "comparison"
+"""What `bench run` ends with."""
 DEFAULT_WIDTH = 120
 """Columns of a terminal whose width is unknown."""
+FIGURE_ENDINGS = ("svg", "pdf", "png")
+"""Of the files in which figures are kept."""
+
+_PAGE = "index"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +48,14 @@ class Table:
     """A table of finished strings, independent of how it is shown.
 
     Attributes:
+        name: Of its files, without suffix; no two parts of a study's reports share one.
         title: One line above it.
         columns: Its columns.
         rows: For each row one cell a column; an empty cell has nothing to say.
         notes: Lines below it.
     """
 
+    name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...] = ()
@@ -54,61 +67,166 @@ class Table:
                 raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}")
 
 
-@dataclass(frozen=True, slots=True)
-class Renderer:
-    """One form in which a table can be written.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A figure, drawn only where a form shows it.
 
     Attributes:
-        suffix: Of files in this form; empty for a form that is not written to files.
-        render: From a table and a width in characters, which only some forms respect, to the text.
+        name: Of its files, without suffix; no two parts of a study's reports share one.
+        title: One line above it.
+        draw: Makes the chart, without title; Vega-Lite, interactive on a page and still in a file.
+        notes: Lines below it.
     """
 
-    suffix: str
-    render: Callable[[Table, int], str]
+    name: str
+    title: str
+    draw: Callable[[], "altair.TopLevelMixin"]
+    notes: tuple[str, ...] = ()
+
+
+Part = Table | Figure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """What one report says of a study.
+
+    Attributes:
+        name: Of the report.
+        title: Its question, in a few words.
+        parts: In the order in which they are shown.
+    """
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """What several reports say of a study.
+
+    Attributes:
+        study: Name of the study.
+        sections: One for each report that has something to say.
+    """
+
+    study: str
+    sections: tuple[Section, ...]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables, in order."""
+        return [part for section in self.sections for part in section.parts if isinstance(part, Table)]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, in order."""
+        return [part for section in self.sections for part in section.parts if isinstance(part, Figure)]
 
 
 class Report(ABC):
-    """A table or figure of a study.
+    """Tables and figures that answer one question about a study.
 
     Attributes:
         summary: One line for `bench list reports`.
-        stem: Name, without suffix, of the files that it keeps in the study's folder.
-        renderers: The forms in which it can be shown, by name.
+        title: Heading of its section.
+        rank: Sections stand in this order.
     """
 
     summary: ClassVar[str]
-    stem: ClassVar[str]
-    renderers: ClassVar[Mapping[str, Renderer]]
+    title: ClassVar[str]
+    rank: ClassVar[int] = 100
 
     @abstractmethod
-    def build(self, store: Store, study: Mapping[str, Any]) -> Table:
-        """The report of a study, of which any part may be missing.
+    def build(self, results: StudyResults) -> Sequence[Part]:
+        """What the report has to say of a study, of which any part may be missing; nothing when it does not apply.
 
         Args:
-            store: Where the runs are.
-            study: The study's document.
+            results: The study's numbers.
         """
 
-    def render(self, table: Table, form: str, width: int = DEFAULT_WIDTH) -> str:
-        """The text of a table.
 
-        Args:
-            table: What `build` returned.
-            form: Name of a renderer, e.g. "terminal".
-            width: Characters a line, for forms that respect it.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One form in which tables and figures can be shown; registered in the entry-point group `bench.forms`.
 
-        Raises:
-            BenchError: The report has no such form.
-        """
-        if form not in self.renderers:
-            raise unknown_name("form of the report", form, self.renderers, "bench report --help")
-        return self.renderers[form].render(table, width)
+    Attributes:
+        summary: One line for `bench list forms`.
+        suffix: Of files in this form; empty for a form that is not written to files.
+        render: From a document and a width in characters, which only some forms respect, to the text.
+        page: Whether one file shows a whole document, figures and all; otherwise each table has its own.
+    """
 
-    def write(self, store: Store, study: Mapping[str, Any]) -> list[Path]:
-        """Write every form that has a file into the study's folder; returns the files."""
-        table, folder = self.build(store, study), store.study(str(study["name"]))
-        kept = {form: renderer.suffix for form, renderer in self.renderers.items() if renderer.suffix}
-        files = [folder / f"{self.stem}{suffix}" for suffix in kept.values()]
-        for form, file in zip(kept, files, strict=True):
-            write_text(file, self.render(table, form))
-        return files
+    summary: str
+    suffix: str
+    render: Callable[[Document, int], str]
+    page: bool = False
+
+
+def make_document(results: StudyResults, names: Sequence[str] | None = None) -> Document:
+    """What reports say of a study.
+
+    Args:
+        results: The study's numbers.
+        names: Of the reports; all when absent, but for those that have nothing to say.
+
+    Raises:
+        BenchError: A name is unknown, or one of the named reports has nothing to say of this study.
+    """
+    reports = {name: load("reports", name)() for name in names or available("reports")}
+    sections = []
+    for name, report in sorted(reports.items(), key=lambda item: item[1].rank):
+        parts = tuple(report.build(results))
+        if parts:
+            sections.append(Section(name=name, title=report.title, parts=parts))
+        elif names:
+            raise BenchError(
+                f"the report '{name}' has nothing to say of study {results.name}: it is for {report.summary}; "
+                "leave out --report for those that do"
+            )
+    return Document(study=results.name, sections=tuple(sections))
+
+
+def write_document(document: Document, folder: Path) -> list[Path]:
+    """Write a document in every form that there is: pages, a file for each table, and the figures.
+
+    Args:
+        document: What is to be written.
+        folder: Is made when absent.
+
+    Returns:
+        The files.
+    """
+    forms = [load("forms", name) for name in available("forms")]
+    files = write_tables(document, folder)
+    for form in forms:
+        if form.page:
+            files.append(folder / f"{_PAGE}{form.suffix}")
+            write_text(files[-1], form.render(document, DEFAULT_WIDTH))
+    if document.figures:
+        from bench.charts import save
+
+        for figure in document.figures:
+            files += [save(figure.draw(), folder / f"{figure.name}.{ending}") for ending in FIGURE_ENDINGS]
+    return files
+
+
+def write_tables(document: Document, folder: Path) -> list[Path]:
+    """Write a file for each table in each form that has files; returns the files."""
+    forms = [load("forms", name) for name in available("forms")]
+    files = []
+    for section in document.sections:
+        for table in section.parts:
+            alone = Document(study=document.study, sections=(Section(name=section.name, title="", parts=(table,)),))
+            for form in forms:
+                if isinstance(table, Table) and form.suffix and not form.page:
+                    files.append(folder / f"{table.name}{form.suffix}")
+                    write_text(files[-1], form.render(alone, DEFAULT_WIDTH))
+    return files
+
+
+def write_views(results: StudyResults) -> None:
+    """Bring the files in a study's folder up to date: all numbers, and the tables of the comparison."""
+    results.write()
+    write_tables(make_document(results, [DEFAULT_REPORT]), results.store.study(results.name))

@@ -1,10 +1,12 @@
-"""The numbers of a study as two tables, read from the run folders: one line a run, one line a table cell.
+"""The numbers of a study as two tables, read from the run folders: one line a run, one line a row of the comparison.
 
 Missing and damaged records are part of a study's normal life: nothing here raises because of one.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
@@ -21,10 +23,10 @@ FINISHED = FAILURES | {"done"}
 """Statuses of runs that need no further work."""
 
 MISSING, DAMAGED, STALE = "missing", "damaged", "stale"
-"""What `runs_frame` shows as the status of a run without a readable record, and of one whose result is out of date."""
+"""Status in `StudyResults.runs` of a run without a readable record, and of one whose result is out of date."""
 
 IDENTITY = ("model", "dataset", "method", "budget")
-"""What tells the lines of `results_frame` apart."""
+"""What tells the lines of `StudyResults.lines` apart."""
 
 _TEXTS = ("status", "reason", "recipe", "match", "tuning", "started", "finished")
 _TIMES = ("search_seconds", "finetune_seconds", "total_seconds")
@@ -61,30 +63,78 @@ RUN_COLUMNS = (
     *_TIMES,
     *("peak_memory_mb", "options", "started", "finished"),
 )
-"""Columns that `runs_frame` always has; figures and knobs that only some methods have come after them."""
+"""Columns that `StudyResults.runs` always has; figures and knobs that only some methods have come after them."""
 
 RESULT_COLUMNS = (
     *IDENTITY,
     *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
     *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "within_budget"),
 )
-"""Columns of `results_frame`."""
+"""Columns of `StudyResults.lines`."""
 
 
-def runs_frame(store: Store, study: Mapping[str, Any]) -> "pd.DataFrame":
-    """One line for each run of a study, in the study's order.
+class StudyResults:
+    """The numbers of one study, each file read once.
 
-    Runs without a record have the status "missing", those whose record is not as it was written "damaged", and
-    those that were made with another method source, other data or another cost counter "stale", with the reason.
-    Percentages are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`.
-
-    Args:
+    Attributes:
         store: Where the runs are.
         study: The study's document.
+        name: Of the study.
+        spec: Its specification.
     """
+
+    def __init__(self, store: Store, study: Mapping[str, Any]) -> None:
+        self.store = store
+        self.study = study
+        self.name = str(study["name"])
+        self.spec = section(study, "spec")
+        self._records: dict[tuple[UnitKind, str], dict[str, Any] | None] = {}
+
+    def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
+        """A unit's record; `None` when there is none that can be read."""
+        key = (kind, identity)
+        if key not in self._records:
+            self._records[key] = read_record(self.store, kind, identity)
+        return self._records[key]
+
+    def tunings(self) -> list[dict[str, Any]]:
+        """The records of all tunings that there are."""
+        found = [self.record("tuning", str(identity)) for identity in self.study.get("tunings") or ()]
+        return [record for record in found if record is not None]
+
+    @cached_property
+    def runs(self) -> "pd.DataFrame":
+        """One line for each run of the study, in the study's order.
+
+        Runs without a record have the status "missing", those whose record is not as it was written "damaged", and
+        those that were made with another method source, other data or another cost counter "stale", with the reason.
+        Percentages are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`. The method of a run that
+        belongs to an ablation has the changed option in brackets: `sbs[group_size=4]`.
+        """
+        return _runs_frame(self)
+
+    @cached_property
+    def lines(self) -> "pd.DataFrame":
+        """One line for each (model, data set, method, budget) of which at least one run has a record.
+
+        `n` counts runs that are done and `n_failed` those that ended otherwise; runs not yet run are neither.
+        All figures are over the runs that are done; `peak_memory_mb` is their largest. `tuning_seconds` is the
+        time of all tuning trials, 0 when nothing was tuned. `within_budget` is empty without a budget or a run
+        that is done.
+        """
+        return _lines_frame(self)
+
+    def write(self) -> None:
+        """Write `runs.csv` and `results.csv` into the study's folder."""
+        folder = self.store.study(self.name)
+        write_text(folder / "runs.csv", self.runs.to_csv(index=False))
+        write_text(folder / "results.csv", self.lines.to_csv(index=False))
+
+
+def _runs_frame(results: StudyResults) -> "pd.DataFrame":
     import pandas as pd
 
-    rows = [_run_row(store, study, str(identity)) for identity in study.get("runs") or ()]
+    rows = [_run_row(results, str(identity)) for identity in results.study.get("runs") or ()]
     extra = dict.fromkeys(key for row in rows for key in row if key not in RUN_COLUMNS)
     frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS, *extra])
     for column in (*_NUMBERS, *extra):
@@ -93,32 +143,17 @@ def runs_frame(store: Store, study: Mapping[str, Any]) -> "pd.DataFrame":
     return frame
 
 
-def results_frame(store: Store, study: Mapping[str, Any]) -> "pd.DataFrame":
-    """One line for each (model, data set, method, budget) of which at least one run has a record.
-
-    `n` counts runs that are done and `n_failed` those that ended otherwise; runs not yet run are neither.
-    All figures are over the runs that are done; `peak_memory_mb` is their largest. `tuning_seconds` is the
-    time of all tuning trials, 0 when nothing was tuned. `within_budget` is empty without a budget or a run
-    that is done.
-    """
+def _lines_frame(results: StudyResults) -> "pd.DataFrame":
     import pandas as pd
 
-    runs = runs_frame(store, study)
-    known = runs[~runs["status"].isin((MISSING, DAMAGED))]
+    known = results.runs[~results.runs["status"].isin((MISSING, DAMAGED))]
     groups = known.groupby(list(IDENTITY), sort=False)
     rows = [
-        dict(zip(IDENTITY, key, strict=True)) | _aggregate(group, store)
+        dict(zip(IDENTITY, key, strict=True)) | _aggregate(group, results)
         for key, group in groups
         if isinstance(key, tuple)
     ]
     return pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"n": int, "n_failed": int})
-
-
-def write_study_files(store: Store, study: Mapping[str, Any]) -> None:
-    """Write `runs.csv` and `results.csv` into the study's folder."""
-    folder = store.study(str(study["name"]))
-    write_text(folder / "runs.csv", runs_frame(store, study).to_csv(index=False))
-    write_text(folder / "results.csv", results_frame(store, study).to_csv(index=False))
 
 
 def read_record(store: Store, kind: UnitKind, identity: str) -> dict[str, Any] | None:
@@ -133,11 +168,11 @@ def section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _run_row(store: Store, study: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    record = read_record(store, "runs", identity)
+def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
+    record = results.record("runs", identity)
     if record is None:
-        return _row_without_record(store, study, identity)
-    stale = _stale(record, study)
+        return _row_without_record(results, identity)
+    stale = _stale(record, results.study)
     outdated = {} if stale is None else {"status": STALE, "reason": stale}
     return {
         **dict(_figures(record)),
@@ -167,10 +202,10 @@ def first_sentence(error: BenchError) -> str:
     return str(error).partition(":")[0]
 
 
-def _row_without_record(store: Store, study: Mapping[str, Any], identity: str) -> dict[str, Any]:
+def _row_without_record(results: StudyResults, identity: str) -> dict[str, Any]:
     """What can still be said of a run that left no readable record: its task, which all runs share."""
-    damaged = (store.unit("runs", identity) / "record.json").exists()
-    task = section(section(study, "spec"), "task")
+    damaged = (results.store.unit("runs", identity) / "record.json").exists()
+    task = section(results.spec, "task")
     return {
         "id": identity,
         **{key: _text(task.get(key)) for key in (*IDENTITY, *_TEXTS)},
@@ -185,25 +220,22 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from ((f"knob_{name}", value) for name, value in section(record, "knobs").items())
 
 
-def _aggregate(runs: "pd.DataFrame", store: Store) -> dict[str, Any]:
+def _aggregate(runs: "pd.DataFrame", results: StudyResults) -> dict[str, Any]:
     done = runs[runs["status"] == "done"]
     return {
         "n": len(done),
         "n_failed": int(runs["status"].isin(FAILURES).sum()),
         **{f"{figure}_mean": done[figure].mean() for figure in ("top1", "top5", "bops", "memory_kb", "search_seconds")},
         **{f"{figure}_std": done[figure].std(ddof=1) for figure in ("top1", "top5", "bops")},
-        "tuning_seconds": sum(map(_tuning_seconds(store), sorted(set(runs["tuning"]) - {""}))),
+        "tuning_seconds": sum(_tuning_seconds(results, tuning) for tuning in sorted(set(runs["tuning"]) - {""})),
         "peak_memory_mb": done["peak_memory_mb"].max(),
         "within_budget": all(done["within_budget"].eq(True)) if len(done) and runs["budget"].iloc[0] else None,
     }
 
 
-def _tuning_seconds(store: Store) -> Callable[[str], float]:
-    def seconds(identity: str) -> float:
-        value = (read_record(store, "tuning", identity) or {}).get("tuning_seconds")
-        return float(value) if isinstance(value, int | float) else float("nan")
-
-    return seconds
+def _tuning_seconds(results: StudyResults, identity: str) -> float:
+    value = (results.record("tuning", identity) or {}).get("tuning_seconds")
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _text(value: Any) -> str:

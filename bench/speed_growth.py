@@ -3,12 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from bench.charts import save
 from bench.errors import BenchError
 from bench.method import Method
 from bench.plan import make_method
 from bench.speed import Candidate, Row, Setting, measure
+
+if TYPE_CHECKING:
+    import altair
 
 CHAINS: tuple[tuple[int, ...], ...] = ((8,), (4, 8), (2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16))
 """Candidate widths, one to five of them."""
@@ -88,36 +92,34 @@ def draw(growth: Growth, file: Path) -> None:
         growth: What was measured.
         file: Overwritten.
     """
-    from matplotlib.figure import Figure
+    save(chart(growth), file)
 
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
-    axes = figure.subplots()
-    for (name, compiled), points in _lines(growth).items():
-        ratios = [row.ratio for _, row in points]
-        axes.errorbar(
-            [number for number, _ in points],
-            [ratio.median for ratio in ratios],
-            yerr=[[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]],
-            label=f"{name}, compiled" if compiled else name,
-            linewidth=1,
-            linestyle="--" if compiled else "-",
-            marker="o",
-            markersize=3,
-            capsize=2,
-        )
+
+def chart(growth: Growth) -> "altair.TopLevelMixin":
+    """Ratios to the plain step, with quartiles as rules."""
+    import altair as alt
+
+    points = [
+        {
+            "number": number,
+            "search": f"{row.name}, compiled" if row.compiled else row.name,
+            "compiled": row.compiled,
+            "ratio": row.ratio.median,
+            "low": row.ratio.low,
+            "high": row.ratio.high,
+        }
+        for number, row in sorted(growth.rows, key=lambda point: point[0])
+    ]
     numbers = sorted({number for number, _ in growth.rows})
-    axes.set_xticks(numbers)
-    axes.set_xlabel("candidate widths" if growth.of == "bits" else "layers with weights")
-    axes.set_ylabel("search step × plain step")
-    axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    figure.savefig(file)
-
-
-def _lines(growth: Growth) -> dict[tuple[str, bool], list[tuple[int, Row]]]:
-    """The points of each search, compiled or not, in rising order."""
-    lines: dict[tuple[str, bool], list[tuple[int, Row]]] = {}
-    for number, row in sorted(growth.rows, key=lambda point: point[0]):
-        lines.setdefault((row.name, row.compiled), []).append((number, row))
-    return lines
+    across = alt.X(
+        "number:Q",
+        title="candidate widths" if growth.of == "bits" else "layers with weights",
+        axis=alt.Axis(values=numbers, format="d", grid=False),
+    )
+    base = alt.Chart(alt.Data(values=points)).encode(across, alt.Color("search:N", title=None))
+    lines = base.mark_line(point=True).encode(
+        alt.Y("ratio:Q", title="search step × plain step", scale=alt.Scale(zero=True)),
+        alt.StrokeDash("compiled:N", legend=None),
+    )
+    spreads = base.mark_rule().encode(alt.Y("low:Q"), alt.Y2("high:Q"))
+    return alt.layer(lines, spreads).properties(width=320, height=220)

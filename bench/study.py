@@ -16,9 +16,9 @@ from bench.endings import Ending
 from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.plan import Plan, Unit, kind_of, phases, planned_epochs, title
-from bench.plugins import load
 from bench.records import standing
-from bench.results import write_study_files
+from bench.report import write_views
+from bench.results import StudyResults
 from bench.running import How
 from bench.scheduling import Study, session, wait_for_supervisors, work_off
 from bench.store import Store, write_checked
@@ -185,8 +185,7 @@ class _View:
         """Bring the views up to date; two commands that run the same study take turns."""
         began = time.monotonic()
         with self._turn():
-            write_study_files(self._store, self._document)
-            load("reports", "comparison")().write(self._store, self._document)
+            write_views(StudyResults(self._store, self._document))
             self._tracker.log_study(self._store, self._document, thorough=thorough)
         ended = time.monotonic()
         self._next = ended + max(_VIEW_SECONDS, _VIEW_SHARE * (ended - began))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.results import FINISHED, IDENTITY, STALE, first_sentence, read_record, results_frame, section
+from bench.results import FINISHED, IDENTITY, STALE, StudyResults, first_sentence, read_record, section
 from bench.spec import canonical_hash
 from bench.staleness import fingerprint, staleness
 from bench.store import CHECKSUM, Store, UnitKind, read_json
@@ -123,7 +123,7 @@ class Folders:
         members = [item for items in cells.values() for item in items]
         lines = {cell: dict(zip(IDENTITY, cell, strict=True)) | {"n": 0, "n_failed": 0} for cell in cells}
         runs = [item.unit for item in members if item.kind == "runs"]
-        frame = results_frame(self._store, {**self._study, "runs": runs})
+        frame = StudyResults(self._store, {**self._study, "runs": runs}).lines
         for line in frame.to_dict("records"):
             fields = {str(key): value for key, value in line.items()}
             lines[_cell(fields)] = fields
@@ -143,7 +143,7 @@ class Folders:
         """The study's tables, by the names of their files."""
         file = self._store.study(str(self._study["name"])) / "table.md"
         texts = {file.name: file.read_text()} if file.is_file() else {}
-        return texts | {"results.csv": results_frame(self._store, self._study).to_csv(index=False)}
+        return texts | {"results.csv": StudyResults(self._store, self._study).lines.to_csv(index=False)}
 
     def _trials(self, tuning: str) -> list[int]:
         try:

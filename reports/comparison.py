@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bench import statistics
 from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
-from bench.results import (
-    DAMAGED,
-    FAILURES,
-    FINISHED,
-    IDENTITY,
-    STALE,
-    read_record,
-    results_frame,
-    runs_frame,
-    section,
-)
+from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
 from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
-from bench.store import Store
-from reports.renderers import RENDERERS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +23,7 @@ class _Row:
     """One line of the table before it is text.
 
     Attributes:
-        result: The line of `results_frame`.
+        result: The line of `StudyResults.lines`.
         budget_bops: BOPs of the budget; NaN without one.
         top1: Top-1 by seed, of the runs that are done.
         difference: To the baseline; `None` where there is nothing to compare.
@@ -63,25 +51,26 @@ class Comparison(Report):
     """The table that ends `bench run`."""
 
     summary = "mean±std of every method and budget, paired differences to the baseline, search cost"
-    stem = "table"
-    renderers = RENDERERS
+    title = "Comparison"
+    rank = 0
 
-    def build(self, store: Store, study: Mapping[str, Any]) -> Table:
+    def build(self, results: StudyResults) -> list[Table]:
         """The table of all runs that a study has so far."""
-        runs, spec = runs_frame(store, study), section(study, "spec")
-        baseline = str(spec.get("baseline", ""))
-        rows = _compared(_rows(runs, results_frame(store, study)), baseline)
-        return Table(
-            title=_title(study),
+        baseline = str(results.spec.get("baseline", ""))
+        rows = _compared(_rows(results.runs, results.lines), baseline)
+        table = Table(
+            name="table",
+            title=_title(results),
             columns=_columns(baseline),
             rows=tuple(_cells(row, baseline) for row in rows),
-            notes=(*_notes(rows, runs, spec), *_matching_notes(store, study, runs)),
+            notes=(*_notes(rows, results.runs, results.spec), *_matching_notes(results)),
         )
+        return [table]
 
 
-def _title(study: Mapping[str, Any]) -> str:
-    task = section(section(study, "spec"), "task")
-    return f"{study['name']}: {task.get('model', 'unknown model')} on {task.get('dataset', 'unknown data')}"
+def _title(results: StudyResults) -> str:
+    task = section(results.spec, "task")
+    return f"{results.name}: {task.get('model', 'unknown model')} on {task.get('dataset', 'unknown data')}"
 
 
 def _columns(baseline: str) -> tuple[Column, ...]:
@@ -241,10 +230,10 @@ def _protocol(spec: Mapping[str, Any]) -> str:
     )
 
 
-def _matching_notes(store: Store, study: Mapping[str, Any], runs: "pd.DataFrame") -> Iterator[str]:
+def _matching_notes(results: StudyResults) -> Iterator[str]:
     """What it took to bring methods onto their budgets: trials, and gates that repair moved."""
-    records = [read_record(store, "tuning", str(identity)) for identity in study.get("tunings") or ()]
-    done = [record for record in records if record is not None and record.get("status") == "done"]
+    runs = results.runs
+    done = [record for record in results.tunings() if record.get("status") == "done"]
     if done:
         parts = [
             f"{_name(record)} {record['trials_used']} trials, chosen "

@@ -1,16 +1,16 @@
-"""The forms of a table: terminal, Markdown, CSV, LaTeX. All show the same strings."""
+"""Reports as text: terminal, Markdown, CSV, LaTeX. All show the same strings."""
 
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.report import Column, Renderer, Table
+from bench.report import Column, Document, Form, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -116,13 +116,18 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in signed)
 
 
-RENDERERS = {
-    "terminal": Renderer("", terminal),
-    "markdown": Renderer(".md", lambda table, width: markdown(table)),
-    "latex": Renderer(".tex", lambda table, width: latex(table)),
-    "csv": Renderer(".csv", lambda table, width: comma_separated(table)),
-}
-"""All forms by name, for `Report.renderers`."""
+def _tables(render: Callable[[Table], str]) -> Callable[[Document, int], str]:
+    return lambda document, _: "\n".join(map(render, document.tables))
+
+
+def _terminal(document: Document, width: int) -> str:
+    return "\n".join(terminal(table, width) for table in document.tables)
+
+
+TERMINAL = Form("plain text of the terminal's width", "", _terminal)
+MARKDOWN = Form("GitHub-flavoured Markdown", ".md", _tables(markdown))
+LATEX = Form("tables for the package booktabs", ".tex", _tables(latex))
+CSV = Form("headings and rows, without titles and notes", ".csv", _tables(comma_separated))
 
 
 def _fitting(table: Table, width: int) -> list[int]:

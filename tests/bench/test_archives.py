@@ -28,7 +28,7 @@ from bench.errors import BenchError
 from bench.housekeeping import clean, survey
 from bench.leases import Holder
 from bench.plugins import load
-from bench.results import results_frame
+from bench.results import StudyResults
 from bench.store import Store, read_checked, write_checked, write_json, write_text
 from bench.tracking import Tracker
 
@@ -115,7 +115,7 @@ def test_a_study_comes_back_as_it_was(fake: FakeStore, file: Path, tmp_path: Pat
     assert tree(there.root) == {name: text for name, text in tree(fake.root).items() if not name.startswith(left_out)}
     report, study = load("reports", "comparison")(), fake.store.load_study("quick")
     assert report.build(there, there.load_study(None)) == report.build(fake.store, study)
-    assert results_frame(there, study).equals(results_frame(fake.store, study))
+    assert StudyResults(there, study).lines.equals(StudyResults(fake.store, study).lines)
     assert not survey(there).items
 
 

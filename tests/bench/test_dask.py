@@ -14,7 +14,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.plan import make_plan
-from bench.results import runs_frame
+from bench.results import StudyResults
 from bench.running import How
 from bench.store import Store, read_json
 from bench.study import run_study
@@ -33,7 +33,7 @@ def cluster() -> Iterator[Any]:
 
 
 def figures(store: Store, document: dict[str, Any]) -> pd.DataFrame:
-    return runs_frame(store, document).drop(columns=_TIMES)
+    return StudyResults(store, document).runs.drop(columns=_TIMES)
 
 
 def worker_pids(cluster: Any) -> list[int]:

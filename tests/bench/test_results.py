@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from bench.results import RESULT_COLUMNS, RUN_COLUMNS, results_frame, runs_frame, write_study_files
+from bench.results import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
 
 fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 
 
 def test_one_line_a_run_in_the_order_of_the_study(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
-    frame = runs_frame(fake.store, fake.document())
+    frame = StudyResults(fake.store, fake.document()).runs
     assert list(frame["id"]) == fake.runs
     assert tuple(frame.columns) == (*RUN_COLUMNS, "knob_strength")
     sbs = frame[frame["id"] == "sbs-4bit-1"].iloc[0]
@@ -33,7 +33,7 @@ def test_one_line_a_run_in_the_order_of_the_study(tmp_path: Path) -> None:
 
 def test_runs_without_a_readable_record_keep_their_line(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
-    frame = runs_frame(fake.store, fake.document()).set_index("id")
+    frame = StudyResults(fake.store, fake.document()).runs.set_index("id")
     assert frame.loc["not-yet-run", "status"] == "missing"
     assert frame.loc["cut-off", "status"] == "damaged"
     assert frame.loc["cut-off", "model"] == "resnet8"
@@ -42,7 +42,7 @@ def test_runs_without_a_readable_record_keep_their_line(tmp_path: Path) -> None:
 
 def test_one_line_a_cell_with_exactly_the_promised_columns(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
-    frame = results_frame(fake.store, fake.document())
+    frame = StudyResults(fake.store, fake.document()).lines
     assert ",".join(frame.columns) == (
         "model,dataset,method,budget,n,n_failed,top1_mean,top1_std,top5_mean,top5_std,bops_mean,bops_std,"
         "memory_kb_mean,search_seconds_mean,tuning_seconds,peak_memory_mb,within_budget"
@@ -58,7 +58,7 @@ def test_one_line_a_cell_with_exactly_the_promised_columns(tmp_path: Path) -> No
 
 def test_figures_are_over_the_runs_that_are_done(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
-    frame = results_frame(fake.store, fake.document()).set_index("method")
+    frame = StudyResults(fake.store, fake.document()).lines.set_index("method")
     assert frame.loc["sbs", "top1_mean"] == 73.0
     assert frame.loc["sbs", "top1_std"] == pytest.approx((3.5 / 2) ** 0.5)
     assert frame.loc["sbs", "search_seconds_mean"] == 11.0
@@ -71,7 +71,7 @@ def test_figures_are_over_the_runs_that_are_done(tmp_path: Path) -> None:
 
 def test_tuning_is_counted_once_and_is_zero_without_tuning(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
-    frame = results_frame(fake.store, fake.document()).set_index("method")
+    frame = StudyResults(fake.store, fake.document()).lines.set_index("method")
     assert frame.loc["sbs", "tuning_seconds"] == 45.0
     assert frame.loc["fixed", "tuning_seconds"] == 0.0
 
@@ -79,14 +79,14 @@ def test_tuning_is_counted_once_and_is_zero_without_tuning(tmp_path: Path) -> No
 def test_the_time_of_a_damaged_tuning_is_unknown(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path)
     fake.run("sbs", 0, 70.0, tuning="lost")
-    assert pd.isna(results_frame(fake.store, fake.document()).loc[0, "tuning_seconds"])
+    assert pd.isna(StudyResults(fake.store, fake.document()).lines.loc[0, "tuning_seconds"])
 
 
 def test_within_budget_only_when_all_are(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
     fake.run("sbs", 9, 70.0, within_budget=False)
     fake.run("haq", 0, status="unreachable")
-    frame = results_frame(fake.store, fake.document()).set_index("method")["within_budget"]
+    frame = StudyResults(fake.store, fake.document()).lines.set_index("method")["within_budget"]
     assert frame["fixed"] is True
     assert frame["sbs"] is False
     assert frame["full_precision"] is None
@@ -96,9 +96,9 @@ def test_within_budget_only_when_all_are(tmp_path: Path) -> None:
 def test_a_study_without_any_record_gives_empty_tables(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path)
     fake.missing("a")
-    frame = results_frame(fake.store, fake.document())
+    frame = StudyResults(fake.store, fake.document()).lines
     assert tuple(frame.columns) == RESULT_COLUMNS and frame.empty
-    assert runs_frame(fake.store, fake.document() | {"runs": []}).empty
+    assert StudyResults(fake.store, fake.document() | {"runs": []}).runs.empty
 
 
 def test_strange_records_do_not_stop_the_table(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_strange_records_do_not_stop_the_table(tmp_path: Path) -> None:
     fake.run("sbs", 0, 70.0, times=None, knobs=[], metrics={"top1": "many", "note": "text"})
     identity = fake.run("sbs", 1, 71.0)
     (fake.store.unit("runs", identity) / "record.json").write_text("[1, 2]")
-    frame = results_frame(fake.store, fake.document())
+    frame = StudyResults(fake.store, fake.document()).lines
     assert list(frame["n"]) == [1]
     assert pd.isna(frame.loc[0, "top1_mean"])
 
@@ -114,10 +114,10 @@ def test_strange_records_do_not_stop_the_table(tmp_path: Path) -> None:
 def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
     document = fake.document()
-    write_study_files(fake.store, document)
+    StudyResults(fake.store, document).write()
     folder = fake.store.study("quick")
     read = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values={"top1_std": ""})
-    expected = results_frame(fake.store, document)
+    expected = StudyResults(fake.store, document).lines
     assert list(read["top1_mean"]) == list(expected["top1_mean"])
     assert list(read["within_budget"]) == ["True", "True", "False", ""]
     assert list(read["budget"]) == ["4bit", "4bit", "4bit", ""]
@@ -130,9 +130,9 @@ def test_reading_results_never_imports_torch(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
     fake.document()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom bench.results import write_study_files\n"
+        "import sys\nfrom pathlib import Path\nfrom bench.results import StudyResults\n"
         "from bench.store import Store\n"
-        f"store = Store(Path({str(tmp_path)!r}))\nwrite_study_files(store, store.load_study('quick'))\n"
+        f"store = Store(Path({str(tmp_path)!r}))\nStudyResults(store, store.load_study('quick')).write()\n"
         "print('torch' in sys.modules, 'mlflow' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -154,10 +154,10 @@ def test_results_out_of_date_are_shown_as_such_and_counted_by_no_mean(
     fake.run("sbs", 0, 70.0)
     fake.run("sbs", 1, 90.0, fingerprint={**fake_store.made_with("sbs"), **change})
     fake.failed("sbs", 2, "no luck", fingerprint={})  # a failure is none that could be out of date
-    frame = runs_frame(fake.store, fake.document())
+    frame = StudyResults(fake.store, fake.document()).runs
     assert list(frame["status"]) == ["done", "stale", "failed"]
     assert frame.loc[1, "reason"] == reason
-    line = results_frame(fake.store, fake.document()).loc[0]
+    line = StudyResults(fake.store, fake.document()).lines.loc[0]
     assert (line["n"], line["n_failed"], line["top1_mean"]) == (1, 1, 70.0)
 
 
@@ -166,15 +166,15 @@ def test_a_record_that_was_changed_by_hand_is_damaged(tmp_path: Path) -> None:
     identity = fake.run("sbs", 0, 70.0)
     file = fake.store.unit("runs", identity) / "record.json"
     file.write_text(file.read_text().replace("70.0", "99.0"))
-    frame = runs_frame(fake.store, fake.document())
+    frame = StudyResults(fake.store, fake.document()).runs
     assert frame.loc[0, "status"] == "damaged"
     assert pd.isna(frame.loc[0, "top1"])
-    assert results_frame(fake.store, fake.document()).empty
+    assert StudyResults(fake.store, fake.document()).lines.empty
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged", "timeout", "oom", "killed", "interrupted", "skipped"])
 def test_every_ending_without_a_result_is_counted(tmp_path: Path, status: str) -> None:
     fake = fake_store.FakeStore(tmp_path)
     fake.run("sbs", 0, status=status, reason="x")
-    line = results_frame(fake.store, fake.document()).loc[0]
+    line = StudyResults(fake.store, fake.document()).lines.loc[0]
     assert (line["n"], line["n_failed"]) == (0, 1)

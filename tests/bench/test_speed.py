@@ -39,7 +39,7 @@ from bench.speed import (
     measure,
     peak_in_this_process,
 )
-from bench.speed_growth import Growth, _lines, draw, growth_with_bits, growth_with_depth
+from bench.speed_growth import Growth, chart, draw, growth_with_bits, growth_with_depth
 from bench.speed_published import sharing
 from bench.turns import SavedTensors, Steps, Turns, WatchedData, WatchedForward, living_bytes
 from methods.multi_path import MixedConv2d
@@ -567,11 +567,9 @@ def test_a_method_that_fails_is_one_line(bench: Callable[..., Any], plugin: Call
 
 def test_growth_is_drawn_as_one_line_for_each_search() -> None:
     points = [(2, row("a", 1, 1)), (1, row("a", 2, 1)), (1, row("a", 1, 1, compiled=True))]
-    lines = _lines(Growth(of="bits", rows=points, notes=[]))
-    assert {key: [number for number, _ in points] for key, points in lines.items()} == {
-        ("a", False): [1, 2],
-        ("a", True): [1],
-    }
+    drawn = chart(Growth(of="bits", rows=points, notes=[])).to_dict()["data"]["values"]
+    lines = [(point["search"], point["number"], point["ratio"]) for point in drawn]
+    assert sorted(lines) == [("a", 1, points[1][1].ratio.median), ("a", 2, points[0][1].ratio.median), ("a, compiled", 1, 1)]
 
 
 @pytest.mark.slow

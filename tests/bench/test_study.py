@@ -26,7 +26,7 @@ from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.plan import Plan, make_plan, phases, title
 from bench.plugins import load
 from bench.policy import uniform
-from bench.results import RESULT_COLUMNS, RUN_COLUMNS, results_frame, runs_frame
+from bench.results import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
 from bench.store import Store, load_state, read_json
 
 TIMES = ["search_seconds_mean", "tuning_seconds", "peak_memory_mb"]
@@ -162,7 +162,7 @@ def test_the_same_study_again_needs_no_pretrained_networks(tiny: SimpleNamespace
 def test_a_smaller_study_of_another_name_uses_what_is_there(tiny: SimpleNamespace, finished: Any, copied: Path) -> None:
     again = tiny.work(tiny.spec({"name": "other", "methods": ["fixed", "sbs"], "seeds": [1]}), copied)
     assert again.store.studies() == ["tiny", "other"]
-    frame = runs_frame(again.store, again.document)
+    frame = StudyResults(again.store, again.document).runs
     assert list(frame["top1"]) == [finished.record(f"{name} 1")["metrics"]["top1"] for name in ("fixed", "sbs")]
 
 
@@ -215,7 +215,7 @@ def test_an_interrupted_study_goes_on_as_if_nothing_had_been(
     resumed = tiny.work(spec, root)
     assert not list(root.rglob("checkpoints"))
     assert_same(resumed.store, finished.store, resumed.plan)
-    expected = results_frame(finished.store, resumed.document).drop(columns=TIMES).to_csv(index=False)
+    expected = StudyResults(finished.store, resumed.document).lines.drop(columns=TIMES).to_csv(index=False)
     found = pd.read_csv(root / "studies" / "tiny" / "results.csv").drop(columns=TIMES)
     pd.testing.assert_frame_equal(found, pd.read_csv(StringIO(expected)))
 
@@ -296,7 +296,7 @@ def test_a_failing_method_does_not_stop_the_others(
     assert worked.watcher.outcomes["run broken 4bit seed 0"] == "failed: ValueError: something is"
     assert worked.watcher.outcomes["run broken 4bit seed 1"] == "done"
     assert worked.watcher.outcomes["run fixed 4bit seed 0"] == "done"
-    lines = results_frame(worked.store, worked.document).set_index("method")
+    lines = StudyResults(worked.store, worked.document).lines.set_index("method")
     assert (lines.loc["broken", "n"], lines.loc["broken", "n_failed"]) == (1, 1)
     table = (copied / "studies" / "tiny" / "table.md").read_text()
     assert "ValueError: something is" in table
@@ -307,7 +307,7 @@ def test_a_budget_out_of_reach_is_reported_with_the_nearest_cost(tiny: SimpleNam
     outcomes = {title: said for title, said in worked.watcher.outcomes.items() if title.startswith("run")}
     assert outcomes.keys() == {"run sbs 0.002x seed 0", "run fixed 0.002x seed 0"}
     assert all(said.startswith("unreachable: ") for said in outcomes.values())
-    frame = results_frame(worked.store, worked.document)
+    frame = StudyResults(worked.store, worked.document).lines
     assert list(frame["n"]) == [0, 0] and list(frame["n_failed"]) == [1, 1]
     assert all(math.isnan(value) for value in frame["top1_mean"])
 

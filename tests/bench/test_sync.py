@@ -90,7 +90,7 @@ def test_what_is_unchanged_is_neither_read_nor_asked_for(fake: Any, monkeypatch:
     tracker, document = Tracker(None, fake.root), fake.document()
     assert tracker.log_study(fake.store, document, thorough=False)
     monkeypatch.setattr(tracking_entries, "read_record", None)
-    monkeypatch.setattr(tracking_entries, "results_frame", None)
+    monkeypatch.setattr(tracking_entries, "StudyResults", None)
     monkeypatch.setattr(tracker._opened[1], "search_runs", None)  # type: ignore[index]
     assert tracker.log_study(fake.store, document, thorough=False)
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from bench.errors import BenchError
-from bench.report import Column, Table
-from bench.results import results_frame
+from bench.plugins import load
+from bench.report import Column, Table, make_document, write_tables
+from bench.results import StudyResults
 from bench.statistics import smallest_detectable
 from reports.comparison import Comparison
 from reports.renderers import comma_separated, escape_latex, latex, markdown, terminal
@@ -24,7 +25,7 @@ FIXED = [70.0, 71.0, 72.0, 70.5, 70.0, 72.0]
 
 
 def table_of(fake: SimpleNamespace, **spec: object) -> Table:
-    return Comparison().build(fake.store, fake.document(**spec))
+    return Comparison().build(StudyResults(fake.store, fake.document(**spec)))[0]
 
 
 def cell(table: Table, method: str, title: str, budget: str = "4bit") -> str:
@@ -58,7 +59,7 @@ def test_figures_of_a_row(mixed: SimpleNamespace) -> None:
 
 def test_the_table_shows_the_numbers_of_results_csv(mixed: SimpleNamespace) -> None:
     table, document = table_of(mixed), mixed.document()
-    for line in results_frame(mixed.store, document).to_dict("records"):
+    for line in StudyResults(mixed.store, document).lines.to_dict("records"):
         shown = cell(table, line["method"], "Top-1 %", line["budget"])
         assert shown.split("±")[0] == f"{line['top1_mean']:.2f}"
 
@@ -234,7 +235,7 @@ def test_a_narrow_terminal_names_what_it_leaves_out(mixed: SimpleNamespace) -> N
 
 
 def test_the_terminal_form_shows_brackets_as_they_are() -> None:
-    table = Table(title="[bold]t", columns=(Column(title="[red]"),), rows=(("[1, 2]",),), notes=("[dim]n",))
+    table = Table(name="t", title="[bold]t", columns=(Column(title="[red]"),), rows=(("[1, 2]",),), notes=("[dim]n",))
     shown = terminal(table, 60)
     assert "[bold]t" in shown and "[red]" in shown and "[1, 2]" in shown and "[dim]n" in shown
 
@@ -244,13 +245,14 @@ def test_latex_is_escaped() -> None:
         r"prune\_then\_quantize 50\% \& \#1 \{a\} \$x\$ \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
     assert escape_latex("-0.50 seed-2 [-1, *]") == r"$-$0.50 seed-2 {[}$-$1, {*}{]}"
-    text = latex(Table(title="100% a_b", columns=(Column(title="x_y", align="left"),), rows=(("[a]",),)))
+    text = latex(Table(name="t", title="100% a_b", columns=(Column(title="x_y", align="left"),), rows=(("[a]",),)))
     assert r"\caption{100\% a\_b}" in text and r"\begin{tabular}{l}" in text
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
 
 
 def test_markdown_is_escaped() -> None:
-    table = Table(title="t", columns=(Column(title="a|b"),), rows=(("n<6",),), notes=("<class 'x'>\nlost *w* _v_ a_b",))
+    notes = ("<class 'x'>\nlost *w* _v_ a_b",)
+    table = Table(name="t", title="t", columns=(Column(title="a|b"),), rows=(("n<6",),), notes=notes)
     text = markdown(table)
     assert r"a\|b" in text and "n<6" in text
     assert r"- \<class 'x'> lost \*w\* \_v\_ a_b" in text
@@ -258,18 +260,19 @@ def test_markdown_is_escaped() -> None:
 
 def test_a_row_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="a row of 2 cells in a table of 1 columns"):
-        Table(title="t", columns=(Column(title="a"),), rows=(("1", "2"),))
+        Table(name="t", title="t", columns=(Column(title="a"),), rows=(("1", "2"),))
 
 
 def test_an_unknown_form_names_the_nearest(mixed: SimpleNamespace) -> None:
     with pytest.raises(BenchError, match="did you mean 'markdown'"):
-        Comparison().render(table_of(mixed), "markdwn")
+        load("forms", "markdwn")
 
 
 def test_tables_are_written_beside_the_study(mixed: SimpleNamespace) -> None:
     document = mixed.document()
-    files = Comparison().write(mixed.store, document)
-    assert [file.name for file in files] == ["table.md", "table.tex", "table.csv"]
+    results = StudyResults(mixed.store, document)
+    files = write_tables(make_document(results, ["comparison"]), mixed.store.study("quick"))
+    assert {file.name for file in files} == {"table.md", "table.tex", "table.csv"}
     folder = mixed.store.study("quick")
     assert (folder / "table.md").read_text() == markdown(table_of(mixed))
     assert json.loads((folder / "study.json").read_text()) == document
