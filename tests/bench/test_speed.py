@@ -569,7 +569,11 @@ def test_growth_is_drawn_as_one_line_for_each_search() -> None:
     points = [(2, row("a", 1, 1)), (1, row("a", 2, 1)), (1, row("a", 1, 1, compiled=True))]
     drawn = chart(Growth(of="bits", rows=points, notes=[])).to_dict()["data"]["values"]
     lines = [(point["search"], point["number"], point["ratio"]) for point in drawn]
-    assert sorted(lines) == [("a", 1, points[1][1].ratio.median), ("a", 2, points[0][1].ratio.median), ("a, compiled", 1, 1)]
+    assert sorted(lines) == [
+        ("a", 1, points[1][1].ratio.median),
+        ("a", 2, points[0][1].ratio.median),
+        ("a, compiled", 1, 1),
+    ]
 
 
 @pytest.mark.slow
