@@ -48,6 +48,7 @@ class FakeStore:
         budget: str | None = "4bit",
         status: str = "done",
         metrics: Mapping[str, Any] | None = None,
+        policy: Mapping[str, Any] = POLICY,
         **fields: Any,
     ) -> str:
         """Add a run; without `top1` it has no figures. Returns its id."""
@@ -76,7 +77,7 @@ class FakeStore:
             "finished": None if status in ("planned", "running") else "2026-01-01T00:01:00+00:00",
             "fingerprint": made_with(method),
             "attempt": 1,
-            "files": self._outcome(identity) if status == "done" else {},
+            "files": self._outcome(identity, policy) if status == "done" else {},
         }
         self.runs.append(identity)
         self.store.write_record("runs", identity, record | fields)
@@ -138,9 +139,9 @@ class FakeStore:
         assert written is not None
         return written
 
-    def _outcome(self, identity: str) -> dict[str, Any]:
+    def _outcome(self, identity: str, policy: Mapping[str, Any]) -> dict[str, Any]:
         folder = self.store.unit("runs", identity)
-        write_json(folder / "policy.json", POLICY)
+        write_json(folder / "policy.json", policy)
         write_json(folder / "curves.json", curves())
         return manifest(folder, ["policy.json", "curves.json"])
 
