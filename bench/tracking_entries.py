@@ -11,11 +11,12 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.policy import Policy, policy_from_json
-from bench.policy_view import policy_page
+from bench.report import DEFAULT_REPORT, make_document
 from bench.results import FINISHED, IDENTITY, STALE, StudyResults, first_sentence, read_record, section
 from bench.spec import canonical_hash
 from bench.staleness import fingerprint, staleness
 from bench.store import CHECKSUM, Store, UnitKind, read_json
+from bench.tracking_pages import policy_page, table_page
 from bench.tracking_views import colour
 
 NO_BUDGET = "none"
@@ -32,9 +33,10 @@ Cell = tuple[str, ...]
 """Model, data set, method and budget."""
 
 _AGGREGATES = (
-    *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
-    *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb"),
+    *("top1_mean", "top1_std", "bops_mean", "bops_std", "top5_mean", "top5_std"),
+    *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "n", "n_failed"),
 )
+"""The first one is what MLflow's comparison of runs begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,9 @@ class Folders:
         """The study's tables, by the names of their files."""
         file = self._store.study(str(self._study["name"])) / "table.md"
         texts = {file.name: file.read_text()} if file.is_file() else {}
-        return texts | {"results.csv": StudyResults(self._store, self._study).lines.to_csv(index=False)}
+        results = StudyResults(self._store, self._study)
+        pages = {f"{table.name}.html": table_page(table) for table in make_document(results, [DEFAULT_REPORT]).tables}
+        return texts | pages | {"results.csv": results.lines.to_csv(index=False)}
 
     def policies(self, cell: Cell, items: Sequence[Item]) -> dict[str, str]:
         """The mean policy of a cell's runs as a page, by the name of its file; nothing when no run has one."""

@@ -23,6 +23,10 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow asks each visitor what the experiment is about."""
 _PREFIX = "mlflow.sharedViewState."
 _SECTION = "comparison"
+_WIDTH = 100
+_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_bops": 110, "bops_mean": 120}
+_WIDTHS |= {"search_seconds": 130, "search_seconds_mean": 170, "knob.strength": 120, "validation_top1": 130}
+"""Of columns whose contents do not fit, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,23 +71,21 @@ def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
 
-def _chart(number: int, kind: str, title: str, **fields: Any) -> dict[str, Any]:
-    common = {"uuid": f"{_SECTION}-{number}", "type": kind, "metricSectionId": _SECTION, "displayName": title}
-    return common | {"deleted": False, "isGenerated": False, "runsCountToCompare": 100, **fields}
+def _chart(number: int, kind: str, **fields: Any) -> dict[str, Any]:
+    common = {"uuid": f"{_SECTION}-{number}", "type": kind, "metricSectionId": _SECTION, "runsCountToCompare": 100}
+    return common | {"deleted": False, "isGenerated": False, **fields}
 
 
-def _scatter(number: int, title: str, across: str, up: str) -> dict[str, Any]:
-    return _chart(
-        number, "SCATTER", title, xaxis={"key": across, "type": "METRIC"}, yaxis={"key": up, "type": "METRIC"}
-    )
+def _scatter(number: int, across: str, up: str) -> dict[str, Any]:
+    return _chart(number, "SCATTER", xaxis={"key": across, "type": "METRIC"}, yaxis={"key": up, "type": "METRIC"})
 
 
-def _parallel(number: int, title: str, params: tuple[str, ...], metrics: tuple[str, ...]) -> dict[str, Any]:
-    return _chart(number, "PARALLEL", title, selectedParams=params, selectedMetrics=metrics, showAllRuns=True)
+def _parallel(number: int, params: tuple[str, ...], metrics: tuple[str, ...]) -> dict[str, Any]:
+    return _chart(number, "PARALLEL", selectedParams=params, selectedMetrics=metrics, showAllRuns=True)
 
 
-def _bars(number: int, title: str, metric: str) -> dict[str, Any]:
-    return _chart(number, "BAR", title, metricKey=metric)
+def _bars(number: int, metric: str) -> dict[str, Any]:
+    return _chart(number, "BAR", metricKey=metric)
 
 
 VIEWS = (
@@ -98,8 +100,8 @@ VIEWS = (
         order=_column("params", "method"),
         ascending=True,
         charts=(
-            _scatter(1, "Top-1 over BOPs", "bops", "top1"),
-            _parallel(2, "From method to Top-1", ("method", "budget"), ("search_seconds", "bops", "top1")),
+            _scatter(1, "bops", "top1"),
+            _parallel(2, ("method", "budget"), ("search_seconds", "bops", "top1")),
         ),
     ),
     View(
@@ -112,11 +114,10 @@ VIEWS = (
         order=_column("metrics", "top1_mean"),
         ascending=False,
         charts=(
-            _scatter(1, "Mean Top-1 over mean BOPs", "bops_mean", "top1_mean"),
-            _bars(2, "Mean Top-1", "top1_mean"),
-            _parallel(
-                3, "From method to mean Top-1", ("method", "budget"), ("search_seconds_mean", "bops_mean", "top1_mean")
-            ),
+            _scatter(1, "bops_mean", "top1_mean"),
+            _parallel(2, ("method", "budget"), ("search_seconds_mean", "bops_mean", "top1_mean")),
+            _bars(3, "top1_mean"),
+            _bars(4, "top1_std"),
         ),
     ),
     View(
@@ -129,7 +130,10 @@ VIEWS = (
         tags=("status", "within_budget"),
         order=_column("params", "method"),
         ascending=True,
-        charts=(_scatter(1, "Validation Top-1 over BOPs", "bops", "validation_top1"),),
+        charts=(
+            _scatter(1, "bops", "validation_top1"),
+            _parallel(2, ("method", "knob.strength"), ("bops", "validation_top1")),
+        ),
     ),
 )
 """The views of every study, the one that `bench ui` opens first."""
@@ -147,7 +151,7 @@ def experiment_tags(created: int) -> dict[str, str]:
 def view_url(server: str, experiment: str, view: View, *, charts: bool = False) -> str:
     """The page of an experiment in MLflow's user interface, opened with a view."""
     mode = "&compareRunsMode=CHART" if charts else ""
-    return f"{experiment_url(server, experiment)}?viewStateShareKey={view.key}{mode}"
+    return f"{experiment_url(server, experiment)}?viewStateShareKey={view.key}&workflowType=machine_learning{mode}"
 
 
 def experiment_url(server: str, experiment: str) -> str:
@@ -174,14 +178,16 @@ def _compressed(state: Mapping[str, Any]) -> str:
 def _state(view: View) -> dict[str, Any]:
     """What MLflow keeps of a view; everything that is not named here is as MLflow has it."""
     section = {"uuid": _SECTION, "name": "Comparison", "display": True, "isReordered": True, "deleted": False}
+    widths = {column: _WIDTHS.get(column.rpartition("`")[0].partition("`")[2], _WIDTH) for column in view.columns}
     return {
         "searchFilter": f"tags.phase = '{view.phase}'",
         "orderByKey": view.order,
         "orderByAsc": view.ascending,
         "selectedColumns": view.columns,
-        "columnOrder": [],
+        "columnOrder": view.columns,
+        "columnWidths": widths,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": view.charts,
-        "compareRunSections": [section | {"isGenerated": False}],
+        "compareRunSections": [section | {"isGenerated": False, "columns": 2}],
         "isAccordionReordered": True,
     }

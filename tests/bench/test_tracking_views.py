@@ -84,8 +84,9 @@ def test_views_are_sent_once(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_urls_name_the_view() -> None:
-    assert view_url("http://h:1/", "7", VIEWS[0]) == "http://h:1/#/experiments/7/runs?viewStateShareKey=bench-runs"
-    assert view_url("http://h:1", "7", VIEWS[1], charts=True).endswith("=bench-methods&compareRunsMode=CHART")
+    page = "http://h:1/#/experiments/7/runs"
+    assert view_url("http://h:1/", "7", VIEWS[0]).startswith(f"{page}?viewStateShareKey=bench-runs&")
+    assert view_url("http://h:1", "7", VIEWS[1], charts=True).endswith("&compareRunsMode=CHART")
 
 
 def test_a_method_has_one_colour_in_all_of_its_runs(mixed: Any) -> None:
@@ -100,13 +101,13 @@ def test_a_method_has_one_colour_in_all_of_its_runs(mixed: Any) -> None:
 # Policies as artifacts.
 
 
-def pages(tracker: Tracker, text: str) -> dict[str, str]:
-    """The policy pages of runs by run name."""
+def pages(tracker: Tracker, text: str, name: str = "policy.html") -> dict[str, str]:
+    """A page of runs by run name."""
     client, found = tracker._client, {}
     for run in client.search_runs([tracker.find_experiment("quick")], text):
         names = [file.path for file in client.list_artifacts(run.info.run_id)]
-        if "policy.html" in names:
-            path = client.download_artifacts(run.info.run_id, "policy.html")
+        if name in names:
+            path = client.download_artifacts(run.info.run_id, name)
             found[run.info.run_name] = Path(path).read_text(encoding="utf-8")
     return found
 
@@ -117,7 +118,15 @@ def test_runs_trials_and_parents_have_a_policy_page(mixed: Any) -> None:
     assert pages(tracker, "tags.phase = 'trial'").keys() == {"sbs 4bit trial 0", "sbs 4bit trial 1"}
     parents = pages(tracker, "tags.phase = 'summary'")
     assert parents.keys() == {"fixed 4bit", "sbs 4bit", "dnas 4bit", "full_precision"}
-    assert "means of 3 seeds" in parents["sbs 4bit"] and "means of" not in parents["dnas 4bit"]
+    assert "Means of 3 seeds" in parents["sbs 4bit"] and "Means of" not in parents["dnas 4bit"]
+
+
+def test_parents_have_the_table_and_begin_with_top1(mixed: Any) -> None:
+    tracker = tracker_of(mixed)
+    tables = pages(tracker, "tags.phase = 'summary'", "table.html")
+    assert len(tables) == 4 and "73.00±1.32" in tables["sbs 4bit"]
+    (parent,) = tracker._client.search_runs([tracker.find_experiment("quick")], "attributes.run_name = 'sbs 4bit'")
+    assert next(iter(parent.data.metrics)) == "top1_mean"
 
 
 def with_bits(bits: int) -> dict[str, Any]:
@@ -152,4 +161,4 @@ def test_a_policy_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     tracker = tracker_of(fake)
     assert tracker.log_study(fake.store, fake.document())
     assert pages(tracker, "tags.phase = 'run'").keys() == {"sbs 4bit seed 1", "sbs 4bit seed 2"}
-    assert "means of" not in pages(tracker, "tags.phase = 'summary'")["sbs 4bit"]
+    assert "Means of" not in pages(tracker, "tags.phase = 'summary'")["sbs 4bit"]

@@ -1,4 +1,4 @@
-"""The page of a policy: its figures are those of the cost counter and of plain arithmetic."""
+"""Pages in MLflow: a policy's figures are those of the cost counter and of plain arithmetic."""
 
 from html.parser import HTMLParser
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import policy_view
+from bench import tracking_pages
 from bench.costs import price
 from bench.plan import model_shape
 from bench.policy import LayerPolicy, Policy, uniform
-from bench.policy_view import policy_page
+from bench.report import Column, Table
+from bench.tracking_pages import policy_page, table_page
 
 
 class Cells(HTMLParser):
@@ -91,16 +92,16 @@ def test_a_model_that_fails_does_not_stop_the_page(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr("bench.plan.model_shape", broken)
-    policy_view._network.cache_clear()
+    tracking_pages._network.cache_clear()
     try:
         assert "% of BOPs" not in table([pruned(4, 3)])[PRUNABLE]
     finally:
-        policy_view._network.cache_clear()
+        tracking_pages._network.cache_clear()
 
 
 def test_a_page_draws_no_random_numbers() -> None:
     """It may be made between two steps of a training in the same process."""
-    policy_view._network.cache_clear()
+    tracking_pages._network.cache_clear()
     before = torch.get_rng_state()
     policy_page([pruned(4, 3)], "x")
     assert torch.equal(torch.get_rng_state(), before)
@@ -109,3 +110,14 @@ def test_a_page_draws_no_random_numbers() -> None:
 def test_a_page_needs_nothing_from_elsewhere() -> None:
     page = policy_page([pruned(4, 3)], "<i>")
     assert "http" not in page and "<script" not in page and "&lt;i&gt;" in page
+
+
+def test_a_table_is_shown_whole() -> None:
+    columns = (Column(title="Method", align="left"), Column(title="Δ"))
+    rows = (("sbs", "[−1, 1]"), ("<dnas>", ""))
+    page = table_page(Table(name="table", title="A & B", columns=columns, rows=rows, notes=("n<6: too few",)))
+    cells = Cells()
+    cells.feed(page)
+    assert cells.rows == [["Method", "Δ"], *map(list, rows)]
+    assert "A &amp; B" in page and "n&lt;6: too few" in page and "<dnas>" not in page
+    assert page.count("text-align: left") == 3  # of the style sheet's first column, and of both rows

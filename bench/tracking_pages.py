@@ -1,4 +1,8 @@
-"""A policy as a page that reads at a glance: bits of every layer as shaded cells, kept filters and costs as bars."""
+"""What MLflow shows of a run's artifacts: small pages that need nothing else.
+
+A policy reads at a glance, bits of every layer as shaded cells, kept filters and costs as bars. A report's table is
+whole, where MLflow's own view of Markdown cuts off wide ones.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.policy import Policy
+from bench.report import Table
 
 if TYPE_CHECKING:
     from bench.network import NetworkShape
@@ -19,7 +24,7 @@ body { font: 14px sans-serif; margin: 16px; color: #222 }
 table { border-collapse: collapse }
 th, td { padding: 3px 12px; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
-small { color: #666 }
+small, p { color: #666; font-size: 12px; margin: 6px 0 }
 """
 
 
@@ -53,15 +58,37 @@ def policy_page(policies: Sequence[Policy], title: str) -> str:
     network = _network(policies[0].model, policies[0].dataset)
     bops = [_bops(policy, network) for policy in policies]
     rows = {layer: _columns(layer, policies, network, bops) for layer in policies[0].layers}
-    heads = "".join(f"<th>{escape(column.title)}</th>" for column in next(iter(rows.values())))
-    lines = "\n".join(
-        f"<tr><td>{escape(layer)}</td>{''.join(map(_cell, columns))}</tr>" for layer, columns in rows.items()
-    )
-    many = f"<p><small>means of {len(policies)} seeds, in brackets least and greatest</small></p>"
+    heads = ["Layer", *(column.title for column in next(iter(rows.values())))]
+    lines = [f"<td>{escape(layer)}</td>{''.join(map(_cell, columns))}" for layer, columns in rows.items()]
+    many = [f"Means of {len(policies)} seeds; in brackets the least and the greatest"] if len(policies) > 1 else []
+    return _page(title, heads, lines, many)
+
+
+def table_page(table: Table) -> str:
+    """A report's table as a self-contained page."""
+    starts = [f'<td style="text-align: {column.align}">' for column in table.columns]
+    lines = [
+        "".join(start + escape(cell) + "</td>" for start, cell in zip(starts, row, strict=True)) for row in table.rows
+    ]
+    return _page(table.title, [column.title for column in table.columns], lines, table.notes)
+
+
+def _page(title: str, heads: Sequence[str], rows: Sequence[str], notes: Sequence[str]) -> str:
+    """A page with one table.
+
+    Args:
+        title: Above it.
+        heads: Of its columns.
+        rows: The cells of each row, as HTML.
+        notes: Lines below it.
+    """
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    below = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h3>{escape(title)}</h3>{many if len(policies) > 1 else ''}\n"
-        f"<table><thead><tr><th>Layer</th>{heads}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></body></html>\n"
+        f"<style>{_STYLE}</style></head>\n<body><h3>{escape(title)}</h3>\n"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n{below}\n</body></html>\n"
     )
 
 
