@@ -9,13 +9,11 @@ from bench import statistics
 from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
-from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
+from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
+from reports.cells import MILLION, TOO_FEW, count, interval, number, probability, spread
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MILLION = 1e6
-_TOO_FEW = f"n<{MIN_PAIRS}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +40,11 @@ class _Row:
         return str(self.result["method"])
 
     @property
+    def task(self) -> tuple[str, str]:
+        """Model and data set."""
+        return str(self.result["model"]), str(self.result["dataset"])
+
+    @property
     def budget(self) -> str:
         """The budget as the user wrote it; empty for none."""
         return str(self.result["budget"])
@@ -61,8 +64,8 @@ class Comparison(Report):
         table = Table(
             name="table",
             title=_title(results),
-            columns=_columns(baseline),
-            rows=tuple(_cells(row, baseline) for row in rows),
+            columns=(*_task_columns(rows), *_columns(baseline)),
+            rows=tuple((*_task_cells(row, rows), *_cells(row, baseline)) for row in rows),
             notes=(*_notes(rows, results.runs, results.spec), *_matching_notes(results)),
         )
         return [table]
@@ -70,7 +73,17 @@ class Comparison(Report):
 
 def _title(results: StudyResults) -> str:
     task = section(results.spec, "task")
-    return f"{results.name}: {task.get('model', 'unknown model')} on {task.get('dataset', 'unknown data')}"
+    models = ", ".join([str(task.get("model", "unknown model")), *map(str, results.spec.get("further_models") or ())])
+    return f"{results.name}: {models} on {task.get('dataset', 'unknown data')}"
+
+
+def _task_columns(rows: Sequence[_Row]) -> tuple[Column, ...]:
+    """A column for the model, where there are several."""
+    return (Column(title="Model", align="left"),) if len({row.task for row in rows}) > 1 else ()
+
+
+def _task_cells(row: _Row, rows: Sequence[_Row]) -> tuple[str, ...]:
+    return row.task[: len(_task_columns(rows))]
 
 
 def _columns(baseline: str) -> tuple[Column, ...]:
@@ -119,7 +132,11 @@ def _partner(row: _Row, rows: Sequence[_Row], baseline: str) -> _Row | None:
     """The baseline's row at the same budget; its only one when the baseline ignores budgets."""
     if row.method == baseline:
         return None
-    partners = (other for other in rows if other.method == baseline and other.budget in (row.budget, ""))
+    partners = (
+        other
+        for other in rows
+        if (other.method, other.task) == (baseline, row.task) and other.budget in (row.budget, "")
+    )
     return next(partners, None)
 
 
@@ -135,18 +152,18 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
     return (
         row.method,
         row.budget,
-        _count(result["n"], result["n_failed"]),
-        _spread(result["top1_mean"], result["top1_std"]),
-        _interval(statistics.t_interval(list(row.top1.values()))),
+        count(result["n"], result["n_failed"]),
+        spread(result["top1_mean"], result["top1_std"]),
+        interval(statistics.t_interval(list(row.top1.values()))),
         *_difference_cells(row, baseline),
-        _spread(result["top5_mean"], result["top5_std"]),
-        _spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
-        _number(100 * result["bops_mean"] / row.budget_bops, digits=1),
+        spread(result["top5_mean"], result["top5_std"]),
+        spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
+        number(100 * result["bops_mean"] / row.budget_bops, digits=1),
         {True: "yes", False: "no"}.get(result["within_budget"], ""),
-        _number(result["memory_kb_mean"], digits=1),
-        _number(result["search_seconds_mean"], digits=1),
-        _number(result["tuning_seconds"], digits=1),
-        _number(result["peak_memory_mb"], digits=0),
+        number(result["memory_kb_mean"], digits=1),
+        number(result["search_seconds_mean"], digits=1),
+        number(result["tuning_seconds"], digits=1),
+        number(result["peak_memory_mb"], digits=0),
     )
 
 
@@ -155,30 +172,8 @@ def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
         return "baseline", "", ""
     if row.difference is None:
         return "", "", ""
-    p = _TOO_FEW if row.difference.n < MIN_PAIRS else _probability(row.p)
-    return f"{row.difference.mean:+.2f}", _interval(row.difference.interval, sign="+"), p
-
-
-def _count(n: int, failed: int) -> str:
-    return f"{n}/{n + failed}" if failed else str(n)
-
-
-def _spread(mean: float, std: float) -> str:
-    """Mean±std; small figures get more digits so that they do not vanish."""
-    digits = 2 if math.isnan(mean) or mean == 0 or abs(mean) >= 1 else 4
-    return _number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
-    return "" if math.isnan(interval.low) else f"[{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
-
-
-def _probability(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    p = TOO_FEW if row.difference.n < MIN_PAIRS else probability(row.p)
+    return f"{row.difference.mean:+.2f}", interval(row.difference.interval, sign="+"), p
 
 
 def _notes(rows: Sequence[_Row], runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
@@ -208,7 +203,7 @@ def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
             f"Holm-corrected over the table's {tests} tests"
         )
     if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
-        yield f"{_TOO_FEW}: too few pairs for a test"
+        yield f"{TOO_FEW}: too few pairs for a test"
     yield from _detectable(rows)
 
 
