@@ -352,7 +352,7 @@ def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: s
 def list_(kind: str, long: bool) -> None:
     """List what can be named on the command line, with a line on each."""
     from bench.plugins import available, load
-    from bench.spec import preset_names, read_preset
+    from bench.spec import preset_names, preset_summary
 
     if long and kind != "presets":
         raise BenchError(f"--long says how long presets take; it has no effect on {kind}")
@@ -360,7 +360,7 @@ def list_(kind: str, long: bool) -> None:
         _print_preset_times()
         return
     if kind == "presets":
-        entries = {name: _preset_summary(read_preset(name)) for name in preset_names()}
+        entries = {name: preset_summary(name) for name in preset_names()}
     else:
         entries = {name: _summary(load(kind, name)) for name in available(kind)}
     width = max(len(name) for name in entries)
@@ -387,16 +387,6 @@ def _print_preset_times() -> None:
     console = make_console()
     console.print(simple_table("presets, roughly, on two cores", columns, rows))
     console.print("bench run --preset P --schedule S --dry-run measures on this machine", highlight=False)
-
-
-def _preset_summary(preset: Mapping[str, Any]) -> str:
-    from bench.spec import build, with_schedule
-
-    spec = build([with_schedule(preset)])
-    return (
-        f"{spec.task.model} on {spec.task.dataset}, budget {', '.join(spec.budgets)}, {len(spec.seeds)} seeds; epochs: "
-        f"pretraining {spec.pretrain.epochs}, search {spec.search.epochs}, fine-tuning {spec.finetune.epochs}"
-    )
 
 
 @bench.command()

@@ -5,12 +5,14 @@ limits, folders and names of studies are no part of it.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from bench import replicas
 from bench.ablation import Variant, in_words, variants
@@ -251,9 +253,13 @@ def model_shape(model: str, dataset: str) -> NetworkShape:
     Raises:
         BenchError: A name is unknown.
     """
-    data: type[Dataset] = load("datasets", dataset)
-    network = load("models", model)(data.image_shape[0], data.num_classes)
-    return trace(network, data.image_shape, name=model, dataset=dataset)
+    return _traced(load("models", model), model, load("datasets", dataset), dataset)
+
+
+@cache
+def _traced(make: Callable[[int, int], nn.Module], model: str, data: type[Dataset], dataset: str) -> NetworkShape:
+    """Tracing builds the network, which every unit of a plan would do otherwise."""
+    return trace(make(data.image_shape[0], data.num_classes), data.image_shape, name=model, dataset=dataset)
 
 
 def network_of(unit: Unit) -> NetworkShape:

@@ -17,6 +17,8 @@ _RATE = 2.5e10
 """Multiplications of the forward pass a second, of plain training: 612 images of 41 million each."""
 _LAYER_SECONDS = 4e-4
 """Of a step, whatever the size of images."""
+_PROCESS_SECONDS = 4.0
+"""To start the process of a unit or trial, and to read data."""
 _SEARCH, _FINETUNE = 1.8, 1.4
 """× plain training, as it stands."""
 
@@ -38,10 +40,10 @@ def _of_unit(unit: Unit, images: float) -> float:
     finetune = _FINETUNE * _training(network, spec.finetune, images)
     if isinstance(unit, TuningUnit):
         short = finetune * spec.tuning.finetune_epochs / spec.finetune.epochs
-        return spec.tuning.trials * (search + short)
+        return spec.tuning.trials * (_PROCESS_SECONDS + search + short)
     if isinstance(unit, RunUnit):
-        return finetune + (search if unit.tuning else 0.0)
-    return _training(network, spec.pretrain, images) if "schedule" in unit.document else 0.0
+        return _PROCESS_SECONDS + finetune + (search if unit.tuning else 0.0)
+    return _PROCESS_SECONDS + (_training(network, spec.pretrain, images) if "schedule" in unit.document else 0.0)
 
 
 def _training(network: NetworkShape, schedule: Schedule | SearchSchedule, images: float) -> float:

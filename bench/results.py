@@ -97,17 +97,18 @@ class StudyResults:
             self._records[key] = read_record(self.store, kind, identity)
         return self._records[key]
 
-    def place(self, run: str) -> Mapping[str, Any]:
-        """Model, data set, method (with the option that an ablation changes), budget and seed of a run.
+    def place(self, unit: str) -> Mapping[str, Any]:
+        """Model, data set, method (with the option that an ablation changes), budget and seed of a tuning or run.
 
         Nothing in documents of studies from before there were ablations.
         """
-        return section(section(self.study, "places"), run)
+        return section(section(self.study, "places"), unit)
 
     def tunings(self) -> list[dict[str, Any]]:
-        """The records of all tunings that there are."""
-        found = [self.record("tuning", str(identity)) for identity in self.study.get("tunings") or ()]
-        return [record for record in found if record is not None]
+        """The records of all tunings that there are, each with its place."""
+        names = map(str, self.study.get("tunings") or ())
+        found = [(self.record("tuning", name), self.place(name)) for name in names]
+        return [{**record, **place} for record, place in found if record is not None]
 
     @cached_property
     def runs(self) -> "pd.DataFrame":

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -227,6 +228,13 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names(), "bench list presets")
     return tomllib.loads(resources.files("bench.presets").joinpath(f"{name}.toml").read_text())
+
+
+def preset_summary(name: str) -> str:
+    """What a preset is for: the comment that its file begins with."""
+    text = resources.files("bench.presets").joinpath(f"{name}.toml").read_text()
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ").strip() for line in comment)
 
 
 def schedule_names() -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from bench.endings import Ending
 from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
-from bench.plan import Plan, RunUnit, Unit, kind_of, phases, planned_epochs, title
+from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, phases, planned_epochs, title
 from bench.records import standing
 from bench.report import write_views
 from bench.results import StudyResults
@@ -64,7 +64,10 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
         "runs": [unit.identity for unit in plan.runs],
         "tunings": [unit.identity for unit in plan.tunings],
         "pretrained": [unit.identity for unit in plan.pretrainings],
-        "places": {unit.identity: _place(unit) for unit in plan.runs},
+        "places": {
+            **{unit.identity: _place(unit) for unit in plan.tunings},
+            **{unit.identity: _place(unit) for unit in plan.runs},
+        },
         "ablations": [asdict(ablation) for ablation in plan.ablations],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
@@ -75,8 +78,8 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
     return document
 
 
-def _place(unit: RunUnit) -> dict[str, Any]:
-    """Where a run stands in tables, which must be known before it has begun."""
+def _place(unit: TuningUnit | RunUnit) -> dict[str, Any]:
+    """Where a tuning or run stands in tables, which must be known before it has begun."""
     return {
         "model": unit.spec.task.model,
         "dataset": unit.spec.task.dataset,

@@ -1,7 +1,7 @@
 """The comparison table: mean±std of every method at every budget, with what the differences are worth."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from reports.cells import MILLION, TOO_FEW, count, interval, number, probability
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_Namer = Callable[[Mapping[Any, Any]], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +69,7 @@ class Comparison(Report):
             title=_title(results),
             columns=(*_task_columns(rows), *_columns(baseline)),
             rows=tuple((*_task_cells(row, rows), *_cells(row, baseline)) for row in rows),
-            notes=(*_notes(rows, results.runs, results.spec), *_matching_notes(results)),
+            notes=(*_notes(rows, results), *_matching_notes(results)),
         )
         return [table]
 
@@ -176,22 +179,23 @@ def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
     return f"{row.difference.mean:+.2f}", interval(row.difference.interval, sign="+"), p
 
 
-def _notes(rows: Sequence[_Row], runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
+def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
+    runs, spec, name = results.runs, results.spec, _namer(results)
     yield "±: sample standard deviation over seeds (ddof = 1). Intervals: 95 % Student-t. n: finished runs"
-    yield from _comparison_notes(rows, str(spec.get("baseline", "")))
+    yield from _comparison_notes(rows, str(spec.get("baseline", "")), name)
     yield _protocol(spec)
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
-    outside = [_name(row.result) for row in rows if row.result["within_budget"] is False]
+    outside = [name(row.result) for row in rows if row.result["within_budget"] is False]
     if outside:
         yield f"Not all runs within the budget: {', '.join(outside)}"
     references = sorted({row.method for row in rows if not row.budget})
     if references:
         yield f"References without a budget: {', '.join(references)}"
     yield from _unfinished(runs)
-    yield from _failures(runs)
+    yield from _failures(runs, name)
 
 
-def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
+def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iterator[str]:
     if not any(row.method == baseline and row.top1 for row in rows):
         yield f"No differences: the baseline '{baseline}' has no finished run in this study"
         return
@@ -204,13 +208,13 @@ def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
         )
     if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
         yield f"{TOO_FEW}: too few pairs for a test"
-    yield from _detectable(rows)
+    yield from _detectable(rows, name)
 
 
-def _detectable(rows: Sequence[_Row]) -> Iterator[str]:
+def _detectable(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
     """What each comparison could have found, so that "no difference" is not read as "equal"."""
     known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
-    parts = [f"{_name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
+    parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
     if parts:
         yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"
 
@@ -227,24 +231,22 @@ def _protocol(spec: Mapping[str, Any]) -> str:
 
 def _matching_notes(results: StudyResults) -> Iterator[str]:
     """What it took to bring methods onto their budgets: trials, and gates that repair moved."""
-    runs = results.runs
+    runs, name = results.runs, _namer(results)
     done = [record for record in results.tunings() if record.get("status") == "done"]
     if done:
         parts = [
-            f"{_name(record)} {record['trials_used']} trials, chosen "
-            + ", ".join(f"{name} {value:.3g}" for name, value in section(record, "knobs").items())
+            f"{name(record)} {record['trials_used']} trials, chosen "
+            + ", ".join(f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
             for record in done
         ]
         yield f"Tuning: {'; '.join(parts)}"
     repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_bops"] > 0)]
     if len(repaired):
         shares = repaired.assign(share=repaired["raw_bops"] / repaired["budget_bops"])
-        groups = shares.groupby(["method", "budget"], sort=False)[["repaired_gates", "share"]].mean()
+        groups = shares.groupby(list(IDENTITY), sort=False, as_index=False)[["repaired_gates", "share"]].mean()
         parts = [
-            f"{' '.join(map(str, key))} {group['repaired_gates']:.1f} gates a run, "
-            f"from {group['share']:.2f} of the budget"
-            for key, group in groups.iterrows()
-            if isinstance(key, tuple)
+            f"{name(group)} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} of the budget"
+            for group in groups.to_dict("records")
         ]
         yield f"Repair moved: {'; '.join(parts)}"
 
@@ -261,19 +263,20 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
         yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` makes them anew"
 
 
-def _failures(runs: "pd.DataFrame") -> Iterator[str]:
+def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
     """Runs that ended without a result, by cell of the table and reason."""
     failed = runs[runs["status"].isin(FAILURES)]
     for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
         run = group.to_dict("records")[0]
         seeds = ", ".join(map(str, group["seed"]))
         reason = f": {run['reason']}" if run["reason"] else ""
-        yield f"{_name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
+        yield f"{name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
     retried = sorted(set(failed["status"]) & RETRIABLE)
     if retried:
         yield f"To try failed runs again: --retry {','.join(retried)}"
 
 
-def _name(fields: Mapping[Any, Any]) -> str:
-    """Method and budget of a run or a line of the table."""
-    return " ".join(filter(None, (str(fields["method"]), str(fields["budget"]))))
+def _namer(results: StudyResults) -> _Namer:
+    """Names a run or a line of the table by method and budget, and by its model where there are several."""
+    keys = ("method", "budget") if results.runs["model"].nunique() < 2 else ("model", "method", "budget")
+    return lambda fields: " ".join(str(fields[key]) for key in keys if fields[key])

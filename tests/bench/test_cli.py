@@ -518,3 +518,16 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
     with os.fdopen(writing, "w") as gone:
         ran = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_presets_say_how_long_they_take_with_each_schedule(bench: Callable[..., Any]) -> None:
+    answer = bench("list", "presets", "--long")
+    rows = {
+        cells[0]: cells[1:] for line in answer.out.splitlines() if (cells := [c.strip() for c in line.split("│")[1:-1]])
+    }
+    assert rows.keys() == set(preset_names())
+    assert all(time.split()[1] in ("s", "min", "h", "d") for times in rows.values() for time in times[1:])
+
+
+def test_long_is_for_presets_alone(bench: Callable[..., Any]) -> None:
+    assert "--long says how long presets take; it has no effect on models" in bench("list", "models", "--long").err
