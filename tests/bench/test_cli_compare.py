@@ -76,6 +76,22 @@ def test_mistakes_are_one_line(
     assert expected in bench(*arguments, "--store", store).refusal
 
 
+def test_layers_of_a_real_study(bench: Callable[..., Any], finished: Any) -> None:
+    answer = bench("compare", "sbs", "fixed", "--json", "--store", finished.store.root)
+    (layers,) = json.loads(answer.out)["layers"]
+    folders = [finished.store.unit("runs", finished.record(f"sbs {seed}")["id"]) for seed in (0, 1)]
+    policies = [json.loads((folder / "policy.json").read_text())["layers"] for folder in folders]
+    assert layers["first"]["layers"].keys() == policies[0].keys()
+    for shape in finished.plan.network.layers:
+        found, (a, b) = layers["first"]["layers"][shape.name], [policy[shape.name] for policy in policies]
+        kept = [shape.out_channels if entry["kept_filters"] is None else len(entry["kept_filters"]) for entry in (a, b)]
+        assert found["weight_bits"] == (a["weight_bits"] + b["weight_bits"]) / 2
+        assert found["activation_bits"] == (a["activation_bits"] + b["activation_bits"]) / 2
+        assert found["kept"] == pytest.approx(sum(kept) / 2 / shape.out_channels)
+    assert any(layer["kept"] < 1 for layer in layers["first"]["layers"].values())
+    assert all(layer["kept"] == 1 for layer in layers["second"]["layers"].values())
+
+
 def test_neither_command_needs_torch(store: Path) -> None:
     code = (
         "import sys\nfrom bench.__main__ import main\n"
