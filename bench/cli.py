@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.cli_compare import compare, plan_seeds
 from bench.cli_options import FILE, FOLDER, data_option, names, store_option, tracking_option
 from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
@@ -436,5 +437,5 @@ def verify() -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (speed, clean, archive, restore, doctor, sync):
+for _command in (speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
     bench.add_command(_command)

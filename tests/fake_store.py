@@ -52,7 +52,7 @@ class FakeStore:
         **fields: Any,
     ) -> str:
         """Add a run; without `top1` it has no figures. Returns its id."""
-        identity = f"{method}-{budget or 'none'}-{seed}{id_suffix}"
+        identity = str(fields.get("id") or f"{method}-{budget or 'none'}-{seed}{id_suffix}")
         record = {
             "id": identity,
             "kind": "run",

@@ -71,6 +71,7 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
     assert record["budget_bops"] == (None if budget is None else budget.bops)
     assert record["within_budget"] == (None if budget is None else budget.matches(record["metrics"]["bops"]))
     assert record["metrics"].keys() == METRICS
+    assert record["filters"] == {layer.name: layer.out_channels for layer in network.layers}
     assert all(math.isfinite(v) for k, v in record["metrics"].items() if k != "start_top1" or method == "sbs")
     assert all(0 <= record["metrics"][name] <= 100 for name in ("top1", "top5", "validation_top1", "pretrained_top1"))
     assert record["times"].keys() == {"search_seconds", "finetune_seconds", "total_seconds"}
