@@ -9,12 +9,12 @@ from bench import statistics
 from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
-from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
+from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
+from reports.cells import MILLION, anchor, interval, name, number, spread, yes_no
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MILLION = 1e6
 _TOO_FEW = f"n<{MIN_PAIRS}"
 
 
@@ -64,6 +64,7 @@ class Comparison(Report):
             columns=_columns(baseline),
             rows=tuple(_cells(row, baseline) for row in rows),
             notes=(*_notes(rows, results.runs, results.spec), *_matching_notes(results)),
+            links=tuple(anchor(row.result) for row in rows),
         )
         return [table]
 
@@ -136,17 +137,17 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         row.method,
         row.budget,
         _count(result["n"], result["n_failed"]),
-        _spread(result["top1_mean"], result["top1_std"]),
-        _interval(statistics.t_interval(list(row.top1.values()))),
+        spread(result["top1_mean"], result["top1_std"]),
+        interval(statistics.t_interval(list(row.top1.values()))),
         *_difference_cells(row, baseline),
-        _spread(result["top5_mean"], result["top5_std"]),
-        _spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
-        _number(100 * result["bops_mean"] / row.budget_bops, digits=1),
-        {True: "yes", False: "no"}.get(result["within_budget"], ""),
-        _number(result["memory_kb_mean"], digits=1),
-        _number(result["search_seconds_mean"], digits=1),
-        _number(result["tuning_seconds"], digits=1),
-        _number(result["peak_memory_mb"], digits=0),
+        spread(result["top5_mean"], result["top5_std"]),
+        spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
+        number(100 * result["bops_mean"] / row.budget_bops, digits=1),
+        yes_no(result["within_budget"]),
+        number(result["memory_kb_mean"], digits=1),
+        number(result["search_seconds_mean"], digits=1),
+        number(result["tuning_seconds"], digits=1),
+        number(result["peak_memory_mb"], digits=0),
     )
 
 
@@ -156,25 +157,11 @@ def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
     if row.difference is None:
         return "", "", ""
     p = _TOO_FEW if row.difference.n < MIN_PAIRS else _probability(row.p)
-    return f"{row.difference.mean:+.2f}", _interval(row.difference.interval, sign="+"), p
+    return f"{row.difference.mean:+.2f}", interval(row.difference.interval, sign="+"), p
 
 
 def _count(n: int, failed: int) -> str:
     return f"{n}/{n + failed}" if failed else str(n)
-
-
-def _spread(mean: float, std: float) -> str:
-    """Mean±std; small figures get more digits so that they do not vanish."""
-    digits = 2 if math.isnan(mean) or mean == 0 or abs(mean) >= 1 else 4
-    return _number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
-    return "" if math.isnan(interval.low) else f"[{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
 
 
 def _probability(p: float) -> str:
@@ -186,7 +173,7 @@ def _notes(rows: Sequence[_Row], runs: "pd.DataFrame", spec: Mapping[str, Any]) 
     yield from _comparison_notes(rows, str(spec.get("baseline", "")))
     yield _protocol(spec)
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
-    outside = [_name(row.result) for row in rows if row.result["within_budget"] is False]
+    outside = [name(row.result) for row in rows if row.result["within_budget"] is False]
     if outside:
         yield f"Not all runs within the budget: {', '.join(outside)}"
     references = sorted({row.method for row in rows if not row.budget})
@@ -215,7 +202,7 @@ def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
 def _detectable(rows: Sequence[_Row]) -> Iterator[str]:
     """What each comparison could have found, so that "no difference" is not read as "equal"."""
     known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
-    parts = [f"{_name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
+    parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
     if parts:
         yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"
 
@@ -236,8 +223,8 @@ def _matching_notes(results: StudyResults) -> Iterator[str]:
     done = [record for record in results.tunings() if record.get("status") == "done"]
     if done:
         parts = [
-            f"{_name(record)} {record['trials_used']} trials, chosen "
-            + ", ".join(f"{name} {value:.3g}" for name, value in section(record, "knobs").items())
+            f"{name(record)} {record['trials_used']} trials, chosen "
+            + ", ".join(f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
             for record in done
         ]
         yield f"Tuning: {'; '.join(parts)}"
@@ -273,12 +260,7 @@ def _failures(runs: "pd.DataFrame") -> Iterator[str]:
         run = group.to_dict("records")[0]
         seeds = ", ".join(map(str, group["seed"]))
         reason = f": {run['reason']}" if run["reason"] else ""
-        yield f"{_name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
+        yield f"{name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
     retried = sorted(set(failed["status"]) & RETRIABLE)
     if retried:
         yield f"To try failed runs again: --retry {','.join(retried)}"
-
-
-def _name(fields: Mapping[Any, Any]) -> str:
-    """Method and budget of a run or a line of the table."""
-    return " ".join(filter(None, (str(fields["method"]), str(fields["budget"]))))
