@@ -35,13 +35,14 @@ _FILE: Mapping[str, Any] = {
     "view": {"stroke": "transparent", "continuousWidth": 520, "continuousHeight": 280, "discreteWidth": {"step": 16}},
 }
 
+_SIZES = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
 _PAGE: Mapping[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
-    "axis": {"grid": True, "gridColor": "var(--line)", "domainColor": GREY, "tickColor": GREY, **_TEXT},
-    "legend": {**_FILE["legend"], "columns": {"expr": "windowSize()[0] < 700 ? 2 : 5"}, **_TEXT},
-    "header": _TEXT,
+    "axis": {"grid": True, "gridColor": "var(--line)", "domainColor": GREY, "tickColor": GREY, **_TEXT, **_SIZES},
+    "legend": {**_FILE["legend"], "columns": {"expr": "windowSize()[0] < 700 ? 2 : 5"}, **_TEXT, **_SIZES},
+    "header": {**_TEXT, **_SIZES},
     "range": {
         "category": [f"var(--series-{number})" for number, _ in enumerate(COLOURS, 1)],
         "symbol": list(SHAPES),

@@ -63,6 +63,11 @@ def unique(values: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(map(str, values)))
 
 
+def whole_ticks(most: int) -> list[int]:
+    """Where an axis that counts up to a number has its ticks: ten or so."""
+    return list(range(0, most + 1, max(1, round(most / 10))))
+
+
 def method_colour(methods: Sequence[str]) -> "alt.Color":
     """The colour of a method, the same in all figures of a study."""
     import altair as alt
@@ -99,9 +104,11 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
         alt.Tooltip("high:Q", format=".4g", title="mean + std"),
         alt.Tooltip("n:Q", title="runs"),
     ]
-    base = alt.Chart().encode(x=alt.X("epoch:Q", title=x, axis=alt.Axis(tickMinStep=1), scale=alt.Scale(zero=False)))
+    last = max((row["epoch"] for row in rows), default=1)
+    axis, across = alt.Axis(values=whole_ticks(last), format="d"), alt.Scale(domain=[0, last], padding=10)
+    base = alt.Chart().encode(x=alt.X("epoch:Q", title=x, axis=axis, scale=across))
     base = base.encode(detail=["method:N", "budget:N"])
-    dots = max((row["epoch"] for row in rows), default=0) <= _FEW_EPOCHS
+    dots = last <= _FEW_EPOCHS
     height = alt.Scale(zero=False)
     layers = [
         base.mark_area(opacity=_BAND).encode(y=alt.Y("low:Q", title=y, scale=height), y2="high:Q", color=colour),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import StudyResults, section
 from reports.cells import figure, number, yes_no
-from reports.drawing import Rows, both, method_colour, method_shape, thinned, unique
+from reports.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
 from reports.drawing import number as plotted
 
 if TYPE_CHECKING:
@@ -87,11 +87,10 @@ def _share(bops: Any, budget: float) -> float:
 
 
 def _figures(rows: Rows, low: float, notes: tuple[str, ...]) -> Iterator[Figure]:
-    methods = unique(row["method"] for row in rows)
     for name, title, x, y in _FIGURES:
         usable = [_plain(row) for row in rows if all(_fits(row[axis.field], axis) for axis in (x, y))]
         if usable:
-            drawn = both(_layers_of(methods, x, y, low), usable, "budget", "Budget")
+            drawn = both(_layers_of(rows, x, y, low), usable, "budget", "Budget")
             yield Figure(name=name, title=title, notes=notes, **drawn)
 
 
@@ -103,18 +102,20 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plotted(value) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _layers_of(methods: Sequence[str], x: _Axis, y: _Axis, low: float) -> "Callable[[], list[alt.Chart]]":
-    return lambda: _layers(methods, x, y, low)
+def _layers_of(rows: Rows, x: _Axis, y: _Axis, low: float) -> "Callable[[], list[alt.Chart]]":
+    return lambda: _layers(rows, x, y, low)
 
 
-def _layers(methods: Sequence[str], x: _Axis, y: _Axis, low: float) -> "list[alt.Chart]":
+def _layers(rows: Rows, x: _Axis, y: _Axis, low: float) -> "list[alt.Chart]":
     """Layers of a chart without data."""
     import altair as alt
 
     from bench.charts import GREY
 
-    across = alt.X(f"{x.field}:Q", title=x.title, scale=_scale(x), axis=_axis(x))
-    up = alt.Y(f"{y.field}:Q", title=y.title, scale=_scale(y), axis=_axis(y))
+    last = max(row[_OVER.field] for row in rows)
+    methods = unique(row["method"] for row in rows)
+    across = alt.X(f"{x.field}:Q", title=x.title, scale=_scale(x), axis=_axis(x, last))
+    up = alt.Y(f"{y.field}:Q", title=y.title, scale=_scale(y), axis=_axis(y, last))
     base = alt.Chart().encode(x=across, y=up)
     colour = method_colour(methods)
     layers = [
@@ -138,10 +139,10 @@ def _scale(axis: _Axis) -> "alt.Scale":
     return alt.Scale(type="log", nice=False, padding=15) if axis.log else alt.Scale(zero=False, padding=15)
 
 
-def _axis(axis: _Axis) -> "alt.Axis":
+def _axis(axis: _Axis, last: int) -> "alt.Axis":
     import altair as alt
 
-    return alt.Axis(tickMinStep=1) if axis is _OVER else alt.Axis(tickCount=6, format=".3~g")
+    return alt.Axis(values=whole_ticks(last), format="d") if axis is _OVER else alt.Axis(tickCount=6, format=".3~g")
 
 
 def _hover() -> "list[alt.Tooltip]":
