@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _WIDE = 10.0
 """Costs that differ by more than this factor stand on a logarithmic axis."""
+_MARGIN = 0.3
+"""Above and below the runs, as a share of the range of their accuracies."""
 
 
 class Tradeoff(Report):
@@ -37,7 +39,7 @@ class Tradeoff(Report):
         methods = unique(row["method"] for row in means)
         text = (
             "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
-            "Dashed, and ringed: the Pareto front of the means",
+            "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure",
             *note,
         )
         return [
@@ -149,19 +151,20 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
     costs = [row["bops"] for row in means]
     scale = alt.Scale(type="log", nice=False, padding=20) if max(costs) > _WIDE * min(costs) else alt.Scale(zero=False)
     x = alt.X("bops:Q", title="bit operations (M)", scale=scale)
-    y = alt.Y("top1:Q", title="Top-1 (%)", scale=alt.Scale(zero=False))
+    title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
+    y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
     plain = [{**row, **{key: plotted(row[key]) for key in ("top1", "std", "bops", "memory")}} for row in means]
     curves = alt.Chart(data(_of_several(plain)))
     centres = alt.Chart(data(plain))
     edge = alt.Chart(data([plain[index] for index in front]))
-    low, high = alt.Y("low:Q", title="Top-1 (%)"), alt.Y2("high:Q")
+    low, high = alt.Y("low:Q", title=title, scale=height), alt.Y2("high:Q")
     return alt.layer(
         edge.mark_line(color=GREY, strokeDash=[5, 4], interpolate="step-after").encode(x=x, y=y),
         edge.mark_point(color=GREY, filled=False, shape="circle", size=320).encode(x=x, y=y),
-        curves.mark_area(opacity=0.12).encode(x=x, y=low, y2=high, color=colour),
+        curves.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
         curves.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
-        centres.mark_rule().encode(x=x, y=low, y2=high, color=colour),
+        centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
         alt.Chart(data(runs)).mark_point(filled=True, size=28, opacity=0.5).encode(
             x=x, y=y, color=colour, shape=shape, tooltip=_hover(("seed", "run"))
         ),
@@ -169,6 +172,13 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
             x=x, y=y, color=colour, shape=shape, tooltip=_hover(("n", "std", "low", "high"))
         ),
     )
+
+
+def _height(accuracies: Sequence[float]) -> list[float]:
+    """Ends of the accuracies' axis: runs decide, since the intervals of few seeds would leave nothing else to see."""
+    low, high = min(accuracies), max(accuracies)
+    margin = max(_MARGIN * (high - low), 1.0)
+    return [max(low - margin, 0.0), min(high + margin, 100.0)]
 
 
 def _of_several(means: Rows) -> Rows:
