@@ -65,7 +65,9 @@ def specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
 def page_specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
     """The Vega-Lite specification of a chart in the look of a page; a single view is as wide as its place there."""
     found: dict[str, Any] = chart.to_dict()
-    fitted = {} if _COMPOSED & set(found) else {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    fitted = (
+        {} if _COMPOSED & set(found) else {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    )
     return {**found, **fitted, "config": {**found.get("config", {}), **_PAGE}}
 
 

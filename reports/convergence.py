@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import StudyResults
+from bench.statistics import mean, std
 from reports.cells import figure, spread
 from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
-from bench.statistics import mean, std
 
 if TYPE_CHECKING:
     import altair as alt

@@ -51,11 +51,11 @@ def number(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def data(rows: Rows) -> "alt.Data":
+def data(rows: Rows) -> "alt.InlineData":
     """Rows as a chart's data."""
     import altair as alt
 
-    return alt.Data(values=[dict(row) for row in rows])
+    return alt.InlineData([dict(row) for row in rows])
 
 
 def unique(values: Iterable[Any]) -> list[str]:
@@ -105,7 +105,8 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
         alt.Tooltip("n:Q", title="runs"),
     ]
     last = max((row["epoch"] for row in rows), default=1)
-    axis, across = alt.Axis(values=whole_ticks(last), format="d"), alt.Scale(domain=[0, last], padding=10)
+    across = alt.Scale(domain=[1, last] if last > 1 else [0, 2], padding=10)
+    axis = alt.Axis(values=whole_ticks(last), format="d")
     base = alt.Chart().encode(x=alt.X("epoch:Q", title=x, axis=axis, scale=across))
     base = base.encode(detail=["method:N", "budget:N"])
     dots = last <= _FEW_EPOCHS
@@ -122,7 +123,7 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
     return layers
 
 
-def choosing(layers: "Sequence[alt.Chart]", rows: Rows, field: str, title: str) -> "alt.LayerChart":
+def choosing(layers: "Sequence[alt.Chart]", rows: Rows, field: str, title: str) -> "alt.TopLevelMixin":
     """Layers over the rows of one value of a field, which the reader chooses where there are several."""
     import altair as alt
 

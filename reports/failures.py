@@ -38,11 +38,8 @@ class Failures(Report):
     def build(self, results: StudyResults) -> list[Table]:
         """Nothing when every run is done within its budget, or still at work."""
         living = _living(results)
-        found = [
-            (run, state, reason)
-            for run in results.runs.to_dict("records")
-            for state, reason in _state({str(key): value for key, value in run.items()}, living)
-        ]
+        runs = [{str(key): value for key, value in run.items()} for run in results.runs.to_dict("records")]
+        found = [(run, state, reason) for run in runs for state, reason in _state(run, living)]
         if not found:
             return []
         states = list(dict.fromkeys(state for _, state, _ in found))
@@ -58,7 +55,7 @@ class Failures(Report):
                     Column(title="Id", align="left", drop=2, code=True),
                     Column(title="To get a result", align="left", drop=1, code=True),
                 ),
-                rows=tuple(_cells(results, dict(run), state, reason) for run, state, reason in found),
+                rows=tuple(_cells(results, run, state, reason) for run, state, reason in found),
                 notes=tuple(f"{state} ({counts[state]}): {_MEANING.get(state, 'see the reason')}" for state in states),
             )
         ]

@@ -1,8 +1,8 @@
 """One page for everything: a single HTML file with sortable tables and interactive charts, without network.
 
-The libraries, DataTables (through itables) and Vega-Lite (through vl-convert), stand in the file once. Every text from a
-study is foreign: the template escapes it, data of charts are JSON in which no tag can end, and the page's own policy
-forbids the browser to fetch anything.
+The libraries, DataTables (through itables) and Vega-Lite (through vl-convert), stand in the file once. Every text from
+a study is foreign: the template escapes it, data of charts are JSON in which no tag can end, and the page's own policy
+forbids the browser to run any other script and to fetch anything.
 """
 
 import base64

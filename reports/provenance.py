@@ -49,7 +49,7 @@ class Provenance(Report):
                     "numbers agree where versions and hardware do",
                     f"The study itself: {results.study.get('command') or 'its command is not known'}",
                 ),
-                anchors=tuple(anchor(group.iloc[0]) for group in groups),
+                anchors=tuple(anchor(group.iloc[0].to_dict()) for group in groups),
             )
         ]
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +72,5 @@ def _data(results: StudyResults) -> list[str]:
     except ValueError:  # a quotation that nobody closed
         return []
     joined = [word.partition("=")[2] for word in words if word.startswith("--data-dir=")]
-    apart = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--data-dir"]
+    apart = [value for flag, value in pairwise(words) if flag == "--data-dir"]
     return [part for folder in (joined + apart)[:1] for part in ("--data-dir", folder)]

@@ -1,4 +1,4 @@
-"""Accuracy over cost: every run, the mean of every method and budget, and the Pareto front of the means (Figs. 4, 5)."""
+"""Accuracy over cost: every run, the mean of every method and budget, the Pareto front of the means (Figs. 4, 5)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ def _means(done: "pd.DataFrame") -> list[dict[str, Any]]:
                 "high": plotted(ends.high),
                 "bops": mean(group["bops"]) / MILLION,
                 "memory": mean(group["memory_kb"]),
-                "anchor": anchor(first),
+                "anchor": anchor(first.to_dict()),
             }
         )
     return rows
@@ -143,7 +143,7 @@ def _cells(row: Mapping[str, Any], *, on_front: bool) -> tuple[str, ...]:
     )
 
 
-def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int]) -> "alt.LayerChart":
+def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int]) -> "alt.TopLevelMixin":
     import altair as alt
 
     from bench.charts import GREY
@@ -165,9 +165,9 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
         curves.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
         curves.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
         centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
-        alt.Chart(data(runs)).mark_point(filled=True, size=28, opacity=0.5).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=_hover(("seed", "run"))
-        ),
+        alt.Chart(data(runs))
+        .mark_point(filled=True, size=28, opacity=0.5)
+        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(("seed", "run"))),
         centres.mark_point(filled=True, size=110, opacity=1).encode(
             x=x, y=y, color=colour, shape=shape, tooltip=_hover(("n", "std", "low", "high"))
         ),

@@ -1,7 +1,7 @@
 """How methods were brought onto their budgets: every trial, its strength λ, its cost, its validation accuracy."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
