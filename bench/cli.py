@@ -48,7 +48,7 @@ def bench(context: click.Context) -> None:
 @bench.command()
 @click.option("--preset", default=None, help="A named specification; see `bench list presets`.  [default: quick]")
 @click.option("--schedule", default=None, help="quick, short or paper, in place of the preset's own.")
-@click.option("--spec", "spec_file", type=FILE, default=None, help="A specification file (TOML).")
+@click.option("--spec", "spec_file", type=FILE, default=None, help="A specification (TOML), or a study.json.")
 @click.option("--name", default=None, help="Name of the study.")
 @click.option("--methods", default=None, help="Names, separated by commas.")
 @click.option("--model", default=None, help="Name of a model; several separated by commas.")
@@ -162,11 +162,11 @@ def _specification(
 ) -> StudySpec:
     """The specification from preset, file, `--set` and flags, with the device resolved."""
     from bench.machine import resolve_device
-    from bench.spec import build, merge, parse_ablation, parse_setting, read_preset, read_toml, with_schedule
+    from bench.spec import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
 
     if preset is not None and spec_file is not None:
         raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
-    base = with_schedule(read_toml(spec_file) if spec_file is not None else read_preset(preset or "quick"), schedule)
+    base = with_schedule(_stated(spec_file) if spec_file is not None else read_preset(preset or "quick"), schedule)
     models = [] if model is None else names(model, "--model")
     task = {key: value for key, value in (("model", models and models[0]), ("dataset", dataset)) if value}
     flags: dict[str, Any] = {"task": task} if task else {}
@@ -189,6 +189,26 @@ def _specification(
         base = {**base, "options": kept}
     spec = build([base, asked])
     return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """The values in a specification file, or those that a study or a run was made with, from its `.json`.
+
+    Raises:
+        BenchError: The file cannot be read or holds something else.
+    """
+    from bench.spec import read_toml
+    from bench.store import read_checked
+
+    if path.suffix != ".json":
+        return read_toml(path)
+    document = read_checked(path) or {}
+    values = document.get("spec") or document.get("specification")  # of a study, of a run
+    if not isinstance(values, dict):
+        raise BenchError(
+            f"--spec '{path}' holds no specification; give a TOML file, a study's study.json or a run's spec.json"
+        )
+    return values
 
 
 def _seeds(text: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.staleness import fingerprint, staleness
-from bench.store import Store, UnitKind, write_text
+from bench.store import Store, UnitKind, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,6 +109,17 @@ class StudyResults:
         names = map(str, self.study.get("tunings") or ())
         found = [(self.record("tuning", name), self.place(name)) for name in names]
         return [{**record, **place} for record, place in found if record is not None]
+
+    def trials(self, tuning: str) -> list[dict[str, Any]]:
+        """The trials of a tuning that ended with a network, by number."""
+        folder = self.store.unit("tuning", tuning) / "trials"
+        numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+        found = [read_json(folder / str(number) / "trial.json") for number in numbers]
+        return [trial for trial in found if isinstance(trial, dict)]
+
+    def file(self, run: str, name: str) -> Any:
+        """The content of a JSON file that a run left, `policy.json` or `curves.json`; `None` when it cannot be read."""
+        return read_json(self.store.unit("runs", run) / name)
 
     @cached_property
     def runs(self) -> "pd.DataFrame":

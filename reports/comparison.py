@@ -10,7 +10,7 @@ from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
 from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
-from reports.cells import MILLION, TOO_FEW, count, interval, number, probability, spread
+from reports.cells import MILLION, TOO_FEW, anchor, count, interval, number, probability, spread, yes_no
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +70,7 @@ class Comparison(Report):
             columns=(*_task_columns(rows), *_columns(baseline)),
             rows=tuple((*_task_cells(row, rows), *_cells(row, baseline)) for row in rows),
             notes=(*_notes(rows, results), *_matching_notes(results)),
+            links=tuple(anchor(row.result) for row in rows),
         )
         return [table]
 
@@ -162,7 +163,7 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         spread(result["top5_mean"], result["top5_std"]),
         spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
         number(100 * result["bops_mean"] / row.budget_bops, digits=1),
-        {True: "yes", False: "no"}.get(result["within_budget"], ""),
+        yes_no(result["within_budget"]),
         number(result["memory_kb_mean"], digits=1),
         number(result["search_seconds_mean"], digits=1),
         number(result["tuning_seconds"], digits=1),
