@@ -171,8 +171,7 @@ def _bars(order: Sequence[str], title: str, kinds: Sequence[str], top: float | N
         alt.Tooltip("layer:N"),
         alt.Tooltip("what:N"),
         alt.Tooltip("mean:Q", format=".2f", title=title),
-        alt.Tooltip("low:Q", format=".2f", title="mean − std"),
-        alt.Tooltip("high:Q", format=".2f", title="mean + std"),
+        alt.Tooltip("std:Q", format=".2f"),
         alt.Tooltip("n:Q", title="runs"),
     ]
     return [
