@@ -1,13 +1,33 @@
-"""How figures and names stand in the cells of tables, the same in every report."""
+"""Figures and names as cells of tables: the same everywhere."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.results import IDENTITY
-from bench.statistics import Interval
+from bench.results import IDENTITY, StudyResults
+from bench.wording import MILLION, TOO_FEW, interval, number, probability
 
-MILLION = 1e6
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "MILLION",
+    "TOO_FEW",
+    "anchor",
+    "count",
+    "figure",
+    "interval",
+    "named_runs",
+    "number",
+    "probability",
+    "spread",
+    "yes_no",
+]
+
+
+def count(n: int, failed: int) -> str:
+    """Finished runs, of all that ended where some failed."""
+    return f"{n}/{n + failed}" if failed else str(n)
 
 
 def spread(mean: float, std: float) -> str:
@@ -16,24 +36,9 @@ def spread(mean: float, std: float) -> str:
     return number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
 
 
-def number(value: float, digits: int) -> str:
-    """A figure; empty for none."""
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def interval(ends: Interval, sign: str = "") -> str:
-    """Both ends; empty for none. `sign` is a format's, such as "+"."""
-    return "" if math.isnan(ends.low) else f"[{ends.low:{sign}.2f}, {ends.high:{sign}.2f}]"
-
-
 def yes_no(value: Any) -> str:
     """A truth; empty for neither."""
     return {True: "yes", False: "no"}.get(value, "")
-
-
-def name(fields: Mapping[Any, Any]) -> str:
-    """Method and budget of a run or a line of the comparison."""
-    return " ".join(filter(None, (str(fields["method"]), str(fields["budget"]))))
 
 
 def anchor(fields: Mapping[Any, Any]) -> str:
@@ -45,3 +50,9 @@ def figure(value: Any) -> float:
     """A number read from a file; NaN for anything else."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if usable else math.nan
+
+
+def named_runs(results: StudyResults) -> "pd.DataFrame":
+    """The runs with a column `line`: the method, after its model where a study has several."""
+    runs = results.runs
+    return runs.assign(line=runs["method"] if runs["model"].nunique() < 2 else runs["model"] + " " + runs["method"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, IDENTITY, MISSING, StudyResults, section
-from reports.cells import anchor, number
+from reports.cells import anchor, named_runs, number
 from reports.repeating import repetition
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class Provenance(Report):
 
     def build(self, results: StudyResults) -> list[Table]:
         """Nothing before the first run has a record."""
-        known = results.runs[~results.runs["status"].isin((MISSING, DAMAGED))]
+        runs = named_runs(results)
+        known = runs[~runs["status"].isin((MISSING, DAMAGED))]
         groups = [group for _, group in known.groupby(list(IDENTITY), sort=False)]
         if not groups:
             return []
@@ -58,7 +59,7 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
     runs = [{str(key): value for key, value in run.items()} for run in group.to_dict("records")]
     records = [record for run in runs if (record := results.record("runs", run["id"])) is not None]
     return (
-        str(runs[0]["method"]),
+        str(runs[0]["line"]),
         str(runs[0]["budget"]),
         ", ".join(f"{run['seed']}: {run['id']}" for run in runs),
         _different(_versions(record) for record in records),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import StudyResults
 from bench.statistics import mean, std, t_interval
-from reports.cells import MILLION, anchor, interval, number, spread
+from reports.cells import MILLION, anchor, interval, named_runs, number, spread
 from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.drawing import number as plotted
 
@@ -31,7 +31,8 @@ class Tradeoff(Report):
 
     def build(self, results: StudyResults) -> list[Part]:
         """Nothing before the first run is done."""
-        done = results.runs[results.runs["status"] == "done"].dropna(subset=["top1", "bops"])
+        runs = named_runs(results)
+        done = runs[runs["status"] == "done"].dropna(subset=["top1", "bops"])
         done = done[done["bops"] > 0]
         if not len(done):
             return []
@@ -58,7 +59,7 @@ class Tradeoff(Report):
 def _points(done: "pd.DataFrame") -> list[dict[str, Any]]:
     return [
         {
-            "method": run["method"],
+            "method": run["line"],
             "budget": run["budget"] or "none",
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
@@ -78,7 +79,7 @@ def _means(done: "pd.DataFrame") -> list[dict[str, Any]]:
         first = group.iloc[0]
         rows.append(
             {
-                "method": str(first["method"]),
+                "method": str(first["line"]),
                 "budget": str(first["budget"]) or "none",
                 "n": len(group),
                 "top1": mean(group["top1"]),

@@ -171,7 +171,7 @@ def test_nothing_run_yet_is_a_table_too(tmp_path: Path) -> None:
     assert "1 of 2 runs without a result yet: 1 missing" in table.notes
     document = make_document(StudyResults(fake.store, fake.document()), ["comparison"])
     for form in available("forms"):
-        assert "sbs" in load("forms", form).render(document, 100)
+        assert "sbs" in load("forms", form).render(document, 120)
 
 
 def test_small_counts_keep_their_digits(tmp_path: Path) -> None:

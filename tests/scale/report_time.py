@@ -82,7 +82,9 @@ def fill(root: Path, runs: int, budgets: int) -> dict[str, Any]:
             continue
         top1 = 60 + 2 * width + rng.gauss(0, 0.5)
         metrics = {"bops": fake_store.BUDGET_BOPS * (width + 1) * (1 - 0.03 * rng.random())}
-        run = fake.run(method, seed, top1, budget=budget, metrics=metrics, tuning=f"tuning-{method}-{budget}")
+        run = fake.run(
+            method, seed, top1, budget=budget, metrics=metrics, tuning=f"tuning-{method}-{budget}", filters=WIDTHS
+        )
         folder = fake.store.unit("runs", run)
         write_compact(folder / "policy.json", policy(rng))
         write_compact(folder / "curves.json", list(curves(rng)))
