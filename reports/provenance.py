@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _HARDWARE = ("gpu", "processor")
 _CONDITIONS = ("device", "threads")
+_MOST_RUNS = 20
 
 
 class Provenance(Report):
@@ -61,13 +62,19 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
     return (
         str(runs[0]["line"]),
         str(runs[0]["budget"]),
-        ", ".join(f"{run['seed']}: {run['id']}" for run in runs),
+        _listed([f"{run['seed']}: {run['id']}" for run in runs]),
         _different(_versions(record) for record in records),
         _different(_hardware(record) for record in records),
         _period(runs),
         number(group["total_seconds"].sum(), 0),
         repetition(results, runs),
     )
+
+
+def _listed(runs: list[str]) -> str:
+    """The runs, of very many the first."""
+    more = [f"and {len(runs) - _MOST_RUNS} more, in the study's runs.csv"] if len(runs) > _MOST_RUNS else []
+    return ", ".join([*runs[:_MOST_RUNS], *more])
 
 
 def _different(texts: Iterable[str]) -> str:

@@ -38,7 +38,8 @@ class Tradeoff(Report):
             return []
         means = _means(done)
         front = pareto_front(means)
-        shown, note = thinned(_points(done), "runs")
+        points = sorted(_points(done), key=lambda point: (point["method"], point["budget"]))  # some of each are kept
+        shown, note = thinned(points, "runs")
         methods = unique(row["method"] for row in means)
         text = (
             "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "

@@ -52,6 +52,7 @@ class Opened:
         headings = self.tab.locator(f"#part-{part} thead th")
         number = [text.strip() for text in headings.all_inner_texts()].index(title)
         headings.nth(number).click()
+        self.tab.wait_for_timeout(300)  # rows are moved a moment later
         return self.column(part, number)
 
 

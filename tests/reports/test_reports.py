@@ -13,6 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from bench import report as bench_report
 from bench.cli import _specification, _stated
 from bench.errors import BenchError
 from bench.leases import Leases
@@ -326,6 +328,14 @@ def test_every_line_of_the_comparison_leads_to_its_origin(mixed: Any) -> None:
     assert row["Run s"] == "90"
 
 
+def test_of_very_many_runs_the_first_are_listed_and_all_are_repeated(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0] * 25)
+    (row,) = records(table_of(Provenance(), fake, "provenance"))
+    assert row["Runs: seed and id"].endswith("19: fixed-4bit-19, and 5 more, in the study's runs.csv")
+    assert "--seeds 25 " in row["To repeat"]
+
+
 def planned(command: str) -> list[str]:
     """The identities of the runs that a printed command would make."""
     words = shlex.split(command)
@@ -555,3 +565,17 @@ def test_the_page_names_no_other_place(mixed: Any) -> None:
     assert len(targets) > 10 and all(target.startswith(("#", "data:,")) for target in targets)
     assert "default-src 'none'" in html.unescape(text)
     assert len(text) < 4e6
+
+
+def test_the_examples_of_the_documentation_work(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
+    blocks = re.findall(r"(?m)^    (?:class|JSON) .*\n(?:(?:    .*)?\n)*?(?=\S|    \[)", text)
+    names: dict[str, Any] = dict(vars(bench_report)) | {"json": json}
+    for block in blocks:
+        exec(textwrap.dedent(block), names)  # noqa: S102  (our own documentation)
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0, 71.0])
+    table = names["Slowest"]().build(results_of(fake))[0]
+    assert table.rows == (("fixed-4bit-0", "30"), ("fixed-4bit-1", "30"))
+    document = make_document(results_of(fake), ["provenance"])
+    assert list(json.loads(names["JSON"].render(document, 100))) == ["provenance"]

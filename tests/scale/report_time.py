@@ -25,7 +25,7 @@ fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "f
 
 METHODS = [
     *("sbs", "sbs_q", "sbs_p", "cost_only", "dnas", "multi_path"),
-    *("prune_then_quantize", "quantize_then_prune", "fixed", "random"),
+    *("prune_then_quantize", "quantize_then_prune", "fixed", "full_precision"),
 ]
 TRIALS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 4, 30, 30
 FAILED = 0.05
