@@ -70,7 +70,6 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
         },
         "ablations": [asdict(ablation) for ablation in plan.ablations],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
-        "filters": {layer.name: layer.out_channels for layer in plan.network.layers if layer.prunable},
         "data_checksum": data_checksum,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),

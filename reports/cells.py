@@ -1,15 +1,28 @@
-"""How figures and names stand in the cells of tables, the same in every report."""
+"""Figures and names as cells of tables: the same everywhere."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.results import IDENTITY
+from bench.results import IDENTITY, StudyResults
 from bench.wording import MILLION, TOO_FEW, interval, number, probability
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
-    "MILLION", "TOO_FEW", "anchor", "count", "figure", "interval", "name", "number", "probability", "spread", "yes_no",
-]  # fmt: skip
+    "MILLION",
+    "TOO_FEW",
+    "anchor",
+    "count",
+    "figure",
+    "interval",
+    "named_runs",
+    "number",
+    "probability",
+    "spread",
+    "yes_no",
+]
 
 
 def count(n: int, failed: int) -> str:
@@ -28,11 +41,6 @@ def yes_no(value: Any) -> str:
     return {True: "yes", False: "no"}.get(value, "")
 
 
-def name(fields: Mapping[Any, Any]) -> str:
-    """Method and budget of a run or a line of the comparison."""
-    return " ".join(filter(None, (str(fields["method"]), str(fields["budget"]))))
-
-
 def anchor(fields: Mapping[Any, Any]) -> str:
     """What other tables call a line of the comparison."""
     return " / ".join(str(fields[key]) for key in IDENTITY)
@@ -42,3 +50,9 @@ def figure(value: Any) -> float:
     """A number read from a file; NaN for anything else."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if usable else math.nan
+
+
+def named_runs(results: StudyResults) -> "pd.DataFrame":
+    """The runs with a column `line`: the method, after its model where a study has several."""
+    runs = results.runs
+    return runs.assign(line=runs["method"] if runs["model"].nunique() < 2 else runs["model"] + " " + runs["method"])

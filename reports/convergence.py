@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import StudyResults
 from bench.statistics import mean, std
-from reports.cells import figure, spread
+from reports.cells import figure, named_runs, spread
 from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ class Convergence(Report):
 
 
 def _gathered(results: StudyResults) -> _Values:
-    done = results.runs[results.runs["status"] == "done"]
+    runs = named_runs(results)
+    done = runs[runs["status"] == "done"]
     values: _Values = defaultdict(lambda: defaultdict(list))
-    for run in done[["id", "method", "budget", "budget_bops"]].to_dict("records"):
-        line = (str(run["method"]), str(run["budget"]) or "none")
+    for run in done[["id", "line", "budget", "budget_bops"]].to_dict("records"):
+        line = (str(run["line"]), str(run["budget"]) or "none")
         for phase, epoch, figures in _epochs(results.file(run["id"], "curves.json"), run["budget_bops"]):
             for key, value in figures.items():
                 values[line, phase, key][epoch].append(value)

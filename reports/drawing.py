@@ -36,12 +36,17 @@ def thinned(rows: Rows, what: str, most: int = MOST_POINTS) -> tuple[Rows, tuple
 
 
 def spread_of(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, and one standard deviation to either side, of a mark that shows both; `None` where there is none."""
+    """Mean, standard deviation, and one of it to either side, for a mark that shows both.
+
+    Without a deviation, which is `None` then, both sides are the mean, so that the mark has no extent.
+    """
     middle, width = mean(values), std(values)
+    extent = 0.0 if math.isnan(width) else width
     return {
         "mean": number(middle),
-        "low": number(middle - width),
-        "high": number(middle + width),
+        "std": number(width),
+        "low": number(middle - extent),
+        "high": number(middle + extent),
         "n": len(values),
     }
 
@@ -100,8 +105,7 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("method", "budget")] + [
         alt.Tooltip("epoch:Q"),
         alt.Tooltip("mean:Q", format=".4g", title=y),
-        alt.Tooltip("low:Q", format=".4g", title="mean − std"),
-        alt.Tooltip("high:Q", format=".4g", title="mean + std"),
+        alt.Tooltip("std:Q", format=".3g"),
         alt.Tooltip("n:Q", title="runs"),
     ]
     last = max((row["epoch"] for row in rows), default=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import IDENTITY, StudyResults, section
 from bench.statistics import mean, std
-from reports.cells import name, number, spread
+from reports.cells import named_runs, spread
 from reports.drawing import both, spread_of, unique
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 2000
 _BITS = {"weight_bits": "weights", "activation_bits": "activations"}
-_SUM = ("weight_bits", "activation_bits", "pruned")
+_KINDS = (*_BITS, "pruned")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class _Layer:
     @property
     def line(self) -> str:
         """Method and budget."""
-        return name({"method": self.method, "budget": self.budget})
+        return f"{self.method} {self.budget}".strip()
 
 
 class Policies(Report):
@@ -56,7 +56,7 @@ class Policies(Report):
         notes = ("Layers in the network's order; bars: means over seeds, lines: ± one standard deviation", *left_out)
         parts: list[Part] = [_figure_of_bits(layers, notes)]
         if any(layer.values["pruned"] for layer in layers):
-            parts.append(_figure_of_filters(layers, (*notes, *_reference_note(results))))
+            parts.append(_figure_of_filters(layers, notes))
         return [*parts, _table(layers, left_out)]
 
 
@@ -70,65 +70,33 @@ def _within(lines: Sequence[Sequence[_Layer]]) -> tuple[Sequence[Sequence[_Layer
 
 def _lines(results: StudyResults) -> Iterator[list[_Layer]]:
     """The layers of each method and budget, in the study's order."""
-    done = results.runs[results.runs["status"] == "done"]
-    groups = [(group["method"].iloc[0], group["budget"].iloc[0], list(group["id"])) for _, group in _grouped(done)]
-    policies = {run: dict(_layers_of(results, run)) for _, _, runs in groups for run in runs}
-    filters = _filters(results, policies)
-    for method, budget, runs in groups:
-        found = [policies[run] for run in runs if policies[run]]
-        layers = dict.fromkeys(layer for policy in found for layer in policy)
-        yield [
-            _Layer(
-                method=str(method),
-                budget=str(budget),
-                layer=layer,
-                values=_values([policy[layer] for policy in found if layer in policy], filters.get(layer)),
-            )
-            for layer in layers
-        ]
+    runs = named_runs(results)
+    for _, group in runs[runs["status"] == "done"].groupby(list(IDENTITY), sort=False):
+        method, budget = str(group["line"].iloc[0]), str(group["budget"].iloc[0])
+        values: dict[str, dict[str, list[float]]] = {}
+        for run in group["id"]:
+            for layer, decisions in _decisions(results, str(run)):
+                of_layer = values.setdefault(layer, {key: [] for key in _KINDS})
+                for key, value in decisions.items():
+                    of_layer[key].append(value)
+        yield [_Layer(method=method, budget=budget, layer=layer, values=found) for layer, found in values.items()]
 
 
-def _grouped(done: Any) -> Any:
-    return done.groupby(list(IDENTITY), sort=False)
-
-
-def _layers_of(results: StudyResults, run: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The layers in a run's policy; those that are no policy of a layer are left out."""
+def _decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """What a run decided for each layer; what is no policy of a layer is left out."""
     policy = results.file(run, "policy.json")
-    layers = section(policy, "layers") if isinstance(policy, dict) else {}
-    for layer, entry in layers.items():
+    filters = section(results.record("runs", run) or {}, "filters")
+    for layer, entry in section(policy, "layers").items() if isinstance(policy, dict) else ():
         if isinstance(entry, dict) and all(isinstance(entry.get(key), int) for key in _BITS):
-            yield layer, entry
+            yield layer, {**{key: float(entry[key]) for key in _BITS}, **_pruned(entry, filters.get(layer))}
 
 
-def _filters(results: StudyResults, policies: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, int]:
-    """How many filters each layer has that can lose some: as the study says, else as policies let one see."""
-    stated = {layer: count for layer, count in section(results.study, "filters").items() if isinstance(count, int)}
-    if stated:
-        return stated
-    found: dict[str, int] = {}
-    for policy in policies.values():
-        for layer, entry in policy.items():
-            if kept := entry.get("kept_filters"):
-                found[layer] = max(found.get(layer, 0), int(kept[-1]) + 1)
-    return found
-
-
-def _reference_note(results: StudyResults) -> tuple[str, ...]:
-    if section(results.study, "filters"):
-        return ()
-    return ("The study does not say how many filters layers have; the last one that any run kept stands for all",)
-
-
-def _values(entries: Sequence[Mapping[str, Any]], filters: int | None) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {key: [float(entry[key]) for entry in entries] for key in _BITS}
-    values["pruned"] = [] if not filters else [_pruned(entry.get("kept_filters"), filters) for entry in entries]
-    return values
-
-
-def _pruned(kept: Sequence[int] | None, filters: int) -> float:
-    """Percentage of filters that are gone."""
-    return 0.0 if kept is None else 100 * (1 - len(kept) / filters)
+def _pruned(entry: Mapping[str, Any], filters: Any) -> dict[str, float]:
+    """Percentage of a layer's filters that are gone; nothing where the policy or the record does not tell."""
+    kept = entry.get("kept_filters")
+    if not isinstance(kept, list) or not isinstance(filters, int) or filters < 1:
+        return {}
+    return {"pruned": 100 * (1 - len(kept) / filters)}
 
 
 # --- shown ----------------------------------------------------------------------------------------------------
@@ -171,8 +139,7 @@ def _bars(order: Sequence[str], title: str, kinds: Sequence[str], top: float | N
         alt.Tooltip("layer:N"),
         alt.Tooltip("what:N"),
         alt.Tooltip("mean:Q", format=".2f", title=title),
-        alt.Tooltip("low:Q", format=".2f", title="mean − std"),
-        alt.Tooltip("high:Q", format=".2f", title="mean + std"),
+        alt.Tooltip("std:Q", format=".2f"),
         alt.Tooltip("n:Q", title="runs"),
     ]
     return [
@@ -201,7 +168,7 @@ def _table(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Table:
             Column(title="Filters pruned %"),
         ),
         rows=tuple(_cells(layer) for layer in layers),
-        notes=("An empty share: the layer cannot lose filters", *notes),
+        notes=("An empty share: no run chose among the layer's filters", *notes),
     )
 
 
@@ -213,5 +180,5 @@ def _cells(layer: _Layer) -> tuple[str, ...]:
         layer.layer,
         str(len(layer.values["weight_bits"])),
         *(spread(mean(layer.values[key]), std(layer.values[key])) for key in _BITS),
-        spread(mean(pruned), std(pruned)) if pruned else number(float("nan"), 0),
+        spread(mean(pruned), std(pruned)) if pruned else "",
     )

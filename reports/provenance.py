@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, IDENTITY, MISSING, StudyResults, section
-from reports.cells import anchor, number
+from reports.cells import anchor, named_runs, number
 from reports.repeating import repetition
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _HARDWARE = ("gpu", "processor")
 _CONDITIONS = ("device", "threads")
+_MOST_RUNS = 20
 
 
 class Provenance(Report):
@@ -24,7 +25,8 @@ class Provenance(Report):
 
     def build(self, results: StudyResults) -> list[Table]:
         """Nothing before the first run has a record."""
-        known = results.runs[~results.runs["status"].isin((MISSING, DAMAGED))]
+        runs = named_runs(results)
+        known = runs[~runs["status"].isin((MISSING, DAMAGED))]
         groups = [group for _, group in known.groupby(list(IDENTITY), sort=False)]
         if not groups:
             return []
@@ -58,15 +60,21 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
     runs = [{str(key): value for key, value in run.items()} for run in group.to_dict("records")]
     records = [record for run in runs if (record := results.record("runs", run["id"])) is not None]
     return (
-        str(runs[0]["method"]),
+        str(runs[0]["line"]),
         str(runs[0]["budget"]),
-        ", ".join(f"{run['seed']}: {run['id']}" for run in runs),
+        _listed([f"{run['seed']}: {run['id']}" for run in runs]),
         _different(_versions(record) for record in records),
         _different(_hardware(record) for record in records),
         _period(runs),
         number(group["total_seconds"].sum(), 0),
         repetition(results, runs),
     )
+
+
+def _listed(runs: list[str]) -> str:
+    """The runs, of very many the first."""
+    more = [f"and {len(runs) - _MOST_RUNS} more, in the study's runs.csv"] if len(runs) > _MOST_RUNS else []
+    return ", ".join([*runs[:_MOST_RUNS], *more])
 
 
 def _different(texts: Iterable[str]) -> str:

@@ -39,16 +39,22 @@ def continuation(results: StudyResults, run: Mapping[str, Any]) -> str:
 def _command(results: StudyResults, runs: list[Mapping[str, Any]], rest: Iterable[str]) -> str:
     first = runs[0]
     method = str(first["method"]).partition("[")[0]  # what follows names the change of an ablation
-    seeds = ",".join(str(run["seed"]) for run in runs)
     budget = ["--budget", str(first["budget"])] if first["budget"] else []
     name = results.name[: _LONGEST_NAME - len(_AGAIN)] + _AGAIN
     return _joined(
         [
             *("--spec", str(_specification(results, str(first["id"])))),
-            *("--methods", method, *budget, "--seeds", seeds if len(runs) > 1 else f"{seeds},"),
+            *("--methods", method, *budget, "--seeds", _seeds([int(run["seed"]) for run in runs])),
             *("--name", name, *_data(results), *rest),
         ]
     )
+
+
+def _seeds(seeds: list[int]) -> str:
+    """Seeds as `--seeds` takes them: a count, where they are the first ones, or a list."""
+    if len(seeds) > 1 and seeds == list(range(len(seeds))):
+        return str(len(seeds))
+    return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
 
 
 def _joined(arguments: list[str]) -> str:

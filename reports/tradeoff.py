@@ -1,12 +1,14 @@
 """Accuracy over cost: every run, the mean of every method and budget, the Pareto front of the means (Figs. 4, 5)."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import StudyResults
-from bench.statistics import Interval, mean, std, t_interval
-from reports.cells import MILLION, anchor, interval, number, spread
+from bench.statistics import mean, std, t_interval
+from reports.cells import MILLION, anchor, interval, named_runs, number, spread
 from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.drawing import number as plotted
 
@@ -29,13 +31,15 @@ class Tradeoff(Report):
 
     def build(self, results: StudyResults) -> list[Part]:
         """Nothing before the first run is done."""
-        done = results.runs[results.runs["status"] == "done"].dropna(subset=["top1", "bops"])
+        runs = named_runs(results)
+        done = runs[runs["status"] == "done"].dropna(subset=["top1", "bops"])
         done = done[done["bops"] > 0]
         if not len(done):
             return []
         means = _means(done)
         front = pareto_front(means)
-        shown, note = thinned(_points(done), "runs")
+        points = sorted(_points(done), key=lambda point: (point["method"], point["budget"]))  # some of each are kept
+        shown, note = thinned(points, "runs")
         methods = unique(row["method"] for row in means)
         text = (
             "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
@@ -56,7 +60,7 @@ class Tradeoff(Report):
 def _points(done: "pd.DataFrame") -> list[dict[str, Any]]:
     return [
         {
-            "method": run["method"],
+            "method": run["line"],
             "budget": run["budget"] or "none",
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
@@ -76,13 +80,12 @@ def _means(done: "pd.DataFrame") -> list[dict[str, Any]]:
         first = group.iloc[0]
         rows.append(
             {
-                "method": str(first["method"]),
+                "method": str(first["line"]),
                 "budget": str(first["budget"]) or "none",
                 "n": len(group),
                 "top1": mean(group["top1"]),
                 "std": std(group["top1"]),
-                "low": plotted(ends.low),
-                "high": plotted(ends.high),
+                "interval": ends,
                 "bops": mean(group["bops"]) / MILLION,
                 "memory": mean(group["memory_kb"]),
                 "anchor": anchor(first.to_dict()),
@@ -130,14 +133,13 @@ def _table(means: Rows, front: Sequence[int]) -> Table:
 
 
 def _cells(row: Mapping[str, Any], *, on_front: bool) -> tuple[str, ...]:
-    ends = Interval(*(float("nan") if row[end] is None else row[end] for end in ("low", "high")))
     return (
         row["method"],
         row["budget"],
         str(row["n"]),
         number(row["bops"], 2),
         spread(row["top1"], row["std"]),
-        interval(ends),
+        interval(row["interval"]),
         number(row["memory"], 1),
         "yes" if on_front else "no",
     )
@@ -154,7 +156,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
-    plain = [{**row, **{key: plotted(row[key]) for key in ("top1", "std", "bops", "memory")}} for row in means]
+    plain = [_plain(row) for row in means]
     curves = alt.Chart(data(_of_several(plain)))
     centres = alt.Chart(data(plain))
     edge = alt.Chart(data([plain[index] for index in front]))
@@ -169,9 +171,16 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
         .mark_point(filled=True, size=28, opacity=0.5)
         .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(("seed", "run"))),
         centres.mark_point(filled=True, size=110, opacity=1).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=_hover(("n", "std", "low", "high"))
+            x=x, y=y, color=colour, shape=shape, tooltip=_hover(("n", "std", "interval"))
         ),
     )
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A mean for the chart; without an interval, both ends are the mean, so that its mark has no extent."""
+    figures = {key: plotted(row[key]) for key in ("top1", "std", "bops", "memory")}
+    low, high = (figures["top1"] if math.isnan(end) else plotted(end) for end in astuple(row["interval"]))
+    return {**row, **figures, "low": low, "high": high, "interval": interval(row["interval"])}
 
 
 def _height(accuracies: Sequence[float]) -> list[float]:
@@ -191,12 +200,12 @@ def _hover(more: Sequence[str]) -> "list[alt.Tooltip]":
     import altair as alt
 
     figures = {"top1": "Top-1 %", "bops": "BOPs (M)", "memory": "memory (KB)"}
-    spreads = {"std": "std", "low": "95 % interval from", "high": "to"}
-    titles = {"method": "method", "budget": "budget", **figures, **spreads, "seed": "seed", "run": "run", "n": "runs"}
+    names = {"method": "method", "budget": "budget", "seed": "seed", "run": "run", "n": "runs"}
+    titles = {**names, **figures, "std": "std", "interval": "95 % interval"}
     chosen = ("method", "budget", *figures, *more)
     return [
         alt.Tooltip(f"{key}:Q", title=titles[key], format=",.2f")
-        if key in figures or key in spreads
+        if key in figures or key == "std"
         else alt.Tooltip(f"{key}:N", title=titles[key])
         for key in chosen
     ]

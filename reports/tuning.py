@@ -47,7 +47,9 @@ class Tuning(Report):
 
     def build(self, results: StudyResults) -> list[Part]:
         """Nothing where no method was tuned, or before the first trial."""
-        rows = [row for identity in results.study.get("tunings") or () for row in _trials(results, str(identity))]
+        several = results.runs["model"].nunique() > 1
+        tunings = map(str, results.study.get("tunings") or ())
+        rows = [row for identity in tunings for row in _trials(results, identity, several=several)]
         if not rows:
             return []
         tolerance = figure(section(results.spec, "tuning").get("tolerance"))
@@ -57,16 +59,23 @@ class Tuning(Report):
         return [*_figures(shown, low, notes), _table(rows)]
 
 
-def _trials(results: StudyResults, identity: str) -> Iterator[dict[str, Any]]:
-    """One row for each trial of a tuning; its record names the method, its own or that of the tuning."""
+def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[dict[str, Any]]:
+    """One row for each trial of a tuning; its record names the method, its own or that of the tuning.
+
+    Args:
+        results: The study.
+        identity: Of the tuning.
+        several: Whether the study has several models, which are named then.
+    """
     record = results.record("tuning", identity) or {}
     for trial in results.trials(identity):
         number_ = trial.get("number")
         named = record or results.record("trials", f"{identity}-{number_}") or {}
         budget = figure(named.get("budget_bops"))
         knobs = section(trial, "knobs")
+        method = str(named.get("method") or "unknown")
         yield {
-            "method": str(named.get("method") or "unknown"),
+            "method": f"{named.get('model')} {method}" if several else method,
             "budget": str(named.get("budget") or "unknown"),
             "number": number_ if isinstance(number_, int) else 0,
             _STRENGTH: figure(knobs.get(_STRENGTH)),

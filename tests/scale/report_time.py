@@ -25,7 +25,7 @@ fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "f
 
 METHODS = [
     *("sbs", "sbs_q", "sbs_p", "cost_only", "dnas", "multi_path"),
-    *("prune_then_quantize", "quantize_then_prune", "fixed", "random"),
+    *("prune_then_quantize", "quantize_then_prune", "fixed", "full_precision"),
 ]
 TRIALS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 4, 30, 30
 FAILED = 0.05
@@ -82,7 +82,9 @@ def fill(root: Path, runs: int, budgets: int) -> dict[str, Any]:
             continue
         top1 = 60 + 2 * width + rng.gauss(0, 0.5)
         metrics = {"bops": fake_store.BUDGET_BOPS * (width + 1) * (1 - 0.03 * rng.random())}
-        run = fake.run(method, seed, top1, budget=budget, metrics=metrics, tuning=f"tuning-{method}-{budget}")
+        run = fake.run(
+            method, seed, top1, budget=budget, metrics=metrics, tuning=f"tuning-{method}-{budget}", filters=WIDTHS
+        )
         folder = fake.store.unit("runs", run)
         write_compact(folder / "policy.json", policy(rng))
         write_compact(folder / "curves.json", list(curves(rng)))
