@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test faults lint
+.PHONY: setup demo test long faults lint
 
 # One stamp for both targets: installs once, again when the project file or the pins change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -16,6 +16,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# Every preset with the quick schedule, and all its reports: half an hour.
+long: setup
+	$(BIN)/python -m pytest -m long tests/long
 
 # Some hundred kills and every other fault, in an hour or two; goes on where it was stopped.
 faults: setup

@@ -19,7 +19,8 @@ def main() -> None:
     try:
         status = bench.main(standalone_mode=False, prog_name="bench")
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second into the first
-        sys.stderr.write("bench: interrupted; nothing that had finished is lost, the same command goes on from here\n")
+        after = "goes on from here" if sys.argv[1:2] == ["run"] else "begins anew"
+        sys.stderr.write(f"bench: interrupted; nothing that had finished is lost, the same command {after}\n")
         status = EXIT_INTERRUPTED
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.cli_compare import compare, plan_seeds
 from bench.cli_options import FILE, FOLDER, data_option, names, store_option, tracking_option
 from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
@@ -20,6 +21,7 @@ from bench.errors import BenchError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.estimate import Estimate
     from bench.plan import Plan
     from bench.running import How
     from bench.spec import StudySpec
@@ -45,10 +47,11 @@ def bench(context: click.Context) -> None:
 
 @bench.command()
 @click.option("--preset", default=None, help="A named specification; see `bench list presets`.  [default: quick]")
-@click.option("--spec", "spec_file", type=FILE, default=None, help="A specification file (TOML).")
+@click.option("--schedule", default=None, help="quick, short or paper, in place of the preset's own.")
+@click.option("--spec", "spec_file", type=FILE, default=None, help="A specification (TOML), or a study.json.")
 @click.option("--name", default=None, help="Name of the study.")
 @click.option("--methods", default=None, help="Names, separated by commas.")
-@click.option("--model", default=None, help="Name of a model.")
+@click.option("--model", default=None, help="Name of a model; several separated by commas.")
 @click.option("--dataset", default=None, help="Name of a data set.")
 @click.option("--budget", "budgets", default=None, help="4bit, 630.6M or 0.016x; several separated by commas.")
 @click.option("--seeds", default=None, help="A count (5) or a list (0,1,2).")
@@ -63,6 +66,7 @@ def bench(context: click.Context) -> None:
 @click.option("--in-process", is_flag=True, help="Work in this process, without limits: for debuggers.")
 @click.option("--device", default=None, help="auto, cpu, cuda or cuda:N.")
 @click.option("--devices", type=click.IntRange(1), default=None, help="Cards of a host for each run.  [default: 1]")
+@click.option("--ablate", "ablations", multiple=True, metavar="KEY=A,B,…", help="Change one option at a time.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any value of the specification.")
 @click.option("--dry-run", is_flag=True, help="Print every planned trial and run, and how long they will take.")
 @store_option
@@ -142,6 +146,7 @@ def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> in
 def _specification(
     *,
     preset: str | None,
+    schedule: str | None,
     spec_file: Path | None,
     name: str | None,
     methods: str | None,
@@ -152,17 +157,21 @@ def _specification(
     device: str | None,
     devices: int | None,
     settings: tuple[str, ...],
+    ablations: tuple[str, ...],
     elsewhere: bool,
 ) -> StudySpec:
     """The specification from preset, file, `--set` and flags, with the device resolved."""
     from bench.machine import resolve_device
-    from bench.spec import build, merge, parse_setting, read_preset, read_toml
+    from bench.spec import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
 
     if preset is not None and spec_file is not None:
         raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
-    base = read_toml(spec_file) if spec_file is not None else read_preset(preset or "quick")
-    task = {key: value for key, value in (("model", model), ("dataset", dataset)) if value is not None}
+    base = with_schedule(_stated(spec_file) if spec_file is not None else read_preset(preset or "quick"), schedule)
+    models = [] if model is None else names(model, "--model")
+    task = {key: value for key, value in (("model", models and models[0]), ("dataset", dataset)) if value}
     flags: dict[str, Any] = {"task": task} if task else {}
+    if models:
+        flags["further_models"] = models[1:]
     lists = (("methods", "--methods", methods), ("budgets", "--budget", budgets))
     flags |= {key: names(value, flag) for key, flag, value in lists if value is not None}
     single = (("name", name), ("device", device), ("devices", devices))
@@ -173,11 +182,33 @@ def _specification(
     for setting in settings:
         asked = merge(asked, parse_setting(setting))
     asked = merge(asked, flags)
+    if ablations:
+        asked["ablate"] = dict(map(parse_ablation, ablations))
     if "methods" in asked and isinstance(base.get("options"), Mapping):  # those of methods that were not asked for
         kept = {key: value for key, value in base["options"].items() if key in asked["methods"]}
         base = {**base, "options": kept}
     spec = build([base, asked])
     return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """The values in a specification file, or those that a study or a run was made with, from its `.json`.
+
+    Raises:
+        BenchError: The file cannot be read or holds something else.
+    """
+    from bench.spec import read_toml
+    from bench.store import read_checked
+
+    if path.suffix != ".json":
+        return read_toml(path)
+    document = read_checked(path) or {}
+    values = document.get("spec") or document.get("specification")  # of a study, of a run
+    if not isinstance(values, dict):
+        raise BenchError(
+            f"--spec '{path}' holds no specification; give a TOML file, a study's study.json or a run's spec.json"
+        )
+    return values
 
 
 def _seeds(text: str) -> list[int]:
@@ -195,26 +226,41 @@ def _seeds(text: str) -> list[int]:
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
     from bench.console import duration, simple_table
-    from bench.estimate import estimate, unit_states
-    from bench.execution import Workbench
+    from bench.estimate import unit_states
     from bench.plan import title
 
-    workbench = Workbench(plan.spec, store, data_dir, plan.network)
-    guess = estimate(plan, workbench)
+    guesses = _estimates(plan, store, data_dir)
     rows, total = [], 0.0
-    for _, unit, state in unit_states(plan, workbench):
-        seconds = 0.0 if state in ("done", "unreachable") else guess.seconds(unit)
+    for _, unit, state in unit_states(plan, store):
+        seconds = 0.0 if state in ("done", "unreachable") else guesses[unit.spec.task.model].seconds(unit)
         total += seconds
         rows.append([title(unit), state, duration(seconds), unit.identity])
     columns = {"unit": False, "state": False, "time left": True, "id": False}
     console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
-    steps = {"training": guess.training, "fine-tuning": guess.finetuning, **guess.searches}
-    measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
-    console.print(f"measured steps: {measured}", highlight=False)
+    for model, guess in guesses.items():
+        steps = {"training": guess.training, "fine-tuning": guess.finetuning, **guess.searches}
+        measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
+        console.print(f"measured steps of {model}: {measured}", highlight=False)
     console.print(
         f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.spec.tuning.trials} trials a tuning",
         highlight=False,
     )
+
+
+def _estimates(plan: Plan, store: Store, data_dir: Path | None) -> dict[str, Estimate]:
+    """Measured steps on each model of a study."""
+    from bench.estimate import estimate
+    from bench.execution import Workbench
+    from bench.plan import network_of
+
+    units = {unit.spec.task.model: unit for unit in plan.runs[::-1]}
+    return {
+        model: estimate(
+            [tuning for tuning in plan.tunings if tuning.spec.task.model == model],
+            Workbench(unit.spec, store, data_dir, network_of(unit)),
+        )
+        for model, unit in units.items()
+    }
 
 
 @bench.command()
@@ -328,13 +374,19 @@ def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: P
 
 @bench.command("list")
 @click.argument("kind", type=click.Choice(["methods", "models", "datasets", "presets", "reports", "forms"]))
-def list_(kind: str) -> None:
+@click.option("--long", is_flag=True, help="Presets: how long they take with each schedule.")
+def list_(kind: str, long: bool) -> None:
     """List what can be named on the command line, with a line on each."""
     from bench.plugins import available, load
-    from bench.spec import preset_names, read_preset
+    from bench.spec import preset_names, preset_summary
 
+    if long and kind != "presets":
+        raise BenchError(f"--long says how long presets take; it has no effect on {kind}")
+    if long:
+        _print_preset_times()
+        return
     if kind == "presets":
-        entries = {name: _preset_summary(read_preset(name)) for name in preset_names()}
+        entries = {name: preset_summary(name) for name in preset_names()}
     else:
         entries = {name: _summary(load(kind, name)) for name in available(kind)}
     width = max(len(name) for name in entries)
@@ -346,14 +398,21 @@ def _summary(plugin: Any) -> str:
     return str(getattr(plugin, "summary", None) or (plugin.__doc__ or "").splitlines()[0])
 
 
-def _preset_summary(preset: Mapping[str, Any]) -> str:
-    from bench.spec import build
+def _print_preset_times() -> None:
+    from bench.console import duration, make_console, simple_table
+    from bench.preset_times import seconds
+    from bench.spec import build, preset_names, read_preset, schedule_names, with_schedule
 
-    spec = build([preset])
-    return (
-        f"{spec.task.model} on {spec.task.dataset}, budget {', '.join(spec.budgets)}, {len(spec.seeds)} seeds; epochs: "
-        f"pretraining {spec.pretrain.epochs}, search {spec.search.epochs}, fine-tuning {spec.finetune.epochs}"
-    )
+    rows = []
+    for name in preset_names():
+        specs = [build([with_schedule(read_preset(name), schedule)]) for schedule in schedule_names()]
+        times = [seconds(spec) for spec in specs]
+        runs = len(specs[0].methods) * len(specs[0].budgets)
+        rows.append([name, str(runs), *("unknown" if time is None else duration(time) for time in times)])
+    columns = {"preset": False, "rows": True, **dict.fromkeys(schedule_names(), True)}
+    console = make_console()
+    console.print(simple_table("presets, roughly, on two cores", columns, rows))
+    console.print("bench run --preset P --schedule S --dry-run measures on this machine", highlight=False)
 
 
 @bench.command()
@@ -412,5 +471,5 @@ def verify(out: Path | None) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (speed, clean, archive, restore, doctor, sync):
+for _command in (speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
     bench.add_command(_command)

@@ -1,9 +1,11 @@
 """What the terminal shows: live progress, plain lines where there is no terminal, and tables."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -18,9 +20,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from bench.costs import NetworkCost
-from bench.leases import LeaseView
-from bench.plan import Plan
+if TYPE_CHECKING:  # costs and plans need PyTorch, the terminal does not
+    from bench.costs import NetworkCost
+    from bench.leases import LeaseView
+    from bench.plan import Plan
 
 _FILE_WIDTH = 120
 _PLAIN_INTERVAL = 10.0

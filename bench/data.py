@@ -61,6 +61,7 @@ class Dataset(ABC):
         summary: One line for `bench list datasets`.
         image_shape: Channels, height, width.
         num_classes: Number of classes.
+        training_images: How many there are, for estimates made without the data; `None` where that is not known.
         mean, std: Per channel, of pixels scaled to [0, 1].
         augmentation: Applied to training images.
     """
@@ -68,6 +69,7 @@ class Dataset(ABC):
     summary: ClassVar[str]
     image_shape: ClassVar[tuple[int, int, int]]
     num_classes: ClassVar[int]
+    training_images: ClassVar[int | None] = None
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
     augmentation: ClassVar[Augmentation]

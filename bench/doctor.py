@@ -66,12 +66,12 @@ class Visit:
         Raises:
             BenchError: There is no such preset or study, or both are named.
         """
-        from bench.spec import build, read_preset
+        from bench.spec import build, read_preset, with_schedule
 
         if self.preset is not None and self.study is not None:
             raise BenchError(f"--preset {self.preset} and --study {self.study} exclude each other; give one of them")
         if self.preset is not None:
-            return build([read_preset(self.preset)])
+            return build([with_schedule(read_preset(self.preset))])
         return None if self.study is None else build([self.store.load_study(self.study)["spec"]])
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,8 +14,8 @@ from bench.method import SearchJob, Task
 from bench.plan import Plan, RunUnit, TuningUnit, Unit, make_method, phases
 from bench.policy import uniform
 from bench.seeds import generator, start_process_deterministically
-from bench.spec import Match, Schedule, SearchSchedule
-from bench.store import UnitKind
+from bench.spec import Schedule
+from bench.store import Store, UnitKind
 from bench.training import fit
 
 _FEW, _MORE = 2, 5
@@ -39,7 +39,7 @@ class Estimate:
     """Measured step times, and what they mean for each unit.
 
     Attributes:
-        searches: By method.
+        searches: By label.
         training: Of the float network.
         finetuning: Of a uniformly quantized network.
     """
@@ -47,15 +47,14 @@ class Estimate:
     searches: Mapping[str, StepTime]
     training: StepTime
     finetuning: StepTime
-    plan: Plan
     data: TaskData
 
     def seconds(self, unit: Unit) -> float:
         """Seconds that a unit will take."""
-        spec = self.plan.spec
+        spec = unit.spec
         per_epoch = self.data.batches_per_epoch
         if isinstance(unit, TuningUnit | RunUnit):
-            search = self.searches.get(unit.method)
+            search = self.searches.get(unit.label)
             searching = 0.0 if search is None else search.of(spec.search.epochs * per_epoch(spec.search.batch_size))
             epochs = spec.tuning.finetune_epochs if isinstance(unit, TuningUnit) else spec.finetune.epochs
             finetuning = self.finetuning.of(epochs * per_epoch(spec.finetune.batch_size))
@@ -64,12 +63,16 @@ class Estimate:
         return self.training.of(steps)
 
 
-def estimate(plan: Plan, bench: Workbench) -> Estimate:
-    """Measure a few steps of each kind of work in a plan."""
-    start_process_deterministically(0, plan.spec.threads)
-    task = bench.task
-    spec = plan.spec
-    searches = {unit.method: _search_time(unit, task, spec.search, spec.tuning.match) for unit in plan.tunings}
+def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
+    """Measure a few steps of each kind of work on one model.
+
+    Args:
+        tunings: Those on the workbench's model.
+        bench: With data and model.
+    """
+    spec, task = bench.spec, bench.task
+    start_process_deterministically(0, spec.threads)
+    searches = {unit.label: _search_time(unit, task) for unit in tunings}
     float_model = task.make_model()
     quantized = compress(float_model, task.network, uniform(task.network, _FINETUNE_BITS))
     calibrate(quantized, task.data.calibration_batches(1, spec.finetune.batch_size)[0])
@@ -86,12 +89,12 @@ def estimate(plan: Plan, bench: Workbench) -> Estimate:
         searches=searches,
         training=training(float_model, spec.pretrain),
         finetuning=training(quantized, spec.finetune),
-        plan=plan,
         data=task.data,
     )
 
 
-def _search_time(unit: TuningUnit, task: Task, schedule: SearchSchedule, match: Match) -> StepTime:
+def _search_time(unit: TuningUnit, task: Task) -> StepTime:
+    schedule, match = unit.spec.search, unit.spec.tuning.match
     method = make_method(unit.method, unit.options)
     knobs = {name: math.sqrt(knob.low * knob.high) for name, knob in method.knobs(match).items()}
     state = task.make_model().state_dict()
@@ -139,11 +142,11 @@ def _ignore(_: Mapping[str, float]) -> None:
     """Measured steps report nothing."""
 
 
-def unit_states(plan: Plan, bench: Workbench) -> list[tuple[UnitKind, Unit, str]]:
+def unit_states(plan: Plan, store: Store) -> list[tuple[UnitKind, Unit, str]]:
     """Every unit with the state that the store has it in."""
     found: list[tuple[UnitKind, Unit, str]] = []
     for kind, units in phases(plan):
         for unit in units:
-            record = bench.store.record(kind, unit.identity)
+            record = store.record(kind, unit.identity)
             found.append((kind, unit, "to do" if record is None else str(record.get("status"))))
     return found

@@ -544,6 +544,7 @@ def run(desk: Desk) -> None:
             "total_seconds": desk.clock.total(),
         },
         within_budget=None if unit.budget is None else unit.budget.matches(cost.bops),
+        filters={layer.name: layer.out_channels for layer in bench.network.layers},
     )
     desk.write("policy.json", found.policy.to_json())
     desk.write("raw_policy.json", found.result.policy.to_json())

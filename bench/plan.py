@@ -5,14 +5,17 @@ limits, folders and names of studies are no part of it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from bench import replicas
+from bench.ablation import Variant, in_words, variants
 from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
@@ -33,11 +36,15 @@ class Unit:
         identity: Hash of `document`.
         document: Everything that its numbers depend on.
         seed: Of the run, or of the tuning's searches.
+        spec: Of the study, with the changes of an ablation.
+        variant: The change in words, "group_size=4"; empty for none.
     """
 
     identity: str
     document: Mapping[str, Any]
     seed: int
+    spec: StudySpec
+    variant: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,11 @@ class TuningUnit(Unit):
     options: Mapping[str, Any]
     budget: Budget
     pretraining: Unit
+
+    @property
+    def label(self) -> str:
+        """The method, with the change of an ablation in brackets."""
+        return label(self.method, self.variant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +81,43 @@ class RunUnit(Unit):
     pretraining: Unit
     tuning: TuningUnit | None
 
+    @property
+    def label(self) -> str:
+        """The method, with the change of an ablation in brackets."""
+        return label(self.method, self.variant)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One value of an ablated option, on all models.
+
+    Attributes:
+        key, value: The option and its value, in words; empty for the study as it stands.
+        runs: Identities of its runs; those of the study as it stands where the value is the default.
+    """
+
+    key: str
+    value: str
+    runs: Sequence[str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All units of a study, in the order in which they are worked on."""
+    """All units of a study, in the order in which they are worked on.
+
+    Attributes:
+        spec: The study.
+        network: Shapes of its first model.
+        pretrainings, tunings, runs: Each once.
+        ablations: What belongs to the study as it stands, and to which value of an ablated option.
+    """
 
     spec: StudySpec
     network: NetworkShape
     pretrainings: Sequence[Unit]
     tunings: Sequence[TuningUnit]
     runs: Sequence[RunUnit]
+    ablations: Sequence[Ablation] = ()
 
 
 def make_plan(spec: StudySpec) -> Plan:
@@ -91,23 +130,42 @@ def make_plan(spec: StudySpec) -> Plan:
         BenchError: A name is unknown, an option or a budget is not allowed, or a method cannot do what is asked.
     """
     _check_devices(spec)
-    network = model_shape(spec.task.model, spec.task.dataset)
-    budgets = [parse_budget(text, network, spec.tuning.tolerance) for text in spec.budgets]
-    builder = _Builder(spec)
-    runs = []
-    for budget in budgets:
-        for name in spec.methods:
-            method = make_method(name, spec.options.get(name, {}))
-            if method.capabilities.budget == "ignored" and budget is not budgets[0]:
-                continue
-            runs += [builder.run(name, method, budget, seed) for seed in spec.seeds]
+    pretrainings: dict[str, Unit] = {}
+    tunings: dict[str, TuningUnit] = {}
+    runs: dict[str, RunUnit] = {}
+    members: dict[tuple[str, str], list[str]] = {}
+    for variant in variants(spec):
+        builder = _Builder(variant.spec, variant.label, pretrainings, tunings)
+        units = [runs.setdefault(unit.identity, unit) for unit in _runs(variant, builder)]
+        value = in_words(variant.value) if variant.key else ""
+        members.setdefault((variant.key, value), []).extend(unit.identity for unit in units)
     return Plan(
         spec=spec,
-        network=network,
-        pretrainings=list(builder.pretrainings.values()),
-        tunings=list(builder.tunings.values()),
-        runs=runs,
+        network=model_shape(spec.task.model, spec.task.dataset),
+        pretrainings=list(pretrainings.values()),
+        tunings=list(tunings.values()),
+        runs=list(runs.values()),
+        ablations=[Ablation(key=key, value=value, runs=ids) for (key, value), ids in members.items()],
     )
+
+
+def _runs(variant: Variant, builder: "_Builder") -> Iterator[RunUnit]:
+    """The runs of one variant, by budget, method and seed."""
+    spec = variant.spec
+    network = model_shape(spec.task.model, spec.task.dataset)
+    for number, text in enumerate(spec.budgets):
+        budget = parse_budget(text, network, spec.tuning.tolerance)
+        for name in variant.methods:
+            method = make_method(name, spec.options.get(name, {}))
+            if method.capabilities.budget == "ignored" and number:
+                continue
+            for seed in spec.seeds:
+                yield builder.run(name, method, budget, seed)
+
+
+def label(method: str, variant: str) -> str:
+    """A method, with the change of an ablation in brackets."""
+    return f"{method}[{variant}]" if variant else method
 
 
 def _check_devices(spec: StudySpec) -> None:
@@ -129,6 +187,8 @@ def trial_of(tuning: TuningUnit, number: int, knobs: Mapping[str, float]) -> Tri
         identity=f"{tuning.identity}-{number}",
         document={"kind": "trial", "tuning": tuning.identity, "number": number, "knobs": dict(knobs)},
         seed=tuning.seed,
+        spec=tuning.spec,
+        variant=tuning.variant,
         tuning=tuning,
         number=number,
         knobs=knobs,
@@ -141,9 +201,9 @@ def kind_of(unit: Unit) -> UnitKind:
     return kinds.get(type(unit), "pretrained")
 
 
-def stored_specification(spec: StudySpec, unit: Unit) -> dict[str, Any]:
+def stored_specification(unit: Unit) -> dict[str, Any]:
     """What a unit's folder holds of its specification: all that it takes to work on it anywhere."""
-    address: dict[str, Any] = {"kind": kind_of(unit), "seed": unit.seed}
+    address: dict[str, Any] = {"kind": kind_of(unit), "seed": unit.seed, "variant": unit.variant}
     named = unit.tuning if isinstance(unit, TrialUnit) else unit
     if isinstance(named, TuningUnit | RunUnit):
         address |= {"method": named.method, "budget": None if named.budget is None else named.budget.text}
@@ -153,12 +213,12 @@ def stored_specification(spec: StudySpec, unit: Unit) -> dict[str, Any]:
         "id": unit.identity,
         "unit": address,
         "depends_on": unit.document,
-        "specification": spec.model_dump(mode="json"),
+        "specification": unit.spec.model_dump(mode="json"),
     }
 
 
-def stored_unit(stored: Mapping[str, Any]) -> tuple[StudySpec, NetworkShape, Unit]:
-    """The study's specification, the network and the unit that `stored_specification` described.
+def stored_unit(stored: Mapping[str, Any]) -> tuple[NetworkShape, Unit]:
+    """The network and the unit that `stored_specification` described.
 
     Raises:
         BenchError: The description does not fit the unit's id: it was changed, or what it names has changed.
@@ -169,11 +229,11 @@ def stored_unit(stored: Mapping[str, Any]) -> tuple[StudySpec, NetworkShape, Uni
     unit = _at(address, spec, network)
     if unit.identity != stored["id"]:
         raise BenchError(f"the specification stored for {title(unit)} ({stored['id']}) stands for {unit.identity} now")
-    return spec, network, unit
+    return network, unit
 
 
 def _at(address: Mapping[str, Any], spec: StudySpec, network: NetworkShape) -> Unit:
-    builder = _Builder(spec)
+    builder = _Builder(spec, address.get("variant", ""), {}, {})
     if address["kind"] == "pretrained":
         return builder.pretraining(address["seed"])
     method = make_method(address["method"], spec.options.get(address["method"], {}))
@@ -193,9 +253,18 @@ def model_shape(model: str, dataset: str) -> NetworkShape:
     Raises:
         BenchError: A name is unknown.
     """
-    data: type[Dataset] = load("datasets", dataset)
-    network = load("models", model)(data.image_shape[0], data.num_classes)
-    return trace(network, data.image_shape, name=model, dataset=dataset)
+    return _traced(load("models", model), model, load("datasets", dataset), dataset)
+
+
+@cache
+def _traced(make: Callable[[int, int], nn.Module], model: str, data: type[Dataset], dataset: str) -> NetworkShape:
+    """Tracing builds the network, which every unit of a plan would do otherwise."""
+    return trace(make(data.image_shape[0], data.num_classes), data.image_shape, name=model, dataset=dataset)
+
+
+def network_of(unit: Unit) -> NetworkShape:
+    """The shapes of the model that a unit works on."""
+    return model_shape(unit.spec.task.model, unit.spec.task.dataset)
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -218,9 +287,9 @@ def _checkpoint_hash(path: Path) -> str:
         raise BenchError(f"cannot read the checkpoint '{path}': {error.strerror}") from error
 
 
-def planned_epochs(plan: Plan, unit: Unit) -> int:
+def planned_epochs(unit: Unit) -> int:
     """Training epochs that a unit takes at most."""
-    spec = plan.spec
+    spec = unit.spec
     if isinstance(unit, TuningUnit):
         return spec.tuning.trials * (spec.search.epochs + spec.tuning.finetune_epochs)
     if isinstance(unit, RunUnit):
@@ -230,14 +299,19 @@ def planned_epochs(plan: Plan, unit: Unit) -> int:
 
 def title(unit: Unit) -> str:
     """A unit in words."""
+    words = _title(unit)
+    return f"{words} on {unit.spec.task.model}" if unit.spec.further_models else words
+
+
+def _title(unit: Unit) -> str:
     if isinstance(unit, TuningUnit):
-        return f"tune {unit.method} {unit.budget.text}"
+        return f"tune {unit.label} {unit.budget.text}"
     if isinstance(unit, TrialUnit):
-        return f"{title(unit.tuning)} trial {unit.number}"
+        return f"{_title(unit.tuning)} trial {unit.number}"
     if isinstance(unit, RunUnit):
         budget = "" if unit.budget is None else f" {unit.budget.text}"
-        return f"run {unit.method}{budget} seed {unit.seed}"
-    return f"pretrain seed {unit.seed}"
+        return f"run {unit.label}{budget} seed {unit.seed}"
+    return f"{label('pretrain', unit.variant)} seed {unit.seed}"
 
 
 def phases(plan: Plan) -> Sequence[tuple[UnitKind, Sequence[Unit]]]:
@@ -250,12 +324,13 @@ def phases(plan: Plan) -> Sequence[tuple[UnitKind, Sequence[Unit]]]:
 
 
 class _Builder:
-    """Makes units, each once."""
+    """Makes the units of one variant of a study; pretrainings and tunings each once over all variants."""
 
-    def __init__(self, spec: StudySpec) -> None:
-        self.spec = spec
-        self.pretrainings: dict[str, Unit] = {}
-        self.tunings: dict[str, TuningUnit] = {}
+    def __init__(
+        self, spec: StudySpec, variant: str, pretrainings: dict[str, Unit], tunings: dict[str, TuningUnit]
+    ) -> None:
+        self.spec, self.variant = spec, variant
+        self.pretrainings, self.tunings = pretrainings, tunings
         dump = spec.model_dump(mode="json")
         self._task: dict[str, Any] = dump["task"]
         if spec.task.checkpoint is not None:
@@ -271,7 +346,8 @@ class _Builder:
         document: dict[str, Any] = {"kind": "pretrained", "task": self._task, "seed": seed, **self._where}
         if self.spec.task.init == "pretrained" and self.spec.task.checkpoint is None:
             document["schedule"] = self._dump["pretrain"]
-        unit = Unit(identity=canonical_hash(document), document=document, seed=seed)
+        identity = canonical_hash(document)
+        unit = Unit(identity=identity, document=document, seed=seed, spec=self.spec, variant=self.variant)
         return self.pretrainings.setdefault(unit.identity, unit)
 
     def tuning(self, name: str, method: Method, budget: Budget) -> TuningUnit:
@@ -288,6 +364,8 @@ class _Builder:
             identity=canonical_hash(document),
             document=document,
             seed=seed,
+            spec=self.spec,
+            variant=self.variant,
             method=name,
             options=self.spec.options.get(name, {}),
             budget=budget,
@@ -313,6 +391,8 @@ class _Builder:
             identity=canonical_hash(document),
             document=document,
             seed=seed,
+            spec=self.spec,
+            variant=self.variant,
             method=name,
             options=self.spec.options.get(name, {}),
             budget=target,

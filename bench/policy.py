@@ -1,14 +1,18 @@
 """The policy: per layer the bits of weights and activations and the filters that are kept."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, unknown_name
-from bench.network import LayerShape, NetworkShape
+
+if TYPE_CHECKING:  # shapes are traced by PyTorch; policies are read without it
+    from bench.network import LayerShape, NetworkShape
 
 FULL_PRECISION_BITS = 32
 EDGE_BITS = 8
@@ -32,7 +36,7 @@ class Policy:
     dataset: str
     layers: Mapping[str, LayerPolicy]
 
-    def with_layer(self, name: str, **changes: Any) -> "Policy":
+    def with_layer(self, name: str, **changes: Any) -> Policy:
         """A copy in which one layer is changed."""
         return replace(self, layers={**self.layers, name: replace(self.layers[name], **changes)})
 

@@ -9,21 +9,19 @@ import torch
 from bench.endings import RESULTS, Ending, is_final
 from bench.machine import hardware, versions
 from bench.plan import RunUnit, TrialUnit, TuningUnit, Unit, kind_of
-from bench.spec import StudySpec
 from bench.staleness import fingerprint, staleness
 from bench.store import Status, Store
 
 
-def new_record(spec: StudySpec, unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
     """The record of a unit whose work begins: what identifies it, and what it is made with.
 
     Args:
-        spec: Of the study.
         unit: The unit.
         data_checksum: Of data and split.
         earlier: The record of the attempt before this one.
     """
-    kind = kind_of(unit)
+    kind, spec = kind_of(unit), unit.spec
     record: dict[str, Any] = {
         "id": unit.identity,
         "kind": {"runs": "run", "trials": "trial"}.get(kind, kind),

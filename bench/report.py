@@ -36,11 +36,13 @@ class Column:
         title: Its heading.
         align: Where its cells stand.
         drop: 0 is always shown; of the others the highest goes first when a terminal is too narrow.
+        code: Whether its cells are to be copied rather than read: commands, and names of folders.
     """
 
     title: str
     align: Literal["left", "right"] = "right"
     drop: int = 0
+    code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,8 @@ class Table:
         columns: Its columns.
         rows: For each row one cell a column; an empty cell has nothing to say.
         notes: Lines below it.
+        anchors: For each row the name under which rows of other tables point to it; or nothing at all.
+        links: For each row the anchor of the row that it points to, where a form can; or nothing at all.
     """
 
     name: str
@@ -60,11 +64,16 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    anchors: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}")
+        for names in (self.anchors, self.links):
+            if names and len(names) != len(self.rows):
+                raise ValueError(f"{len(names)} anchors or links for a table of {len(self.rows)} rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,14 +83,17 @@ class Figure:
     Attributes:
         name: Of its files, without suffix; no two parts of a study's reports share one.
         title: One line above it.
-        draw: Makes the chart, without title; Vega-Lite, interactive on a page and still in a file.
+        draw: Makes the chart, without title; Vega-Lite, interactive on a page and still in a file. On a page a single
+            view gets the page's width.
         notes: Lines below it.
+        still: Makes the chart for files where it must be another one, since nothing can be chosen in a file.
     """
 
     name: str
     title: str
     draw: Callable[[], "altair.TopLevelMixin"]
     notes: tuple[str, ...] = ()
+    still: Callable[[], "altair.TopLevelMixin"] | None = None
 
 
 Part = Table | Figure
@@ -208,7 +220,8 @@ def write_document(document: Document, folder: Path) -> list[Path]:
         from bench.charts import save
 
         for figure in document.figures:
-            files += [save(figure.draw(), folder / f"{figure.name}.{ending}") for ending in FIGURE_ENDINGS]
+            chart = (figure.still or figure.draw)()
+            files += [save(chart, folder / f"{figure.name}.{ending}") for ending in FIGURE_ENDINGS]
     return files
 
 

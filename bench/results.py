@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.staleness import fingerprint, staleness
-from bench.store import Store, UnitKind, write_text
+from bench.store import Store, UnitKind, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,10 +97,29 @@ class StudyResults:
             self._records[key] = read_record(self.store, kind, identity)
         return self._records[key]
 
+    def place(self, unit: str) -> Mapping[str, Any]:
+        """Model, data set, method (with the option that an ablation changes), budget and seed of a tuning or run.
+
+        Nothing in documents of studies from before there were ablations.
+        """
+        return section(section(self.study, "places"), unit)
+
     def tunings(self) -> list[dict[str, Any]]:
-        """The records of all tunings that there are."""
-        found = [self.record("tuning", str(identity)) for identity in self.study.get("tunings") or ()]
-        return [record for record in found if record is not None]
+        """The records of all tunings that there are, each with its place."""
+        names = map(str, self.study.get("tunings") or ())
+        found = [(self.record("tuning", name), self.place(name)) for name in names]
+        return [{**record, **place} for record, place in found if record is not None]
+
+    def trials(self, tuning: str) -> list[dict[str, Any]]:
+        """The trials of a tuning that ended with a network, by number."""
+        folder = self.store.unit("tuning", tuning) / "trials"
+        numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+        found = [read_json(folder / str(number) / "trial.json") for number in numbers]
+        return [trial for trial in found if isinstance(trial, dict)]
+
+    def file(self, run: str, name: str) -> Any:
+        """The content of a JSON file that a run left, `policy.json` or `curves.json`; `None` when it cannot be read."""
+        return read_json(self.store.unit("runs", run) / name)
 
     @cached_property
     def runs(self) -> "pd.DataFrame":
@@ -178,6 +197,7 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
         **dict(_figures(record)),
         "id": identity,
         **{key: _text(record.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        "method": results.place(identity).get("method", _text(record.get("method"))),
         **outdated,
         **{key: record.get(key) for key in ("seed", "budget_bops", "peak_memory_mb")},
         "within_budget": _truth(record.get("within_budget")),
@@ -203,12 +223,13 @@ def first_sentence(error: BenchError) -> str:
 
 
 def _row_without_record(results: StudyResults, identity: str) -> dict[str, Any]:
-    """What can still be said of a run that left no readable record: its task, which all runs share."""
+    """What can still be said of a run that left no readable record: where it stands, or at least its task."""
     damaged = (results.store.unit("runs", identity) / "record.json").exists()
-    task = section(results.spec, "task")
+    place = results.place(identity) or section(results.spec, "task")
     return {
         "id": identity,
-        **{key: _text(task.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        **{key: _text(place.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        "seed": place.get("seed"),
         "status": DAMAGED if damaged else MISSING,
         "reason": "the record is not as it was written" if damaged else "",
     }

@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from bench.ablation import variants
 from bench.cards import Needed, card_lease
 from bench.endings import Ending, SkippedError, ending_of
 from bench.errors import BenchError
 from bench.execution import check_reachable
 from bench.leases import SESSION, Heartbeat, Lease, Leases, LostLeaseError
 from bench.matching import Trial, Tuning, tune
-from bench.network import NetworkShape
-from bench.plan import TuningUnit, Unit, kind_of, make_method, stored_specification, title, trial_of
+from bench.plan import TuningUnit, Unit, kind_of, make_method, network_of, stored_specification, title, trial_of
 from bench.plugins import Kind, available
 from bench.records import close, ending_in, new_record, set_aside, standing
 from bench.running import How, check_how
@@ -52,14 +52,12 @@ class Study:
 
     Attributes:
         spec: What is studied.
-        network: The shapes of the model.
         how: How it is run.
         data_checksum: Of the data that it is planned with.
         session: Name of the lease of the command that runs it; supervisors stop when that is gone.
     """
 
     spec: StudySpec
-    network: NetworkShape
     how: How
     data_checksum: str
     session: str
@@ -73,7 +71,8 @@ class Study:
     def modules(self) -> list[str]:
         """The modules of the plug-ins and extras that the study uses."""
         named: list[tuple[Kind, str]] = [("methods", name) for name in self.spec.methods]
-        named += [("datasets", self.spec.task.dataset), ("models", self.spec.task.model)]
+        named += [("datasets", self.spec.task.dataset)]
+        named += [("models", model) for model in {variant.spec.task.model for variant in variants(self.spec)}]
         modules = {available(kind)[name].module for kind, name in named}
         return sorted(modules | {"lightning_fabric"} if self.spec.devices > 1 else modules)
 
@@ -324,7 +323,7 @@ def _prepare(study: Study, unit: Unit) -> Ending | None:
             _log.warning("%s is made anew: %s", title(unit), reason)
             set_aside(store, unit)
         if stored is None or reason is not None:
-            write_checked(path, stored_specification(study.spec, unit))
+            write_checked(path, stored_specification(unit))
     return None
 
 
@@ -346,7 +345,7 @@ def _attend_tuning(study: Study, unit: TuningUnit) -> Ending:
     if lease is None:
         raise HeldError(title(unit))
     with Heartbeat(lease, _ignore):
-        record = new_record(study.spec, unit, study.data_checksum, store.record("tuning", unit.identity))
+        record = new_record(unit, study.data_checksum, store.record("tuning", unit.identity))
         store.write_record("tuning", unit.identity, record)
         interruption: BaseException | None = None
         try:
@@ -373,13 +372,13 @@ def _tuned(study: Study, unit: TuningUnit, lease: Lease) -> Mapping[str, Any]:
     """What a tuning adds to its record when it is done."""
     store = study.how.store
     method = make_method(unit.method, unit.options)
-    check_reachable(study.network, method, unit.method, unit.budget.bops)
+    check_reachable(network_of(unit), method, unit.method, unit.budget.bops)
     pretraining = ending_in(store.record("pretrained", unit.pretraining.identity))
     if pretraining.status != "done":
         raise SkippedError(f"pretraining of the tuning's seed did not finish: {pretraining.reason}")
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
-        lease.progress = {"phase": "trial", "epoch": number + 1, "epochs": study.spec.tuning.trials}
+        lease.progress = {"phase": "trial", "epoch": number + 1, "epochs": unit.spec.tuning.trials}
         trial = trial_of(unit, number, knobs)
         ending = _waited_for(study, trial)
         if ending.status == "diverged":
@@ -390,10 +389,10 @@ def _tuned(study: Study, unit: TuningUnit, lease: Lease) -> Mapping[str, Any]:
 
     chosen, trials = tune(
         Tuning(
-            name=f"{study.spec.name} {unit.method} {unit.budget.text} {unit.identity}",
-            knobs=method.knobs(study.spec.tuning.match),
+            name=f"{study.spec.name} {unit.label} {unit.budget.text} {unit.identity}",
+            knobs=method.knobs(unit.spec.tuning.match),
             budget=unit.budget,
-            spec=study.spec.tuning,
+            spec=unit.spec.tuning,
             seed=derive("tuning", unit.seed),
             storage=study.how.optuna_storage,
         ),

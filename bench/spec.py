@@ -1,6 +1,7 @@
 """The specification of a study: one immutable, typed tree, and where its values come from.
 
-Precedence, lowest first: defaults, preset, specification file (TOML), `--set key=value`, flags.
+Precedence, lowest first: defaults, the schedule that a preset names, preset or specification file (TOML), `--schedule`,
+`--set key=value`, flags.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -132,6 +134,9 @@ class StudySpec(Strict):
         name: Name of the study and of its folder.
         methods: Names of methods.
         options: Options by method name.
+        published: Number of the paper's table whose figures stand beside these, "1" to "12" or "I".
+        further_models: Models on which everything is done as well, besides the task's.
+        ablate: For options of methods, or other keys of the specification, values that are tried one at a time.
         budgets: See `bench.budget`.
         seeds: Report seeds.
         recipe: "common": all fine-tune with the plain quantizer; "own": with the one of the method's paper.
@@ -147,6 +152,9 @@ class StudySpec(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("sbs", "dnas", "fixed", "full_precision")
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    published: Annotated[str, Field(pattern=r"^([1-9]|1[0-2]|I)$")] | None = None
+    further_models: tuple[str, ...] = ()
+    ablate: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("4bit",)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=REPORT_SEEDS)], ...], Field(min_length=1)] = (0, 1, 2)
     recipe: Recipe = "common"
@@ -169,6 +177,15 @@ class StudySpec(Strict):
         if repeated:
             raise ValueError(f"{', '.join(repeated)} is listed twice; each may appear once")
         return values
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> Self:
+        models = (self.task.model, *self.further_models)
+        if len(set(models)) < len(models):
+            raise ValueError(f"a model is listed twice in {', '.join(models)}; each may appear once")
+        if self.further_models and self.task.checkpoint is not None:
+            raise ValueError(f"task.checkpoint is for one model, but there are {len(models)}; give one --model")
+        return self
 
     @model_validator(mode="after")
     def _options_belong_to_methods(self) -> Self:
@@ -213,6 +230,49 @@ def read_preset(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files("bench.presets").joinpath(f"{name}.toml").read_text())
 
 
+def preset_summary(name: str) -> str:
+    """What a preset is for: the comment that its file begins with."""
+    text = resources.files("bench.presets").joinpath(f"{name}.toml").read_text()
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ").strip() for line in comment)
+
+
+def schedule_names() -> list[str]:
+    """The names of the schedules that presets are made with, the shortest first."""
+    return ["quick", "short", "paper"]
+
+
+def with_schedule(values: Mapping[str, Any], asked: str | None = None) -> dict[str, Any]:
+    """The values of a preset or specification file with those of its schedule.
+
+    Args:
+        values: May name a schedule in `schedule`, whose values they override.
+        asked: A schedule that overrides them; the study is then called after it.
+
+    Raises:
+        BenchError: There is no such schedule.
+    """
+    own = {key: value for key, value in values.items() if key != "schedule"}
+    named = values.get("schedule")
+    if asked is None:
+        return own if named is None else _only_known_options(merge(_read_schedule(str(named)), own))
+    found = merge(own, _read_schedule(asked))
+    return _only_known_options(found if asked == named else {**found, "name": f"{own.get('name', 'study')}-{asked}"})
+
+
+def _read_schedule(name: str) -> dict[str, Any]:
+    if name not in schedule_names():
+        raise unknown_name("schedule", name, schedule_names(), "bench run --help")
+    return tomllib.loads(resources.files("bench.presets.schedules").joinpath(f"{name}.toml").read_text())
+
+
+def _only_known_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without options of methods that do not take part; a schedule has some for many."""
+    methods = values.get("methods", StudySpec.model_fields["methods"].default)
+    options = {name: own for name, own in values.get("options", {}).items() if name in methods}
+    return {**values, "options": options}
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A specification file's values.
 
@@ -240,10 +300,33 @@ def parse_setting(text: str) -> dict[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    nested: Any = parsed
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return dict(nested)
+    return nested(key.strip(), parsed)
+
+
+def parse_ablation(text: str) -> tuple[str, list[Any]]:
+    """One `--ablate key=a,b` as the key and its values; a value that has commas itself is in brackets, [2,4],[3,6].
+
+    Raises:
+        BenchError: There is no "=", no key or no value, or a value is listed twice.
+    """
+    key, equals, values = text.partition("=")
+    if not equals or not key.strip() or not values.strip():
+        raise BenchError(f"--ablate {text!r} is not of the form key=a,b, e.g. --ablate group_size=1,2,4")
+    try:
+        found = tomllib.loads(f"value = [{values}]")["value"]
+    except tomllib.TOMLDecodeError:
+        found = [value.strip() for value in values.split(",")]
+    if "" in found or any(found.count(value) > 1 for value in found):
+        raise BenchError(f"--ablate {text!r} has an empty value, or one twice; give each once, e.g. group_size=1,2,4")
+    return key.strip(), list(found)
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """A value under a path of keys, "search.epochs", as a nested dictionary."""
+    found: Any = value
+    for part in reversed(path.split(".")):
+        found = {part: found}
+    return dict(found)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def chart(growth: Growth) -> "altair.TopLevelMixin":
         title="candidate widths" if growth.of == "bits" else "layers with weights",
         axis=alt.Axis(values=numbers, format="d", grid=False),
     )
-    base = alt.Chart(alt.Data(values=points)).encode(across, alt.Color("search:N", title=None))
+    base = alt.Chart(alt.InlineData(values=points)).encode(across, alt.Color("search:N", title=None))
     lines = base.mark_line(point=True).encode(
         alt.Y("ratio:Q", title="search step × plain step", scale=alt.Scale(zero=True)),
         alt.StrokeDash("compiled:N", legend=None),

@@ -5,6 +5,7 @@ bootstrap intervals do not; the sign-flip test beside them assumes only that pai
 around zero when the methods do not differ.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ MIN_PAIRS = 6
 
 EXACT_PAIRS = 20
 """Up to this many pairs all 2^n sign patterns are enumerated."""
+
+MOST_PAIRS = 10_000
+"""More pairs than that are not planned for."""
 
 Floats = NDArray[np.float64]
 
@@ -177,6 +181,44 @@ def smallest_detectable(deviation: float, n: int, *, power: float = 0.8, level: 
     return deviation * _detectable_shift(n, power, level) if n > 1 else math.nan
 
 
+def pairs_needed(difference: float, deviation: float, *, power: float = 0.8, level: float = 0.05) -> int | None:
+    """The fewest pairs with which a paired t-test finds a true mean difference with the given power.
+
+    Args:
+        difference: The true mean difference, above 0.
+        deviation: Standard deviation of the paired differences, in the same unit.
+        power: Wanted probability of a significant result.
+        level: Two-sided significance level.
+
+    Returns:
+        At least 2; `None` when it is more than `MOST_PAIRS`, or the deviation is NaN or infinite.
+    """
+    if not math.isfinite(deviation):
+        return None
+    if deviation == 0:
+        return 2
+
+    def enough(n: int) -> bool:
+        return power_of_t_test(difference / deviation, n, level) >= power
+
+    found = bisect.bisect_left(range(2, MOST_PAIRS + 1), True, key=enough) + 2
+    return found if found <= MOST_PAIRS else None
+
+
+def deviation_interval(deviation: float, n: int, level: float = LEVEL) -> Interval:
+    """The chi-square interval of the standard deviation of a normal distribution; NaN for fewer than two values.
+
+    Args:
+        deviation: Sample standard deviation (ddof = 1).
+        n: Number of values that it was computed from.
+        level: Coverage, between 0 and 1.
+    """
+    if n < 2:
+        return Interval(math.nan, math.nan)
+    low, high = (deviation * math.sqrt((n - 1) / float(stats.chi2.ppf(tail, n - 1))) for tail in _tails(level))
+    return Interval(low, high)
+
+
 def power_of_t_test(shift: float, n: int, level: float = 0.05) -> float:
     """The power of a two-sided paired t-test.
 
@@ -191,6 +233,11 @@ def power_of_t_test(shift: float, n: int, level: float = 0.05) -> float:
     lower = float(stats.nct.cdf(-critical, n - 1, location))
     # Far from zero SciPy gives NaN for the tail on the other side, which is zero to all digits there.
     return upper + (0.0 if math.isnan(lower) else lower)
+
+
+def _tails(level: float) -> tuple[float, float]:
+    """Upper and lower tail: the larger quantile gives the smaller deviation."""
+    return (1 + level) / 2, (1 - level) / 2
 
 
 @cache

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from bench.endings import Ending
 from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
-from bench.plan import Plan, Unit, kind_of, phases, planned_epochs, title
+from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, phases, planned_epochs, title
 from bench.records import standing
 from bench.report import write_views
 from bench.results import StudyResults
@@ -63,6 +64,11 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
         "runs": [unit.identity for unit in plan.runs],
         "tunings": [unit.identity for unit in plan.tunings],
         "pretrained": [unit.identity for unit in plan.pretrainings],
+        "places": {
+            **{unit.identity: _place(unit) for unit in plan.tunings},
+            **{unit.identity: _place(unit) for unit in plan.runs},
+        },
+        "ablations": [asdict(ablation) for ablation in plan.ablations],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,6 +76,17 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
     }
     write_checked(store.study(plan.spec.name) / "study.json", document)
     return document
+
+
+def _place(unit: TuningUnit | RunUnit) -> dict[str, Any]:
+    """Where a tuning or run stands in tables, which must be known before it has begun."""
+    return {
+        "model": unit.spec.task.model,
+        "dataset": unit.spec.task.dataset,
+        "method": unit.label,
+        "budget": None if unit.budget is None else unit.budget.text,
+        "seed": unit.seed,
+    }
 
 
 def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextManager[StudyWatcher]) -> dict[str, Any]:
@@ -97,15 +114,15 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
             watching.note(f"{other.holder} runs this study too; the work is shared")
         with session(how.store, name) as lease:
             document = write_study(plan, how.store, checksum)
-            study = Study(spec=plan.spec, network=plan.network, how=how, data_checksum=checksum, session=lease)
+            study = Study(spec=plan.spec, how=how, data_checksum=checksum, session=lease)
             wanted = _wanted(study, plan)
-            watching.started(plan, sum(planned_epochs(plan, unit) for units in wanted for unit in units))
+            watching.started(plan, sum(planned_epochs(unit) for units in wanted for unit in units))
             view = _View(how.store, document, tracker)
             view.prepare()
             try:
                 with _shown(study, plan, watching):
                     for unit, ending in chain.from_iterable(work_off(study, units) for units in wanted):
-                        watching.unit_finished(title(unit), _outcome(ending), planned_epochs(plan, unit))
+                        watching.unit_finished(title(unit), _outcome(ending), planned_epochs(unit))
                         view.refresh()
             finally:
                 wait_for_supervisors()

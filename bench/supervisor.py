@@ -246,8 +246,8 @@ def _entered(order: Order, ending: Ending, attempts_before: int) -> Ending:
             stored = read_checked(order.folder / "spec.json")
             if stored is None:
                 return ending
-            spec, _, unit = stored_unit(stored)
-            record = new_record(spec, unit, order.data_checksum, record)
+            _, unit = stored_unit(stored)
+            record = new_record(unit, order.data_checksum, record)
         elif record["status"] != "running":
             return ending_in(record)
         close(record, ending)

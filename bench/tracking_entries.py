@@ -29,6 +29,9 @@ _STATUS |= dict.fromkeys(("killed", "interrupted"), "KILLED")
 _SHOWN = FINISHED - {"skipped"}
 """Statuses of units that MLflow shows; on one that was skipped nobody has worked."""
 
+_LABEL = "label"
+"""Of a record: its method with the option that an ablation changes."""
+
 Cell = tuple[str, ...]
 """Model, data set, method and budget."""
 
@@ -138,7 +141,7 @@ class Folders:
 
     def child(self, item: Item) -> Entry | None:
         """The entry of a run or trial; `None` when its record has gone meanwhile."""
-        record = read_record(self._store, item.kind, item.unit)
+        record = self._record(item.kind, item.unit)
         if record is None or _stamp(record, self._study) is None:
             return None
         folder = self._store.unit(item.kind, item.unit)
@@ -159,6 +162,12 @@ class Folders:
         found = (_policy(read_json(self._store.unit(item.kind, item.unit) / "policy.json")) for item in items)
         return _policy_file(found, _name(dict(zip(IDENTITY, cell, strict=True))))
 
+    def _record(self, kind: UnitKind, unit: str) -> dict[str, Any] | None:
+        """A unit's record, with the name that its method has in this study's tables."""
+        record = read_record(self._store, kind, unit)
+        place = section(section(self._study, "places"), unit.rpartition("-")[0] if kind == "trials" else unit)
+        return record if record is None or not place else {**record, _LABEL: place["method"]}
+
     def _trials(self, tuning: str) -> list[int]:
         try:
             names = [path.name for path in (self._store.unit("tuning", tuning) / "trials").iterdir()]
@@ -175,7 +184,7 @@ class Folders:
         signature = (state.st_mtime_ns, state.st_size, state.st_ino)
         known = self._items.get((kind, unit))
         if known is None or known.signature != signature:
-            record = read_record(self._store, kind, unit)
+            record = self._record(kind, unit)
             if record is None:
                 self._items.pop((kind, unit), None)
                 return None
@@ -324,6 +333,7 @@ def _params(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _cell(fields: Mapping[str, Any]) -> Cell:
+    fields = {**fields, "method": fields.get(_LABEL, fields.get("method"))}
     return tuple(" ".join(str(fields.get(key) or NO_BUDGET).split()) for key in IDENTITY)
 
 

@@ -95,10 +95,11 @@ def _work_under(order: Order, lease: Lease) -> Ending:
         raise BenchError(f"the specification in '{order.folder}' is missing or damaged; run the study's command again")
     if stored["specification"].get("devices", 1) > 1:
         torch.set_num_threads(1)  # a pool of threads would be missing in replicas that are forked from here
-    spec, network, unit = stored_unit(stored)
+    network, unit = stored_unit(stored)
+    spec = unit.spec
     if standing(store, unit, order.data_checksum, order.retry)[0]:  # another process was faster
         return ending_in(store.record(order.kind, order.identity))
-    record = new_record(spec, unit, order.data_checksum, store.record(order.kind, order.identity))
+    record = new_record(unit, order.data_checksum, store.record(order.kind, order.identity))
     store.write_record(order.kind, order.identity, record)
     remove(order.folder / "error.txt")  # of an attempt that failed
     assignment = Assignment(order=order, spec=spec, network=network, unit=unit, record=record)

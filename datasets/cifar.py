@@ -16,6 +16,7 @@ class _Cifar(Dataset):
     """
 
     image_shape = (3, 32, 32)
+    training_images = 50_000
     augmentation = Augmentation(pad=4, flip=True)
     _name: ClassVar[str]
     _torchvision_class: ClassVar[str]

@@ -20,6 +20,7 @@ class Digits(Dataset):
     summary = "10 classes of 8×8 handwritten digits; 1,438 training and 359 test images; needs no download"
     image_shape = (1, 8, 8)
     num_classes = 10
+    training_images = 1_438
     mean = (0.3055,)
     std = (0.3761,)
     augmentation = Augmentation(pad=1)

@@ -25,6 +25,7 @@ class FashionMnist(Dataset):
     summary = "10 classes of 28×28 grey pictures of clothing; 60,000 training and 10,000 test images"
     image_shape = (1, 28, 28)
     num_classes = 10
+    training_images = 60_000
     mean = (0.2860,)
     std = (0.3530,)
     augmentation = Augmentation(pad=2, flip=True)

@@ -23,6 +23,7 @@ class Synthetic(Dataset):
     summary = "10 classes of 16×16 generated colour patterns; 512 training and 256 test images; needs no download"
     image_shape = (3, _SIDE, _SIDE)
     num_classes = _CLASSES
+    training_images = 512
     mean = (0.4791, 0.4836, 0.5034)
     std = (0.2113, 0.2042, 0.2104)
     augmentation = Augmentation(pad=1)

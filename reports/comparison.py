@@ -1,7 +1,7 @@
 """The comparison table: mean±std of every method at every budget, with what the differences are worth."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,14 @@ from bench import statistics
 from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
-from bench.statistics import EXACT_PAIRS, MIN_PAIRS, Interval, PairedDifference
+from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
+from reports.cells import MILLION, TOO_FEW, anchor, count, interval, number, probability, spread, yes_no
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MILLION = 1e6
-_TOO_FEW = f"n<{MIN_PAIRS}"
+
+_Namer = Callable[[Mapping[Any, Any]], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,11 @@ class _Row:
         return str(self.result["method"])
 
     @property
+    def task(self) -> tuple[str, str]:
+        """Model and data set."""
+        return str(self.result["model"]), str(self.result["dataset"])
+
+    @property
     def budget(self) -> str:
         """The budget as the user wrote it; empty for none."""
         return str(self.result["budget"])
@@ -61,16 +67,27 @@ class Comparison(Report):
         table = Table(
             name="table",
             title=_title(results),
-            columns=_columns(baseline),
-            rows=tuple(_cells(row, baseline) for row in rows),
-            notes=(*_notes(rows, results.runs, results.spec), *_matching_notes(results)),
+            columns=(*_task_columns(rows), *_columns(baseline)),
+            rows=tuple((*_task_cells(row, rows), *_cells(row, baseline)) for row in rows),
+            notes=(*_notes(rows, results), *_matching_notes(results)),
+            links=tuple(anchor(row.result) for row in rows),
         )
         return [table]
 
 
 def _title(results: StudyResults) -> str:
     task = section(results.spec, "task")
-    return f"{results.name}: {task.get('model', 'unknown model')} on {task.get('dataset', 'unknown data')}"
+    models = ", ".join([str(task.get("model", "unknown model")), *map(str, results.spec.get("further_models") or ())])
+    return f"{results.name}: {models} on {task.get('dataset', 'unknown data')}"
+
+
+def _task_columns(rows: Sequence[_Row]) -> tuple[Column, ...]:
+    """A column for the model, where there are several."""
+    return (Column(title="Model", align="left"),) if len({row.task for row in rows}) > 1 else ()
+
+
+def _task_cells(row: _Row, rows: Sequence[_Row]) -> tuple[str, ...]:
+    return row.task[: len(_task_columns(rows))]
 
 
 def _columns(baseline: str) -> tuple[Column, ...]:
@@ -119,7 +136,11 @@ def _partner(row: _Row, rows: Sequence[_Row], baseline: str) -> _Row | None:
     """The baseline's row at the same budget; its only one when the baseline ignores budgets."""
     if row.method == baseline:
         return None
-    partners = (other for other in rows if other.method == baseline and other.budget in (row.budget, ""))
+    partners = (
+        other
+        for other in rows
+        if (other.method, other.task) == (baseline, row.task) and other.budget in (row.budget, "")
+    )
     return next(partners, None)
 
 
@@ -135,18 +156,18 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
     return (
         row.method,
         row.budget,
-        _count(result["n"], result["n_failed"]),
-        _spread(result["top1_mean"], result["top1_std"]),
-        _interval(statistics.t_interval(list(row.top1.values()))),
+        count(result["n"], result["n_failed"]),
+        spread(result["top1_mean"], result["top1_std"]),
+        interval(statistics.t_interval(list(row.top1.values()))),
         *_difference_cells(row, baseline),
-        _spread(result["top5_mean"], result["top5_std"]),
-        _spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
-        _number(100 * result["bops_mean"] / row.budget_bops, digits=1),
-        {True: "yes", False: "no"}.get(result["within_budget"], ""),
-        _number(result["memory_kb_mean"], digits=1),
-        _number(result["search_seconds_mean"], digits=1),
-        _number(result["tuning_seconds"], digits=1),
-        _number(result["peak_memory_mb"], digits=0),
+        spread(result["top5_mean"], result["top5_std"]),
+        spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
+        number(100 * result["bops_mean"] / row.budget_bops, digits=1),
+        yes_no(result["within_budget"]),
+        number(result["memory_kb_mean"], digits=1),
+        number(result["search_seconds_mean"], digits=1),
+        number(result["tuning_seconds"], digits=1),
+        number(result["peak_memory_mb"], digits=0),
     )
 
 
@@ -155,48 +176,27 @@ def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
         return "baseline", "", ""
     if row.difference is None:
         return "", "", ""
-    p = _TOO_FEW if row.difference.n < MIN_PAIRS else _probability(row.p)
-    return f"{row.difference.mean:+.2f}", _interval(row.difference.interval, sign="+"), p
+    p = TOO_FEW if row.difference.n < MIN_PAIRS else probability(row.p)
+    return f"{row.difference.mean:+.2f}", interval(row.difference.interval, sign="+"), p
 
 
-def _count(n: int, failed: int) -> str:
-    return f"{n}/{n + failed}" if failed else str(n)
-
-
-def _spread(mean: float, std: float) -> str:
-    """Mean±std; small figures get more digits so that they do not vanish."""
-    digits = 2 if math.isnan(mean) or mean == 0 or abs(mean) >= 1 else 4
-    return _number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
-    return "" if math.isnan(interval.low) else f"[{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
-
-
-def _probability(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _notes(rows: Sequence[_Row], runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
+def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
+    runs, spec, name = results.runs, results.spec, _namer(results)
     yield "±: sample standard deviation over seeds (ddof = 1). Intervals: 95 % Student-t. n: finished runs"
-    yield from _comparison_notes(rows, str(spec.get("baseline", "")))
+    yield from _comparison_notes(rows, str(spec.get("baseline", "")), name)
     yield _protocol(spec)
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
-    outside = [_name(row.result) for row in rows if row.result["within_budget"] is False]
+    outside = [name(row.result) for row in rows if row.result["within_budget"] is False]
     if outside:
         yield f"Not all runs within the budget: {', '.join(outside)}"
     references = sorted({row.method for row in rows if not row.budget})
     if references:
         yield f"References without a budget: {', '.join(references)}"
     yield from _unfinished(runs)
-    yield from _failures(runs)
+    yield from _failures(runs, name)
 
 
-def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
+def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iterator[str]:
     if not any(row.method == baseline and row.top1 for row in rows):
         yield f"No differences: the baseline '{baseline}' has no finished run in this study"
         return
@@ -208,14 +208,14 @@ def _comparison_notes(rows: Sequence[_Row], baseline: str) -> Iterator[str]:
             f"Holm-corrected over the table's {tests} tests"
         )
     if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
-        yield f"{_TOO_FEW}: too few pairs for a test"
-    yield from _detectable(rows)
+        yield f"{TOO_FEW}: too few pairs for a test"
+    yield from _detectable(rows, name)
 
 
-def _detectable(rows: Sequence[_Row]) -> Iterator[str]:
+def _detectable(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
     """What each comparison could have found, so that "no difference" is not read as "equal"."""
     known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
-    parts = [f"{_name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
+    parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
     if parts:
         yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"
 
@@ -232,24 +232,22 @@ def _protocol(spec: Mapping[str, Any]) -> str:
 
 def _matching_notes(results: StudyResults) -> Iterator[str]:
     """What it took to bring methods onto their budgets: trials, and gates that repair moved."""
-    runs = results.runs
+    runs, name = results.runs, _namer(results)
     done = [record for record in results.tunings() if record.get("status") == "done"]
     if done:
         parts = [
-            f"{_name(record)} {record['trials_used']} trials, chosen "
-            + ", ".join(f"{name} {value:.3g}" for name, value in section(record, "knobs").items())
+            f"{name(record)} {record['trials_used']} trials, chosen "
+            + ", ".join(f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
             for record in done
         ]
         yield f"Tuning: {'; '.join(parts)}"
     repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_bops"] > 0)]
     if len(repaired):
         shares = repaired.assign(share=repaired["raw_bops"] / repaired["budget_bops"])
-        groups = shares.groupby(["method", "budget"], sort=False)[["repaired_gates", "share"]].mean()
+        groups = shares.groupby(list(IDENTITY), sort=False, as_index=False)[["repaired_gates", "share"]].mean()
         parts = [
-            f"{' '.join(map(str, key))} {group['repaired_gates']:.1f} gates a run, "
-            f"from {group['share']:.2f} of the budget"
-            for key, group in groups.iterrows()
-            if isinstance(key, tuple)
+            f"{name(group)} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} of the budget"
+            for group in groups.to_dict("records")
         ]
         yield f"Repair moved: {'; '.join(parts)}"
 
@@ -266,19 +264,20 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
         yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` makes them anew"
 
 
-def _failures(runs: "pd.DataFrame") -> Iterator[str]:
+def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
     """Runs that ended without a result, by cell of the table and reason."""
     failed = runs[runs["status"].isin(FAILURES)]
     for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
         run = group.to_dict("records")[0]
         seeds = ", ".join(map(str, group["seed"]))
         reason = f": {run['reason']}" if run["reason"] else ""
-        yield f"{_name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
+        yield f"{name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
     retried = sorted(set(failed["status"]) & RETRIABLE)
     if retried:
         yield f"To try failed runs again: --retry {','.join(retried)}"
 
 
-def _name(fields: Mapping[Any, Any]) -> str:
-    """Method and budget of a run or a line of the table."""
-    return " ".join(filter(None, (str(fields["method"]), str(fields["budget"]))))
+def _namer(results: StudyResults) -> _Namer:
+    """Names a run or a line of the table by method and budget, and by its model where there are several."""
+    keys = ("method", "budget") if results.runs["model"].nunique() < 2 else ("model", "method", "budget")
+    return lambda fields: " ".join(str(fields[key]) for key in keys if fields[key])

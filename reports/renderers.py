@@ -3,14 +3,19 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.report import Column, Document, Form, Table
+from bench.report import Column, Document, Figure, Form, Part, Table
+
+_LAST_LATEX_LETTER = 0x17E
+"""Up to here (Latin Extended-A) LaTeX knows letters by itself."""
+_WIDE_CELL = 40
+"""Characters from which on a cell is broken into lines in LaTeX."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -41,6 +46,12 @@ _LATEX = {
     "Δ": r"$\Delta$",
     "λ": r"$\lambda$",
     "α": r"$\alpha$",
+    "σ": r"$\sigma$",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "—": "---",
+    "→": r"$\rightarrow$",
 }
 
 
@@ -89,7 +100,7 @@ def comma_separated(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """A LaTeX table; the document needs the package booktabs."""
-    alignment = "".join(column.align[0] for column in table.columns)
+    alignment = "".join(_latex_column(table, index) for index, _ in enumerate(table.columns))
     rows = [_latex_row(row) for row in table.rows]
     notes = [rf"\par\footnotesize {escape_latex(note)}" for note in table.notes]
     lines = [
@@ -113,21 +124,61 @@ def latex(table: Table) -> str:
 def escape_latex(text: str) -> str:
     """Text in which nothing is a command to LaTeX; a hyphen before a number becomes a minus sign."""
     signed = re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
-    return "".join(_LATEX.get(character, character) for character in signed)
+    return "".join(_latex_character(character) for character in signed)
 
 
-def _tables(render: Callable[[Table], str]) -> Callable[[Document, int], str]:
-    return lambda document, _: "\n".join(map(render, document.tables))
+def _latex_character(character: str) -> str:
+    """A character; by its number where LaTeX's usual fonts lack it, so that the document still compiles."""
+    if character in _LATEX:
+        return _LATEX[character]
+    if ord(character) > _LAST_LATEX_LETTER or not (character.isprintable() or character.isspace()):
+        return rf"{{[}}U+{ord(character):04X}{{]}}"
+    return character
 
 
-def _terminal(document: Document, width: int) -> str:
-    return "\n".join(terminal(table, width) for table in document.tables)
+def figure_in_terminal(figure: Figure) -> str:
+    """The place of a figure in plain text: its title, and the file that `bench report --out` draws it to."""
+    return f"Figure: {figure.title} ({figure.name}.svg with --out)\n"
 
 
-TERMINAL = Form("plain text of the terminal's width", "", _terminal)
-MARKDOWN = Form("GitHub-flavoured Markdown", ".md", _tables(markdown))
-LATEX = Form("tables for the package booktabs", ".tex", _tables(latex))
-CSV = Form("headings and rows, without titles and notes", ".csv", _tables(comma_separated))
+def figure_in_markdown(figure: Figure) -> str:
+    """A figure in Markdown, which shows its file where it lies beside the text."""
+    return f"![{_escape_markdown(figure.title)}]({figure.name}.svg)\n"
+
+
+def figure_in_latex(figure: Figure) -> str:
+    """A figure in LaTeX; the document needs the package graphicx, and the file beside it."""
+    lines = [
+        "% needs \\usepackage{graphicx}",
+        r"\begin{figure*}",
+        r"\centering",
+        rf"\includegraphics[width=\linewidth]{{{figure.name}.pdf}}",
+        rf"\caption{{{escape_latex(figure.title)}}}",
+        r"\end{figure*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _each(
+    table: Callable[[Table, int], str], figure: Callable[[Figure], str] | None = None
+) -> Callable[[Document, int], str]:
+    """A form that shows a document part by part; without a way to show figures it leaves them out."""
+
+    def shown(part: Part, width: int) -> Iterator[str]:
+        if isinstance(part, Table):
+            yield table(part, width)
+        elif figure is not None:
+            yield figure(part)
+
+    return lambda document, width: "\n".join(
+        text for section in document.sections for part in section.parts for text in shown(part, width)
+    )
+
+
+TERMINAL = Form("plain text of the terminal's width", "", _each(terminal, figure_in_terminal))
+MARKDOWN = Form("GitHub-flavoured Markdown", ".md", _each(lambda table, _: markdown(table), figure_in_markdown))
+LATEX = Form("for the packages booktabs and graphicx", ".tex", _each(lambda table, _: latex(table), figure_in_latex))
+CSV = Form("headings and rows of tables alone", ".csv", _each(lambda table, _: comma_separated(table)))
 
 
 def _fitting(table: Table, width: int) -> list[int]:
@@ -179,6 +230,15 @@ def _markdown_row(row: Sequence[str], columns: Sequence[Column], widths: Sequenc
 
 def _rule(column: Column, width: int) -> str:
     return "-" * (width - 1) + ":" if column.align == "right" else "-" * width
+
+
+def _latex_column(table: Table, index: int) -> str:
+    """How a column is set: long texts in lines, the width divided among the columns that have them."""
+    longest = [max((len(row[other]) for row in table.rows), default=0) for other, _ in enumerate(table.columns)]
+    if longest[index] <= _WIDE_CELL:
+        return table.columns[index].align[0]
+    share = 0.8 / sum(length > _WIDE_CELL for length in longest)
+    return rf"p{{{share:.2f}\linewidth}}"
 
 
 def _latex_row(row: Sequence[str]) -> str:

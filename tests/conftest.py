@@ -152,7 +152,6 @@ class Workshop:
         self.spec, self.plan, self.store = spec, make_plan(spec), Store(root)
         self.study = Study(
             spec=spec,
-            network=self.plan.network,
             how=How(store=self.store, data_dir=None, **{"isolated": False, **how}),
             data_checksum=self.bench.task.data.checksum,
             session="session-of-the-tests",
@@ -180,7 +179,7 @@ class Workshop:
 
     def order(self, unit: Unit) -> Order:
         """The order to work on a unit; what it takes is put into the unit's folder."""
-        write_checked(self.folder(unit) / "spec.json", stored_specification(self.spec, unit))
+        write_checked(self.folder(unit) / "spec.json", stored_specification(unit))
         return Order(
             kind=kind_of(unit),
             identity=unit.identity,

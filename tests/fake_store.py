@@ -48,11 +48,12 @@ class FakeStore:
         budget: str | None = "4bit",
         status: str = "done",
         metrics: Mapping[str, Any] | None = None,
+        id_suffix: str = "",
         policy: Mapping[str, Any] = POLICY,
         **fields: Any,
     ) -> str:
         """Add a run; without `top1` it has no figures. Returns its id."""
-        identity = f"{method}-{budget or 'none'}-{seed}"
+        identity = str(fields.get("id") or f"{method}-{budget or 'none'}-{seed}{id_suffix}")
         record = {
             "id": identity,
             "kind": "run",

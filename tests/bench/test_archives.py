@@ -114,7 +114,7 @@ def test_a_study_comes_back_as_it_was(fake: FakeStore, file: Path, tmp_path: Pat
     left_out = ("mlflow.db", "leases/", "runs/fixed-4bit-0/checkpoints/")
     assert tree(there.root) == {name: text for name, text in tree(fake.root).items() if not name.startswith(left_out)}
     report, study = load("reports", "comparison")(), fake.store.load_study("quick")
-    assert report.build(there, there.load_study(None)) == report.build(fake.store, study)
+    assert report.build(StudyResults(there, there.load_study(None))) == report.build(StudyResults(fake.store, study))
     assert StudyResults(there, study).lines.equals(StudyResults(fake.store, study).lines)
     assert not survey(there).items
 

@@ -101,7 +101,10 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("status tiny", "no study in the store 'bench-store'"),
         ("ui", "no study in the store 'bench-store'"),
         ("ui --port 0", "0 is not in the range"),
-        ("list everything", "'everything' is not one of 'methods', 'models', 'datasets', 'presets', 'reports'"),
+        (
+            "list everything",
+            "'everything' is not one of 'methods', 'models', 'datasets', 'presets', 'reports', 'forms'",
+        ),
         ("cost", "give one of --bits N and --policy FILE"),
         ("cost --bits 4 --policy p.json", "give one of --bits N and --policy FILE"),
         ("cost --bits 33", "'--bits': 33 is not in the range"),
@@ -186,10 +189,7 @@ def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Any], 
         "unknown report 'comparisons': did you mean 'comparison'?"
         in bench("report", "--report", "comparisons", *store).refusal
     )
-    assert (
-        "unknown form of the report 'markdwn': did you mean 'markdown'?"
-        in bench("report", "--format", "markdwn", *store).refusal
-    )
+    assert "unknown form 'markdwn': did you mean 'markdown'?" in bench("report", "--format", "markdwn", *store).refusal
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_help_imports_nothing_heavy() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = ran.stderr
     assert "'click'" in loaded
-    heavy = ("torch", "mlflow", "pandas", "optuna", "numpy", "matplotlib", "sklearn", "methods", "datasets", "reports")
+    heavy = ("torch", "mlflow", "pandas", "optuna", "numpy", "altair", "sklearn", "methods", "datasets", "reports")
     assert [name for name in heavy if f"'{name}'" in loaded] == []
 
 
@@ -268,7 +268,8 @@ def test_help_imports_nothing_heavy() -> None:
         ("models", ["resnet8", "resnet20", "resnet56"]),
         ("datasets", ["digits", "cifar10", "cifar100", "synthetic"]),
         ("presets", preset_names()),
-        ("reports", ["comparison"]),
+        ("reports", ["comparison", "ablation", "published"]),
+        ("forms", ["terminal", "markdown", "latex", "csv"]),
     ],
 )
 def test_lists_have_a_line_on_each(bench: Callable[..., Any], kind: str, expected: list[str]) -> None:
@@ -400,7 +401,7 @@ def test_a_dry_run_lists_every_unit_and_leaves_no_store(
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
     assert [row[3] for row in rows] == [unit.identity for _, units in phases(plan) for unit in units]
     assert {row[1] for row in rows} == {"to do"}
-    assert "measured steps: training" in answer.out and "up to 2 trials a tuning" in answer.out
+    assert "measured steps of resnet8: training" in answer.out and "up to 2 trials a tuning" in answer.out
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -543,3 +544,16 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
     with os.fdopen(writing, "w") as gone:
         ran = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_presets_say_how_long_they_take_with_each_schedule(bench: Callable[..., Any]) -> None:
+    answer = bench("list", "presets", "--long")
+    rows = {
+        cells[0]: cells[1:] for line in answer.out.splitlines() if (cells := [c.strip() for c in line.split("│")[1:-1]])
+    }
+    assert rows.keys() == set(preset_names())
+    assert all(time.split()[1] in ("s", "min", "h", "d") for times in rows.values() for time in times[1:])
+
+
+def test_long_is_for_presets_alone(bench: Callable[..., Any]) -> None:
+    assert "--long says how long presets take; it has no effect on models" in bench("list", "models", "--long").err

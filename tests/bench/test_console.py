@@ -89,7 +89,7 @@ def test_methods_need_not_report_any_figure() -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_bar_is_full_when_all_units_have_ended(plan: Plan, output: io.StringIO, terminal: bool) -> None:
-    total = sum(planned_epochs(plan, unit) for unit in (*plan.pretrainings, *plan.runs))
+    total = sum(planned_epochs(unit) for unit in (*plan.pretrainings, *plan.runs))
     with watcher(output, terminal=terminal) as watching:
         watching.started(plan, total)
         finished = 0
@@ -99,8 +99,8 @@ def test_the_bar_is_full_when_all_units_have_ended(plan: Plan, output: io.String
                 (task,) = watching._progress.tasks
                 assert task.completed == finished + 3
                 assert "unit: search 1/3" in task.fields["detail"] and "another: search 1/3" in task.fields["detail"]
-            watching.unit_finished("unit", "done", planned_epochs(plan, unit))
-            finished += planned_epochs(plan, unit)
+            watching.unit_finished("unit", "done", planned_epochs(unit))
+            finished += planned_epochs(unit)
         (task,) = watching._progress.tasks
         assert (task.completed, task.total) == (total, total)
     assert ("━" in output.getvalue()) == terminal

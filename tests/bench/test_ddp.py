@@ -422,7 +422,7 @@ def pretraining(tiny: SimpleNamespace, tmp_path: Path) -> Callable[..., tuple[An
         workshop = tiny.Workshop(tiny.spec(SMALL, {"devices": 2}, *changes), tmp_path / "store", isolated=True)
         unit = workshop.plan.pretrainings[-1]
         order = workshop.order(unit)
-        record = new_record(workshop.spec, unit, order.data_checksum, None)
+        record = new_record(unit, order.data_checksum, None)
         workshop.store.write_record("pretrained", unit.identity, record)
         network = workshop.plan.network
         return workshop, Assignment(order=order, spec=workshop.spec, network=network, unit=unit, record=record)

@@ -8,7 +8,7 @@ import pytest
 from bench import estimate as module
 from bench.estimate import Estimate, StepTime, _limited, _measure, estimate, unit_states
 from bench.execution import Workbench
-from bench.plan import Plan, make_plan
+from bench.plan import make_plan
 from bench.store import Store
 
 SEARCH, TRAINING, FINETUNING = StepTime(step=3, once=10), StepTime(step=1, once=5), StepTime(step=2, once=7)
@@ -25,17 +25,17 @@ def bench(tiny: SimpleNamespace, tmp_path: Path) -> Callable[..., Workbench]:
     return made
 
 
-def known(plan: Plan, bench: Workbench) -> Estimate:
+def known(bench: Workbench) -> Estimate:
     """An estimate from made-up step times."""
     searches = {"sbs": SEARCH}
-    return Estimate(searches=searches, training=TRAINING, finetuning=FINETUNING, plan=plan, data=bench.task.data)
+    return Estimate(searches=searches, training=TRAINING, finetuning=FINETUNING, data=bench.task.data)
 
 
 def test_the_time_of_every_kind_of_unit(bench: Callable[..., Workbench]) -> None:
     epochs = {"pretrain": {"epochs": 4}, "search": {"epochs": 5}, "finetune": {"epochs": 6}}
     working = bench({**epochs, "tuning": {"trials": 2, "finetune_epochs": 1}, "methods": ["sbs", "fixed"]})
     plan = make_plan(working.spec)
-    guess = known(plan, working)
+    guess = known(working)
     assert working.task.data.batches_per_epoch(32) == STEPS
     search, finetuning = 10 + 5 * STEPS * 3, 7 + 6 * STEPS * 2
     runs = {unit.method: guess.seconds(unit) for unit in plan.runs}
@@ -47,7 +47,7 @@ def test_the_time_of_every_kind_of_unit(bench: Callable[..., Workbench]) -> None
 def test_no_time_for_a_pretraining_that_is_not_needed(bench: Callable[..., Workbench]) -> None:
     working = bench({"task": {"init": "scratch"}, "methods": ["fixed"]})
     plan = make_plan(working.spec)
-    assert known(plan, working).seconds(plan.pretrainings[0]) == TRAINING.once
+    assert known(working).seconds(plan.pretrainings[0]) == TRAINING.once
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_measuring_uses_a_few_images_and_leaves_the_data_alone(bench: Callable[.
 
 def test_every_kind_of_work_is_measured_and_nothing_is_written(bench: Callable[..., Workbench], tmp_path: Path) -> None:
     working = bench({"methods": ["sbs", "fixed"]})
-    guess = estimate(make_plan(working.spec), working)
+    guess = estimate(make_plan(working.spec).tunings, working)
     assert guess.searches.keys() == {"sbs"}
     times = (*guess.searches.values(), guess.training, guess.finetuning)
     assert all(0 < time.step < 60 and 0 <= time.once < 60 for time in times)
@@ -87,7 +87,7 @@ def test_every_kind_of_work_is_measured_and_nothing_is_written(bench: Callable[.
 def test_states_are_those_of_the_store(bench: Callable[..., Workbench], copied: Path) -> None:
     working = bench({"seeds": [0, 2]}, store=copied)
     plan = make_plan(working.spec)
-    states = {unit.identity: state for _, unit, state in unit_states(plan, working)}
+    states = {unit.identity: state for _, unit, state in unit_states(plan, working.store)}
     assert len(states) == len(plan.pretrainings) + len(plan.tunings) + len(plan.runs)
     assert {states[unit.identity] for unit in plan.tunings} == {"done"}
     assert {(unit.seed, states[unit.identity]) for unit in plan.runs} == {(0, "done"), (2, "to do")}

@@ -71,6 +71,7 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
     assert record["budget_bops"] == (None if budget is None else budget.bops)
     assert record["within_budget"] == (None if budget is None else budget.matches(record["metrics"]["bops"]))
     assert record["metrics"].keys() == METRICS
+    assert record["filters"] == {layer.name: layer.out_channels for layer in network.layers}
     assert all(math.isfinite(v) for k, v in record["metrics"].items() if k != "start_top1" or method == "sbs")
     assert all(0 <= record["metrics"][name] <= 100 for name in ("top1", "top5", "validation_top1", "pretrained_top1"))
     assert record["times"].keys() == {"search_seconds", "finetune_seconds", "total_seconds"}
@@ -92,8 +93,8 @@ def test_a_run_is_the_hash_of_its_specification(finished: Any, title: str) -> No
     stored = read_checked(folder / "spec.json")
     assert stored is not None
     assert canonical_hash(stored["depends_on"]) == stored["id"] == folder.name == finished.record(title)["id"]
-    spec, network, unit = stored_unit(stored)  # all that it takes to work on it
-    assert (spec, network) == (finished.spec, finished.plan.network)
+    network, unit = stored_unit(stored)  # all that it takes to work on it
+    assert (unit.spec, network) == (finished.spec, finished.plan.network)
     assert unit in finished.plan.runs and unit.identity == folder.name
 
 
@@ -166,7 +167,7 @@ def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) ->
         assert (kept["status"], kept["knobs"], kept["files"].keys()) == ("done", trial["knobs"], {"trial.json"})
         assert (kept["method"], kept["seed"]) == (unit.method, unit.seed)
         stored = read_checked(folder / "spec.json")
-        assert stored is not None and stored_unit(stored)[2].identity == kept["id"]
+        assert stored is not None and stored_unit(stored)[1].identity == kept["id"]
     assert (record["status"], record["seed"], record["trials_used"]) == ("done", tuning_seed(0), 2)
     assert record["tuning_seconds"] == pytest.approx(sum(trial["seconds"] for trial in trials))
     inside = [trial for trial in trials if trial["within_budget"]]

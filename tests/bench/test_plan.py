@@ -113,12 +113,12 @@ def test_all_methods_of_a_seed_start_from_one_pretraining(plan: Planner) -> None
 def test_planned_epochs(plan: Planner) -> None:
     epochs = {"pretrain": {"epochs": 7}, "search": {"epochs": 3}, "finetune": {"epochs": 5}}
     tiny = plan({**epochs, "tuning": {"trials": 4, "finetune_epochs": 2}})
-    assert planned_epochs(tiny, tiny.pretrainings[0]) == 7
-    assert planned_epochs(tiny, tiny.tunings[0]) == 4 * (3 + 2)
-    assert planned_epochs(tiny, run_of(tiny, "sbs")) == 3 + 5
-    assert planned_epochs(tiny, run_of(tiny, "fixed")) == 5
+    assert planned_epochs(tiny.pretrainings[0]) == 7
+    assert planned_epochs(tiny.tunings[0]) == 4 * (3 + 2)
+    assert planned_epochs(run_of(tiny, "sbs")) == 3 + 5
+    assert planned_epochs(run_of(tiny, "fixed")) == 5
     scratch = plan({"task": {"init": "scratch"}})
-    assert planned_epochs(scratch, scratch.pretrainings[0]) == 0
+    assert planned_epochs(scratch.pretrainings[0]) == 0
 
 
 # --- identity ---
@@ -214,7 +214,7 @@ def test_a_checkpoint_counts_by_its_content(plan: Planner, tmp_path: Path) -> No
     assert identities(planned[0]) == identities(planned[1])
     assert identities(planned[0]).isdisjoint(identities(planned[2]))
     assert identities(planned[0]).isdisjoint(identities(plan()))
-    assert planned_epochs(planned[0], planned[0].pretrainings[0]) == 0
+    assert planned_epochs(planned[0].pretrainings[0]) == 0
     assert identities(planned[0]) == identities(plan({"task": {"checkpoint": str(first)}, "pretrain": {"epochs": 9}}))
 
 
@@ -260,9 +260,9 @@ def test_every_unit_comes_back_from_its_folder(plan: Planner, tmp_path: Path) ->
     changes = {"options": {"sbs": {"bits": [2, 8]}, "fixed": {"bits": 3}}, "budgets": ["4bit", "0.016x"]}
     planned = plan(changes)
     for unit in everything(planned):
-        write_json(tmp_path / "spec.json", stored_specification(planned.spec, unit))
-        spec, network, found = stored_unit(read_json(tmp_path / "spec.json"))
-        assert (spec, network) == (planned.spec, planned.network)
+        write_json(tmp_path / "spec.json", stored_specification(unit))
+        network, found = stored_unit(read_json(tmp_path / "spec.json"))
+        assert (found.spec, network) == (planned.spec, planned.network)
         assert (type(found), found.identity, found.seed) == (type(unit), unit.identity, unit.seed)
         assert found.document == unit.document
         assert (kind_of(found), title(found)) == (kind_of(unit), title(unit))
@@ -273,7 +273,7 @@ def test_every_unit_comes_back_from_its_folder(plan: Planner, tmp_path: Path) ->
 def test_a_stored_unit_whose_specification_was_changed_is_refused(plan: Planner) -> None:
     planned = plan()
     for unit in everything(planned):
-        stored = json.loads(json.dumps(stored_specification(planned.spec, unit)))
+        stored = json.loads(json.dumps(stored_specification(unit)))
         stored["specification"]["task"]["train_images"] = 64
         if isinstance(unit, TrialUnit):
             stored["id"] = stored["id"].replace("-", "x-")

@@ -44,7 +44,7 @@ def test_a_new_record_says_what_the_unit_is_and_what_it_is_made_with(
     shop: Any, units: dict[str, Any], kind: str
 ) -> None:
     unit = units[kind]
-    record = new_record(shop.spec, unit, "checksum", None)
+    record = new_record(unit, "checksum", None)
     assert (record["id"], record["kind"]) == (unit.identity, {"runs": "run", "trials": "trial"}.get(kind, kind))
     assert (record["status"], record["reason"], record["attempt"], record["files"]) == ("running", None, 1, {})
     assert (record["model"], record["dataset"], record["seed"]) == ("resnet8", "synthetic", unit.seed)
@@ -61,8 +61,8 @@ def test_a_new_record_says_what_the_unit_is_and_what_it_is_made_with(
 
 
 def test_attempts_are_counted(shop: Any, units: dict[str, Any]) -> None:
-    first = new_record(shop.spec, units["runs"], "checksum", None)
-    second = new_record(shop.spec, units["runs"], "checksum", first | {"status": "killed", "metrics": {"top1": 3}})
+    first = new_record(units["runs"], "checksum", None)
+    second = new_record(units["runs"], "checksum", first | {"status": "killed", "metrics": {"top1": 3}})
     assert (second["attempt"], second["status"], second["metrics"]) == (2, "running", {})
 
 

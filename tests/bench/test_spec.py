@@ -14,10 +14,13 @@ from bench.spec import (
     build,
     canonical_hash,
     merge,
+    parse_ablation,
     parse_setting,
     preset_names,
     read_preset,
     read_toml,
+    schedule_names,
+    with_schedule,
 )
 
 
@@ -38,19 +41,72 @@ def test_there_are_presets_and_the_default_one_is_among_them() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_specification_of_that_name(name: str) -> None:
-    spec = build([read_preset(name)])
+    spec = build([with_schedule(read_preset(name))])
     assert spec.name == name
     assert spec.baseline in spec.methods
     assert build([spec.model_dump(mode="json")]) == spec
 
 
 def test_the_papers_preset_is_the_papers_schedule() -> None:
-    spec = build([read_preset("cifar100-paper")])
+    spec = build([with_schedule(read_preset("cifar100-paper"))])
     assert (spec.search.epochs, spec.search.lr, spec.finetune.epochs) == (30, 1e-3, 200)
     assert (spec.finetune.lr, spec.finetune.decay, spec.finetune.milestones) == (0.1, "step", (80, 120))
     assert (spec.tuning.match, spec.finetune.calibrate, len(spec.seeds)) == ("lambda", False, 5)
     for options in spec.options.values():
         assert options["threshold_lr"] == options["clip_init"] == "paper"
+
+
+@pytest.mark.parametrize("schedule", schedule_names())
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_takes_every_schedule(name: str, schedule: str) -> None:
+    preset = read_preset(name)
+    spec = build([with_schedule(preset, schedule)])
+    assert spec.name == (name if preset["schedule"] == schedule else f"{name}-{schedule}")
+    assert (spec.search.epochs, spec.finetune.epochs) == {"quick": (8, 3), "short": (2, 4), "paper": (30, 200)}[
+        schedule
+    ]
+    assert spec.methods == tuple(preset["methods"])
+    assert spec.options.keys() <= set(spec.methods)
+    assert schedule != "quick" or spec.task.dataset == "digits"
+
+
+def test_what_a_preset_says_itself_goes_before_its_schedule_and_after_another() -> None:
+    values = {"schedule": "short", "name": "mine", "search": {"epochs": 7}}
+    assert with_schedule(values)["search"]["epochs"] == 7
+    assert with_schedule(values, "short")["search"]["epochs"] == 2
+    assert (with_schedule(values)["name"], with_schedule(values, "paper")["name"]) == ("mine", "mine-paper")
+    assert with_schedule({"name": "mine"}) == {"name": "mine"}
+
+
+def test_an_unknown_schedule_names_the_nearest() -> None:
+    with pytest.raises(BenchError, match="unknown schedule 'shrt': did you mean 'short'"):
+        with_schedule({}, "shrt")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("group_size=1,2", ("group_size", [1, 2])),
+        ("gate_training=joint, alternating", ("gate_training", ["joint", "alternating"])),
+        ("bits=[2,4],[3,6]", ("bits", [[2, 4], [3, 6]])),
+        ("search.lr=1e-3", ("search.lr", [1e-3])),
+    ],
+)
+def test_an_ablation_is_read(text: str, expected: tuple[str, list[Any]]) -> None:
+    assert parse_ablation(text) == expected
+
+
+@pytest.mark.parametrize("text", ["group_size", "=1", "group_size=", "group_size=1,,2", "group_size=1,1"])
+def test_an_ablation_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(BenchError, match=r"--ablate .*e\.g\. "):
+        parse_ablation(text)
+
+
+def test_models_are_listed_once() -> None:
+    twice = {"task": {"model": "resnet8"}, "further_models": ["resnet20", "resnet8"]}
+    assert "a model is listed twice in resnet8, resnet20, resnet8" in refusal(twice)
+    one = {"task": {"model": "resnet8", "checkpoint": "a.pt"}, "further_models": ["resnet20"]}
+    assert "task.checkpoint is for one model, but there are 2" in refusal(one)
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
@@ -229,5 +285,5 @@ def test_lists_are_told_apart_from_their_order_and_numbers_from_texts() -> None:
 
 
 def test_what_was_read_back_is_the_same_study() -> None:
-    spec = build([read_preset("cifar100-paper")])
+    spec = build([with_schedule(read_preset("cifar100-paper"))])
     assert StudySpec.model_validate_json(spec.model_dump_json()) == spec

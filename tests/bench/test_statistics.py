@@ -138,3 +138,48 @@ def test_smallest_detectable_difference_at_the_edges() -> None:
     assert math.isnan(statistics.smallest_detectable(1.0, 1))
     assert statistics.smallest_detectable(0.0, 5) == 0.0
     assert math.isnan(statistics.smallest_detectable(math.nan, 5))
+
+
+@pytest.mark.parametrize(("shift", "pairs"), [(0.5, 34), (0.8, 15), (1.0, 10), (1.5, 6)])
+def test_pairs_needed_are_those_of_power_tables(shift: float, pairs: int) -> None:
+    # Two-sided paired t-test, 80 % power at 5 %: G*Power's numbers.
+    assert statistics.pairs_needed(0.3, 0.3 / shift) == pairs
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 7])
+def test_pairs_needed_are_the_fewest(level: float) -> None:
+    found = statistics.pairs_needed(0.4, 0.7, level=level)
+    assert found is not None
+    assert statistics.power_of_t_test(0.4 / 0.7, found, level) >= 0.8
+    assert statistics.power_of_t_test(0.4 / 0.7, found - 1, level) < 0.8
+
+
+def test_pairs_needed_by_simulation() -> None:
+    n = statistics.pairs_needed(0.3, 0.35)
+    assert n is not None
+    samples = np.random.default_rng(2).normal(0.3, 0.35, (4000, n))
+    assert 0.78 < np.mean(stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05) < 0.86
+
+
+def test_pairs_needed_at_the_edges() -> None:
+    assert statistics.pairs_needed(0.3, 0.0) == statistics.pairs_needed(100.0, 0.1) == 2
+    for deviation in (math.nan, math.inf, 100.0):
+        assert statistics.pairs_needed(0.3, deviation) is None
+
+
+def test_interval_of_a_deviation_is_the_tables() -> None:
+    # Quantiles of chi-square with one and nine degrees of freedom, from a table.
+    for n, low, high in (
+        (2, 1 / math.sqrt(5.024), 1 / math.sqrt(0.000982)),
+        (10, 3 / math.sqrt(19.02), 3 / math.sqrt(2.700)),
+    ):
+        found = statistics.deviation_interval(1.0, n)
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
+    assert math.isnan(statistics.deviation_interval(math.nan, 1).low)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_interval_of_a_deviation_covers_as_often_as_it_says(n: int) -> None:
+    deviations = np.random.default_rng(n).normal(0.0, 2.0, (2000, n)).std(axis=1, ddof=1)
+    intervals = [statistics.deviation_interval(deviation, n) for deviation in deviations]
+    assert np.mean([found.low <= 2.0 <= found.high for found in intervals]) == pytest.approx(0.95, abs=0.02)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.errors import BenchError
-from bench.plugins import load
+from bench.plugins import available, load
 from bench.report import Column, Table, make_document, write_tables
 from bench.results import StudyResults
 from bench.statistics import smallest_detectable
@@ -169,8 +169,9 @@ def test_nothing_run_yet_is_a_table_too(tmp_path: Path) -> None:
     table = table_of(fake)
     assert cell(table, "sbs", "Top-1 %") == ""
     assert "1 of 2 runs without a result yet: 1 missing" in table.notes
-    for form in Comparison.renderers:
-        assert "sbs" in Comparison().render(table, form)
+    document = make_document(StudyResults(fake.store, fake.document()), ["comparison"])
+    for form in available("forms"):
+        assert "sbs" in load("forms", form).render(document, 120)
 
 
 def test_small_counts_keep_their_digits(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from bench.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, tria
 from bench.policy import policy_from_json
 from bench.repair import repair
 from bench.seeds import derive
-from bench.spec import build, canonical_hash, read_preset
+from bench.spec import build, canonical_hash, read_preset, with_schedule
 from bench.store import Store, load_state, read_json, write_json
 from bench.training import evaluate
 
@@ -75,7 +75,7 @@ class Recorded:
             "task": {key: value for key, value in chosen.items() if value is not None},
             "tuning": {"match": match, "trials": options.trials},
         }
-        spec = build([read_preset(options.preset), asked])
+        spec = build([with_schedule(read_preset(options.preset)), asked])
         self.plan = make_plan(spec)
         self.bench = Workbench(spec, Store(self.folder / "store"), options.data_dir, self.plan.network)
 

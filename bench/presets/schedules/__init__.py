@@ -1,0 +1,1 @@
+"""Schedules of presets, as TOML files."""

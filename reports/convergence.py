@@ -1,0 +1,161 @@
+"""How searches and fine-tunings went on: loss, accuracy and cost after every epoch, mean over seeds."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.report import Column, Figure, Part, Report, Table
+from bench.results import StudyResults
+from bench.statistics import mean, std
+from reports.cells import figure, named_runs, spread
+from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
+
+if TYPE_CHECKING:
+    import altair as alt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measure:
+    """A figure that a phase reports after every epoch.
+
+    Attributes:
+        phase: Of a run: search or fine-tuning.
+        key: Of the figure.
+        title: What the phase and the figure are called.
+        axis: Title of the axis, with the unit.
+        share: Where a line is drawn across.
+    """
+
+    phase: str
+    key: str
+    title: str
+    axis: str
+    share: float | None = None
+
+
+_MEASURES = (
+    _Measure(phase="search", key="loss", title="Search: loss", axis="training loss"),
+    _Measure(phase="search", key="accuracy", title="Search: accuracy", axis="training accuracy (%)"),
+    _Measure(phase="search", key="cost", title="Search: cost", axis="share of the budget (%)", share=100.0),
+    _Measure(phase="finetune", key="loss", title="Fine-tuning: loss", axis="training loss"),
+    _Measure(phase="finetune", key="accuracy", title="Fine-tuning: accuracy", axis="training accuracy (%)"),
+)
+_Line = tuple[str, str]
+_Values = dict[tuple[_Line, str, str], dict[int, list[float]]]
+"""By method and budget, phase and figure: for each epoch the values of all runs."""
+
+
+class Convergence(Report):
+    """Loss, accuracy and cost by epoch."""
+
+    summary = "loss, accuracy and cost after every epoch of search and fine-tuning"
+    title = "Convergence"
+    rank = 40
+
+    def build(self, results: StudyResults) -> list[Part]:
+        """Nothing before the first run has left its curves."""
+        values = _gathered(results)
+        if not values:
+            return []
+        lines = list(dict.fromkeys(line for line, _, _ in values))
+        methods = unique(method for method, _ in lines)
+        figures = (_figure(measure, methods, lines, values) for measure in _MEASURES)
+        return [*filter(None, figures), _table(lines, values)]
+
+
+def _gathered(results: StudyResults) -> _Values:
+    runs = named_runs(results)
+    done = runs[runs["status"] == "done"]
+    values: _Values = defaultdict(lambda: defaultdict(list))
+    for run in done[["id", "line", "budget", "budget_bops"]].to_dict("records"):
+        line = (str(run["line"]), str(run["budget"]) or "none")
+        for phase, epoch, figures in _epochs(results.file(run["id"], "curves.json"), run["budget_bops"]):
+            for key, value in figures.items():
+                values[line, phase, key][epoch].append(value)
+    return values
+
+
+def _epochs(entries: Any, budget: float) -> Iterator[tuple[str, int, Mapping[str, float]]]:
+    """Phase, number and figures of each epoch of a run.
+
+    Epochs are counted on over the stages of a search. Cost is a percentage of the run's budget, where it has one.
+    """
+    counts: dict[str, int] = defaultdict(int)
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        phase = str(entry.get("phase"))
+        counts[phase] += 1
+        found = {key: figure(entry.get(key)) for key in ("loss", "accuracy")}
+        found["cost"] = 100 * figure(entry.get("bops")) / budget if budget > 0 else math.nan
+        yield phase, counts[phase], {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def _figure(measure: _Measure, methods: Sequence[str], lines: Sequence[_Line], values: _Values) -> Figure | None:
+    rows, note = _rows(measure, lines, values)
+    if not rows:
+        return None
+    drawn = both(_layers(measure, methods, rows), rows, "budget", "Budget")
+    notes = ("Lines: means over seeds; bands: ± one standard deviation", *note)
+    return Figure(name=f"{measure.phase}-{measure.key}", title=measure.title, notes=notes, **drawn)
+
+
+def _layers(measure: _Measure, methods: Sequence[str], rows: Rows) -> "Callable[[], Sequence[alt.Chart]]":
+    return lambda: curves(methods, rows, "epoch", measure.axis, measure.share)
+
+
+def _rows(measure: _Measure, lines: Sequence[_Line], values: _Values) -> tuple[Rows, tuple[str, ...]]:
+    """One row for each method, budget and epoch; of too many epochs evenly spaced ones and the last."""
+    known = [line for line in lines if (line, measure.phase, measure.key) in values]
+    points = sum(len(values[line, measure.phase, measure.key]) for line in known)
+    step = math.ceil(points / MOST_POINTS)
+    rows = [
+        {"method": line[0], "budget": line[1], "epoch": epoch, **spread_of(of_runs)}
+        for line in known
+        for epoch, of_runs in _spaced(values[line, measure.phase, measure.key], step)
+    ]
+    return rows, () if step < 2 else (f"The figure shows every {step}th epoch and the last",)
+
+
+def _spaced(epochs: Mapping[int, list[float]], step: int) -> list[tuple[int, list[float]]]:
+    last = max(epochs)
+    return [(epoch, epochs[epoch]) for epoch in sorted(epochs) if step < 2 or epoch % step == 1 or epoch == last]
+
+
+def _table(lines: Sequence[_Line], values: _Values) -> Table:
+    return Table(
+        name="convergence",
+        title="After the last epoch: mean±std over seeds",
+        columns=(
+            Column(title="Method", align="left"),
+            Column(title="Budget", align="left"),
+            Column(title="Search epochs", drop=2),
+            Column(title="Search loss"),
+            Column(title="Search accuracy %"),
+            Column(title="Search cost, % of budget"),
+            Column(title="Fine-tuning epochs", drop=1),
+            Column(title="Fine-tuning loss"),
+            Column(title="Fine-tuning accuracy %"),
+        ),
+        rows=tuple(_cells(line, values) for line in lines),
+        notes=(
+            "Training loss and accuracy; cost is that of the search itself, before repair. "
+            "Methods without a search have none of its figures",
+        ),
+    )
+
+
+def _cells(line: _Line, values: _Values) -> tuple[str, ...]:
+    def last(phase: str, key: str) -> str:
+        epochs = values.get((line, phase, key))
+        return "" if not epochs else spread(mean(epochs[max(epochs)]), std(epochs[max(epochs)]))
+
+    def count(phase: str) -> str:
+        epochs = values.get((line, phase, "loss"))
+        return str(max(epochs)) if epochs else ""
+
+    search = (last("search", key) for key in ("loss", "accuracy", "cost"))
+    finetuning = (last("finetune", key) for key in ("loss", "accuracy"))
+    return (*line, count("search"), *search, count("finetune"), *finetuning)

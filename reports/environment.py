@@ -1,0 +1,69 @@
+"""What a study was made with: versions, hardware, specification, data."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.report import Column, Report, Table
+from bench.results import StudyResults, section
+
+_PARTS = ("versions", "hardware")
+
+
+class Environment(Report):
+    """Versions, hardware, specification, data."""
+
+    summary = "versions and hardware of the runs, the specification, the data's checksum"
+    title = "Environment and specification"
+    rank = 80
+
+    def build(self, results: StudyResults) -> list[Table]:
+        """Never nothing: the specification is there from the beginning."""
+        return [_environment(results), _specification(results)]
+
+
+def _environment(results: StudyResults) -> Table:
+    records = [results.record("runs", str(identity)) for identity in results.study.get("runs") or ()]
+    counts = Counter(found for record in records if record is not None for found in _conditions(record))
+    order = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in counts))}
+    return Table(
+        name="environment",
+        title="Versions, hardware and data of the runs",
+        columns=(Column(title="What", align="left"), Column(title="Value", align="left"), Column(title="Runs")),
+        rows=tuple(
+            (*condition, str(counts[condition])) for condition in sorted(counts, key=lambda found: order[found[0]])
+        ),
+        notes=(
+            f"Data now: checksum {results.study.get('data_checksum') or 'unknown'}",
+            f"Study made {results.study.get('created') or 'at an unknown time'}: "
+            f"{results.study.get('command') or 'its command is not known'}",
+        ),
+    )
+
+
+def _conditions(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for part in _PARTS:
+        yield from ((str(name), str(value)) for name, value in section(record, part).items())
+    fingerprint = section(record, "fingerprint")
+    for key, name in (("data_checksum", "data and split, SHA-256"), ("cost_counter", "cost counter, version")):
+        if fingerprint.get(key) is not None:
+            yield name, str(fingerprint[key])
+
+
+def _specification(results: StudyResults) -> Table:
+    return Table(
+        name="specification",
+        title="Specification",
+        columns=(Column(title="Key", align="left", code=True), Column(title="Value", align="left")),
+        rows=tuple(_flat(results.spec)),
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Keys as `--set` takes them, with their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            yield f"{prefix}{key}", "" if shown is None else str(shown)

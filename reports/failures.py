@@ -1,0 +1,94 @@
+"""Runs without a result that counts: what became of each, why, and the command that gets it one."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.leases import Leases
+from bench.report import Column, Report, Table
+from bench.results import DAMAGED, FAILURES, MISSING, STALE, StudyResults, section
+from reports.repeating import continuation, repetition
+
+_OPEN = "running"
+_ORPHANED, _OVER, _BELOW = "orphaned", "over budget", "below the window"
+_MEANING = {
+    "failed": "an exception; its traceback is in error.txt of the run's folder",
+    "diverged": "the loss did not stay finite",
+    "timeout": "over the time limit",
+    "oom": "out of memory",
+    "killed": "its process was lost",
+    "interrupted": "stopped by the user",
+    "skipped": "what it needs did not finish",
+    "unreachable": "no policy of the method fits the budget: a result",
+    MISSING: "not begun yet",
+    DAMAGED: "its record is not as it was written",
+    STALE: "made with another method source, other data or another cost counter",
+    _ORPHANED: "its process is gone without having said so",
+    _OVER: "finished, but costs more than the budget",
+    _BELOW: "finished, but costs less than the window below the budget",
+}
+
+
+class Failures(Report):
+    """Every run that is not done within its budget."""
+
+    summary = "runs that failed, are missing, stale, damaged or unreachable, or missed their budget, and what to do"
+    title = "Runs without a result, or outside their budget"
+    rank = 60
+
+    def build(self, results: StudyResults) -> list[Table]:
+        """Nothing when every run is done within its budget, or still at work."""
+        living = _living(results)
+        runs = [{str(key): value for key, value in run.items()} for run in results.runs.to_dict("records")]
+        found = [(run, state, reason) for run in runs for state, reason in _state(run, living)]
+        if not found:
+            return []
+        states = list(dict.fromkeys(state for _, state, _ in found))
+        counts = {state: sum(other == state for _, other, _ in found) for state in states}
+        return [
+            Table(
+                name="failures",
+                title=f"{len(found)} of {len(results.runs)} runs",
+                columns=(
+                    Column(title="Run", align="left"),
+                    Column(title="State", align="left"),
+                    Column(title="Reason", align="left"),
+                    Column(title="Id", align="left", drop=2, code=True),
+                    Column(title="To get a result", align="left", drop=1, code=True),
+                ),
+                rows=tuple(_cells(results, run, state, reason) for run, state, reason in found),
+                notes=tuple(f"{state} ({counts[state]}): {_MEANING.get(state, 'see the reason')}" for state in states),
+            )
+        ]
+
+
+def _living(results: StudyResults) -> set[str]:
+    """Names of the units that somebody works on."""
+    leases = Leases(results.store.root)
+    return {view.name for view in leases.all() if not leases.is_dead(view)}
+
+
+def _state(run: Mapping[str, Any], living: set[str]) -> Iterator[tuple[str, str]]:
+    """What a run is called that has no result which counts, and why."""
+    status, reason = str(run["status"]), str(run["reason"])
+    if status == _OPEN and f"runs-{run['id']}" not in living:
+        yield _ORPHANED, f"begun {run['started']}"
+    elif status in FAILURES | {MISSING, DAMAGED, STALE}:
+        yield status, reason
+    elif status == "done" and run["within_budget"] is False:
+        share = run["bops"] / run["budget_bops"]
+        yield (_OVER if share > 1 else _BELOW), f"costs {share:.3f} of the budget"
+
+
+def _cells(results: StudyResults, run: Mapping[str, Any], state: str, reason: str) -> tuple[str, ...]:
+    made = state in (_OVER, _BELOW, "unreachable")
+    command = repetition(results, [run]) if made else continuation(results, run)
+    return _title(results, run), state, reason, str(run["id"]), command
+
+
+def _title(results: StudyResults, run: Mapping[str, Any]) -> str:
+    """A run in words: as the study calls it, else from what is known of it."""
+    stated = section(results.study, "titles").get(str(run["id"]))
+    if stated is not None:
+        return str(stated).removeprefix("run ")
+    known = [str(run["method"]), str(run["budget"]), f"seed {run['seed']}" if run["seed"] == run["seed"] else ""]
+    return " ".join(filter(None, known if run["method"] else [])) or str(run["id"])

@@ -1,0 +1,213 @@
+"""One page for everything: a single HTML file with sortable tables and interactive charts, without network.
+
+The libraries, DataTables (through itables) and Vega-Lite (through vl-convert), stand in the file once. Every text from
+a study is foreign: the template escapes it, data of charts are JSON in which no tag can end, and the page's own policy
+forbids the browser to run any other script and to fetch anything.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.report import Column, Document, Figure, Form, Part, Table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")
+_MOST_ROWS = 2000
+_UNPAGED = 200
+"""Up to so many rows stand below one another; longer tables are turned over."""
+_LONG = 34
+"""Characters from which on a cell is broken into lines."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A cell as the template shows it.
+
+    Attributes:
+        text: What stands in it.
+        order: What it is sorted by; empty for no number, `None` where the text decides.
+        link: Where it leads within the page; empty for nowhere.
+    """
+
+    text: str
+    order: str | None
+    link: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownTable:
+    """A table as the template shows it: see `bench.report.Table`.
+
+    Attributes:
+        identity: In the page.
+        title, columns, notes: Of the table.
+        rows: For each row its place in the page, empty for none, and its cells.
+        long: For each column, whether its cells are broken into lines.
+        paged: Whether it is turned over.
+    """
+
+    identity: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    notes: tuple[str, ...]
+    long: tuple[bool, ...]
+    paged: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownFigure:
+    """A figure as the template shows it.
+
+    Attributes:
+        identity: In the page.
+        title, notes: Of the figure.
+        chart: Its Vega-Lite specification.
+    """
+
+    identity: str
+    title: str
+    notes: tuple[str, ...]
+    chart: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Libraries:
+    """What the page brings along, once.
+
+    Attributes:
+        style: Style sheet of tables.
+        modules: Import map in which the module of tables stands as a data URL.
+        charts: Script of charts.
+        own: The page's own script, which hands tables and charts to these two.
+    """
+
+    style: str
+    modules: str
+    charts: str
+    own: str
+
+    @property
+    def policy(self) -> str:
+        """What a browser may do with the page: run these scripts and no others, and fetch nothing."""
+        scripts = " ".join(f"'sha256-{_hash(script)}'" for script in (self.modules, self.charts, self.own))
+        return f"default-src 'none'; script-src {scripts} data:; style-src 'unsafe-inline'; img-src data:"
+
+
+def page(document: Document, _: int = 0) -> str:
+    """The page of a document.
+
+    Args:
+        document: What it shows.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from bench.charts import COLOURS, DARK_COLOURS
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    places = _places(document)
+    sections = [(section, [_shown(part, places) for part in section.parts]) for section in document.sections]
+    figures = [part for _, parts in sections for part in parts if isinstance(part, ShownFigure)]
+    return environment.get_template("page.html").render(
+        study=document.study,
+        sections=sections,
+        charts={figure.identity: figure.chart for figure in figures},
+        colours=COLOURS,
+        dark_colours=DARK_COLOURS,
+        libraries=_libraries(),
+    )
+
+
+def sort_value(text: str) -> str:
+    """The number that a cell stands for among others: its first one, "" for none, that of "<0.001" just below it."""
+    found = _NUMBER.match(text)
+    if found is None:
+        return ""
+    value = float(found["number"].replace("−", "-"))
+    return repr(math.nextafter(value, -math.inf) if found["below"] else value)
+
+
+def _places(document: Document) -> dict[str, str]:
+    """For each anchor its name in the page, in which only plain letters stand."""
+    anchors = [anchor for table in document.tables for anchor in table.anchors if anchor]
+    return {anchor: f"line-{number}" for number, anchor in enumerate(dict.fromkeys(anchors), 1)}
+
+
+def _shown(part: Part, places: dict[str, str]) -> ShownTable | ShownFigure:
+    from bench.charts import page_specification
+
+    identity = f"part-{part.name}"
+    if isinstance(part, Figure):
+        chart = page_specification(part.draw())
+        return ShownFigure(identity=identity, title=part.title, notes=part.notes, chart=chart)
+    most = len(part.rows) if part.anchors else min(_MOST_ROWS, len(part.rows))
+    left_out = f"The first {most} of {len(part.rows)} rows; all of them are in {part.name}.csv"
+    return ShownTable(
+        identity=identity,
+        title=part.title,
+        columns=part.columns,
+        rows=tuple(_row(part, number, places) for number in range(most)),
+        notes=(*([left_out] if len(part.rows) > most else []), *part.notes),
+        long=tuple(any(len(row[index]) > _LONG for row in part.rows) for index, _ in enumerate(part.columns)),
+        paged=len(part.rows) > _UNPAGED and not part.anchors,
+    )
+
+
+def _row(table: Table, number: int, places: dict[str, str]) -> tuple[str, tuple[Cell, ...]]:
+    link = places.get(table.links[number], "") if table.links else ""
+    cells = (
+        Cell(text=text, order=sort_value(text) if column.align == "right" else None, link=link)
+        for column, text in zip(table.columns, table.rows[number], strict=True)
+    )
+    return places.get(table.anchors[number], "") if table.anchors else "", tuple(cells)
+
+
+@cache
+def _libraries() -> _Libraries:
+    from importlib.resources import files
+
+    import vl_convert
+
+    from bench.charts import vega_lite_version
+
+    folder = files("itables") / "html"
+    module = base64.b64encode((folder / "dt_bundle.js").read_bytes()).decode()
+    charts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
+    return _Libraries(
+        style=_enclosed((folder / "dt_bundle.css").read_text(encoding="utf-8"), "style", "\\3c "),
+        modules=json.dumps({"imports": {"itables": f"data:text/javascript;base64,{module}"}}),
+        charts=_enclosed(charts, "script", "\\x3c"),
+        own=(_TEMPLATES / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+def _enclosed(text: str, element: str, less: str) -> str:
+    """A library's text so that nothing in its strings and comments ends the element that it stands in.
+
+    Args:
+        text: Of the library.
+        element: The element's name.
+        less: How a string of the library's language writes "<" otherwise.
+    """
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")  # as a browser reads it
+    return re.sub(rf"<(?=/{element}|!--)", lambda _: less, plain, flags=re.IGNORECASE)
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+HTML = Form("one page with sortable tables and interactive charts, for any browser, offline", ".html", page, page=True)

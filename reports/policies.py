@@ -1,0 +1,184 @@
+"""What searches decided, layer by layer: bits of weights and activations, and filters (Figs. 6, 7, II to VI)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.report import Column, Figure, Part, Report, Table
+from bench.results import IDENTITY, StudyResults, section
+from bench.statistics import mean, std
+from reports.cells import named_runs, spread
+from reports.drawing import both, spread_of, unique
+
+if TYPE_CHECKING:
+    import altair as alt
+
+_MOST_ROWS = 2000
+_BITS = {"weight_bits": "weights", "activation_bits": "activations"}
+_KINDS = (*_BITS, "pruned")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layer:
+    """What all runs of a method and budget decided for one layer.
+
+    Attributes:
+        method, budget: Of the runs.
+        layer: Its name.
+        values: For each kind of decision, a value for each run; `pruned` is a percentage, empty where none can be.
+    """
+
+    method: str
+    budget: str
+    layer: str
+    values: Mapping[str, Sequence[float]]
+
+    @property
+    def line(self) -> str:
+        """Method and budget."""
+        return f"{self.method} {self.budget}".strip()
+
+
+class Policies(Report):
+    """Bits and filters of every layer."""
+
+    summary = "bits and pruned filters of every layer, for each method and budget"
+    title = "Policies, layer by layer"
+    rank = 30
+
+    def build(self, results: StudyResults) -> list[Part]:
+        """Nothing before the first run has left a policy."""
+        lines = [line for line in _lines(results) if line]
+        if not lines:
+            return []
+        kept, left_out = _within(lines)
+        layers = [layer for line in kept for layer in line]
+        notes = ("Layers in the network's order; bars: means over seeds, lines: ± one standard deviation", *left_out)
+        parts: list[Part] = [_figure_of_bits(layers, notes)]
+        if any(layer.values["pruned"] for layer in layers):
+            parts.append(_figure_of_filters(layers, notes))
+        return [*parts, _table(layers, left_out)]
+
+
+def _within(lines: Sequence[Sequence[_Layer]]) -> tuple[Sequence[Sequence[_Layer]], tuple[str, ...]]:
+    """So many lines as a reader can still look through, and what was left out."""
+    most = max(1, _MOST_ROWS // max(map(len, lines)))
+    if len(lines) <= most:
+        return lines, ()
+    return lines[:most], (f"The first {most} of {len(lines)} methods and budgets; the others' are in the run folders",)
+
+
+def _lines(results: StudyResults) -> Iterator[list[_Layer]]:
+    """The layers of each method and budget, in the study's order."""
+    runs = named_runs(results)
+    for _, group in runs[runs["status"] == "done"].groupby(list(IDENTITY), sort=False):
+        method, budget = str(group["line"].iloc[0]), str(group["budget"].iloc[0])
+        values: dict[str, dict[str, list[float]]] = {}
+        for run in group["id"]:
+            for layer, decisions in _decisions(results, str(run)):
+                of_layer = values.setdefault(layer, {key: [] for key in _KINDS})
+                for key, value in decisions.items():
+                    of_layer[key].append(value)
+        yield [_Layer(method=method, budget=budget, layer=layer, values=found) for layer, found in values.items()]
+
+
+def _decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """What a run decided for each layer; what is no policy of a layer is left out."""
+    policy = results.file(run, "policy.json")
+    filters = section(results.record("runs", run) or {}, "filters")
+    for layer, entry in section(policy, "layers").items() if isinstance(policy, dict) else ():
+        if isinstance(entry, dict) and all(isinstance(entry.get(key), int) for key in _BITS):
+            yield layer, {**{key: float(entry[key]) for key in _BITS}, **_pruned(entry, filters.get(layer))}
+
+
+def _pruned(entry: Mapping[str, Any], filters: Any) -> dict[str, float]:
+    """Percentage of a layer's filters that are gone; nothing where the policy or the record does not tell."""
+    kept = entry.get("kept_filters")
+    if not isinstance(kept, list) or not isinstance(filters, int) or filters < 1:
+        return {}
+    return {"pruned": 100 * (1 - len(kept) / filters)}
+
+
+# --- shown ----------------------------------------------------------------------------------------------------
+
+
+def _figure_of_bits(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
+    rows = [
+        {"line": layer.line, "layer": layer.layer, "what": what, **spread_of(layer.values[key])}
+        for layer in layers
+        for key, what in _BITS.items()
+    ]
+    order = unique(layer.layer for layer in layers)
+    drawn = both(lambda: _bars(order, "bits", list(_BITS.values())), rows, "line", "Method")
+    return Figure(name="policy-bits", title="Bits of weights and activations", notes=notes, **drawn)
+
+
+def _figure_of_filters(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
+    rows = [
+        {"line": layer.line, "layer": layer.layer, "what": "filters", **spread_of(layer.values["pruned"])}
+        for layer in layers
+        if layer.values["pruned"]
+    ]
+    order = unique(row["layer"] for row in rows)
+    drawn = both(lambda: _bars(order, "filters pruned (%)", ["filters"], top=100), rows, "line", "Method")
+    return Figure(name="policy-filters", title="Share of filters pruned", notes=notes, **drawn)
+
+
+def _bars(order: Sequence[str], title: str, kinds: Sequence[str], top: float | None = None) -> "list[alt.Chart]":
+    """Layers of a chart without data: means as bars, one standard deviation to either side as lines."""
+    import altair as alt
+
+    scale = alt.Undefined if top is None else alt.Scale(domain=[0, top])
+    axis = alt.Axis(labelAngle=-60, labelLimit=130, labelOverlap=True)
+    base = alt.Chart().encode(x=alt.X("layer:N", sort=list(order), title=None, axis=axis))
+    colour = alt.Color("what:N", title=None, scale=alt.Scale(domain=list(kinds)), legend=_legend(kinds))
+    if len(kinds) > 1:
+        base = base.encode(xOffset=alt.XOffset("what:N", sort=list(kinds)))
+    tooltip = [
+        alt.Tooltip("line:N", title="method"),
+        alt.Tooltip("layer:N"),
+        alt.Tooltip("what:N"),
+        alt.Tooltip("mean:Q", format=".2f", title=title),
+        alt.Tooltip("std:Q", format=".2f"),
+        alt.Tooltip("n:Q", title="runs"),
+    ]
+    return [
+        base.mark_bar().encode(y=alt.Y("mean:Q", title=title, scale=scale), color=colour, tooltip=tooltip),
+        base.mark_rule(color="currentColor", strokeWidth=1.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+    ]
+
+
+def _legend(kinds: Sequence[str]) -> Any:
+    import altair as alt
+
+    return alt.Legend() if len(kinds) > 1 else None
+
+
+def _table(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Table:
+    return Table(
+        name="policies",
+        title="Policies: mean±std over seeds",
+        columns=(
+            Column(title="Method", align="left"),
+            Column(title="Budget", align="left"),
+            Column(title="Layer", align="left"),
+            Column(title="n", drop=1),
+            Column(title="Weight bits"),
+            Column(title="Activation bits"),
+            Column(title="Filters pruned %"),
+        ),
+        rows=tuple(_cells(layer) for layer in layers),
+        notes=("An empty share: no run chose among the layer's filters", *notes),
+    )
+
+
+def _cells(layer: _Layer) -> tuple[str, ...]:
+    pruned = layer.values["pruned"]
+    return (
+        layer.method,
+        layer.budget,
+        layer.layer,
+        str(len(layer.values["weight_bits"])),
+        *(spread(mean(layer.values[key]), std(layer.values[key])) for key in _BITS),
+        spread(mean(pruned), std(pruned)) if pruned else "",
+    )

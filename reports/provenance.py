@@ -1,0 +1,99 @@
+"""How each line of the comparison was obtained: its runs, with what and when they were made, and how to repeat them."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.report import Column, Report, Table
+from bench.results import DAMAGED, IDENTITY, MISSING, StudyResults, section
+from reports.cells import anchor, named_runs, number
+from reports.repeating import repetition
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_HARDWARE = ("gpu", "processor")
+_CONDITIONS = ("device", "threads")
+_MOST_RUNS = 20
+
+
+class Provenance(Report):
+    """Runs, versions, hardware, times and commands behind every line of the comparison."""
+
+    summary = "for each line of the comparison its runs, versions, hardware, times, and the command to repeat them"
+    title = "How this was obtained"
+    rank = 70
+
+    def build(self, results: StudyResults) -> list[Table]:
+        """Nothing before the first run has a record."""
+        runs = named_runs(results)
+        known = runs[~runs["status"].isin((MISSING, DAMAGED))]
+        groups = [group for _, group in known.groupby(list(IDENTITY), sort=False)]
+        if not groups:
+            return []
+        return [
+            Table(
+                name="provenance",
+                title="For each line of the comparison",
+                columns=(
+                    Column(title="Method", align="left"),
+                    Column(title="Budget", align="left"),
+                    Column(title="Runs: seed and id", align="left", drop=3, code=True),
+                    Column(title="Versions", align="left", drop=5),
+                    Column(title="Hardware", align="left", drop=4),
+                    Column(title="Made", align="left", drop=2),
+                    Column(title="Run s", drop=1),
+                    Column(title="To repeat", align="left", code=True),
+                ),
+                rows=tuple(_cells(results, group) for group in groups),
+                notes=(
+                    "Run s: seconds of all runs together, without tuning",
+                    "A command makes the same runs, and the tuning before them, in a store of its own; "
+                    "numbers agree where versions and hardware do",
+                    f"The study itself: {results.study.get('command') or 'its command is not known'}",
+                ),
+                anchors=tuple(anchor(group.iloc[0].to_dict()) for group in groups),
+            )
+        ]
+
+
+def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
+    runs = [{str(key): value for key, value in run.items()} for run in group.to_dict("records")]
+    records = [record for run in runs if (record := results.record("runs", run["id"])) is not None]
+    return (
+        str(runs[0]["line"]),
+        str(runs[0]["budget"]),
+        _listed([f"{run['seed']}: {run['id']}" for run in runs]),
+        _different(_versions(record) for record in records),
+        _different(_hardware(record) for record in records),
+        _period(runs),
+        number(group["total_seconds"].sum(), 0),
+        repetition(results, runs),
+    )
+
+
+def _listed(runs: list[str]) -> str:
+    """The runs, of very many the first."""
+    more = [f"and {len(runs) - _MOST_RUNS} more, in the study's runs.csv"] if len(runs) > _MOST_RUNS else []
+    return ", ".join([*runs[:_MOST_RUNS], *more])
+
+
+def _different(texts: Iterable[str]) -> str:
+    return "; ".join(filter(None, dict.fromkeys(texts)))
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in section(record, "versions").items())
+
+
+def _hardware(record: Mapping[str, Any]) -> str:
+    found = section(record, "hardware")
+    name = next((str(found[key]) for key in _HARDWARE if found.get(key)), "")
+    return ", ".join(filter(None, [name, *(f"{key} {found[key]}" for key in _CONDITIONS if key in found)]))
+
+
+def _period(runs: Iterable[Mapping[str, Any]]) -> str:
+    """From the first beginning to the last end."""
+    runs = list(runs)
+    begun = min(filter(None, (run["started"] for run in runs)), default="")
+    ended = max(filter(None, (run["finished"] for run in runs)), default="")
+    return " to ".join(filter(None, (begun, ended)))

@@ -1,0 +1,211 @@
+"""Accuracy over cost: every run, the mean of every method and budget, the Pareto front of the means (Figs. 4, 5)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+from bench.report import Column, Figure, Part, Report, Table
+from bench.results import StudyResults
+from bench.statistics import mean, std, t_interval
+from reports.cells import MILLION, anchor, interval, named_runs, number, spread
+from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
+from reports.drawing import number as plotted
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
+
+_WIDE = 10.0
+"""Costs that differ by more than this factor stand on a logarithmic axis."""
+_MARGIN = 0.3
+"""Above and below the runs, as a share of the range of their accuracies."""
+
+
+class Tradeoff(Report):
+    """Accuracy over bit operations."""
+
+    summary = "accuracy over BOPs, and which methods no other one beats in both"
+    title = "Accuracy over cost"
+    rank = 10
+
+    def build(self, results: StudyResults) -> list[Part]:
+        """Nothing before the first run is done."""
+        runs = named_runs(results)
+        done = runs[runs["status"] == "done"].dropna(subset=["top1", "bops"])
+        done = done[done["bops"] > 0]
+        if not len(done):
+            return []
+        means = _means(done)
+        front = pareto_front(means)
+        points = sorted(_points(done), key=lambda point: (point["method"], point["budget"]))  # some of each are kept
+        shown, note = thinned(points, "runs")
+        methods = unique(row["method"] for row in means)
+        text = (
+            "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
+            "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure",
+            *note,
+        )
+        return [
+            Figure(
+                name="tradeoff",
+                title="Top-1 accuracy over bit operations",
+                draw=lambda: _draw(methods, shown, means, front),
+                notes=text,
+            ),
+            _table(means, front),
+        ]
+
+
+def _points(done: "pd.DataFrame") -> list[dict[str, Any]]:
+    return [
+        {
+            "method": run["line"],
+            "budget": run["budget"] or "none",
+            "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
+            "top1": plotted(run["top1"]),
+            "bops": plotted(run["bops"] / MILLION),
+            "memory": plotted(run["memory_kb"]),
+            "run": run["id"],
+        }
+        for run in done.astype({"seed": float}).to_dict("records")
+    ]
+
+
+def _means(done: "pd.DataFrame") -> list[dict[str, Any]]:
+    """One row for each method and budget, in the study's order."""
+    rows = []
+    for _, group in done.groupby(["model", "dataset", "method", "budget"], sort=False):
+        ends = t_interval(group["top1"])
+        first = group.iloc[0]
+        rows.append(
+            {
+                "method": str(first["line"]),
+                "budget": str(first["budget"]) or "none",
+                "n": len(group),
+                "top1": mean(group["top1"]),
+                "std": std(group["top1"]),
+                "interval": ends,
+                "bops": mean(group["bops"]) / MILLION,
+                "memory": mean(group["memory_kb"]),
+                "anchor": anchor(first.to_dict()),
+            }
+        )
+    return rows
+
+
+def pareto_front(means: Rows) -> list[int]:
+    """Positions of the means that no other one beats in cost and accuracy, by rising cost.
+
+    One beats another when it is no worse in both and better in one.
+    """
+    order = sorted(range(len(means)), key=lambda index: (means[index]["bops"], -means[index]["top1"]))
+    front: list[int] = []
+    for index in order:
+        best = means[front[-1]] if front else None
+        same = best is not None and all(means[index][key] == best[key] for key in ("bops", "top1"))
+        if best is None or means[index]["top1"] > best["top1"] or same:
+            front.append(index)
+    return front
+
+
+def _table(means: Rows, front: Sequence[int]) -> Table:
+    return Table(
+        name="pareto",
+        title="Means by cost, and the Pareto front",
+        columns=(
+            Column(title="Method", align="left"),
+            Column(title="Budget", align="left"),
+            Column(title="n"),
+            Column(title="BOPs (M)"),
+            Column(title="Top-1 %"),
+            Column(title="95 % interval", drop=1),
+            Column(title="Memory KB", drop=2),
+            Column(title="On the front", align="left"),
+        ),
+        rows=tuple(
+            _cells(means[index], on_front=index in set(front))
+            for index in sorted(range(len(means)), key=lambda index: float(means[index]["bops"]))
+        ),
+        notes=("On the front: no other mean costs no more and is at least as accurate, and better in one of both",),
+        links=tuple(str(row["anchor"]) for row in sorted(means, key=lambda row: float(row["bops"]))),
+    )
+
+
+def _cells(row: Mapping[str, Any], *, on_front: bool) -> tuple[str, ...]:
+    return (
+        row["method"],
+        row["budget"],
+        str(row["n"]),
+        number(row["bops"], 2),
+        spread(row["top1"], row["std"]),
+        interval(row["interval"]),
+        number(row["memory"], 1),
+        "yes" if on_front else "no",
+    )
+
+
+def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int]) -> "alt.TopLevelMixin":
+    import altair as alt
+
+    from bench.charts import GREY
+
+    costs = [row["bops"] for row in means]
+    scale = alt.Scale(type="log", nice=False, padding=20) if max(costs) > _WIDE * min(costs) else alt.Scale(zero=False)
+    x = alt.X("bops:Q", title="bit operations (M)", scale=scale)
+    title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
+    y = alt.Y("top1:Q", title=title, scale=height)
+    colour, shape = method_colour(methods), method_shape(methods)
+    plain = [_plain(row) for row in means]
+    curves = alt.Chart(data(_of_several(plain)))
+    centres = alt.Chart(data(plain))
+    edge = alt.Chart(data([plain[index] for index in front]))
+    low, high = alt.Y("low:Q", title=title, scale=height), alt.Y2("high:Q")
+    return alt.layer(
+        edge.mark_line(color=GREY, strokeDash=[5, 4], interpolate="step-after").encode(x=x, y=y),
+        edge.mark_point(color=GREY, filled=False, shape="circle", size=320).encode(x=x, y=y),
+        curves.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
+        curves.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
+        centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
+        alt.Chart(data(runs))
+        .mark_point(filled=True, size=28, opacity=0.5)
+        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(("seed", "run"))),
+        centres.mark_point(filled=True, size=110, opacity=1).encode(
+            x=x, y=y, color=colour, shape=shape, tooltip=_hover(("n", "std", "interval"))
+        ),
+    )
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A mean for the chart; without an interval, both ends are the mean, so that its mark has no extent."""
+    figures = {key: plotted(row[key]) for key in ("top1", "std", "bops", "memory")}
+    low, high = (figures["top1"] if math.isnan(end) else plotted(end) for end in astuple(row["interval"]))
+    return {**row, **figures, "low": low, "high": high, "interval": interval(row["interval"])}
+
+
+def _height(accuracies: Sequence[float]) -> list[float]:
+    """Ends of the accuracies' axis: runs decide, since the intervals of few seeds would leave nothing else to see."""
+    low, high = min(accuracies), max(accuracies)
+    margin = max(_MARGIN * (high - low), 1.0)
+    return [max(low - margin, 0.0), min(high + margin, 100.0)]
+
+
+def _of_several(means: Rows) -> Rows:
+    """The means of methods that have more than one."""
+    methods = [row["method"] for row in means]
+    return [row for row in means if methods.count(row["method"]) > 1]
+
+
+def _hover(more: Sequence[str]) -> "list[alt.Tooltip]":
+    import altair as alt
+
+    figures = {"top1": "Top-1 %", "bops": "BOPs (M)", "memory": "memory (KB)"}
+    names = {"method": "method", "budget": "budget", "seed": "seed", "run": "run", "n": "runs"}
+    titles = {**names, **figures, "std": "std", "interval": "95 % interval"}
+    chosen = ("method", "budget", *figures, *more)
+    return [
+        alt.Tooltip(f"{key}:Q", title=titles[key], format=",.2f")
+        if key in figures or key == "std"
+        else alt.Tooltip(f"{key}:N", title=titles[key])
+        for key in chosen
+    ]

@@ -1,0 +1,44 @@
+"""Every preset runs to its end with the quick schedule, and its reports are made."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.spec import build, preset_names, read_preset, with_schedule
+
+SEEDS = 2
+REPORTS = {
+    "table8": ["ablation_gate_training.csv", "published.csv"],
+    "table9": ["ablation_group_size.csv", "published.csv"],
+    **{name: ["published.csv"] for name in ("table1", "table1-pruning", "table5", "table7", "table10", "table12")},
+}
+"""Tables that a preset has besides the comparison."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: what presets have in common is done once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def bench(*arguments: object) -> str:
+    command = [sys.executable, "-m", "bench", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_runs_to_its_end_and_is_reported(preset: str, store: Path, tmp_path: Path) -> None:
+    bench("run", "--preset", preset, "--schedule", "quick", "--seeds", SEEDS, "--jobs", 2, "--store", store)
+    spec = build([with_schedule(read_preset(preset), "quick")])
+    runs = pd.read_csv(store / "studies" / spec.name / "runs.csv")
+    assert set(runs["status"]) <= {"done", "unreachable"}
+    assert set(runs["method"].str.partition("[")[0]) == set(spec.methods)
+    assert set(runs["model"]) == {spec.task.model, *spec.further_models}
+    bench("report", spec.name, "--store", store, "--out", tmp_path)
+    made = {file.name for file in tmp_path.iterdir()}
+    assert {"index.html", "table.csv", "table.tex", "table.md", *REPORTS.get(preset, [])} <= made
+    assert all(file.stat().st_size for file in tmp_path.iterdir())

@@ -1,0 +1,202 @@
+"""The page in a browser: sorting, hovering, choosing, links, dark and narrow; nothing leaves for the network."""
+
+import runpy
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.report import make_document
+from bench.results import StudyResults
+from bench.store import write_json
+from reports.page import page
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), reason="no Chromium here"
+    ),
+]
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here; it comes with .[dev]")
+
+fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+ALL = ["comparison", "tradeoff", "policies", "convergence", "tuning", "failures", "provenance", "environment"]
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@dataclass
+class Opened:
+    """A page in a browser, and what happened in it that should not."""
+
+    tab: Any
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def column(self, part: str, number: int) -> list[str]:
+        """The cells of a column as they stand now."""
+        cells = self.tab.locator(f"#part-{part} tbody tr td:nth-child({number + 1})")
+        found: list[str] = cells.all_inner_texts()
+        return found
+
+    def sort(self, part: str, title: str) -> list[str]:
+        """Click a heading, and read its column."""
+        headings = self.tab.locator(f"#part-{part} thead th")
+        number = [text.strip() for text in headings.all_inner_texts()].index(title)
+        headings.nth(number).click()
+        self.tab.wait_for_timeout(300)  # rows are moved a moment later
+        return self.column(part, number)
+
+
+def policy(weights: int) -> dict[str, Any]:
+    entry = {"weight_bits": weights, "activation_bits": 4, "kept_filters": [0, 1]}
+    return {"model": "resnet8", "dataset": "digits", "layers": {"stem": entry, EVIL: entry}}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    fake = fake_store.mixed(folder / "store")
+    fake.failed("sbs", 9, EVIL)
+    for run, bits in (("fixed-4bit-0", 4), ("sbs-4bit-0", 2), ("dnas-4bit-0", 8)):
+        write_json(fake.store.unit("runs", run) / "policy.json", policy(bits))
+    for run in fake.seeds("sbs", [100.0, 75.0, 9.5], budget="8bit"):
+        write_json(fake.store.unit("runs", run) / "policy.json", policy(8))
+        fake.store.write_record("runs", run, fake.store.record("runs", run) | {"budget": EVIL, "reason": EVIL})
+    path = folder / "index.html"
+    path.write_text(page(make_document(StudyResults(fake.store, fake.document()), ALL)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def opened(browser: Any, file: Path, **how: Any) -> Iterator[Opened]:
+    context = browser.new_context(**how)
+    found = Opened(context.new_page())
+    found.tab.on("request", lambda request: found.requests.append(request.url))
+    found.tab.on("pageerror", lambda error: found.errors.append(str(error)))
+    found.tab.on("dialog", lambda dialog: (found.errors.append(dialog.message), dialog.dismiss()))
+    found.tab.on(
+        "console",
+        lambda message: found.errors.append(message.text) if message.type in ("error", "warning") else None,
+    )
+    found.tab.goto(file.as_uri())
+    found.tab.wait_for_selector("html.ready", timeout=30_000)
+    yield found
+    context.close()
+    assert found.errors == []
+    assert [url for url in found.requests if not url.startswith("data:")] == [file.as_uri()]
+
+
+@pytest.fixture
+def shown(browser: Any, file: Path) -> Iterator[Opened]:
+    yield from opened(browser, file, viewport={"width": 1280, "height": 900}, color_scheme="light")
+
+
+def test_a_click_on_a_heading_sorts_numbers_as_numbers(shown: Opened) -> None:
+    rising = shown.sort("table", "Top-1 %")
+    means = [float(text.partition("±")[0]) for text in rising if text]
+    assert means == sorted(means) and len(means) >= 5 and means != sorted(means, key=str)[::-1]
+    falling = shown.sort("table", "Top-1 %")
+    assert [text for text in falling if text] == [text for text in rising if text][::-1]
+
+
+def test_cells_that_are_no_numbers_sort_apart(shown: Opened) -> None:
+    differences = shown.sort("table", "Δ fixed")
+    known = [text for text in differences if text.startswith(("+", "-"))]
+    assert [float(text) for text in known] == sorted(map(float, known)) and len(known) >= 2
+    assert differences[-len(known) :] == known  # what is no number comes before all that is
+
+
+def test_hovering_a_point_tells_its_run(shown: Opened) -> None:
+    marks = shown.tab.locator("#part-tradeoff .mark-symbol path[aria-roledescription='point']")
+    labels = [mark.get_attribute("aria-label") or "" for mark in marks.all()]
+    number = next(index for index, label in enumerate(labels) if "run: sbs-8bit-0" in label)
+    marks.nth(number).scroll_into_view_if_needed()
+    marks.nth(number).hover(force=True)
+    tooltip = shown.tab.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for(timeout=5000)
+    keys, values = (tooltip.locator(f"td.{kind}").all_inner_texts() for kind in ("key", "value"))
+    assert dict(zip(keys, values, strict=True)) == {
+        "method": "sbs",
+        "budget": EVIL,
+        "Top-1 %": "100.00",
+        "BOPs (M)": "39.50",
+        "memory (KB)": "33.25",
+        "seed": "0",
+        "run": "sbs-8bit-0",
+    }
+
+
+def test_another_method_s_policy_is_chosen(shown: Opened) -> None:
+    chart = shown.tab.locator("#part-policy-bits")
+    menu = chart.locator("select")
+    assert "dnas 4bit" in menu.locator("option").all_inner_texts()
+
+    def bits() -> str:
+        bars = chart.locator("path[aria-roledescription='bar']").all()
+        labels = [bar.get_attribute("aria-label") or "" for bar in bars]
+        return next(label for label in labels if "layer: stem" in label and "what: weights" in label)
+
+    menu.select_option("fixed 4bit")
+    before = bits()
+    menu.select_option("dnas 4bit")
+    shown.tab.wait_for_timeout(300)
+    assert "method: fixed 4bit" in before and "method: dnas 4bit" in bits()
+    assert "bits: 8;" in bits() and before != bits()
+
+
+def test_texts_of_a_study_stay_texts(shown: Opened) -> None:
+    """Were they markup, an alert or an image that is not there would be among the errors, too."""
+    assert EVIL in shown.tab.locator("#part-policy-bits select option").all_inner_texts()[-1]
+    assert EVIL in shown.column("failures", 2)
+    assert shown.tab.locator("main img, main script").count() == 0
+
+
+def test_a_line_of_the_comparison_leads_to_how_it_was_obtained(shown: Opened) -> None:
+    shown.tab.locator("#part-table tbody a").first.click()
+    target = shown.tab.locator("#part-provenance tr:target")
+    assert target.count() == 1 and "fixed-4bit-0" in target.inner_text()
+    shown.tab.locator("nav a").last.click()
+    assert shown.tab.url.endswith("#environment")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_follow_the_colours_of_the_page(browser: Any, file: Path, scheme: str) -> None:
+    for shown in opened(browser, file, color_scheme=scheme):
+
+        def style(where: str, what: str, tab: Any = shown.tab) -> list[int]:
+            colour = tab.locator(where).first.evaluate(f"element => getComputedStyle(element).{what}")
+            return [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(", ")]
+
+        ground = sum(style("body", "backgroundColor"))
+        assert (ground > 600) == (scheme == "light")
+        for text in ("#part-tradeoff .role-axis-label text", "#part-tradeoff .role-legend-label text"):
+            assert abs(sum(style(text, "fill")) - ground) > 400
+        first = style("#part-tradeoff .mark-line path[aria-roledescription='line mark']", "stroke")
+        assert abs(sum(first) - ground) > 150
+
+
+def test_on_a_phone_only_tables_scroll_sideways(browser: Any, file: Path) -> None:
+    for shown in opened(browser, file, viewport={"width": 360, "height": 740}):
+        widths = shown.tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert widths[0] == widths[1]
+        box = shown.tab.locator("#part-table .dt-layout-table .dt-layout-full")
+        assert box.evaluate("element => element.scrollWidth > element.clientWidth")
+        for chart in shown.tab.locator(".chart svg").all():
+            assert chart.bounding_box()["width"] <= 360
