@@ -29,7 +29,7 @@ Check = Callable[[], Iterator[CheckLine | Figure]]
 
 
 def verification(lines: Sequence[CheckLine], figures: Sequence[Figure]) -> Document:
-    """What all checks found, as a table and the figures."""
+    """What all checks found, as a table and the figures in the order of their names."""
     table = Table(
         name="verify",
         title="Claims of the paper, checked against this implementation",
@@ -40,4 +40,5 @@ def verification(lines: Sequence[CheckLine], figures: Sequence[Figure]) -> Docum
         ),
         rows=tuple((line.what, line.figure, "yes" if line.passed else "no") for line in lines),
     )
-    return Document(study="verify", sections=(Section(name="verify", title="Checks", parts=(table, *figures)),))
+    parts = (table, *sorted(figures, key=lambda figure: figure.name))
+    return Document(study="verify", sections=(Section(name="verify", title="Checks", parts=parts),))

@@ -16,7 +16,7 @@ from urllib.error import URLError
 
 import pytest
 
-from bench import execution, machine
+from bench import execution, machine, plugins
 from bench import store as store_module
 from bench.checks import CheckLine
 from bench.cli import _seeds
@@ -373,8 +373,9 @@ def test_verify_writes_lines_and_figures(
         yield Figure(name="fig9", title="A figure", draw=lambda: chart)
         yield CheckLine(what="the bound", figure="0.7", passed=False)
 
-    monkeypatch.setattr("bench.plugins.available", lambda kind: {"one": None})
-    monkeypatch.setattr("bench.plugins.load", lambda kind, name: check)
+    known = plugins.available
+    monkeypatch.setattr(plugins, "available", lambda kind: {"one": None} if kind == "checks" else known(kind))
+    monkeypatch.setattr(plugins, "load", lambda kind, name: check)
     answer = bench("verify", "--out", tmp_path / "out")
     assert answer.status == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
