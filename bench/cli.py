@@ -354,16 +354,21 @@ def report(study: str | None, wanted: str | None, form: str, out: Path | None, s
 @click.argument("study", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--open", "open_browser", is_flag=True, help="Show it in a browser.")
 @store_option
 @tracking_option
-def ui(study: str | None, port: int, host: str, store_dir: Path, tracking_uri: str | None) -> None:
+def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: Path, tracking_uri: str | None) -> None:
     """Open a study in MLflow's comparison view, on this machine only."""
     from bench.store import Store
     from bench.ui import launch_ui
 
     store = Store(store_dir)
-    with launch_ui(store.root, tracking_uri, str(store.load_study(study)["name"]), host=host, port=port) as view:
-        click.echo(f"{view.url}\npress Ctrl-C to stop")
+    name = str(store.load_study(study)["name"])
+    with launch_ui(store.root, tracking_uri, name, host, port, open_browser=open_browser) as view:
+        click.echo(view.url)
+        for shows, url in view.views.items():
+            click.echo(f"{shows}: {url}")
+        click.echo("press Ctrl-C to stop")
         view.wait()
 
 
@@ -443,16 +448,25 @@ def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, a
 
 
 @bench.command()
-def verify() -> int:
+@click.option("--out", type=FOLDER, default=None, help="Write the lines as a table, and figures, to this folder.")
+def verify(out: Path | None) -> int:
     """Check the paper's theorem, bounds, toy regression and printed costs against this implementation."""
     from bench.__main__ import EXIT_SOME_FAILED
+    from bench.checks import verification
     from bench.plugins import available, load
+    from bench.report import Figure, write_document
 
-    failed = 0
+    lines, figures = [], []
     for name in available("checks"):
-        for line in load("checks", name)():
-            failed += not line.passed
-            click.echo(f"{'pass' if line.passed else 'FAIL'}  {line.what}: {line.figure}")
+        for found in load("checks", name)():
+            if isinstance(found, Figure):
+                figures.append(found)
+            else:
+                lines.append(found)
+                click.echo(f"{'pass' if found.passed else 'FAIL'}  {found.what}: {found.figure}")
+    if out is not None:
+        click.echo(f"{len(write_document(verification(lines, figures), out))} files in {out}")
+    failed = sum(not line.passed for line in lines)
     click.echo(f"{failed} checks failed" if failed else "all checks passed")
     return EXIT_SOME_FAILED if failed else 0
 

@@ -20,9 +20,11 @@ from bench.errors import BenchError
 from bench.store import Store, write_text
 from bench.tracking_mirror import STORE, Connection, Counts, Mirror
 from bench.tracking_probe import first_line, is_database, is_server, open_sqlite, probe, sqlite_file
+from bench.tracking_views import experiment_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +98,15 @@ class Tracker:
 
     def find_experiment(self, name: str) -> str | None:
         """The id of a study's experiment; `None` when there is none."""
+        experiment = self.get_experiment(name)
+        return None if experiment is None else str(experiment.experiment_id)
+
+    def get_experiment(self, name: str) -> "Experiment | None":
+        """A study's experiment; `None` when there is none."""
         with self._environment():
             probe(self.uri, write=False)
             experiment = self._client.get_experiment_by_name(name)
-        found = experiment is not None and experiment.lifecycle_stage == "active"
-        return str(experiment.experiment_id) if found else None
+        return experiment if experiment is not None and experiment.lifecycle_stage == "active" else None
 
     @property
     def _client(self) -> "MlflowClient":
@@ -185,10 +191,13 @@ class Tracker:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             location = (artifact_root(self.root) / name).as_uri() if is_database(self.uri) else None
-            tags = {STORE: self._owner()}
-            return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+            made = self._client.create_experiment(name, artifact_location=location, tags={STORE: self._owner()})
+            experiment = self._client.get_experiment(made)
         if experiment.lifecycle_stage != "active":
             self._client.restore_experiment(experiment.experiment_id)
+        for key, value in experiment_tags(experiment.creation_time).items():
+            if experiment.tags.get(key) != value:
+                self._client.set_experiment_tag(experiment.experiment_id, key, value)
         return str(experiment.experiment_id)
 
     def _owner(self) -> str:

@@ -3,17 +3,21 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.policy import Policy, policy_from_json
+from bench.report import DEFAULT_REPORT, make_document
 from bench.results import FINISHED, IDENTITY, STALE, StudyResults, first_sentence, read_record, section
 from bench.spec import canonical_hash
 from bench.staleness import fingerprint, staleness
 from bench.store import CHECKSUM, Store, UnitKind, read_json
+from bench.tracking_pages import policy_page, table_page
+from bench.tracking_views import colour
 
 NO_BUDGET = "none"
 """The budget of methods that ignore it, as a value that can be filtered and grouped by."""
@@ -25,13 +29,17 @@ _STATUS |= dict.fromkeys(("killed", "interrupted"), "KILLED")
 _SHOWN = FINISHED - {"skipped"}
 """Statuses of units that MLflow shows; on one that was skipped nobody has worked."""
 
+_LABEL = "label"
+"""Of a record: its method with the option that an ablation changes."""
+
 Cell = tuple[str, ...]
 """Model, data set, method and budget."""
 
 _AGGREGATES = (
-    *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
-    *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb"),
+    *("top1_mean", "top1_std", "bops_mean", "bops_std", "top5_mean", "top5_std"),
+    *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "n", "n_failed"),
 )
+"""The first one is what MLflow's comparison of runs begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +83,7 @@ class Item:
         signature: Of the record's file: when it was written, its size, its inode.
         cell: Model, data set, method and budget.
         stamp: Changes when its entry does; `None` when MLflow has nothing to show of it.
+        counts: Whether it is a run whose figures are part of the cell's.
     """
 
     kind: UnitKind
@@ -82,6 +91,7 @@ class Item:
     signature: tuple[int, int, int]
     cell: Cell
     stamp: str | None
+    counts: bool = False
 
     @property
     def identity(self) -> str:
@@ -131,7 +141,7 @@ class Folders:
 
     def child(self, item: Item) -> Entry | None:
         """The entry of a run or trial; `None` when its record has gone meanwhile."""
-        record = read_record(self._store, item.kind, item.unit)
+        record = self._record(item.kind, item.unit)
         if record is None or _stamp(record, self._study) is None:
             return None
         folder = self._store.unit(item.kind, item.unit)
@@ -143,7 +153,20 @@ class Folders:
         """The study's tables, by the names of their files."""
         file = self._store.study(str(self._study["name"])) / "table.md"
         texts = {file.name: file.read_text()} if file.is_file() else {}
-        return texts | {"results.csv": StudyResults(self._store, self._study).lines.to_csv(index=False)}
+        results = StudyResults(self._store, self._study)
+        pages = {f"{table.name}.html": table_page(table) for table in make_document(results, [DEFAULT_REPORT]).tables}
+        return texts | pages | {"results.csv": results.lines.to_csv(index=False)}
+
+    def policies(self, cell: Cell, items: Sequence[Item]) -> dict[str, str]:
+        """The mean policy of a cell's runs as a page, by the name of its file; nothing when no run has one."""
+        found = (_policy(read_json(self._store.unit(item.kind, item.unit) / "policy.json")) for item in items)
+        return _policy_file(found, _name(dict(zip(IDENTITY, cell, strict=True))))
+
+    def _record(self, kind: UnitKind, unit: str) -> dict[str, Any] | None:
+        """A unit's record, with the name that its method has in this study's tables."""
+        record = read_record(self._store, kind, unit)
+        place = section(section(self._study, "places"), unit.rpartition("-")[0] if kind == "trials" else unit)
+        return record if record is None or not place else {**record, _LABEL: place["method"]}
 
     def _trials(self, tuning: str) -> list[int]:
         try:
@@ -161,12 +184,14 @@ class Folders:
         signature = (state.st_mtime_ns, state.st_size, state.st_ino)
         known = self._items.get((kind, unit))
         if known is None or known.signature != signature:
-            record = read_record(self._store, kind, unit)
+            record = self._record(kind, unit)
             if record is None:
                 self._items.pop((kind, unit), None)
                 return None
             stamp = None if kind == "tuning" else _stamp(record, self._study)
-            known = Item(kind=kind, unit=unit, signature=signature, cell=_cell(record), stamp=stamp)
+            # What is out of date has another stamp.
+            counts = kind == "runs" and record.get("status") == "done" and stamp == str(record[CHECKSUM])
+            known = Item(kind=kind, unit=unit, signature=signature, cell=_cell(record), stamp=stamp, counts=counts)
             self._items[kind, unit] = known
         return known
 
@@ -209,7 +234,7 @@ def _parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
         stamp=canonical_hash([params, metrics]),
         name=_name(params),
         params=params,
-        tags=params | {"phase": "summary"},
+        tags=params | {"phase": "summary"} | _colour(study, params),
         metrics=metrics,
         status="FAILED" if line["n_failed"] and not line["n"] else "FINISHED",
     )
@@ -223,15 +248,17 @@ def _run_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Mappi
         **section(record, "times"),
         "peak_memory_mb": record.get("peak_memory_mb"),
     }
+    name = f"{_name(params)} seed {record.get('seed')}"
     return Entry(
         identity=item.identity,
         stamp=str(_stamp(record, study)),
-        name=f"{_name(params)} seed {record.get('seed')}",
+        name=name,
         params=params | _settings(record),
-        tags=params | _ending(study, record) | _within_budget(record),
+        tags=params | _ending(study, record) | _within_budget(record) | _colour(study, params),
         metrics=_numbers(metrics),
         curves=read_json(folder / "curves.json"),
         files=tuple(file for file in (folder / "policy.json", folder / "error.txt") if file.is_file()),
+        texts=_policy_file([_policy(read_json(folder / "policy.json"))], name),
         **_times(record),
     )
 
@@ -243,18 +270,39 @@ def _trial_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Map
     trial = document if isinstance(document, dict) else {}
     figures = ("raw_bops", "bops", "repaired_gates", "validation_top1", "seconds")
     error = folder / "error.txt"
+    name = f"{_name(params)} trial {number}"
+    texts = {"policy.json": json.dumps(trial["policy"], indent=1)} if trial.get("policy") else {}
     return Entry(
         identity=item.identity,
         stamp=str(_stamp(record, study)),
-        name=f"{_name(params)} trial {number}",
+        name=name,
         params=params | _settings(record),
-        tags=params | _ending(study, record) | _within_budget(trial),
+        tags=params | _ending(study, record) | _within_budget(trial) | _colour(study, params),
         metrics=_numbers({key: trial.get(key) for key in figures}),
         curves=trial.get("curves"),
         files=(error,) if error.is_file() else (),
-        texts={"policy.json": json.dumps(trial["policy"], indent=1)} if trial.get("policy") else {},
+        texts=texts | _policy_file([_policy(trial.get("policy"))], name),
         **_times(record),
     )
+
+
+def _policy(document: Any) -> Policy | None:
+    """A policy from its file; `None` when there is none that can be read."""
+    try:
+        return policy_from_json(document)
+    except BenchError:
+        return None
+
+
+def _policy_file(policies: Iterable[Policy | None], title: str) -> dict[str, str]:
+    """The page of those policies that could be read, by the name of its file; nothing when there is none."""
+    found = [policy for policy in policies if policy is not None]
+    same = [policy for policy in found if policy.layers.keys() == found[0].layers.keys()]
+    return {"policy.html": policy_page(same, title)} if same else {}
+
+
+def _colour(study: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, str]:
+    return colour(params["method"], section(study, "spec").get("methods"))
 
 
 def _protocol(study: Mapping[str, Any]) -> dict[str, str]:
@@ -285,6 +333,7 @@ def _params(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _cell(fields: Mapping[str, Any]) -> Cell:
+    fields = {**fields, "method": fields.get(_LABEL, fields.get("method"))}
     return tuple(" ".join(str(fields.get(key) or NO_BUDGET).split()) for key in IDENTITY)
 
 

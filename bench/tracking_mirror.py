@@ -7,7 +7,7 @@ that was remembered and compares everything.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ID, FINISHED_TAG, STORE, PARENT = "bench.id", "bench.finished", "bench.store", "mlflow.parentRunId"
-TABLES = "bench.tables"
+TABLES, POLICIES = "bench.tables", "bench.policies"
 
 _PAGE = 200
 """Runs in one answer of a search: an answer with all of them may take longer than a request may."""
@@ -75,6 +75,21 @@ class Connection:
     glance: Callable[[], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """Artifacts of a parent that are sent again only when they have changed.
+
+    Attributes:
+        tag: The tag that says what was sent last.
+        stamp: Its value; changes when the artifacts do.
+        texts: Makes the artifacts, by name.
+    """
+
+    tag: str
+    stamp: str
+    texts: Callable[[], Mapping[str, str]]
+
+
 class Mirror:
     """A study's folders and MLflow runs, as far as this process knows them. After an error it is of no use any more.
 
@@ -99,7 +114,8 @@ class Mirror:
 
         Args:
             connection: The way to MLflow.
-            thorough: Compare everything, and send the tables too, instead of going by what is remembered.
+            thorough: Compare everything, and send tables and mean policies too, instead of going by what is
+                remembered.
             deadline: On the monotonic clock; what is left then waits for the next update.
         """
         fresh = thorough or not self._is_filled
@@ -109,8 +125,8 @@ class Mirror:
         cells: dict[Cell, list[Item]] = {}
         for item in items:
             cells.setdefault(item.cell, []).append(item)
-        update = _Update(self, connection, deadline, fresh, self.folders.tables() if thorough else {})
-        self._write_parents(update, cells)
+        update = _Update(self, connection, deadline, fresh)
+        self._write_parents(update, cells, thorough=thorough)
         for item in items:
             if item.stamp is not None:
                 update.attempt(item.identity, partial(update.child, item))
@@ -155,13 +171,27 @@ class Mirror:
             self._known.setdefault(sent.tags[ID], []).append(sent)
         self._is_filled = True
 
-    def _write_parents(self, update: "_Update", cells: Mapping[Cell, list[Item]]) -> None:
+    def _write_parents(self, update: "_Update", cells: Mapping[Cell, list[Item]], *, thorough: bool) -> None:
         """Update the aggregates of those cells in which a unit has changed."""
         changed = {key: members for key, members in cells.items() if self._members.get(key) != members}
         update.counts.unchanged += len(cells) - len(changed)
+        tables = [self._tables()] if thorough else []
         for entry in self.folders.parents(changed) if changed else ():
-            if update.attempt(entry.identity, partial(update.parent, entry)):
-                self._members[cell(entry)] = changed[cell(entry)]
+            key = cell(entry)
+            attachments = [*tables, self._policies(key, changed[key])] if thorough else []
+            if update.attempt(entry.identity, partial(update.parent, entry, attachments)):
+                self._members[key] = changed[key]
+
+    def _tables(self) -> Attachment:
+        """The study's tables, the same for all of its parents."""
+        texts = self.folders.tables()
+        return Attachment(tag=TABLES, stamp=canonical_hash(texts), texts=lambda: texts)
+
+    def _policies(self, key: Cell, members: Iterable[Item]) -> Attachment:
+        """The mean policy of a cell, whose files are only read when it has changed."""
+        items = [item for item in members if item.counts]
+        stamp = canonical_hash([item.stamp for item in items])
+        return Attachment(tag=POLICIES, stamp=stamp, texts=partial(self.folders.policies, key, items))
 
     def _search(self, client: "MlflowClient", text: str = "") -> Iterator[_Sent]:
         """This store's runs; others may share a server's experiment."""
@@ -180,13 +210,10 @@ class Mirror:
 class _Update:
     """One update of a mirror."""
 
-    def __init__(
-        self, mirror: Mirror, connection: Connection, deadline: float, fresh: bool, texts: Mapping[str, str]
-    ) -> None:
+    def __init__(self, mirror: Mirror, connection: Connection, deadline: float, fresh: bool) -> None:
         self.counts = Counts()
         self._mirror, self._connection, self._client = mirror, connection, connection.client
-        self._deadline, self._fresh, self._texts = deadline, fresh, texts
-        self._tables = {TABLES: canonical_hash(texts)} if texts else {}
+        self._deadline, self._fresh = deadline, fresh
         self._failures: list[Exception] = []
 
     def attempt(self, identity: str, write: Callable[[], bool]) -> bool:
@@ -206,8 +233,8 @@ class _Update:
         if self._failures:
             raise self._failures[0]
 
-    def parent(self, entry: Entry) -> bool:
-        """Write an aggregate into its run, made when missing."""
+    def parent(self, entry: Entry, attachments: Sequence[Attachment]) -> bool:
+        """Write an aggregate into its run, made when missing, and of its attachments what has changed."""
         found = self._look_up(entry.identity)
         if found is None:
             return False
@@ -215,19 +242,23 @@ class _Update:
         wanted = _cut(entry.params, _PARAM_CHARS)
         fitting = [sent for sent in found if {**wanted, **sent.params} == wanted][:1]
         self.delete(sent for sent in found if sent not in fitting)
+        marks = {attachment.tag: attachment.stamp for attachment in attachments}
+        # A run without its stamp was left half-written: nothing that its tags say need be there.
+        there = fitting[0].tags if fitting and FINISHED_TAG in fitting[0].tags else {}
+        changed = [attachment for attachment in attachments if there.get(attachment.tag) != attachment.stamp]
+        texts = {name: text for attachment in changed for name, text in attachment.texts().items()}
         if not fitting:
-            self._create(entry, self._tables, self._texts)
+            self._create(entry, marks, texts)
             self._count(found)
             return True
         (sent,) = fitting
-        texts = {} if self._tables.items() <= sent.tags.items() else self._texts
-        if sent.tags.get(FINISHED_TAG) == entry.stamp and not texts:
+        if sent.tags.get(FINISHED_TAG) == entry.stamp and not changed:
             self._mirror.remember(entry.identity, sent)
             self.counts.unchanged += 1
             return True
         # A figure that there was and is no more, e.g. the deviation of one run, must not stay as it was.
         gone = dict.fromkeys(sent.metrics - entry.metrics.keys(), math.nan)
-        self._fill(sent.run, entry, {**gone, **entry.metrics}, self._tables, texts)
+        self._fill(sent.run, entry, {**gone, **entry.metrics}, marks, texts)
         self._count(found)
         return True
 

@@ -1,4 +1,4 @@
-"""Opens MLflow's user interface on a study, on this machine only."""
+"""Opens MLflow's user interface on a study, with the columns that matter, on this machine only."""
 
 import http.client
 import os
@@ -9,16 +9,21 @@ import sys
 import tempfile
 import time
 import webbrowser
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from bench.databases import without_password
 from bench.errors import BenchError
 from bench.tracking import Tracker, artifact_root
 from bench.tracking_probe import first_line, is_server, sqlite_file
+from bench.tracking_views import VIEWS, experiment_url, view_url
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
 
 
 @dataclass
@@ -26,12 +31,14 @@ class Ui:
     """A running user interface; stops with the `with` block that holds it.
 
     Attributes:
-        url: The study's experiment in it.
+        url: The study's experiment in it, one line a run.
         process: The server; `None` when it runs elsewhere.
+        views: More pages of the study: what each shows, and its URL.
     """
 
     url: str
     process: "subprocess.Popen[bytes] | None" = None
+    views: Mapping[str, str] = field(default_factory=dict)
 
     def wait(self) -> None:
         """Wait until the server ends; returns at once when it runs elsewhere."""
@@ -84,12 +91,13 @@ def launch_ui(
     """
     tracker = Tracker(uri, store_root)
     experiment = _require_experiment(tracker, study)
-    if is_server(tracker.uri):
-        ui = Ui(experiment_url(tracker.uri, experiment))
-    else:
+    server, process = tracker.uri, None
+    if not is_server(server):
+        server = f"http://{host}:{port}"
         _require_free_port(host, port)
         process = _start_server(ui_command(store_root, tracker.uri, host, port), host, port, timeout)
-        ui = Ui(experiment_url(f"http://{host}:{port}", experiment), process)
+    url, views = _pages(server, experiment)
+    ui = Ui(url, process, views)
     if open_browser:
         webbrowser.open(ui.url)
     return ui
@@ -105,12 +113,18 @@ def ui_command(store_root: Path, uri: str, host: str, port: int) -> list[str]:
     ]
 
 
-def experiment_url(server: str, experiment: str) -> str:
-    """The page of an experiment in MLflow's user interface."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
+def _pages(server: str, experiment: "Experiment") -> tuple[str, dict[str, str]]:
+    """The first page of a study, and the others by what they show; an older experiment has no views."""
+    number = str(experiment.experiment_id)
+    saved = [view for view in VIEWS if view.tag in experiment.tags]
+    if not saved:
+        return experiment_url(server, number), {}
+    views = {view.summary: view_url(server, number, view) for view in saved}
+    views |= {f"{view.summary}, as charts": view_url(server, number, view, charts=True) for view in saved[:2]}
+    return views.pop(saved[0].summary), views
 
 
-def _require_experiment(tracker: Tracker, study: str) -> str:
+def _require_experiment(tracker: Tracker, study: str) -> "Experiment":
     missing = BenchError(
         f"MLflow at {without_password(tracker.uri)} has no experiment '{study}'; make it: `bench sync {study}`"
     )
@@ -118,7 +132,7 @@ def _require_experiment(tracker: Tracker, study: str) -> str:
     if database is not None and not database.is_file():
         raise missing
     try:
-        experiment = tracker.find_experiment(study)
+        experiment = tracker.get_experiment(study)
     except Exception as error:
         raise BenchError(
             f"cannot read MLflow's data at {without_password(tracker.uri)}: {first_line(error)}"

@@ -12,23 +12,27 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib as mpl
+import altair as alt
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from bench.charts import save
 from bench.costs import price
 from bench.execution import Workbench, load_checkpoint
 from bench.method import SearchJob
 from bench.plan import make_method, make_plan
 from bench.policy import Policy, uniform
 from bench.seeds import derive, generator, start_process_deterministically
-from bench.spec import build, read_preset
+from bench.spec import build, read_preset, with_schedule
 from bench.store import Store
 from bench.training import fit
 
 _FOLDER = Path(__file__).resolve().parent / "figures"
-_COLORS = {"weights": "#0071bc", "activations": "#c1272d", "filters": "#2e8b57", "cost": "#777777"}
+_LINES = {
+    "weight_bits": "weights, mean bits",
+    "activation_bits": "activations, mean bits",
+    "eighths": "filters kept, eighths",
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -92,7 +96,7 @@ def shares(bench: Workbench, policy: Policy) -> dict[str, float]:
 
 def sweep(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
     """All searches, and the least cost that the space holds (relative to all-8-bit)."""
-    preset = read_preset("quick" if options.dataset == "digits" else "cifar100-short")
+    preset = with_schedule(read_preset("quick" if options.dataset == "digits" else "cifar100-short"))
     task = {"dataset": options.dataset, "checkpoint": options.checkpoint}
     asked = {"methods": ["sbs"], "seeds": [0], "device": "cpu", "task": task, "search": {"epochs": options.epochs}}
     spec = build([preset, {**asked, "task": {key: value for key, value in task.items() if value is not None}}])
@@ -108,38 +112,31 @@ def sweep(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
     return pd.DataFrame(rows), least
 
 
-def draw(points: pd.DataFrame, least: float, title: str) -> Figure:
+def draw(points: pd.DataFrame, least: float, title: str) -> alt.TopLevelMixin:
     """Widths and filters above, cost below, over λ."""
-    figure = Figure(figsize=(6, 4.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    above.plot(points["strength"], points["weight_bits"], "o-", color=_COLORS["weights"], label="weights, mean bits")
-    above.plot(
-        points["strength"],
-        points["activation_bits"],
-        "s-",
-        color=_COLORS["activations"],
-        label="activations, mean bits",
+    across = alt.X("strength:Q", title="strength λ", scale=alt.Scale(type="log"))
+    named = points.assign(eighths=8 * points["filters"]).rename(columns=_LINES)
+    above = (
+        alt.Chart(named)
+        .transform_fold(list(_LINES.values()), as_=["what", "value"])
+        .mark_line(point=True)
+        .encode(across, alt.Y("value:Q", title=None), alt.Color("what:N", title=None, sort=None))
+        .properties(width=460, height=200, title=title)
     )
-    above.plot(points["strength"], 8 * points["filters"], "^-", color=_COLORS["filters"], label="filters kept, eighths")
-    above.set_ylim(0, 8.4)
-    above.legend(frameon=False)
-    above.set_title(title, loc="left", fontsize=9)
-    below.loglog(points["strength"], points["cost"], "D-", color=_COLORS["cost"], label="cost relative to all-8-bit")
-    below.axhline(least, color="black", linewidth=0.8, linestyle="--", label="least the space holds")
-    below.set_xlabel("strength λ")
-    below.legend(frameon=False)
-    return figure
+    cost = alt.Y("cost:Q", title="cost relative to all-8-bit", scale=alt.Scale(type="log"))
+    line = alt.Chart(points).mark_line(point=True, color="#555555").encode(across, cost)
+    floor = alt.Chart(pd.DataFrame({"cost": [least]})).mark_rule(strokeDash=[4, 3]).encode(cost)
+    return above & (line + floor).properties(width=460, height=140)
 
 
 def main() -> None:
     """Search, keep the points, draw."""
     options = arguments()
-    mpl.rcParams["svg.hashsalt"] = "sbs-bench"
     points, least = sweep(options)
     stem = _FOLDER / f"strength_sweep_{options.dataset}"
     points.to_csv(stem.with_suffix(".csv"), index=False)
-    title = f"ResNet-20 on {options.dataset}, SBS, {options.epochs} epochs of search, one seed"
-    draw(points, least, title).savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    title = f"ResNet-20 on {options.dataset}, SBS, {options.epochs} epochs of search, one seed; dashed: least possible"
+    save(draw(points, least, title), stem.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class FakeStore:
         status: str = "done",
         metrics: Mapping[str, Any] | None = None,
         id_suffix: str = "",
+        policy: Mapping[str, Any] = POLICY,
         **fields: Any,
     ) -> str:
         """Add a run; without `top1` it has no figures. Returns its id."""
@@ -77,7 +78,7 @@ class FakeStore:
             "finished": None if status in ("planned", "running") else "2026-01-01T00:01:00+00:00",
             "fingerprint": made_with(method),
             "attempt": 1,
-            "files": self._outcome(identity) if status == "done" else {},
+            "files": self._outcome(identity, policy) if status == "done" else {},
         }
         self.runs.append(identity)
         self.store.write_record("runs", identity, record | fields)
@@ -139,9 +140,9 @@ class FakeStore:
         assert written is not None
         return written
 
-    def _outcome(self, identity: str) -> dict[str, Any]:
+    def _outcome(self, identity: str, policy: Mapping[str, Any]) -> dict[str, Any]:
         folder = self.store.unit("runs", identity)
-        write_json(folder / "policy.json", POLICY)
+        write_json(folder / "policy.json", policy)
         write_json(folder / "curves.json", curves())
         return manifest(folder, ["policy.json", "curves.json"])
 

@@ -3,8 +3,10 @@
 A check is a function without arguments in the entry-point group `bench.checks`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+from bench.report import Column, Document, Figure, Section, Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,5 +24,20 @@ class CheckLine:
     passed: bool
 
 
-Check = Callable[[], Iterator[CheckLine]]
-"""A check: yields its lines as they are found, so that slow ones can be watched."""
+Check = Callable[[], Iterator[CheckLine | Figure]]
+"""A check: yields its lines as they are found, so that slow ones can be watched, and figures of the same numbers."""
+
+
+def verification(lines: Sequence[CheckLine], figures: Sequence[Figure]) -> Document:
+    """What all checks found, as a table and the figures."""
+    table = Table(
+        name="verify",
+        title="Claims of the paper, checked against this implementation",
+        columns=(
+            Column(title="Claim", align="left"),
+            Column(title="Found", align="left"),
+            Column(title="Holds", align="left"),
+        ),
+        rows=tuple((line.what, line.figure, "yes" if line.passed else "no") for line in lines),
+    )
+    return Document(study="verify", sections=(Section(name="verify", title="Checks", parts=(table, *figures)),))

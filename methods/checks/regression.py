@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.checks import CheckLine
 from bench.quantization import positive, quantize
+from bench.report import Figure
 from bench.seeds import generator
 from methods.quantizers import bit_sharing
+
+if TYPE_CHECKING:
+    import altair
 
 BITS = (2, 4, 8)
 _SAMPLES = 10_000
@@ -30,6 +35,8 @@ _RATE = 0.05
 _CHOICE_RATE = 1e-3
 
 _SEEDS = 10
+_FIRST = 60
+"""Iterations of the figure's second panel, where the methods differ."""
 _FINAL = 50
 """Iterations at the end whose mean loss is called final."""
 _EQUAL = 0.02
@@ -169,13 +176,14 @@ def roughness(curve: Sequence[float]) -> float:
     return fmean(abs(after - before) for before, after in pairwise(curve))
 
 
-def checks() -> Iterator[CheckLine]:
-    """Proposition 1, and what the comparison of speed and smoothness gives in three settings."""
+def checks() -> Iterator[CheckLine | Figure]:
+    """Proposition 1, what the comparison of speed and smoothness gives in three settings, and Fig. 3."""
     runs = [regression_curves(seed) for seed in range(_SEEDS)]
     yield _equivalence_line(runs)
     yield _comparison_line("one rate for both methods", runs)
-    runs = [regression_curves(seed, dnas_factor=len(BITS)) for seed in range(_SEEDS)]
-    yield _comparison_line(f"DNAS's weights at {len(BITS)} times the rate", runs)
+    faster = [regression_curves(seed, dnas_factor=len(BITS)) for seed in range(_SEEDS)]
+    yield _comparison_line(f"DNAS's weights at {len(BITS)} times the rate", faster)
+    yield _figure(runs, faster)
     runs = [regression_curves(seed, choice_rate=_RATE) for seed in range(_SEEDS)]
     yield _comparison_line("thresholds and logits at the weights' rate", runs)
 
@@ -209,3 +217,56 @@ def _comparison_line(setting: str, runs: Sequence[RegressionCurves]) -> CheckLin
         ),
         passed=True,
     )
+
+
+def _figure(runs: Sequence[RegressionCurves], faster: Sequence[RegressionCurves]) -> Figure:
+    return Figure(
+        name="fig3_toy_regression",
+        title="Loss of the toy regression, SBS against DNAS (paper, Fig. 3)",
+        draw=lambda: regression_chart(runs, faster),
+        notes=(
+            f"Means and sample standard deviations over {len(runs)} seeds, right the first {_FIRST} iterations. "
+            f"Dashed: least squares. At one rate DNAS's "
+            f"mixture of {len(BITS)} weights moves slower; at {len(BITS)} times the rate it needs as many iterations",
+        ),
+    )
+
+
+def regression_chart(runs: Sequence[RegressionCurves], faster: Sequence[RegressionCurves]) -> "altair.TopLevelMixin":
+    """Mean loss over all iterations and over the first, with a band of one standard deviation over seeds.
+
+    Args:
+        runs: Both methods at one rate.
+        faster: With DNAS's weights at K times the rate.
+    """
+    import altair as alt
+
+    curves = {
+        "SBS (single-path)": [run.sbs for run in runs],
+        "DNAS (multi-path)": [run.dnas for run in runs],
+        f"DNAS, {len(BITS)} times the rate": [run.dnas for run in faster],
+    }
+    rows = [row for name, losses in curves.items() for row in _chart_rows(name, losses)]
+    legend = alt.Legend(orient="top", symbolOpacity=1)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        alt.X("iteration:Q"), alt.Color("curve:N", title=None, sort=list(curves), legend=legend)
+    )
+    floor = alt.Chart(alt.InlineData(values=[{"floor": fmean(run.floor for run in runs)}]))
+    rule = floor.mark_rule(strokeDash=[4, 4], color="#777777").encode(alt.Y("floor:Q"))
+
+    def panel(title: str | None, iterations: int) -> "altair.LayerChart | altair.FacetChart":
+        shown = base.transform_filter(alt.datum.iteration < iterations)
+        band = shown.mark_area(opacity=0.2).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q"))
+        line = shown.mark_line(strokeWidth=1).encode(alt.Y("mean:Q"))
+        return alt.layer(band, line, rule).properties(width=260, height=220)
+
+    return alt.hconcat(panel("mean squared error, all samples", _ITERATIONS), panel(None, _FIRST))
+
+
+def _chart_rows(name: str, losses: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """For each iteration the mean over seeds, and one standard deviation to both sides."""
+    rows = []
+    for iteration, values in enumerate(zip(*losses, strict=True)):
+        mean, spread = fmean(values), stdev(values)
+        rows.append({"curve": name, "iteration": iteration, "mean": mean, "low": mean - spread, "high": mean + spread})
+    return rows

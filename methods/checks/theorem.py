@@ -8,6 +8,8 @@ since each grid's number of steps divides the next one's.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,12 @@ from torch import Tensor
 from bench import quantization
 from bench.checks import CheckLine
 from bench.kernels import steps
+from bench.report import Figure
 from bench.seeds import generator
 from methods import quantizers
+
+if TYPE_CHECKING:
+    import altair
 
 Whole = npt.NDArray[np.int64]
 Rounding = Callable[[Whole, int], Whole]
@@ -89,7 +95,7 @@ class ExactGrids:
         return np.arange(step // 2, self.one, step, dtype=np.int64)
 
 
-def checks() -> Iterator[CheckLine]:
+def checks() -> Iterator[CheckLine | Figure]:
     """Theorem 1 exactly and in floating point, Corollary 1 with Fig. 2, and Lemma 2."""
     for bits in _CHAINS:
         yield _theorem_line(bits)
@@ -100,7 +106,9 @@ def checks() -> Iterator[CheckLine]:
         yield _double_line(bits)
     yield _single_line()
     yield _corollary_exact_line()
-    yield _corollary_random_line()
+    curves = [error_bound(seed) for seed in range(_FIGURE_DRAWS)]
+    yield _corollary_random_line(curves)
+    yield _figure(curves)
     for bits in _CHAINS:
         yield _lemma_line(bits)
 
@@ -271,14 +279,58 @@ def error_bound(seed: int, bits: Sequence[int] = _FIGURE_BITS, size: int = _FIGU
     )
 
 
-def _corollary_random_line() -> CheckLine:
-    curves = [error_bound(seed) for seed in range(_FIGURE_DRAWS)]
+def _corollary_random_line(curves: Sequence[ErrorBound]) -> CheckLine:
     largest = max(change / bound for curve in curves for change, bound in zip(curve.change, curve.bound, strict=True))
     return CheckLine(
-        what=f"Corollary 1, Fig. 2: {_FIGURE_DRAWS} random z, d = {_FIGURE_SIZE}, b in {_set(_FIGURE_BITS)}",
+        what=f"Corollary 1, Fig. 2: {len(curves)} random z, d = {_FIGURE_SIZE}, b in {_set(_FIGURE_BITS)}",
         figure=f"largest error change is {largest:.3f} of its bound",
         passed=largest <= 1,
     )
+
+
+def _figure(curves: Sequence[ErrorBound]) -> Figure:
+    return Figure(
+        name="fig2_error_bound",
+        title="Change of the normalised quantization error, and its bound (paper, Fig. 2)",
+        draw=lambda: error_bound_chart(curves),
+        notes=(
+            f"Means of {len(curves)} random z in [0, 1]^{_FIGURE_SIZE}; bands reach from the least to the greatest. "
+            "Left the paper's linear scale, right a logarithmic one",
+        ),
+    )
+
+
+def error_bound_chart(curves: Sequence[ErrorBound]) -> "altair.TopLevelMixin":
+    """Error change and bound over the bitwidth on a linear and on a logarithmic scale, with the range over draws."""
+    import altair as alt
+
+    legend = alt.Legend(orient="top", symbolOpacity=1)
+    base = alt.Chart(alt.InlineData(values=_chart_rows(curves))).encode(
+        alt.X("bits:O", title="bitwidth b, compared with 2b", axis=alt.Axis(labelAngle=0)),
+        alt.Color("curve:N", title=None, legend=legend),
+    )
+
+    def panel(up: "altair.Y") -> "altair.LayerChart | altair.FacetChart":
+        band = base.mark_area(opacity=0.2).encode(up, alt.Y2("high:Q"))
+        line = base.mark_line(point=True).encode(alt.Y("mean:Q"))
+        return alt.layer(band, line).properties(width=240, height=220)
+
+    powers = [10.0**power for power in range(-5, 2)]
+    logarithmic = alt.Y(
+        "low:Q", title=None, scale=alt.Scale(type="log", domain=[5e-6, 3]), axis=alt.Axis(values=powers, format=".0e")
+    )
+    return alt.hconcat(panel(alt.Y("low:Q", title="normalised error")), panel(logarithmic))
+
+
+def _chart_rows(curves: Sequence[ErrorBound]) -> list[dict[str, Any]]:
+    """For each curve and bitwidth the mean, least and greatest value over draws."""
+    rows = []
+    for name, label in (("change", "change |ε(b) − ε(2b)|"), ("bound", "bound C / (2^b − 1)")):
+        for index, bits in enumerate(curves[0].bits):
+            values = [getattr(curve, name)[index] for curve in curves]
+            found = {"mean": fmean(values), "low": min(values), "high": max(values)}
+            rows.append({"curve": label, "bits": bits, **found})
+    return rows
 
 
 def _lemma_line(bits: tuple[int, ...]) -> CheckLine:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,11 @@ import pytest
 
 from bench import execution, machine
 from bench import store as store_module
+from bench.checks import CheckLine
 from bench.cli import _seeds
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.plan import make_plan, phases, title
+from bench.report import Figure
 from bench.spec import preset_names
 from bench.store import read_json
 from bench.tracking import Tracker
@@ -358,6 +360,30 @@ def test_verify_fails_when_a_check_does(bench: Callable[..., Any], monkeypatch: 
     line.passed = False
     answer = bench("verify")
     assert (answer.status, answer.out) == (1, "FAIL  the theorem: 0.5\n1 checks failed\n")
+
+
+def test_verify_writes_lines_and_figures(
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import altair as alt
+
+    def check() -> Iterator[CheckLine | Figure]:
+        yield CheckLine(what="the theorem | holds", figure="0.5", passed=True)
+        chart = alt.Chart(alt.Data(values=[{"x": 1, "y": 2}])).mark_point().encode(x="x:Q", y="y:Q")
+        yield Figure(name="fig9", title="A figure", draw=lambda: chart)
+        yield CheckLine(what="the bound", figure="0.7", passed=False)
+
+    monkeypatch.setattr("bench.plugins.available", lambda kind: {"one": None})
+    monkeypatch.setattr("bench.plugins.load", lambda kind, name: check)
+    answer = bench("verify", "--out", tmp_path / "out")
+    assert answer.status == 1
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"fig9.svg", "fig9.pdf", "fig9.png", "verify.md", "verify.csv", "verify.tex"}
+    assert f"{len(names)} files in {tmp_path / 'out'}\n1 checks failed\n" in answer.out
+    with (tmp_path / "out" / "verify.csv").open(newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3]
+    assert rows == [["Claim", "Found", "Holds"], ["the theorem | holds", "0.5", "yes"], ["the bound", "0.7", "no"]]
+    assert (tmp_path / "out" / "fig9.svg").read_text().startswith("<svg")
 
 
 # --- dry runs ---

@@ -186,6 +186,14 @@ def test_budgets_are_paired_where_both_have_several(budgets: SimpleNamespace) ->
     assert together.startswith("mean of these: sbs is better than fixed by 2.42 points")
 
 
+def test_all_lines_together_take_the_seeds_that_every_line_has(budgets: SimpleNamespace) -> None:
+    for method, top1 in (("sbs", 99.0), ("fixed", 10.0)):
+        budgets.run(method, 6, top1, budget="4bit")
+    found = compared(budgets, "sbs", "fixed")
+    assert [len(line.seeds) for line in found.lines] == [7, 6, 6]
+    assert found.lines[2].difference is not None and found.lines[2].difference.mean == pytest.approx(2.42)
+
+
 def test_a_budget_can_be_named(budgets: SimpleNamespace) -> None:
     found = compared(budgets, "quick/sbs/2bit", "quick/fixed/2bit")
     (line,) = found.lines
@@ -337,7 +345,7 @@ def with_policy(fake: SimpleNamespace, identity: str, layers: Mapping[str, Any],
 def layered(tmp_path: Path) -> SimpleNamespace:
     fake = two_methods(tmp_path, SBS[:2], FIXED[:2])
     filters = {"stem": 16, "block": 8}
-    with_policy(fake, "sbs-4bit-0", {"stem": (8, 8, None), "block": (4, 2, [0, 1, 2, 3])}, filters)
+    with_policy(fake, "sbs-4bit-0", {"stem": (8, 8, None), "block": (4, 2, [0, 1, 2, 3, 5, 7])}, filters)
     with_policy(fake, "sbs-4bit-1", {"stem": (8, 8, None), "block": (5, 4, None)}, filters)
     for seed in (0, 1):
         with_policy(fake, f"fixed-4bit-{seed}", {"stem": (8, 8, None), "block": (4, 4, None)}, filters)
@@ -349,7 +357,7 @@ def test_layers_are_averaged_over_the_seeds(layered: SimpleNamespace) -> None:
     assert [column.title for column in found.columns][:4] == ["Layer", "w bits A", "w bits B", "w A − B"]
     assert found.rows == (
         ("stem", "8", "8", "0", "8", "8", "0", "100", "100", "0"),
-        ("block", "4.5", "4", "+0.50", "3", "4", "-1.00", "75", "100", "-25.0"),
+        ("block", "4.5", "4", "+0.50", "3", "4", "-1.00", "87.5", "100", "-12.5"),
     )
     assert "1 of 2 layers that both have differ" in found.notes
     assert "Means over the policies of 2 runs of A and 2 runs of B" in found.notes
@@ -357,7 +365,7 @@ def test_layers_are_averaged_over_the_seeds(layered: SimpleNamespace) -> None:
 
 def test_layers_of_single_runs_are_their_values(layered: SimpleNamespace) -> None:
     (found,) = compare_layers.tables(compared(layered, "sbs-4bit-0", "fixed-4bit-1"))
-    assert found.rows[1] == ("block", "4", "4", "0", "2", "4", "-2.00", "50", "100", "-50.0")
+    assert found.rows[1] == ("block", "4", "4", "0", "2", "4", "-2.00", "75", "100", "-25.0")
 
 
 def test_missing_and_broken_policies_are_counted(layered: SimpleNamespace) -> None:

@@ -243,6 +243,21 @@ def test_trials_have_their_parent_before_the_first_run(root: Path) -> None:
     assert search(root, "tags.phase = 'trial'")[0].info.run_id == trial.info.run_id
 
 
+def test_values_of_an_ablated_option_have_parents_of_their_own(root: Path) -> None:
+    fake = fake_store.FakeStore(root)
+    fake.seeds("sbs", [70.0, 72.0])
+    changed = [fake.run("sbs", 0, 80.0, id_suffix="x"), fake.tuning("sbs", [0.5])]
+    place = {"model": "resnet8", "dataset": "digits", "method": "sbs[group_size=2]", "budget": "4bit", "seed": 0}
+    document = {**fake.document(), "places": dict.fromkeys(changed, place)}
+    assert Tracker(None, fake.root).log_study(fake.store, document)
+    runs = by_name(root)
+    means = {name: run.data.metrics["top1_mean"] for name, run in runs.items() if "top1_mean" in run.data.metrics}
+    assert means == {"sbs 4bit": 71.0, "sbs[group_size=2] 4bit": 80.0}
+    parent = runs["sbs[group_size=2] 4bit"].info.run_id
+    children = {name for name, run in runs.items() if run.data.tags.get("mlflow.parentRunId") == parent}
+    assert children == {"sbs[group_size=2] 4bit seed 0", "sbs[group_size=2] 4bit trial 0"}
+
+
 def test_a_run_id_in_the_environment_is_not_resumed(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     log_study(mixed)
     monkeypatch.setenv("MLFLOW_RUN_ID", search(mixed.root, PARENTS)[0].info.run_id)
@@ -387,12 +402,13 @@ def test_the_user_interface_shows_the_study(mixed: Any, tmp_path: Path) -> None:
         assert "<title>MLflow</title>" in fetch(server)
         found = json.loads(fetch(f"{server}/api/2.0/mlflow/experiments/search", {"max_results": 10}))
         ids = {entry["name"]: entry["experiment_id"] for entry in found["experiments"]}
-        assert ui.url == f"{server}/#/experiments/{ids['quick']}/runs"
+        assert ui.url.startswith(f"{server}/#/experiments/{ids['quick']}/runs?viewStateShareKey=bench-runs&")
+        assert len(ui.views) == 4 and all(url.startswith(ui.url.partition("?")[0]) for url in ui.views.values())
         run = by_name(mixed.root)["sbs 4bit seed 0"].info.run_id
         assert json.loads(fetch(f"{server}/get-artifact?path=policy.json&run_uuid={run}")) == fake_store.POLICY
         with pytest.raises(BenchError, match=f"cannot listen on 127.0.0.1:{port}: .* --port, e.g. {port + 1}"):
             launch_ui(mixed.root, None, "quick", port=port)
-        assert launch_ui(tmp_path, server, "quick") == interface.Ui(ui.url)
+        assert launch_ui(tmp_path, server, "quick") == interface.Ui(ui.url, None, ui.views)
         log_over_the_network(server, tmp_path / "other")
     with pytest.raises(OSError, match="refused"):
         fetch(server)

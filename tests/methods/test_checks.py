@@ -18,15 +18,28 @@ from bench.checks import costs as cost_checks
 from bench.network import NetworkShape
 from bench.plugins import available, load
 from bench.policy import Policy, uniform
+from bench.report import Figure
+from bench.seeds import generator
 from methods import quantizers
 from methods.checks import regression, theorem
 
-
-def failed(lines: Iterator[CheckLine]) -> list[str]:
-    return [line.what for line in lines if not line.passed]
+Found = Iterator[CheckLine | Figure]
 
 
-def some_failed(check: Callable[[], Iterator[CheckLine]], words: str) -> bool:
+def lines_of(found: Found) -> list[CheckLine]:
+    return [line for line in found if isinstance(line, CheckLine)]
+
+
+def figure_of(found: Found) -> Figure:
+    (figure,) = (figure for figure in found if isinstance(figure, Figure))
+    return figure
+
+
+def failed(found: Found) -> list[str]:
+    return [line.what for line in lines_of(found) if not line.passed]
+
+
+def some_failed(check: Callable[[], Found], words: str) -> bool:
     return any(words in what for what in failed(check()))
 
 
@@ -41,8 +54,8 @@ def test_checks_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize("check", [cost_checks.checks, theorem.checks], ids=["costs", "theorem"])
-def test_every_line_passes(check: Callable[[], Iterator[CheckLine]]) -> None:
-    lines = list(check())
+def test_every_line_passes(check: Callable[[], Found]) -> None:
+    lines = lines_of(check())
     assert failed(iter(lines)) == []
     assert len({line.what for line in lines}) == len(lines) > 10
     assert all(line.figure for line in lines)
@@ -209,12 +222,43 @@ def test_error_bound_falls_with_the_bits() -> None:
     assert theorem.error_bound(0) == theorem.error_bound(0) != theorem.error_bound(1)
 
 
+def chart_rows(figure: Figure) -> list[dict[str, Any]]:
+    """The rows behind a figure's curves and bands."""
+    rows: list[dict[str, Any]] = max(figure.draw().to_dict()["datasets"].values(), key=len)
+    return rows
+
+
+def test_figure_2_shows_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the definition of Corollary 1, evaluated point by point; and no draw is evaluated twice."""
+    draws = []
+    error_bound = theorem.error_bound
+    monkeypatch.setattr(theorem, "_FIGURE_DRAWS", 3)
+    monkeypatch.setattr(theorem, "error_bound", lambda seed: draws.append(seed) or error_bound(seed))
+    figure = figure_of(theorem.checks())
+    rows = {(row["curve"].split()[0], row["bits"]): row for row in chart_rows(figure)}
+    assert draws == [0, 1, 2]
+    assert rows.keys() == {(curve, bits) for curve in ("change", "bound") for bits in (1, 2, 4, 8, 16)}
+
+    def error(z: list[float], bits: int) -> float:
+        levels = 2**bits - 1
+        return sum(abs(value - math.ceil(value * levels - 0.5) / levels) for value in z) / sum(z)
+
+    points = [torch.rand(100, generator=generator("error bound", seed), dtype=torch.float64).tolist() for seed in draws]
+    for bits in (1, 2, 4, 8, 16):
+        changes = [abs(error(z, bits) - error(z, 2 * bits)) for z in points]
+        bounds = [100 / sum(z) / (2**bits - 1) for z in points]
+        for curve, values in (("change", changes), ("bound", bounds)):
+            row = rows[curve, bits]
+            expected = (sum(values) / 3, min(values), max(values))
+            assert (row["mean"], row["low"], row["high"]) == pytest.approx(expected, rel=1e-6)
+
+
 # The toy regression.
 
 
 @pytest.mark.usefixtures("few_seeds")
 def test_regression_lines_pass() -> None:
-    lines = list(regression.checks())
+    lines = lines_of(regression.checks())
     assert failed(iter(lines)) == []
     assert len(lines) == 4
     assert all("not judged" in line.what for line in lines[1:])
@@ -257,3 +301,26 @@ def test_measures_of_a_curve_by_hand() -> None:
     assert regression.final_loss(curve) == 1.0
     assert regression.iterations_to_converge(curve) == 3
     assert regression.roughness(curve) == pytest.approx((1 + 1 + 0.96 + 0.14 + 0.1) / 54)
+
+
+def test_figure_3_shows_the_runs_that_were_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[regression.RegressionCurves] = []
+    curves = regression.regression_curves
+
+    def short(seed: int, **rates: float) -> regression.RegressionCurves:
+        made.append(curves(seed, 60, **rates))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(regression, "_SEEDS", 3)
+    monkeypatch.setattr(regression, "regression_curves", short)
+    figure = figure_of(regression.checks())
+    assert len(made) == 9
+    rows = {(row["curve"], row["iteration"]): row for row in chart_rows(figure)}
+    names = ("SBS (single-path)", "DNAS (multi-path)", "DNAS, 3 times the rate")
+    assert rows.keys() == {(name, iteration) for name in names for iteration in range(60)}
+    groups = ([run.sbs for run in made[:3]], [run.dnas for run in made[:3]], [run.dnas for run in made[3:6]])
+    for name, losses in zip(names, groups, strict=True):
+        means, spreads = np.mean(losses, axis=0), np.std(losses, axis=0, ddof=1)
+        assert [rows[name, i]["mean"] for i in range(60)] == pytest.approx(means)
+        assert [rows[name, i]["high"] for i in range(60)] == pytest.approx(means + spreads)
+        assert [rows[name, i]["low"] for i in range(60)] == pytest.approx(means - spreads)
