@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from bench.spec import canonical_hash
 from bench.staleness import fingerprint, staleness
 from bench.store import CHECKSUM, Store, UnitKind, read_json
 from bench.tracking_pages import policy_page, table_page
-from bench.tracking_views import colour
+from bench.tracking_views import colours
 
 NO_BUDGET = "none"
 """The budget of methods that ignore it, as a value that can be filtered and grouped by."""
@@ -109,6 +109,7 @@ class Folders:
 
     def __init__(self, store: Store, study: Mapping[str, Any]) -> None:
         self._store, self._study = store, study
+        self._colours = colours(_methods(study))
         self._items: dict[tuple[UnitKind, str], Item] = {}
 
     def forget(self) -> None:
@@ -137,7 +138,7 @@ class Folders:
         for line in frame.to_dict("records"):
             fields = {str(key): value for key, value in line.items()}
             lines[_cell(fields)] = fields
-        return (_parent_entry(self._study, line) for line in lines.values())
+        return (self._coloured(_parent_entry(self._study, line)) for line in lines.values())
 
     def child(self, item: Item) -> Entry | None:
         """The entry of a run or trial; `None` when its record has gone meanwhile."""
@@ -145,9 +146,8 @@ class Folders:
         if record is None or _stamp(record, self._study) is None:
             return None
         folder = self._store.unit(item.kind, item.unit)
-        if item.kind == "trials":
-            return _trial_entry(self._study, folder, item, record)
-        return _run_entry(self._study, folder, item, record)
+        entry = _trial_entry if item.kind == "trials" else _run_entry
+        return self._coloured(entry(self._study, folder, item, record))
 
     def tables(self) -> dict[str, str]:
         """The study's tables, by the names of their files."""
@@ -161,6 +161,9 @@ class Folders:
         """The mean policy of a cell's runs as a page, by the name of its file; nothing when no run has one."""
         found = (_policy(read_json(self._store.unit(item.kind, item.unit) / "policy.json")) for item in items)
         return _policy_file(found, _name(dict(zip(IDENTITY, cell, strict=True))))
+
+    def _coloured(self, entry: Entry) -> Entry:
+        return replace(entry, tags={**entry.tags, **self._colours.get(entry.params["method"], {})})
 
     def _record(self, kind: UnitKind, unit: str) -> dict[str, Any] | None:
         """A unit's record, with the name that its method has in this study's tables."""
@@ -234,7 +237,7 @@ def _parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
         stamp=canonical_hash([params, metrics]),
         name=_name(params),
         params=params,
-        tags=params | {"phase": "summary"} | _colour(study, params),
+        tags=params | {"phase": "summary"},
         metrics=metrics,
         status="FAILED" if line["n_failed"] and not line["n"] else "FINISHED",
     )
@@ -254,7 +257,7 @@ def _run_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Mappi
         stamp=str(_stamp(record, study)),
         name=name,
         params=params | _settings(record),
-        tags=params | _ending(study, record) | _within_budget(record) | _colour(study, params),
+        tags=params | _ending(study, record) | _within_budget(record),
         metrics=_numbers(metrics),
         curves=read_json(folder / "curves.json"),
         files=tuple(file for file in (folder / "policy.json", folder / "error.txt") if file.is_file()),
@@ -277,7 +280,7 @@ def _trial_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Map
         stamp=str(_stamp(record, study)),
         name=name,
         params=params | _settings(record),
-        tags=params | _ending(study, record) | _within_budget(trial) | _colour(study, params),
+        tags=params | _ending(study, record) | _within_budget(trial),
         metrics=_numbers({key: trial.get(key) for key in figures}),
         curves=trial.get("curves"),
         files=(error,) if error.is_file() else (),
@@ -301,8 +304,11 @@ def _policy_file(policies: Iterable[Policy | None], title: str) -> dict[str, str
     return {"policy.html": policy_page(same, title)} if same else {}
 
 
-def _colour(study: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, str]:
-    return colour(params["method"], section(study, "spec").get("methods"))
+def _methods(study: Mapping[str, Any]) -> Iterator[str]:
+    """The methods of a study, and with them the values of ablated options."""
+    named = section(study, "spec").get("methods")
+    yield from map(str, named if isinstance(named, list) else ())
+    yield from (str(place["method"]) for place in section(study, "places").values())
 
 
 def _protocol(study: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ document: versions up to 3.14 read the state from the document itself, later one
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,10 +159,9 @@ def experiment_url(server: str, experiment: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
 
 
-def colour(method: str, methods: Any) -> dict[str, str]:
-    """The tag that gives all runs of a method one colour; none when the study does not name it."""
-    known = [str(name) for name in methods] if isinstance(methods, list) else []
-    return {COLOUR: COLOURS[known.index(method) % len(COLOURS)]} if method in known else {}
+def colours(methods: Iterable[str]) -> dict[str, dict[str, str]]:
+    """By method the tag that gives all of its runs one colour."""
+    return {method: {COLOUR: COLOURS[index % len(COLOURS)]} for index, method in enumerate(dict.fromkeys(methods))}
 
 
 def _document(view: View, created: int) -> str:

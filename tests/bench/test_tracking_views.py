@@ -13,7 +13,7 @@ import pytest
 from bench import tracking_entries
 from bench.charts import COLOURS
 from bench.tracking import Tracker
-from bench.tracking_views import VIEWS, View, colour, experiment_tags, view_url
+from bench.tracking_views import VIEWS, View, colours, experiment_tags, view_url
 
 fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 
@@ -94,8 +94,18 @@ def test_a_method_has_one_colour_in_all_of_its_runs(mixed: Any) -> None:
     runs = tracker._client.search_runs([tracker.find_experiment("quick")])
     found = {(run.data.params["method"], run.data.tags["mlflow.runColor"]) for run in runs}
     assert found == set(zip(("fixed", "sbs", "dnas", "full_precision"), COLOURS, strict=False))
-    assert colour("sbs", [f"m{number}" for number in range(len(COLOURS))] + ["sbs"]) == {"mlflow.runColor": COLOURS[0]}
-    assert colour("sbs", ["dnas"]) == colour("sbs", None) == {}
+    many = colours([f"m{number % 12}" for number in range(30)])
+    assert len(many) == 12 and many["m0"] == many[f"m{len(COLOURS)}"] == {"mlflow.runColor": COLOURS[0]}
+
+
+def test_values_of_an_ablated_option_have_colours_of_their_own(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [70.0, 71.0])
+    document = fake.document() | {"places": {"sbs-4bit-1": {"method": "sbs[group_size=8]"}}}
+    tracker = tracker_of(fake)
+    assert tracker.log_study(fake.store, document)
+    runs = tracker._client.search_runs([tracker.find_experiment("quick")], "tags.phase = 'run'")
+    assert len({run.data.tags["mlflow.runColor"] for run in runs}) == 2
 
 
 # Policies as artifacts.
