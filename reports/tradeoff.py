@@ -157,15 +157,14 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
     plain = [_plain(row) for row in means]
-    curves = alt.Chart(data(_of_several(plain)))
     centres = alt.Chart(data(plain))
     edge = alt.Chart(data([plain[index] for index in front]))
     low, high = alt.Y("low:Q", title=title, scale=height), alt.Y2("high:Q")
     return alt.layer(
         edge.mark_line(color=GREY, strokeDash=[5, 4], interpolate="step-after").encode(x=x, y=y),
         edge.mark_point(color=GREY, filled=False, shape="circle", size=320).encode(x=x, y=y),
-        curves.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
-        curves.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
+        centres.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
+        centres.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
         centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
         alt.Chart(data(runs))
         .mark_point(filled=True, size=28, opacity=0.5)
@@ -188,12 +187,6 @@ def _height(accuracies: Sequence[float]) -> list[float]:
     low, high = min(accuracies), max(accuracies)
     margin = max(_MARGIN * (high - low), 1.0)
     return [max(low - margin, 0.0), min(high + margin, 100.0)]
-
-
-def _of_several(means: Rows) -> Rows:
-    """The means of methods that have more than one."""
-    methods = [row["method"] for row in means]
-    return [row for row in means if methods.count(row["method"]) > 1]
 
 
 def _hover(more: Sequence[str]) -> "list[alt.Tooltip]":

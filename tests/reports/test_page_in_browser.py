@@ -176,6 +176,14 @@ def test_a_line_of_the_comparison_leads_to_how_it_was_obtained(shown: Opened) ->
     assert shown.tab.url.endswith("#environment")
 
 
+def test_a_study_of_one_budget_at_work_draws_without_complaint(browser: Any, tmp_path: Path) -> None:
+    fake = fake_store.mixed(tmp_path / "store")
+    path = tmp_path / "index.html"
+    path.write_text(page(make_document(StudyResults(fake.store, fake.document()))))
+    for shown in opened(browser, path):
+        assert shown.tab.locator(".chart svg").count() == shown.tab.locator(".chart").count() >= 5
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_follow_the_colours_of_the_page(browser: Any, file: Path, scheme: str) -> None:
     for shown in opened(browser, file, color_scheme=scheme):
