@@ -359,9 +359,13 @@ def report(study: str | None, wanted: str | None, form: str, out: Path | None, s
 @tracking_option
 def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: Path, tracking_uri: str | None) -> None:
     """Open a study in MLflow's comparison view, on this machine only."""
+    import signal
+
     from bench.store import Store
     from bench.ui import launch_ui
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # else the server would outlive its terminal
+        signal.signal(number, signal.default_int_handler)
     store = Store(store_dir)
     name = str(store.load_study(study)["name"])
     with launch_ui(store.root, tracking_uri, name, host, port, open_browser=open_browser) as view:

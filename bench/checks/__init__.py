@@ -6,7 +6,7 @@ A check is a function without arguments in the entry-point group `bench.checks`.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.report import Column, Document, Figure, Section, Table
+from bench.report import Column, Document, Figure, Part, Section, Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,5 +40,5 @@ def verification(lines: Sequence[CheckLine], figures: Sequence[Figure]) -> Docum
         ),
         rows=tuple((line.what, line.figure, "yes" if line.passed else "no") for line in lines),
     )
-    parts = (table, *sorted(figures, key=lambda figure: figure.name))
+    parts: tuple[Part, ...] = (table, *sorted(figures, key=lambda figure: figure.name))
     return Document(study="verify", sections=(Section(name="verify", title="Checks", parts=parts),))

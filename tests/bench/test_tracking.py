@@ -5,6 +5,7 @@ import logging
 import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -412,6 +413,21 @@ def test_the_user_interface_shows_the_study(mixed: Any, tmp_path: Path) -> None:
         log_over_the_network(server, tmp_path / "other")
     with pytest.raises(OSError, match="refused"):
         fetch(server)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_server_ends_with_the_command(mixed: Any, number: signal.Signals) -> None:
+    log_study(mixed)
+    port = free_port()
+    command = [sys.executable, "-m", "bench", "ui", "quick", "--store", str(mixed.root), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"http://127.0.0.1:{port}/")
+        process.send_signal(number)
+        assert process.wait(30) == 130
+    with pytest.raises(OSError, match="refused"):
+        fetch(f"http://127.0.0.1:{port}")
 
 
 def log_over_the_network(server: str, root: Path) -> None:
