@@ -226,7 +226,7 @@ def _figure(runs: Sequence[RegressionCurves], faster: Sequence[RegressionCurves]
         draw=lambda: regression_chart(runs, faster),
         notes=(
             f"Means and sample standard deviations over {len(runs)} seeds, right the first {_FIRST} iterations. "
-            "Dashed: least squares. At the same rate DNAS's mixture of several weights moves slower; hence the third line",
+            "Dashed: least squares. At one rate DNAS's mixture of several weights moves slower: hence a third line",
         ),
     )
 
