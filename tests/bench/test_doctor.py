@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import EntryPoint, PackageNotFoundError
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +23,7 @@ from bench.cli import bench
 from bench.doctor import OK, PROBLEM, WARN, Finding, Visit, examine, probe_torch, some
 from bench.errors import BenchError
 from bench.leases import Holder, Leases
+from bench.plugins import Kind
 from bench.spec import build
 from bench.store import Store, write_json, write_text
 
@@ -237,7 +238,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_every_plug_in_loads(tmp_path: Path) -> None:
     findings = list(doctor_plugins.plugins(visit(tmp_path)))
-    assert len(findings) == 5 and {finding.status for finding in findings} == {OK}
+    assert len(findings) == len(get_args(Kind)) and {finding.status for finding in findings} == {OK}
 
 
 def test_plug_ins_that_do_not_load_or_share_a_name(tmp_path: Path, entries: Callable[..., None]) -> None:
