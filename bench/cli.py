@@ -168,7 +168,8 @@ def _specification(
         raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
     base = with_schedule(_stated(spec_file) if spec_file is not None else read_preset(preset or "quick"), schedule)
     models = [] if model is None else names(model, "--model")
-    task = {key: value for key, value in (("model", models and models[0]), ("dataset", dataset)) if value}
+    stated = (("model", models[0] if models else None), ("dataset", dataset))
+    task = {key: value for key, value in stated if value is not None}
     flags: dict[str, Any] = {"task": task} if task else {}
     if models:
         flags["further_models"] = models[1:]

@@ -54,7 +54,7 @@ def layers_of(results: StudyResults, cell: Cell) -> SideLayers:
     found = [(policy, identity) for identity in cell.runs if (policy := _policy(results, identity)) is not None]
     entries: dict[str, list[tuple[LayerPolicy, Any]]] = {}
     for policy, identity in found:
-        filters = section(results.record("runs", identity) or {}, "filters") or section(results.study, "filters")
+        filters = section(results.record("runs", identity) or {}, "filters")
         for name, layer in policy.layers.items():
             entries.setdefault(name, []).append((layer, filters.get(name)))
     layers = {name: _averaged(runs) for name, runs in entries.items()}
