@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import wording
 from bench.errors import BenchError
-from bench.pairs import Cell, cells, common_seeds, difference
+from bench.pairs import Cell, cells, common_seeds, difference, p_to_correct
 from bench.report import Column, Table
 from bench.results import section
 from bench.selection import Selection
@@ -46,12 +46,12 @@ class Line:
     @cached_property
     def seeds(self) -> list[int]:
         """Those of the pairs."""
-        return common_seeds(self.first, self.second)
+        return common_seeds(self.first.top1, self.second.top1)
 
     @cached_property
     def difference(self) -> PairedDifference | None:
         """Top-1 of the first minus that of the second; `None` without pairs."""
-        return difference(self.first, self.second)
+        return difference(self.first.top1, self.second.top1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,7 @@ def _common(values: Iterable[str]) -> str:
 
 def _tested(lines: Sequence[Line]) -> Iterator[Line]:
     """The lines with their p: Holm-corrected over all but the one that stands for the others, a test of its own."""
-    pairs = [line.difference for line in lines]
-    raw = [pair.p if pair is not None and pair.n >= MIN_PAIRS else math.nan for pair in pairs]
+    raw = [p_to_correct(line.difference) for line in lines]
     family = [math.nan if line.pooled else p for line, p in zip(lines, raw, strict=True)]
     tests = sum(not math.isnan(p) for p in family)
     for line, p, corrected in zip(lines, raw, holm(family), strict=True):
@@ -253,17 +252,11 @@ def _cells(line: Line) -> tuple[str, ...]:
         line.label or _either(line.first.budget, line.second.budget),
         str(len(line.seeds)),
         *(number(_top1(side, line.seeds)) for side in sides),
-        *_difference_cells(line, found),
+        *wording.difference(found, line.p),
+        "" if found is None else number(found.detectable),
         *(number(side.bops / MILLION) for side in sides),
         *(number(side.search_seconds + side.tuning_seconds, digits=1) for side in sides),
     )
-
-
-def _difference_cells(line: Line, found: PairedDifference | None) -> tuple[str, str, str, str]:
-    if found is None:
-        return "", "", "", ""
-    p = wording.TOO_FEW if found.n < MIN_PAIRS else wording.probability(line.p)
-    return f"{found.mean:+.2f}", wording.interval(found.interval, sign="+"), p, number(found.detectable)
 
 
 def _top1(cell: Cell, seeds: Sequence[int]) -> float:

@@ -1,11 +1,12 @@
 """The runs of a study in cells, one for each method and budget on each task, and the pairs of two cells."""
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bench.results import IDENTITY, StudyResults
-from bench.statistics import PairedDifference, compare_pairs
+from bench.statistics import MIN_PAIRS, PairedDifference, compare_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +48,37 @@ class Cell:
         return " ".join(filter(None, (self.method, self.budget)))
 
 
+class Placed(Protocol):
+    """Whatever stands for one method and budget on one task."""
+
+    @property
+    def method(self) -> str:
+        """Of its runs."""
+        ...
+
+    @property
+    def budget(self) -> str:
+        """Of its runs; empty for none."""
+        ...
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """Model and data set."""
+        ...
+
+
+P = TypeVar("P", bound=Placed)
+
+
 def with_result(runs: "pd.DataFrame") -> "pd.DataFrame":
     """Those of the runs that can be compared: done, up to date, with a seed and a Top-1."""
     return runs[runs["status"] == "done"].dropna(subset=["seed", "top1"])
+
+
+def top1_by_seed(runs: "pd.DataFrame") -> dict[int, float]:
+    """Top-1 in percent of the runs that can be compared."""
+    compared = with_result(runs)
+    return {int(seed): float(top1) for seed, top1 in zip(compared["seed"], compared["top1"], strict=True)}
 
 
 def cells(results: StudyResults, runs: "pd.DataFrame | None" = None) -> list[Cell]:
@@ -73,7 +102,7 @@ def _cell(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float
         method=method,
         budget=budget,
         runs=tuple(runs["id"]),
-        top1={int(seed): float(top1) for seed, top1 in zip(runs["seed"], runs["top1"], strict=True)},
+        top1=top1_by_seed(runs),
         bops=float(runs["bops"].mean()),
         search_seconds=float(runs["search_seconds"].mean()),
         tuning_seconds=tuning_seconds,
@@ -81,7 +110,7 @@ def _cell(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float
     )
 
 
-def baseline_of(cell: Cell, others: Sequence[Cell], baseline: str) -> Cell | None:
+def baseline_of(cell: P, others: Sequence[P], baseline: str) -> P | None:
     """The baseline's cell on the same task at the same budget, or the one without a budget; `None` for its own."""
     if cell.method == baseline:
         return None
@@ -89,14 +118,22 @@ def baseline_of(cell: Cell, others: Sequence[Cell], baseline: str) -> Cell | Non
     return next(partners, None)
 
 
-def common_seeds(first: Cell, second: Cell) -> list[int]:
+def common_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> list[int]:
     """The seeds that both have, in rising order."""
-    return sorted(first.top1.keys() & second.top1.keys())
+    return sorted(first.keys() & second.keys())
 
 
-def difference(first: Cell, second: Cell) -> PairedDifference | None:
-    """Top-1 of the first minus that of the second over common seeds; `None` without any."""
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> PairedDifference | None:
+    """Top-1 of the first minus that of the second over common seeds; `None` without any.
+
+    Args:
+        first: Top-1 by seed.
+        second: The same of the other.
+    """
     seeds = common_seeds(first, second)
-    if not seeds:
-        return None
-    return compare_pairs([first.top1[seed] for seed in seeds], [second.top1[seed] for seed in seeds])
+    return compare_pairs([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
+
+
+def p_to_correct(pair: PairedDifference | None) -> float:
+    """The p of a difference, to be corrected; NaN where too few pairs allow no test."""
+    return pair.p if pair is not None and pair.n >= MIN_PAIRS else math.nan

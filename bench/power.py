@@ -117,7 +117,7 @@ def forecast(results: StudyResults, detect: float, baseline: str | None = None) 
 
 
 def _outlook(cell: Cell, partner: Cell, detect: float, level: float, pretraining: float) -> Outlook:
-    found = difference(cell, partner)
+    found = difference(cell.top1, partner.top1)
     pairs, deviation = (0, math.nan) if found is None else (found.n, found.std)
     interval = deviation_interval(deviation, pairs)
 

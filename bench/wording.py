@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from bench.statistics import MIN_PAIRS, Interval
+from bench.statistics import MIN_PAIRS, Interval, PairedDifference
 
 MILLION = 1e6
 TOO_FEW = f"n<{MIN_PAIRS}"
@@ -25,6 +25,13 @@ def probability(p: float) -> str:
     if math.isnan(p):
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def difference(found: PairedDifference | None, p: float) -> tuple[str, str, str]:
+    """A paired difference, its interval, and its p after correction; nothing where there is none."""
+    if found is None:
+        return "", "", ""
+    return f"{found.mean:+.2f}", interval(found.interval, sign="+"), TOO_FEW if found.n < MIN_PAIRS else probability(p)
 
 
 def count(n: int, word: str) -> str:

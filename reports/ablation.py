@@ -1,15 +1,15 @@
 """The ablation table: each option changed alone, with its paired difference to the study as it stands."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench import statistics
+from bench import pairs, statistics
 from bench.report import Column, Report, Table
 from bench.results import FAILURES, StudyResults
 from bench.statistics import MIN_PAIRS, PairedDifference
-from reports.cells import MILLION, TOO_FEW, count, interval, number, probability, spread
+from reports.cells import MILLION, TOO_FEW, count, difference, number, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,26 +73,14 @@ def _rows(results: StudyResults) -> Iterator[_Row]:
                 default=set(group["id"]) == set(partners["id"]),
                 runs=group,
             )
-            yield row if row.default else replace(row, difference=_difference(group, partners))
-
-
-def _difference(group: "pd.DataFrame", partners: "pd.DataFrame") -> PairedDifference | None:
-    own, other = (_top1(frame) for frame in (group, partners))
-    common = sorted(set(own) & set(other))
-    return statistics.compare_pairs([own[s] for s in common], [other[s] for s in common]) if common else None
-
-
-def _top1(runs: "pd.DataFrame") -> Mapping[int, float]:
-    """Top-1 by seed, of the runs that are done."""
-    done = runs[runs["status"] == "done"].dropna(subset=["seed", "top1"])
-    return {int(seed): float(value) for seed, value in zip(done["seed"], done["top1"], strict=True)}
+            own, other = (pairs.top1_by_seed(frame) for frame in (group, partners))
+            yield row if row.default else replace(row, difference=pairs.difference(own, other))
 
 
 def _compared(rows: Sequence[_Row]) -> list[_Row]:
     """The rows with p corrected over all options: one study asks all of these questions."""
-    pairs = [row.difference for row in rows]
-    tested = [pair.p if pair is not None and pair.n >= MIN_PAIRS else math.nan for pair in pairs]
-    return [replace(row, p=p) for row, p in zip(rows, statistics.holm(tested), strict=True)]
+    corrected = statistics.holm([pairs.p_to_correct(row.difference) for row in rows])
+    return [replace(row, p=p) for row, p in zip(rows, corrected, strict=True)]
 
 
 def _table(option: str, rows: Sequence[_Row], tests: int) -> Table:
@@ -132,21 +120,12 @@ def _cells(row: _Row) -> tuple[str, ...]:
         row.budget,
         count(len(done), failed),
         spread(found["top1"].mean, found["top1"].std),
-        *_difference_cells(row),
+        *(("default", "", "") if row.default else difference(row.difference, row.p)),
         spread(found["bops"].mean / MILLION, found["bops"].std / MILLION),
         within,
         number(done["search_seconds"].mean(), digits=1),
         number(done["peak_memory_mb"].max(), digits=0),
     )
-
-
-def _difference_cells(row: _Row) -> tuple[str, str, str]:
-    if row.default:
-        return "default", "", ""
-    if row.difference is None:
-        return "", "", ""
-    p = TOO_FEW if row.difference.n < MIN_PAIRS else probability(row.p)
-    return f"{row.difference.mean:+.2f}", interval(row.difference.interval, sign="+"), p
 
 
 def _notes(rows: Sequence[_Row], tests: int) -> Iterator[str]:

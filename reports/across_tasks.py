@@ -119,7 +119,7 @@ def _top1(cell: Cell) -> list[float]:
 
 def _differences(row: _Row) -> list[list[float]]:
     """For each task the differences to the baseline, seed by seed; tasks without a common seed are left out."""
-    pairs = [(cell, partner, common_seeds(cell, partner)) for cell, partner in row.paired]
+    pairs = [(cell, partner, common_seeds(cell.top1, partner.top1)) for cell, partner in row.paired]
     return [[cell.top1[seed] - partner.top1[seed] for seed in seeds] for cell, partner, seeds in pairs if seeds]
 
 

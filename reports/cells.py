@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.results import IDENTITY, StudyResults
-from bench.wording import MILLION, TOO_FEW, interval, number, probability
+from bench.wording import MILLION, TOO_FEW, difference, interval, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,11 +15,11 @@ __all__ = [
     "TOO_FEW",
     "anchor",
     "count",
+    "difference",
     "figure",
     "interval",
     "named_runs",
     "number",
-    "probability",
     "spread",
     "yes_no",
 ]

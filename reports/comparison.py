@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench import statistics
+from bench import pairs, statistics
 from bench.endings import RETRIABLE
 from bench.report import Column, Report, Table
 from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
 from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
-from reports.cells import MILLION, TOO_FEW, anchor, count, interval, number, probability, spread, yes_no
+from reports.cells import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,38 +117,18 @@ def _rows(runs: "pd.DataFrame", results: "pd.DataFrame") -> list[_Row]:
     rows = []
     for result in results.to_dict("records"):
         group = members[tuple(result[key] for key in IDENTITY)]
-        done = group[group["status"] == "done"].dropna(subset=["seed", "top1"])
-        top1 = {int(seed): float(value) for seed, value in zip(done["seed"], done["top1"], strict=True)}
         fields = {str(key): value for key, value in result.items()}
-        rows.append(_Row(result=fields, budget_bops=group["budget_bops"].max(), top1=top1))
+        rows.append(_Row(result=fields, budget_bops=group["budget_bops"].max(), top1=pairs.top1_by_seed(group)))
     return rows
 
 
 def _compared(rows: Sequence[_Row], baseline: str) -> list[_Row]:
     """The rows with their differences to the baseline, p corrected over the table."""
-    found = [_difference(row, _partner(row, rows, baseline)) for row in rows]
-    tested = [pair.p if pair is not None and pair.n >= MIN_PAIRS else math.nan for pair in found]
-    corrected = statistics.holm(tested)
+    partners = [pairs.baseline_of(row, rows, baseline) for row in rows]
+    both = zip(rows, partners, strict=True)
+    found = [None if partner is None else pairs.difference(row.top1, partner.top1) for row, partner in both]
+    corrected = statistics.holm([pairs.p_to_correct(pair) for pair in found])
     return [replace(row, difference=pair, p=p) for row, pair, p in zip(rows, found, corrected, strict=True)]
-
-
-def _partner(row: _Row, rows: Sequence[_Row], baseline: str) -> _Row | None:
-    """The baseline's row at the same budget; its only one when the baseline ignores budgets."""
-    if row.method == baseline:
-        return None
-    partners = (
-        other
-        for other in rows
-        if (other.method, other.task) == (baseline, row.task) and other.budget in (row.budget, "")
-    )
-    return next(partners, None)
-
-
-def _difference(row: _Row, partner: _Row | None) -> PairedDifference | None:
-    common = sorted(set(row.top1) & set(partner.top1)) if partner else []
-    if partner is None or not common:
-        return None
-    return statistics.compare_pairs([row.top1[s] for s in common], [partner.top1[s] for s in common])
 
 
 def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
@@ -159,7 +139,7 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         count(result["n"], result["n_failed"]),
         spread(result["top1_mean"], result["top1_std"]),
         interval(statistics.t_interval(list(row.top1.values()))),
-        *_difference_cells(row, baseline),
+        *(("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)),
         spread(result["top5_mean"], result["top5_std"]),
         spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
         number(100 * result["bops_mean"] / row.budget_bops, digits=1),
@@ -169,15 +149,6 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         number(result["tuning_seconds"], digits=1),
         number(result["peak_memory_mb"], digits=0),
     )
-
-
-def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
-    if row.method == baseline:
-        return "baseline", "", ""
-    if row.difference is None:
-        return "", "", ""
-    p = TOO_FEW if row.difference.n < MIN_PAIRS else probability(row.p)
-    return f"{row.difference.mean:+.2f}", interval(row.difference.interval, sign="+"), p
 
 
 def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
