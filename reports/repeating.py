@@ -44,6 +44,7 @@ def _command(results: StudyResults, runs: list[Mapping[str, Any]], rest: Iterabl
     return _joined(
         [
             *("--spec", str(_specification(results, str(first["id"])))),
+            *(("--model", str(first["model"])) if results.spec.get("further_models") else ()),
             *("--methods", method, *budget, "--seeds", _seeds([int(run["seed"]) for run in runs])),
             *("--name", name, *_data(results), *rest),
         ]

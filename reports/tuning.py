@@ -70,7 +70,7 @@ def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[
     record = results.record("tuning", identity) or {}
     for trial in results.trials(identity):
         number_ = trial.get("number")
-        named = record or results.record("trials", f"{identity}-{number_}") or {}
+        named = {**(record or results.record("trials", f"{identity}-{number_}") or {}), **results.place(identity)}
         budget = figure(named.get("budget_bops"))
         knobs = section(trial, "knobs")
         method = str(named.get("method") or "unknown")
