@@ -1,0 +1,1 @@
+"""Models of accelerators: what a layer costs in time and energy when it is executed there."""
