@@ -3,14 +3,19 @@
 import re
 from dataclasses import dataclass
 
-from bench.costs import price
 from bench.errors import BenchError
+from bench.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.network import NetworkShape
-from bench.policy import FULL_PRECISION_BITS, uniform
+from bench.policy import FULL_PRECISION_BITS, Policy, uniform
+from bench.spec import AcceleratorSpec
 
 _ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_FORMS = "allowed: '4bit' (what uniform 4 bit costs), '630.6M' (BOPs), '0.016x' (of full precision)"
+_MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
+_FORMS = (
+    "allowed: '4bit' (what uniform 4 bit costs), '630.6M' (BOPs), '0.016x' (of full precision), '395KB' (memory), "
+    "'21.6ms' (latency), '29.8mJ' (energy)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,44 +24,72 @@ class Budget:
 
     Attributes:
         text: As the user wrote it.
-        bops: The most a policy may cost.
+        limit: The most a policy may cost, in the measure's unit.
         tolerance: Width of the window below it, relative.
+        measure: What it limits.
     """
 
     text: str
-    bops: float
+    limit: float
     tolerance: float
+    measure: Measure = BOPS
 
     @property
     def low(self) -> float:
         """The least cost that counts as matched."""
-        return (1 - self.tolerance) * self.bops
+        return (1 - self.tolerance) * self.limit
 
-    def matches(self, bops: float) -> bool:
+    def matches(self, cost: float) -> bool:
         """Whether a cost lies inside the window."""
-        return self.low <= bops <= self.bops
+        return self.low <= cost <= self.limit
+
+    def price(self, network: NetworkShape, policy: Policy) -> float:
+        """What a policy costs in the budget's measure."""
+        return self.measure.price(network, policy)
 
 
-def parse_budget(text: str, network: NetworkShape, tolerance: float) -> Budget:
+def parse_budget(
+    text: str, network: NetworkShape, tolerance: float, accelerator: AcceleratorSpec | None = None
+) -> Budget:
     """Read a budget.
 
+    Args:
+        text: In one of the forms.
+        network: The shapes.
+        tolerance: Width of the window.
+        accelerator: On what latency and energy are estimated; the default one when absent.
+
     Raises:
-        BenchError: The text has none of the forms, or asks for more than full precision costs.
+        BenchError: The text has none of the forms, or asks for more than the uncompressed network costs.
     """
-    full = price(network, uniform(network, FULL_PRECISION_BITS)).bops
+    measure, limit = _read(text, network, accelerator or AcceleratorSpec())
+    most = measure.price(network, uniform(network, measure.widest))
+    if not 0 < limit <= most:
+        raise BenchError(
+            f"budget '{text}' is {measure.in_words(limit)}; it must be above 0 and at most what {network.model} costs "
+            f"{_at(measure.widest)}, {measure.in_words(most)}"
+        )
+    return Budget(text=text, limit=limit, tolerance=tolerance, measure=measure)
+
+
+def _at(bits: int) -> str:
+    return "at full precision" if bits == FULL_PRECISION_BITS else f"at {bits} bits"
+
+
+def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
+    """What a text limits, and to how much."""
     if bits := re.fullmatch(r"(\d+)bit", text):
         width = int(bits[1])
         if not 1 <= width <= FULL_PRECISION_BITS:
             raise BenchError(f"budget '{text}': bits go from 1 to {FULL_PRECISION_BITS}")
-        bops = float(price(network, uniform(network, width)).bops)
-    elif share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
-        bops = float(share[1]) * full
-    elif absolute := _ABSOLUTE.fullmatch(text):
-        bops = float(absolute[1]) * _UNITS[absolute[2]]
-    else:
-        raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
-    if not 0 < bops <= full:
-        raise BenchError(
-            f"budget '{text}' is {bops:,.0f} BOPs; it must be above 0 and at most full precision's {full:,.0f}"
-        )
-    return Budget(text=text, bops=bops, tolerance=tolerance)
+        return BOPS, BOPS.price(network, uniform(network, width))
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
+        return BOPS, float(share[1]) * BOPS.price(network, uniform(network, FULL_PRECISION_BITS))
+    if absolute := _ABSOLUTE.fullmatch(text):
+        return BOPS, float(absolute[1]) * _UNITS[absolute[2]]
+    if measured := _MEASURED.fullmatch(text):
+        value, unit = float(measured[1]), measured[2]
+        if unit in ("KB", "MB"):
+            return Memory(), value * (1000 if unit == "MB" else 1)
+        return (Latency(accelerator) if unit == "ms" else Energy(accelerator)), value
+    raise BenchError(f"budget '{text}' is not understood; {_FORMS}")

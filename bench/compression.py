@@ -1,7 +1,6 @@
 """Builds the compressed network of a policy: filters physically removed, remaining tensors quantized."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,12 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.network import NetworkShape, prunables
-from bench.policy import FULL_PRECISION_BITS, Policy, kept_inputs
-from bench.quantization import QuantizerFactory, UniformQuantizer
-
-Clips = Mapping[str, float]
-"""Clip values by tensor: "<layer>.weight" and "<layer>.activation"."""
+from bench.network import LayerShape, NetworkShape
+from bench.policy import FULL_PRECISION_BITS, Policy, kept_inputs, kept_outputs
+from bench.quantization import Clips, QuantizerFactory, Shifted, UniformQuantizer, restore_clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,56 +33,58 @@ class ConvGeometry:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class _Calibrated(nn.Module):
-    """A layer with one quantizer for its weight and one for its input."""
+@dataclass(frozen=True, slots=True)
+class LinearGeometry:
+    """A linear layer has none."""
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply (N, in) by a weight (out, in)."""
+        return F.linear(x, weight, bias)
+
+
+Geometry = ConvGeometry | LinearGeometry
+
+
+def geometry_of(module: nn.Module) -> Geometry:
+    """How a convolution or a linear layer is carried out.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(module, nn.Conv2d):
+        return ConvGeometry.of(module)
+    if isinstance(module, nn.Linear):
+        return LinearGeometry()
+    raise TypeError(f"cannot quantize a {type(module).__name__}")
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer whose weight and input are quantized.
+
+    The input of the first layer arrives as normalised 8-bit pixels: it is on an 8-bit grid already, so
+    `activation_quantizer` is the identity there.
+    """
 
     weight: Tensor
-    weight_quantizer: nn.Module
-    activation_quantizer: nn.Module
+    bias: Tensor | None
+
+    def __init__(self, module: nn.Module, weight_quantizer: nn.Module, activation_quantizer: nn.Module) -> None:
+        super().__init__()
+        self.geometry = geometry_of(module)
+        self.weight, self.bias = module.weight, module.bias  # type: ignore[assignment]
+        self.weight_quantizer = weight_quantizer
+        self.activation_quantizer = activation_quantizer
+        self.to(self.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to a quantized input with the quantized weight."""
+        return self.geometry.convolve(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
 
     def calibrate(self, x: Tensor) -> None:
         """Set both quantizers from the weight and from an input of the layer."""
         for quantizer, tensor in ((self.weight_quantizer, self.weight), (self.activation_quantizer, x)):
             if not isinstance(quantizer, nn.Identity):
                 quantizer.calibrate(tensor)  # type: ignore[operator]
-
-
-class QuantizedConv2d(_Calibrated):
-    """A convolution whose weight and input are quantized.
-
-    The input of the first layer arrives as normalised 8-bit pixels: it is on an 8-bit grid already, so
-    `activation_quantizer` is the identity there.
-    """
-
-    def __init__(self, conv: nn.Conv2d, weight_quantizer: nn.Module, activation_quantizer: nn.Module) -> None:
-        super().__init__()
-        self.weight = conv.weight
-        self.bias = conv.bias
-        self.geometry = ConvGeometry.of(conv)
-        self.weight_quantizer = weight_quantizer
-        self.activation_quantizer = activation_quantizer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve a quantized input with the quantized weight."""
-        return self.geometry.convolve(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
-
-
-class QuantizedLinear(_Calibrated):
-    """A linear layer whose weight and input are quantized."""
-
-    def __init__(self, linear: nn.Linear, weight_quantizer: nn.Module, activation_quantizer: nn.Module) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self.weight_quantizer = weight_quantizer
-        self.activation_quantizer = activation_quantizer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply a quantized input by the quantized weight."""
-        return F.linear(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
-
-
-QuantizedLayer = QuantizedConv2d | QuantizedLinear
 
 
 def replace_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -98,34 +96,44 @@ def replace_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
 def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module:
     """A copy of a float network from which the filters that a policy drops are physically removed."""
     reduced = copy.deepcopy(model)
-    structure = prunables(model)
     for layer in network.layers:
-        module = reduced.get_submodule(layer.name)
-        kept_out = policy.layers[layer.name].kept_filters
-        kept_in = kept_inputs(network, policy, layer)
-        if not isinstance(module, nn.Conv2d) or (kept_out is None and kept_in is None):
-            continue
-        replace_layer(reduced, layer.name, _slice_conv(module, kept_out, kept_in))
-        if kept_out is not None:
-            norm = structure[layer.name].norm
-            replace_layer(reduced, norm, _slice_norm(reduced.get_submodule(norm), kept_out))
+        kept_out, kept_in = kept_outputs(policy, layer), kept_inputs(policy, layer)
+        if kept_out is not None or kept_in is not None:
+            module = reduced.get_submodule(layer.name)
+            replace_layer(reduced, layer.name, _slice_layer(module, kept_out, None if layer.depthwise else kept_in))
+    for norm, layer_name in network.norms:
+        kept = policy.layers[layer_name].kept_filters
+        if kept is not None:
+            replace_layer(reduced, norm, _slice_norm(reduced.get_submodule(norm), kept))
     return reduced
 
 
-def _slice_conv(conv: nn.Conv2d, kept_out: tuple[int, ...] | None, kept_in: tuple[int, ...] | None) -> nn.Conv2d:
-    weight = conv.weight.detach()
-    bias = None if conv.bias is None else conv.bias.detach()
+def _slice_layer(module: nn.Module, kept_out: tuple[int, ...] | None, kept_in: tuple[int, ...] | None) -> nn.Module:
+    """A layer with the surviving filters, each with the weights of the surviving inputs."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        raise TypeError(f"cannot take filters from a {type(module).__name__}")
+    sliced = copy.deepcopy(module)
+    weight, bias = module.weight.detach(), module.bias
     if kept_out is not None:
         index = torch.tensor(kept_out, device=weight.device)
         weight = weight[index]
-        bias = None if bias is None else bias[index]
+        bias = None if bias is None else bias.detach()[index]
     if kept_in is not None:
         weight = weight[:, torch.tensor(kept_in, device=weight.device)]
-    sliced = copy.deepcopy(conv)
-    sliced.in_channels, sliced.out_channels = weight.shape[1], weight.shape[0]
     sliced.weight = nn.Parameter(weight.clone())
     sliced.bias = None if bias is None else nn.Parameter(bias.clone())
+    _set_widths(sliced, outputs=weight.shape[0], inputs=weight.shape[1])
     return sliced
+
+
+def _set_widths(module: nn.Module, *, outputs: int, inputs: int) -> None:
+    """The channel counts that a layer states of itself."""
+    if isinstance(module, nn.Linear):
+        module.in_features, module.out_features = inputs, outputs
+    elif isinstance(module, nn.Conv2d) and module.groups > 1:  # depthwise
+        module.in_channels = module.out_channels = module.groups = outputs
+    elif isinstance(module, nn.Conv2d):
+        module.in_channels, module.out_channels = inputs, outputs
 
 
 def _slice_norm(norm: nn.Module, kept: tuple[int, ...]) -> nn.Module:
@@ -158,40 +166,26 @@ def compress(
         policy: What to do.
         clips: Clip values to start from; 1 where absent.
         quantizer: Makes the quantizer of each tensor.
-        normalized_weights: Whether convolution weights are standardised first.
+        normalized_weights: Whether weights that a normalisation follows are standardised first.
     """
     compressed = reduce(model, network, policy)
     for layer in network.layers:
         choice = policy.layers[layer.name]
         if choice.weight_bits == choice.activation_bits == FULL_PRECISION_BITS:
             continue
-        module = compressed.get_submodule(layer.name)
-        weight = quantizer(
-            bits=choice.weight_bits, kind="weight", normalized=normalized_weights and layer.kind == "conv"
-        )
-        activation: nn.Module = nn.Identity()
-        if layer.position != "first":
-            activation = quantizer(bits=choice.activation_bits, kind="activation", normalized=False)
-        replace_layer(compressed, layer.name, quantized_layer(module, weight, activation))
-        _set_clips(layer.name, weight, activation, clips or {})
+        weight = quantizer(bits=choice.weight_bits, kind="weight", normalized=normalized_weights and layer.normalized)
+        activation = input_quantizer(layer, choice.activation_bits, quantizer)
+        replace_layer(compressed, layer.name, QuantizedLayer(compressed.get_submodule(layer.name), weight, activation))
+        restore_clips(layer.name, weight, activation, clips or {})
     return compressed
 
 
-def quantized_layer(module: nn.Module, weight: nn.Module, activation: nn.Module) -> QuantizedLayer:
-    """Wrap a convolution or linear layer with its two quantizers, on the layer's device."""
-    if isinstance(module, nn.Conv2d):
-        return QuantizedConv2d(module, weight, activation).to(module.weight.device)
-    if isinstance(module, nn.Linear):
-        return QuantizedLinear(module, weight, activation).to(module.weight.device)
-    raise TypeError(f"cannot quantize a {type(module).__name__}")
-
-
-def _set_clips(name: str, weight: nn.Module, activation: nn.Module, clips: Clips) -> None:
-    for kind, quantizer in (("weight", weight), ("activation", activation)):
-        value = clips.get(f"{name}.{kind}")
-        if value is not None and isinstance(quantizer, UniformQuantizer):
-            with torch.no_grad():
-                quantizer.clip.fill_(value)
+def input_quantizer(layer: LayerShape, bits: int, quantizer: QuantizerFactory) -> nn.Module:
+    """The quantizer of a layer's input: none for the image, with an offset where the input can be negative."""
+    if layer.position == "first":
+        return nn.Identity()
+    plain = quantizer(bits=bits, kind="activation", normalized=False)
+    return Shifted(plain) if layer.signed_input else plain
 
 
 @torch.no_grad()

@@ -6,19 +6,18 @@ Conventions (all of the paper's tables follow them):
   activations, additions and pooling are not counted.
 * BOPs: MACs · weight bits · activation bits.
 * Memory footprint: weights · weight bits + elements of the input · activation bits, summed over the layers;
-  an input that two layers read counts twice. 1 KB is 1,000 bytes.
+  an input that two layers read counts twice. 1 KB is 1,000 bytes. The peak form counts all weights, but of the inputs
+  only the largest: what a device that computes layer after layer must hold at once.
 * Parameters: weights of convolutions and linear layers, without biases.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bench.network import LayerShape, NetworkShape
-from bench.policy import EDGE_BITS, LayerPolicy, Policy, check, kept_inputs
+from bench.policy import Policy, check, kept_inputs, kept_outputs
+
+BITS_PER_KB = 8000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +30,15 @@ class LayerCost:
     activation_bits: int
     bops: int
     parameters: int
-    memory_bits: int
+    weight_memory_bits: int
+    activation_memory_bits: int
     in_channels: int
     out_channels: int
+
+    @property
+    def memory_bits(self) -> int:
+        """Bits of the weights and of the input."""
+        return self.weight_memory_bits + self.activation_memory_bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +72,13 @@ class NetworkCost:
     @property
     def memory_kb(self) -> float:
         """Memory footprint in KB of 1,000 bytes."""
-        return self.memory_bits / 8000
+        return self.memory_bits / BITS_PER_KB
+
+    @property
+    def peak_memory_bits(self) -> int:
+        """Bits of all weights and of the largest layer input."""
+        weights = sum(layer.weight_memory_bits for layer in self.layers)
+        return weights + max(layer.activation_memory_bits for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `bench cost --json` prints."""
@@ -92,6 +103,7 @@ class NetworkCost:
             "bops": self.bops,
             "memory_bits": self.memory_bits,
             "memory_kb": self.memory_kb,
+            "peak_memory_bits": self.peak_memory_bits,
             "parameters": self.parameters,
             "layers": layers,
         }
@@ -107,16 +119,15 @@ def price(network: NetworkShape, policy: Policy) -> NetworkCost:
     return NetworkCost(
         model=network.model,
         dataset=network.dataset,
-        layers=tuple(_price_layer(network, policy, layer) for layer in network.layers),
+        layers=tuple(_price_layer(policy, layer) for layer in network.layers),
     )
 
 
-def _price_layer(network: NetworkShape, policy: Policy, layer: LayerShape) -> LayerCost:
+def _price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
     choice = policy.layers[layer.name]
-    inputs = kept_inputs(network, policy, layer)
-    in_channels = layer.in_channels if inputs is None else len(inputs)
-    out_channels = layer.out_channels if choice.kept_filters is None else len(choice.kept_filters)
-    parameters = in_channels * out_channels * layer.kernel[0] * layer.kernel[1] // layer.groups
+    in_channels, out_channels = channels(policy, layer)
+    groups = in_channels if layer.depthwise else layer.groups
+    parameters = in_channels * out_channels * layer.kernel[0] * layer.kernel[1] // groups
     macs = parameters * layer.out_size[0] * layer.out_size[1]
     input_elements = in_channels * layer.in_size[0] * layer.in_size[1]
     return LayerCost(
@@ -126,71 +137,17 @@ def _price_layer(network: NetworkShape, policy: Policy, layer: LayerShape) -> La
         activation_bits=choice.activation_bits,
         bops=macs * choice.weight_bits * choice.activation_bits,
         parameters=parameters,
-        memory_bits=parameters * choice.weight_bits + input_elements * choice.activation_bits,
+        weight_memory_bits=parameters * choice.weight_bits,
+        activation_memory_bits=input_elements * choice.activation_bits,
         in_channels=in_channels,
         out_channels=out_channels,
     )
 
 
-class RelaxedBops:
-    """BOPs of the searched layers as a differentiable function of bits and channels, plus the constant rest.
-
-    The same per-layer formula as the counter's, with expectations over gates or probabilities in place of
-    integers: R = R_edge + Σ_l unit_l · in_l · out_l · b_w,l · b_x,l, where unit_l holds kernel area and output
-    positions (the joint form of the paper's Eq. 14). With integer arguments it equals the counter exactly.
-
-    Args:
-        network: The shapes.
-        device: Where the arguments will live.
-        edge_bits: Bits of the first and the last layer.
-
-    Attributes:
-        layers: The searched layers; position i of every argument belongs to `layers[i]`.
-        in_channels, out_channels: Full channel counts, shape (L,).
-    """
-
-    def __init__(
-        self, network: NetworkShape, device: torch.device | str = "cpu", *, edge_bits: int = EDGE_BITS
-    ) -> None:
-        self.layers: Sequence[LayerShape] = network.middle
-        units = [
-            layer.kernel[0] * layer.kernel[1] * layer.out_size[0] * layer.out_size[1] / layer.groups
-            for layer in self.layers
-        ]
-
-        def vector(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64, device=device)
-
-        self._units = vector(units)
-        self.in_channels = vector([layer.in_channels for layer in self.layers])
-        self.out_channels = vector([layer.out_channels for layer in self.layers])
-        edges = Policy(
-            model=network.model,
-            dataset=network.dataset,
-            layers={
-                layer.name: LayerPolicy(weight_bits=edge_bits, activation_bits=edge_bits) for layer in network.layers
-            },
-        )
-        self._edge = float(
-            sum(_price_layer(network, edges, layer).bops for layer in network.layers if layer.position != "middle")
-        )
-
-    def __call__(
-        self,
-        weight_bits: Tensor,
-        activation_bits: Tensor,
-        *,
-        in_channels: Tensor | None = None,
-        out_channels: Tensor | None = None,
-    ) -> Tensor:
-        """Total BOPs, a scalar in float64.
-
-        Args:
-            weight_bits: Shape (L,), expected bits of the weights.
-            activation_bits: Shape (L,), expected bits of the inputs.
-            in_channels: Shape (L,), expected surviving input channels; all when absent.
-            out_channels: Shape (L,), expected surviving filters; all when absent.
-        """
-        inputs = self.in_channels if in_channels is None else in_channels
-        outputs = self.out_channels if out_channels is None else out_channels
-        return self._edge + (self._units * inputs * outputs * weight_bits * activation_bits).sum()
+def channels(policy: Policy, layer: LayerShape) -> tuple[int, int]:
+    """Input and output channels of a layer that a policy leaves."""
+    inputs, outputs = kept_inputs(policy, layer), kept_outputs(policy, layer)
+    return (
+        layer.in_channels if inputs is None else len(inputs),
+        layer.out_channels if outputs is None else len(outputs),
+    )

@@ -14,16 +14,20 @@ import torch
 from torch import nn
 
 from bench import replicas
+from bench.budget import Budget
 from bench.checkpoints import INTERVAL_SECONDS, Checkpoints
 from bench.compression import calibrate, compress, reduce
-from bench.costs import NetworkCost, price
+from bench.costs import price
 from bench.data import Dataset, TaskData
 from bench.endings import SkippedError
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.forward import Forward
+from bench.hardware.pricing import computes, price_on
 from bench.machine import peak_memory
 from bench.matching import Trial
+from bench.measures import BOPS, Measure
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
+from bench.models import build_model
 from bench.network import NetworkShape, trace
 from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load
@@ -32,7 +36,7 @@ from bench.quantization import QuantizerFactory, UniformQuantizer
 from bench.repair import Repair, repair
 from bench.seeds import derive, generator, start_process_deterministically
 from bench.shared_norm import share_norms
-from bench.spec import FinetuneSchedule, StudySpec
+from bench.spec import AcceleratorSpec, FinetuneSchedule, StudySpec
 from bench.store import Store, load_state, manifest, save_state, write_json
 from bench.training import Evaluation, evaluate, fit, reestimate_norms
 
@@ -92,7 +96,7 @@ class Workbench:
 
     def _make_model(self) -> nn.Module:
         data = self.task.data
-        model: nn.Module = load("models", self.spec.task.model)(data.image_shape[0], data.num_classes)
+        model = build_model(self.spec.task.model, data.image_shape, data.num_classes)
         if replicas.count() > 1:
             model = share_norms(model)
         return on_device(model, self.device)
@@ -349,7 +353,7 @@ class _Found:
     result: SearchResult
     policy: Policy
     repaired: Repair | None
-    raw_bops: float
+    raw_cost: float
 
 
 def _search(
@@ -365,7 +369,8 @@ def _search(
             task=bench.task,
             pretrained=state,
             knobs=knobs,
-            budget=math.inf if budget is None else budget.bops,
+            budget=math.inf if budget is None else budget.limit,
+            measure=_measure(budget),
             match=bench.spec.tuning.match,
             schedule=bench.spec.search,
             seed=unit.seed,
@@ -387,7 +392,7 @@ def _search(
         _check_replicas(type(method).__name__, result)
     desk.record["peak_memory_mb"] = searched.peak_memory_mb
     network = bench.network
-    raw = price(network, result.policy).bops
+    raw = _measure(budget).price(network, result.policy)
     repaired = None
     if bench.spec.tuning.repair and budget is not None and result.decisions:
         repaired = repair(network, result.policy, result.decisions, budget)
@@ -395,8 +400,13 @@ def _search(
         result=result,
         policy=result.policy if repaired is None else repaired.policy,
         repaired=repaired,
-        raw_bops=raw,
+        raw_cost=raw,
     )
+
+
+def _measure(budget: Budget | None) -> Measure:
+    """What a budget limits; bit operations where there is none."""
+    return BOPS if budget is None else budget.measure
 
 
 def _check_replicas(method: str, result: SearchResult) -> None:
@@ -444,10 +454,10 @@ def _finetune(desk: Desk, network: nn.Module, schedule: FinetuneSchedule) -> Non
         fit(network, bench.task.data, schedule, order, report, stage, call)
 
 
-def final_cost(
+def reduced_form(
     network: NetworkShape, model: nn.Module, policy: Policy, input_shape: tuple[int, int, int]
-) -> NetworkCost:
-    """The cost of the physically reduced network, from its own shapes.
+) -> tuple[NetworkShape, Policy]:
+    """The shapes of the physically reduced network itself, and the widths of its layers: what final costs come from.
 
     Args:
         network: The shapes of the full model.
@@ -460,7 +470,7 @@ def final_cost(
         name: type(layer)(weight_bits=layer.weight_bits, activation_bits=layer.activation_bits)
         for name, layer in policy.layers.items()
     }
-    return price(reduced, Policy(model=policy.model, dataset=policy.dataset, layers=layers))
+    return reduced, Policy(model=policy.model, dataset=policy.dataset, layers=layers)
 
 
 # --- trials ---------------------------------------------------------------------------------------------------
@@ -482,14 +492,14 @@ def try_out(desk: Desk) -> None:
         _finetune(desk, network, bench.spec.finetune.model_copy(update=short))
     with desk.clock.of("validate"):
         result = evaluate(network, bench.task.data, bench.task.data.validation)
-    bops = price(bench.network, found.policy).bops
+    cost = tuning.budget.price(bench.network, found.policy)
     trial = Trial(
         number=unit.number,
         knobs=dict(unit.knobs),
-        raw_bops=found.raw_bops,
-        bops=bops,
+        raw_cost=found.raw_cost,
+        cost=cost,
         repaired_gates=0 if found.repaired is None else found.repaired.moved,
-        within_budget=tuning.budget.matches(bops),
+        within_budget=tuning.budget.matches(cost),
         validation_top1=result.top1,
         validation_loss=result.loss,
         validation_images=len(bench.task.data.validation),
@@ -501,7 +511,7 @@ def try_out(desk: Desk) -> None:
     desk.write("trial.json", asdict(trial))
 
 
-def check_reachable(network: NetworkShape, method: Method, name: str, budget_bops: float) -> None:
+def check_reachable(network: NetworkShape, method: Method, name: str, budget: Budget) -> None:
     """Spare the searches when even the method's cheapest policy costs more than the budget.
 
     Raises:
@@ -510,9 +520,11 @@ def check_reachable(network: NetworkShape, method: Method, name: str, budget_bop
     cheapest = method.cheapest(network)
     if cheapest is None:
         return
-    bops = price(network, cheapest).bops
-    if bops > budget_bops:
-        raise UnreachableBudgetError(f"the cheapest policy of {name} costs {bops / budget_bops:.2f} × the budget", bops)
+    cost = budget.price(network, cheapest)
+    if cost > budget.limit:
+        raise UnreachableBudgetError(
+            f"the cheapest policy of {name} costs {cost / budget.limit:.2f} × the budget", cost
+        )
 
 
 # --- runs -------------------------------------------------------------------------------------------------------
@@ -535,15 +547,20 @@ def run(desk: Desk) -> None:
     with desk.clock.of("evaluate"):
         validation = evaluate(network, data, data.validation)
         test = evaluate(network, data, data.test)
-    cost = final_cost(bench.network, bench.task.make_model(), found.policy, data.image_shape)
+    final = reduced_form(bench.network, bench.task.make_model(), found.policy, data.image_shape)
+    cost = _measure(unit.budget).price(*final)
     desk.record.update(
-        metrics=_metrics(found, validation, test, cost, pretrained_top1),
+        metrics={
+            **_metrics(found, validation, test, pretrained_top1),
+            **_costs(*final, bench.spec.accelerator),
+            "cost": cost,
+        },
         times={
             "search_seconds": desk.clock.seconds("search"),
             "finetune_seconds": desk.clock.seconds("finetune"),
             "total_seconds": desk.clock.total(),
         },
-        within_budget=None if unit.budget is None else unit.budget.matches(cost.bops),
+        within_budget=None if unit.budget is None else unit.budget.matches(cost),
         filters={layer.name: layer.out_channels for layer in bench.network.layers},
     )
     desk.write("policy.json", found.policy.to_json())
@@ -554,7 +571,7 @@ def run(desk: Desk) -> None:
 
 
 def _metrics(
-    found: _Found, validation: Evaluation, test: Evaluation, cost: NetworkCost, pretrained_top1: float
+    found: _Found, validation: Evaluation, test: Evaluation, pretrained_top1: float
 ) -> dict[str, float | None]:
     start = found.result.record.get("start_top1")
     return {
@@ -564,14 +581,28 @@ def _metrics(
         "validation_top1": validation.top1,
         "pretrained_top1": pretrained_top1,
         "start_top1": None if start is None else float(start),
-        "bops": cost.bops,
-        "raw_bops": found.raw_bops,
+        "raw_cost": found.raw_cost,
         "repaired_gates": 0 if found.repaired is None else found.repaired.moved,
+    }
+
+
+def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) -> dict[str, float | None]:
+    """Every cost of the final network; latency and energy are not known for widths that the accelerator lacks."""
+    cost = price(network, policy)
+    found: dict[str, float | None] = {
+        "bops": cost.bops,
         "memory_kb": cost.memory_kb,
         "memory_bits": cost.memory_bits,
+        "peak_memory_bits": cost.peak_memory_bits,
         "macs": cost.macs,
         "parameters": cost.parameters,
+        "latency_ms": None,
+        "energy_mj": None,
     }
+    if computes(accelerator, network, policy):
+        executed = price_on(accelerator, network, policy)
+        found.update(latency_ms=executed.latency_ms, energy_mj=executed.energy_mj)
+    return found
 
 
 def _tuned_knobs(bench: Workbench, unit: RunUnit) -> Mapping[str, float]:
@@ -584,7 +615,7 @@ def _tuned_knobs(bench: Workbench, unit: RunUnit) -> Mapping[str, float]:
         return {}
     record = bench.store.record("tuning", unit.tuning.identity) or {}
     if record.get("status") == "unreachable":
-        raise UnreachableBudgetError(str(record["reason"]), float(record["nearest_bops"]))
+        raise UnreachableBudgetError(str(record["reason"]), float(record["nearest_cost"]))
     if record.get("status") != "done":
         reason = record.get("reason") or record.get("status") or "it was not done"
         raise SkippedError(f"tuning of {unit.method} did not finish: {reason}")

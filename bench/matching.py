@@ -65,7 +65,7 @@ class Trial:
     Attributes:
         number: Position among completed trials.
         knobs: Values that were tried.
-        raw_bops, bops: Cost before and after repair.
+        raw_cost, cost: Before and after repair, in the unit of what the budget limits.
         repaired_gates: Decisions that repair moved.
         within_budget: Whether the cost after repair lies inside the window.
         validation_top1, validation_loss: Of the repaired network after the trial's short fine-tuning.
@@ -78,8 +78,8 @@ class Trial:
 
     number: int
     knobs: Mapping[str, float]
-    raw_bops: float
-    bops: float
+    raw_cost: float
+    cost: float
     repaired_gates: int
     within_budget: bool
     validation_top1: float
@@ -211,7 +211,7 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
     if trial is None:
         study.tell(asked, state=TrialState.FAIL)
         return
-    share = trial.raw_bops / tuning.budget.bops
+    share = trial.raw_cost / tuning.budget.limit
     if not tuning.bracketing:
         # Trials that did not land teach the sampler where not to look.
         asked.set_constraint("window", 0.0 if trial.landed else abs(math.log(share)) + 1e-9)
@@ -230,7 +230,7 @@ def _settled(trials: Sequence[Trial], diverged: Sequence[Mapping[str, float]], t
     early = tuning.spec.stop_early
     if not tuning.bracketing:
         return early and alike([trial for trial in trials if trial.landed])
-    if trials and (tuning.budget.matches(trials[-1].raw_bops) or (early and trials[-1].landed)):
+    if trials and (tuning.budget.matches(trials[-1].raw_cost) or (early and trials[-1].landed)):
         return True
     return (early and _straddled(trials, tuning)) or _repeated(trials, diverged, tuning)
 
@@ -266,15 +266,15 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged:
     """By validation accuracy among trials inside the window, those that landed first; else the dearest allowed."""
     inside = [trial for trial in trials if trial.within_budget]
     if inside and spec.match == "lambda":  # a hit needs no repair; a miss that lies nearer does
-        return min(inside, key=lambda t: (not budget.matches(t.raw_bops), abs(math.log(t.raw_bops / budget.bops))))
+        return min(inside, key=lambda t: (not budget.matches(t.raw_cost), abs(math.log(t.raw_cost / budget.limit))))
     if inside:
         return max(inside, key=lambda trial: (trial.landed, trial.validation_top1, -trial.validation_loss))
-    allowed = [trial for trial in trials if trial.bops <= budget.bops]
+    allowed = [trial for trial in trials if trial.cost <= budget.limit]
     if allowed:
-        return max(allowed, key=lambda trial: trial.bops)
-    nearest = min(trial.bops for trial in trials)
+        return max(allowed, key=lambda trial: trial.cost)
+    nearest = min(trial.cost for trial in trials)
     raise UnreachableBudgetError(
-        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.bops:.3f} of it"
+        f"none of {len(trials)} trials reached the budget; the nearest costs {nearest / budget.limit:.3f} of it"
         + (f"; {diverged} more diverged" if diverged else ""),
         nearest,
     )
@@ -282,7 +282,7 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged:
 
 def strong_enough(knobs: Mapping[str, Knob], budget: Budget, completed: Sequence[Trial]) -> dict[str, Knob]:
     """The knobs' ranges without the strengths that are too weak for a search of mode "hinge" to reach the budget."""
-    weak = [trial.knobs["strength"] for trial in completed if trial.raw_bops > budget.bops and not trial.landed]
+    weak = [trial.knobs["strength"] for trial in completed if trial.raw_cost > budget.limit and not trial.landed]
     strength = knobs["strength"]
     return {**knobs, "strength": replace(strength, low=max([strength.low, *weak]))}
 
@@ -326,7 +326,7 @@ Point = tuple[float, float]
 
 
 def _points(trials: Sequence[Trial], budget: Budget) -> list[Point]:
-    return [(math.log(t.knobs["strength"]), math.log(t.raw_bops / budget.bops)) for t in trials]
+    return [(math.log(t.knobs["strength"]), math.log(t.raw_cost / budget.limit)) for t in trials]
 
 
 def _bracket(points: Sequence[Point], budget: Budget) -> tuple[Point | None, Point | None]:

@@ -16,6 +16,7 @@ from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
 from bench.costs import price
 from bench.data import TaskData
 from bench.forward import PLAIN, Forward
+from bench.measures import BOPS, Measure
 from bench.network import NetworkShape
 from bench.options import Strict
 from bench.policy import FULL_PRECISION_BITS, Policy, uniform
@@ -160,7 +161,8 @@ class SearchJob:
         task: Data and model.
         pretrained: State of the pretrained float model.
         knobs: The values that the harness chose for the method's knobs.
-        budget: BOPs that the final policy may cost; infinite for methods that ignore it.
+        budget: What the final policy may cost, in the unit of `measure`; infinite for methods that ignore it.
+        measure: What the budget limits: bit operations, memory, latency or energy.
         match: How the cost term works.
         schedule: Length and rates of the search.
         seed: Seed of the run; the same for every method.
@@ -178,6 +180,7 @@ class SearchJob:
     schedule: SearchSchedule
     seed: int
     report: Callable[[Mapping[str, float]], None]
+    measure: Measure = BOPS
     stage: Callable[[str], Stage] = _uninterrupted
     name: str = "search"
     forward: Forward = PLAIN
@@ -187,6 +190,10 @@ class SearchJob:
         model = self.task.make_model()
         model.load_state_dict(dict(self.pretrained))
         return model
+
+    def price(self, policy: Policy) -> float:
+        """What a policy costs in the unit of the budget."""
+        return self.measure.price(self.task.network, policy)
 
     def in_training(self, network: nn.Module) -> Callable[..., Any]:
         """The network as the search should call it in training: compiled, or in another precision, as asked for."""

@@ -1,56 +1,74 @@
 """Shapes of a network: what every cost is computed from."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.structure import Role, Structure, analyse
+
+Position = Literal["first", "middle", "last"]
+
+DEFAULT_GROUP_SIZE = 4
+"""Filters of a pruning group (paper, Section 4.2: ResNet-20 and ResNet-56)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerShape:
     """The shape of one convolution or linear layer for a batch of one.
 
-    A linear layer is a 1×1 convolution on a 1×1 map. `producer` names the prunable layer whose surviving
-    filters are this layer's inputs; `None` when its inputs never shrink.
+    A linear layer is a 1×1 convolution on a 1×1 map.
+
+    Attributes:
+        producer: The prunable layer whose surviving filters are this layer's inputs; `None` when they never shrink.
+        leader: The prunable layer with whose filters this layer's own outputs go: of a depthwise convolution, or of
+            the last layer of a squeeze-excite gate.
+        prunable: Whether it may lose filters by its own decision.
+        signed_input: Whether its input can be negative.
+        normalized: Whether a batch normalisation follows, so that the scale of its weights does not matter.
+        shortcut: Whether it is the convolution of a residual block's shortcut.
     """
 
     name: str
     kind: Literal["conv", "linear"]
-    position: Literal["first", "middle", "last"]
+    position: Position
     in_channels: int
     out_channels: int
     kernel: tuple[int, int] = (1, 1)
     groups: int = 1
     in_size: tuple[int, int] = (1, 1)
     out_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
     producer: str | None = None
+    leader: str | None = None
     prunable: bool = False
+    signed_input: bool = False
+    normalized: bool = True
+    shortcut: bool = False
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prunable:
-    """A layer that may lose filters, with what shrinks along with it.
-
-    Attributes:
-        norm: The normalisation layer after it.
-        consumer: The layer that reads its output.
-    """
-
-    norm: str
-    consumer: str
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel is convolved by itself, so that its groups are its channels."""
+        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkShape:
-    """All weighted layers of a model on a data set, in the order in which they are executed."""
+    """All weighted layers of a model on a data set, in the order in which they are executed.
+
+    Attributes:
+        norms: Normalisations that shrink with a prunable layer: path and layer.
+        group_size: Filters that pruning takes together unless a method is told otherwise (the paper's B).
+    """
 
     model: str
     dataset: str
     layers: tuple[LayerShape, ...]
+    norms: tuple[tuple[str, str], ...] = ()
+    group_size: int = DEFAULT_GROUP_SIZE
 
     def __getitem__(self, name: str) -> LayerShape:
         for layer in self.layers:
@@ -64,14 +82,11 @@ class NetworkShape:
         return tuple(layer for layer in self.layers if layer.position == "middle")
 
 
-def prunables(model: nn.Module) -> Mapping[str, Prunable]:
-    """The layers of a model that may lose filters, as the model itself states (attribute `prunable`)."""
-    stated: Mapping[str, Prunable] = getattr(model, "prunable", {})
-    return stated
-
-
 def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dataset: str) -> NetworkShape:
-    """Record the shapes of all convolutions and linear layers in one forward pass of a zero image.
+    """Record shapes and structure of all convolutions and linear layers in one forward pass of a zero image.
+
+    A model may state in `prunable` the names of the layers that may lose filters (all that can when absent), and in
+    `group_size` how many go together.
 
     Args:
         model: The network; left as it was, in evaluation mode during the pass.
@@ -80,86 +95,126 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         dataset: The data set's name.
 
     Raises:
-        BenchError: The model has fewer than two weighted layers, or runs one of them more than once.
+        BenchError: The model has fewer than two weighted layers, runs one of them more than once, has a layer whose
+            cost is not known, or states that a layer may lose filters that cannot.
     """
-    seen: list[tuple[str, nn.Module, torch.Size, torch.Size]] = []
+    _check_layers(model, name)
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    try:
+        model.eval()
+        seen = _executed(model, image)
+        structure = analyse(model, image, name=name)
+    finally:
+        model.train(was_training)
+    _check_executions(name, [path for path, *_ in seen])
+    last = len(seen) - 1
+    allowed = _allowed(model, name, structure) - {seen[0][0], seen[last][0]}
+    layers = []
+    for index, (path, module, inputs, outputs) in enumerate(seen):
+        position: Position = "first" if index == 0 else "last" if index == last else "middle"
+        layers.append(_layer_shape(path, module, inputs, outputs, position, structure, allowed))
+    return NetworkShape(
+        model=name,
+        dataset=dataset,
+        layers=tuple(layers),
+        norms=tuple((norm, layer) for norm, layer in structure.norms.items() if layer in allowed),
+        group_size=getattr(model, "group_size", DEFAULT_GROUP_SIZE),
+    )
+
+
+_Execution = tuple[str, nn.Module, torch.Size, torch.Size]
+
+
+def _executed(model: nn.Module, image: Tensor) -> list[_Execution]:
+    """Weighted layers with the shapes of their input and output, as they come."""
+    seen: list[_Execution] = []
     names = {module: path for path, module in model.named_modules()}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((names[module], module, inputs[0].shape, output.shape))
 
-    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [module.register_forward_hook(record) for module in weighted]
-    parameter = next(model.parameters())
-    was_training = model.training
+    hooks = [
+        module.register_forward_hook(record) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+            model(image)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
-    if len(seen) < 2 or len({path for path, *_ in seen}) != len(seen):
-        raise BenchError(f"model '{name}' must run at least two convolution or linear layers, each exactly once")
-    pruned = prunables(model)
-    producers = {prunable.consumer: path for path, prunable in pruned.items()}
-    layers = []
-    for index, (path, module, input_size, output_size) in enumerate(seen):
-        position: Literal["first", "middle", "last"] = "middle"
-        if index == 0:
-            position = "first"
-        elif index == len(seen) - 1:
-            position = "last"
-        layers.append(
-            _layer_shape(path, module, input_size, output_size, position, producers.get(path), path in pruned)
-        )
-    _check_pruning(name, layers, pruned)
-    return NetworkShape(model=name, dataset=dataset, layers=tuple(layers))
+    return seen
 
 
-def _check_pruning(model: str, layers: Sequence[LayerShape], pruned: Mapping[str, Prunable]) -> None:
-    """Refuse what would be priced as one thing and built as another: groups, linear layers, wrong names."""
-    able = {layer.name for layer in layers if layer.kind == "conv" and layer.groups == 1}
-    for path, prunable in pruned.items():
-        for name in (path, prunable.consumer):
-            if name not in able:
-                raise BenchError(
-                    f"model '{model}' states that pruning '{path}' changes layer '{name}'; "
-                    "allowed: convolutions without groups that the model runs"
-                )
+def _check_layers(model: nn.Module, name: str) -> None:
+    """Refuse layers with weights that no cost would count."""
+    for path, module in model.named_modules():
+        matrices = [key for key, value in module.named_parameters(recurse=False) if value.ndim > 1]
+        if matrices and not isinstance(module, nn.Conv2d | nn.Linear):
+            raise BenchError(
+                f"layer '{path}' of model '{name}' is a {type(module).__name__}, whose cost is not known; "
+                "allowed with weights: Conv2d, Linear and normalisations"
+            )
+
+
+def _check_executions(name: str, paths: Sequence[str]) -> None:
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        raise BenchError(f"model '{name}' runs layer '{twice[0]}' more than once; each may run once")
+    if len(paths) < 2:
+        raise BenchError(f"model '{name}' must run at least two convolution or linear layers; it runs {len(paths)}")
+
+
+def _allowed(model: nn.Module, name: str, structure: Structure) -> set[str]:
+    """The layers that may lose filters: those that the model states, or all that can.
+
+    Raises:
+        BenchError: One that it states cannot.
+    """
+    stated: Collection[str] | None = getattr(model, "prunable", None)
+    if stated is None:
+        return set(structure.prunable)
+    for path in stated:
+        if path not in structure.prunable:
+            reason = structure.obstacles.get(path, "it is no convolution that decides about its own filters")
+            raise BenchError(f"model '{name}' states that '{path}' may lose filters, but {reason}")
+    return set(stated)
 
 
 def _layer_shape(
     path: str,
     module: nn.Module,
-    input_size: torch.Size,
-    output_size: torch.Size,
-    position: Literal["first", "middle", "last"],
-    producer: str | None,
-    prunable: bool,
+    inputs: torch.Size,
+    outputs: torch.Size,
+    position: Position,
+    structure: Structure,
+    allowed: Collection[str],
 ) -> LayerShape:
+    role = structure.roles.get(path, Role(normalized=isinstance(module, nn.Conv2d)))
+    plain = LayerShape(
+        name=path,
+        kind="linear",
+        position=position,
+        in_channels=inputs[1],
+        out_channels=outputs[1],
+        producer=role.producer if role.producer in allowed else None,
+        leader=role.leader if role.leader in allowed else None,
+        prunable=path in allowed,
+        signed_input=role.signed_input,
+        normalized=role.normalized,
+        shortcut=role.shortcut,
+    )
     if isinstance(module, nn.Conv2d):
-        return LayerShape(
-            name=path,
+        return replace(
+            plain,
             kind="conv",
-            position=position,
-            in_channels=module.in_channels,
-            out_channels=module.out_channels,
             kernel=(module.kernel_size[0], module.kernel_size[1]),
             groups=module.groups,
-            in_size=(input_size[2], input_size[3]),
-            out_size=(output_size[2], output_size[3]),
-            producer=producer,
-            prunable=prunable,
+            in_size=(inputs[2], inputs[3]),
+            out_size=(outputs[2], outputs[3]),
+            stride=(module.stride[0], module.stride[1]),
         )
-    if isinstance(module, nn.Linear):
-        return LayerShape(
-            name=path,
-            kind="linear",
-            position=position,
-            in_channels=module.in_features,
-            out_channels=module.out_features,
-            producer=producer,
-            prunable=prunable,
-        )
-    raise BenchError(f"layer '{path}' of type {type(module).__name__} has no cost; only Conv2d and Linear have")
+    if len(inputs) == 2:
+        return plain
+    raise BenchError(f"layer '{path}' reads a tensor of shape {tuple(inputs)}; linear layers must read one vector")

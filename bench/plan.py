@@ -5,14 +5,13 @@ limits, folders and names of studies are no part of it.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from torch import nn
 
 from bench import replicas
 from bench.ablation import Variant, in_words, variants
@@ -20,6 +19,7 @@ from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
 from bench.method import Method
+from bench.models import build_model
 from bench.network import NetworkShape, trace
 from bench.options import explain
 from bench.plugins import load
@@ -154,7 +154,7 @@ def _runs(variant: Variant, builder: "_Builder") -> Iterator[RunUnit]:
     spec = variant.spec
     network = model_shape(spec.task.model, spec.task.dataset)
     for number, text in enumerate(spec.budgets):
-        budget = parse_budget(text, network, spec.tuning.tolerance)
+        budget = parse_budget(text, network, spec.tuning.tolerance, spec.accelerator)
         for name in variant.methods:
             method = make_method(name, spec.options.get(name, {}))
             if method.capabilities.budget == "ignored" and number:
@@ -238,7 +238,7 @@ def _at(address: Mapping[str, Any], spec: StudySpec, network: NetworkShape) -> U
         return builder.pretraining(address["seed"])
     method = make_method(address["method"], spec.options.get(address["method"], {}))
     text = address["budget"]
-    budget = None if text is None else parse_budget(text, network, spec.tuning.tolerance)
+    budget = None if text is None else parse_budget(text, network, spec.tuning.tolerance, spec.accelerator)
     if address["kind"] == "runs":
         return builder.run(address["method"], method, budget, address["seed"])
     if budget is None:
@@ -253,13 +253,14 @@ def model_shape(model: str, dataset: str) -> NetworkShape:
     Raises:
         BenchError: A name is unknown.
     """
-    return _traced(load("models", model), model, load("datasets", dataset), dataset)
+    return _traced(model, load("datasets", dataset), dataset)
 
 
 @cache
-def _traced(make: Callable[[int, int], nn.Module], model: str, data: type[Dataset], dataset: str) -> NetworkShape:
+def _traced(model: str, data: type[Dataset], dataset: str) -> NetworkShape:
     """Tracing builds the network, which every unit of a plan would do otherwise."""
-    return trace(make(data.image_shape[0], data.num_classes), data.image_shape, name=model, dataset=dataset)
+    built = build_model(model, data.image_shape, data.num_classes)
+    return trace(built, data.image_shape, name=model, dataset=dataset)
 
 
 def network_of(unit: Unit) -> NetworkShape:
@@ -401,9 +402,12 @@ class _Builder:
         )
 
     def _common(self, name: str, method: Method, budget: Budget | None) -> dict[str, Any]:
-        stated = None
+        stated: dict[str, Any] | None = None
         if budget is not None:
-            stated = {"text": budget.text, "bops": budget.bops, "tolerance": budget.tolerance}
+            stated = {"text": budget.text, "limit": budget.limit, "tolerance": budget.tolerance}
+            stated["measure"] = budget.measure.name
+            if budget.measure.on_accelerator:
+                stated["accelerator"] = self._dump["accelerator"]
         return {
             "task": self._task,
             "method": name,

@@ -63,9 +63,14 @@ def uniform(network: NetworkShape, bits: int) -> Policy:
     return Policy(model=network.model, dataset=network.dataset, layers=layers)
 
 
-def kept_inputs(network: NetworkShape, policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
+def kept_inputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
     """The surviving input channels of a layer; `None` when all are there."""
     return None if layer.producer is None else policy.layers[layer.producer].kept_filters
+
+
+def kept_outputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
+    """The surviving filters of a layer, by its own decision or its leader's; `None` when all are there."""
+    return policy.layers[layer.leader or layer.name].kept_filters
 
 
 def load_policy(path: Path) -> Policy:
@@ -123,7 +128,10 @@ def check(network: NetworkShape, policy: Policy) -> None:
         if kept is None:
             continue
         if not layer.prunable:
-            raise BenchError(f"layer '{layer.name}' of {network.model} cannot be pruned; its kept_filters must be null")
+            follows = "" if layer.leader is None else f" by itself, it goes with '{layer.leader}'"
+            raise BenchError(
+                f"layer '{layer.name}' of {network.model} cannot be pruned{follows}; its kept_filters must be null"
+            )
         rising = all(low < high for low, high in pairwise(kept))
         if not kept or not rising or kept[0] < 0 or kept[-1] >= layer.out_channels:
             raise BenchError(

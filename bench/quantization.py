@@ -14,7 +14,7 @@ Two forms of the same mathematics. `quantize_literal` reads like the equations a
 the rest in the backward pass, through `bench.kernels`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,11 @@ _SMALLEST_CLIP = 1e-6
 _WEIGHT_STD_FLOOR = 1e-12
 _CALIBRATION_STEPS = 80
 _CALIBRATION_SAMPLE = 2**16
+_CALIBRATION_OFFSETS = 4
+
+Clips = Mapping[str, float]
+"""Parameters of the common quantizers: "<layer>.weight" and "<layer>.activation", and "<layer>.offset" where the
+input can be negative."""
 
 
 def discretize(z: Tensor, bits: int) -> Tensor:
@@ -113,16 +118,24 @@ def positive(clip: Tensor) -> Tensor:
     return clip.abs().clamp_min(_SMALLEST_CLIP)
 
 
+def drawn_sample(x: Tensor) -> Tensor:
+    """A tensor's elements, or some of them, the same on every call, where there are many; one dimension.
+
+    Evenly spaced elements would all come from one column of the maps, whose widths are powers of two.
+    """
+    x = x.flatten()
+    if x.numel() <= _CALIBRATION_SAMPLE:
+        return x
+    drawn = torch.randint(x.numel(), (_CALIBRATION_SAMPLE,), generator=torch.Generator().manual_seed(0))
+    return x[drawn.to(x.device)]
+
+
 def best_clip(x: Tensor, bits: int, kind: Kind) -> float:
     """The clip value with the least mean squared error of Q(x) at `bits`, from a scan over the tensor's range.
 
-    Large tensors are represented by a drawn sample, the same on every call. Evenly spaced elements would all
-    come from one column of the maps, whose widths are powers of two.
+    Large tensors are represented by a drawn sample.
     """
-    x = x.flatten()
-    if x.numel() > _CALIBRATION_SAMPLE:
-        drawn = torch.randint(x.numel(), (_CALIBRATION_SAMPLE,), generator=torch.Generator().manual_seed(0))
-        x = x[drawn.to(x.device)]
+    x = drawn_sample(x)
     largest = float(x.abs().max())
     if largest == 0:
         return 1.0
@@ -194,6 +207,68 @@ class UniformQuantizer(nn.Module):
         return f"bits={self.bits}, kind={self.kind}, normalized={self.normalized}"
 
 
+class Shifted(nn.Module):
+    """A quantizer of non-negative tensors, for one that can be negative: Q(x − β) + β with a learned offset β.
+
+    The form and its gradient are those of LSQ+ (Bhalgat et al. 2020, arXiv 2004.09576, Eqs. 2 and 6), which the paper
+    uses for the inputs that hard-swish makes (Appendix G): dQ/dβ is 0 inside the range and 1 outside. The offset is
+    initialised with the range, for the least squared error on a batch.
+
+    Args:
+        quantizer: Of x − β.
+    """
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor of any shape."""
+        shifted: Tensor = self.quantizer(x - self.offset)
+        return shifted + self.offset
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set offset and quantizer to what has the least squared error, of offsets between the minimum and 0."""
+        x = drawn_sample(x)
+        lowest = min(0.0, float(x.min()))
+        errors = {}
+        for step in range(_CALIBRATION_OFFSETS + 1):
+            offset = lowest * step / _CALIBRATION_OFFSETS
+            self._set(offset, x)
+            errors[offset] = float((self(x) - x).square().mean())
+        self._set(min(errors, key=errors.__getitem__), x)
+
+    def _set(self, offset: float, x: Tensor) -> None:
+        self.offset.fill_(offset)
+        self.quantizer.calibrate(x - self.offset)  # type: ignore[operator]
+
+
+def clips_of(name: str, weight: nn.Module, activation: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a layer's common quantizers, by the keys of `Clips`."""
+    found = [(f"{name}.offset", activation.offset)] if isinstance(activation, Shifted) else []
+    inner = activation.quantizer if isinstance(activation, Shifted) else activation
+    for kind, quantizer in (("weight", weight), ("activation", inner)):
+        if isinstance(quantizer, UniformQuantizer):
+            found.append((f"{name}.{kind}", quantizer.clip))
+    return found
+
+
+def clip_value(key: str, parameter: Tensor) -> float:
+    """A parameter as it is used."""
+    return (parameter if key.endswith(".offset") else positive(parameter)).item()
+
+
+@torch.no_grad()
+def restore_clips(name: str, weight: nn.Module, activation: nn.Module, clips: Clips) -> None:
+    """Set the parameters of a layer's common quantizers to values that are known."""
+    for key, parameter in clips_of(name, weight, activation):
+        if key in clips:
+            parameter.fill_(clips[key])
+
+
 def clip_parameters(module: nn.Module) -> Sequence[nn.Parameter]:
     """The quantizer parameters of a network: trained like weights, but without decay."""
-    return [parameter for name, parameter in module.named_parameters() if name.rpartition(".")[2].startswith("clip")]
+    named = [(name.rpartition(".")[2], parameter) for name, parameter in module.named_parameters()]
+    return [parameter for name, parameter in named if name.startswith(("clip", "offset"))]

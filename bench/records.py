@@ -46,7 +46,8 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
         record.update(
             method=named.method,
             budget=None if named.budget is None else named.budget.text,
-            budget_bops=None if named.budget is None else named.budget.bops,
+            budget_cost=None if named.budget is None else named.budget.limit,
+            budget_measure=None if named.budget is None else named.budget.measure.name,
             recipe=spec.recipe,
             match=spec.tuning.match,
             options=named.document["options"],
@@ -61,14 +62,14 @@ def close(record: dict[str, Any], ending: Ending) -> None:
     """Enter how the work ended."""
     record.update(status=ending.status, reason=ending.reason or None, finished=now())
     if ending.nearest is not None:
-        record["nearest_bops"] = ending.nearest
+        record["nearest_cost"] = ending.nearest
 
 
 def ending_in(record: Mapping[str, Any] | None) -> Ending:
     """The ending that a record tells of; "running" without one: nobody has said how it ended."""
     if record is None:
         return Ending(status="running")
-    return Ending(status=record["status"], reason=record.get("reason") or "", nearest=record.get("nearest_bops"))
+    return Ending(status=record["status"], reason=record.get("reason") or "", nearest=record.get("nearest_cost"))
 
 
 def method_of(unit: Unit) -> str | None:

@@ -5,17 +5,18 @@ last step two methods would be compared at costs that differ by more than the wi
 recorded, and raw and repaired cost are both reported.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 from bench.budget import Budget
-from bench.costs import price
 from bench.method import Decision
 from bench.network import NetworkShape
 from bench.policy import LayerPolicy, Policy
 
 _PAIR_CANDIDATES = 40
+
+_Pricing = Callable[[Sequence[Decision]], float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +41,14 @@ class Repair:
     Attributes:
         policy: The policy after it.
         decisions: The decisions after it.
-        raw_bops, bops: The cost before and after.
+        raw_cost, cost: Before and after, in the unit of what the budget limits.
         moved: How many decisions differ from the search's.
     """
 
     policy: Policy
     decisions: Sequence[Decision]
-    raw_bops: int
-    bops: int
+    raw_cost: float
+    cost: float
     moved: int
 
 
@@ -100,27 +101,31 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
         decisions: What may be moved.
         budget: The target.
     """
-    raw = price(network, policy).bops
+    raw = budget.price(network, policy)
     base = _with_all_filters(network, policy, decisions)
+
+    def pricing(choices: Sequence[Decision]) -> float:
+        return budget.price(network, policy_of(base, choices))
+
     current = list(decisions)
-    best: tuple[float, list[Decision]] | None = (raw, list(current)) if raw <= budget.bops else None
+    best: tuple[float, list[Decision]] | None = (raw, list(current)) if raw <= budget.limit else None
     cost = raw
     seen: set[tuple[int, ...]] = set()
     while not budget.matches(cost) and (state := tuple(d.chosen for d in current)) not in seen:
         seen.add(state)
-        moves = _moves(network, base, current, cost, towards_less=cost > budget.bops)
-        landing = _landing(network, base, current, moves, budget)
+        moves = _moves(pricing, current, cost, towards_less=cost > budget.limit)
+        landing = _landing(pricing, current, moves, budget)
         if landing is None and not moves:
             break
         for move in landing or moves[:1]:
             current[move.index] = replace(current[move.index], chosen=move.chosen)
-        cost = price(network, policy_of(base, current)).bops
-        if cost <= budget.bops and (best is None or cost > best[0]):
+        cost = pricing(current)
+        if cost <= budget.limit and (best is None or cost > best[0]):
             best = (cost, list(current))
     final = current if best is None else best[1]
     repaired = policy_of(base, final)
     moved = sum(before.chosen != after.chosen for before, after in zip(decisions, final, strict=True))
-    return Repair(policy=repaired, decisions=final, raw_bops=raw, bops=price(network, repaired).bops, moved=moved)
+    return Repair(policy=repaired, decisions=final, raw_cost=raw, cost=budget.price(network, repaired), moved=moved)
 
 
 def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence[Decision]) -> Policy:
@@ -130,9 +135,7 @@ def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence
     return policy
 
 
-def _moves(
-    network: NetworkShape, base: Policy, decisions: Sequence[Decision], cost: float, *, towards_less: bool
-) -> list[Move]:
+def _moves(pricing: _Pricing, decisions: Sequence[Decision], cost: float, *, towards_less: bool) -> list[Move]:
     """Moves by one option that change the cost in the wanted direction, smallest margin first."""
     step = -1 if towards_less else 1
     found = []
@@ -141,26 +144,26 @@ def _moves(
         if 0 <= chosen < len(decision.options):
             boundary = min(decision.chosen, chosen)
             found.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
-    effective = [move for move in found if _cost_after(network, base, decisions, [move]) != cost]
+    effective = [move for move in found if _cost_after(pricing, decisions, [move]) != cost]
     return sorted(effective, key=lambda move: (move.margin, move.index))
 
 
 def _landing(
-    network: NetworkShape, base: Policy, decisions: Sequence[Decision], moves: Sequence[Move], budget: Budget
+    pricing: _Pricing, decisions: Sequence[Decision], moves: Sequence[Move], budget: Budget
 ) -> Sequence[Move] | None:
     """The fewest moves, then the least sum of margins, that end inside the window in at most two."""
     for move in moves:
-        if budget.matches(_cost_after(network, base, decisions, [move])):
+        if budget.matches(_cost_after(pricing, decisions, [move])):
             return [move]
     pairs = sorted(combinations(moves[:_PAIR_CANDIDATES], 2), key=lambda pair: pair[0].margin + pair[1].margin)
     for pair in pairs:
-        if budget.matches(_cost_after(network, base, decisions, pair)):
+        if budget.matches(_cost_after(pricing, decisions, pair)):
             return pair
     return None
 
 
-def _cost_after(network: NetworkShape, base: Policy, decisions: Sequence[Decision], moves: Sequence[Move]) -> int:
+def _cost_after(pricing: _Pricing, decisions: Sequence[Decision], moves: Sequence[Move]) -> float:
     changed = list(decisions)
     for move in moves:
         changed[move.index] = replace(changed[move.index], chosen=move.chosen)
-    return price(network, policy_of(base, changed)).bops
+    return pricing(changed)

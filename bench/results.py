@@ -28,7 +28,7 @@ MISSING, DAMAGED, STALE = "missing", "damaged", "stale"
 IDENTITY = ("model", "dataset", "method", "budget")
 """What tells the lines of `StudyResults.lines` apart."""
 
-_TEXTS = ("status", "reason", "recipe", "match", "tuning", "started", "finished")
+_TEXTS = ("status", "reason", "recipe", "match", "tuning", "budget_measure", "started", "finished")
 _TIMES = ("search_seconds", "finetune_seconds", "total_seconds")
 _METRICS = (
     *(
@@ -37,21 +37,26 @@ _METRICS = (
         "loss",
         "validation_top1",
         "bops",
-        "raw_bops",
+        "cost",
+        "raw_cost",
         "repaired_gates",
         "memory_kb",
         "memory_bits",
+        "peak_memory_bits",
+        "latency_ms",
+        "energy_mj",
     ),
     *("macs", "parameters", "start_top1", "pretrained_top1"),
 )
-_NUMBERS = ("budget_bops", "peak_memory_mb", *_METRICS, *_TIMES)
+_NUMBERS = ("budget_cost", "peak_memory_mb", *_METRICS, *_TIMES)
 
 RUN_COLUMNS = (
     *(
         "id",
         *IDENTITY,
         "seed",
-        "budget_bops",
+        "budget_cost",
+        "budget_measure",
         "status",
         "reason",
         "recipe",
@@ -69,8 +74,12 @@ RESULT_COLUMNS = (
     *IDENTITY,
     *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
     *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "within_budget"),
+    *("cost_mean", "latency_ms_mean", "energy_mj_mean"),
 )
 """Columns of `StudyResults.lines`."""
+
+
+_MEANS = ("top1", "top5", "bops", "memory_kb", "search_seconds", "cost", "latency_ms", "energy_mj")
 
 
 class StudyResults:
@@ -199,7 +208,7 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
         **{key: _text(record.get(key)) for key in (*IDENTITY, *_TEXTS)},
         "method": results.place(identity).get("method", _text(record.get("method"))),
         **outdated,
-        **{key: record.get(key) for key in ("seed", "budget_bops", "peak_memory_mb")},
+        **{key: record.get(key) for key in ("seed", "budget_cost", "peak_memory_mb")},
         "within_budget": _truth(record.get("within_budget")),
         "options": json.dumps(section(record, "options"), sort_keys=True),
     }
@@ -246,7 +255,7 @@ def _aggregate(runs: "pd.DataFrame", results: StudyResults) -> dict[str, Any]:
     return {
         "n": len(done),
         "n_failed": int(runs["status"].isin(FAILURES).sum()),
-        **{f"{figure}_mean": done[figure].mean() for figure in ("top1", "top5", "bops", "memory_kb", "search_seconds")},
+        **{f"{figure}_mean": done[figure].mean() for figure in _MEANS},
         **{f"{figure}_std": done[figure].std(ddof=1) for figure in ("top1", "top5", "bops")},
         "tuning_seconds": sum(_tuning_seconds(results, tuning) for tuning in sorted(set(runs["tuning"]) - {""})),
         "peak_memory_mb": done["peak_memory_mb"].max(),

@@ -372,7 +372,7 @@ def _tuned(study: Study, unit: TuningUnit, lease: Lease) -> Mapping[str, Any]:
     """What a tuning adds to its record when it is done."""
     store = study.how.store
     method = make_method(unit.method, unit.options)
-    check_reachable(network_of(unit), method, unit.method, unit.budget.bops)
+    check_reachable(network_of(unit), method, unit.method, unit.budget)
     pretraining = ending_in(store.record("pretrained", unit.pretraining.identity))
     if pretraining.status != "done":
         raise SkippedError(f"pretraining of the tuning's seed did not finish: {pretraining.reason}")

@@ -127,6 +127,21 @@ class TuningSpec(Strict):
     seed: Annotated[int, Field(ge=0, le=999)] = 0
 
 
+class AcceleratorSpec(Strict):
+    """The simulated accelerator on which latency and energy are estimated; see `docs/bitfusion.md`.
+
+    Attributes:
+        hardware: Name of a configuration of BitFusion, or a file with one.
+        batch: Images that are computed together; latency and energy are stated per image.
+        depthwise: How depthwise convolutions are carried out: "dense" computes every channel with every other, as the
+            paper's figures do; "channelwise" each by itself.
+    """
+
+    hardware: str = "bf_e"
+    batch: Count = 16
+    depthwise: Literal["dense", "channelwise"] = "dense"
+
+
 class StudySpec(Strict):
     """All runs of one command: methods × budgets × seeds on one task.
 
@@ -164,6 +179,7 @@ class StudySpec(Strict):
     devices: Count = 1
     compile: Compile = "auto"
     precision: Precision = "fp32"
+    accelerator: AcceleratorSpec = AcceleratorSpec()
     task: TaskSpec = TaskSpec()
     pretrain: Schedule = Schedule()
     search: SearchSchedule = SearchSchedule()

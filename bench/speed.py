@@ -29,6 +29,7 @@ from bench.execution import on_device
 from bench.forward import Forward
 from bench.machine import hardware, peak_memory, versions
 from bench.method import Knob, Method, SearchJob, Task
+from bench.models import build_model
 from bench.plan import model_shape
 from bench.plugins import load
 from bench.policy import uniform
@@ -243,7 +244,7 @@ def made_up_task(setting: Setting, batches: int) -> Task:
     data.validation = data.test
 
     def make_model() -> nn.Module:
-        model: nn.Module = load("models", setting.model)(kind.image_shape[0], kind.num_classes)
+        model = build_model(setting.model, kind.image_shape, kind.num_classes)
         return on_device(model, setting.device)
 
     return Task(data=data, network=model_shape(setting.model, setting.dataset), make_model=make_model)

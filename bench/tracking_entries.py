@@ -271,7 +271,7 @@ def _trial_entry(study: Mapping[str, Any], folder: Path, item: Item, record: Map
     number = item.identity.rpartition("/")[2]
     document = read_json(folder / "trial.json") if record.get("status") == "done" else None
     trial = document if isinstance(document, dict) else {}
-    figures = ("raw_bops", "bops", "repaired_gates", "validation_top1", "seconds")
+    figures = ("raw_cost", "cost", "repaired_gates", "validation_top1", "seconds")
     error = folder / "error.txt"
     name = f"{_name(params)} trial {number}"
     texts = {"policy.json": json.dumps(trial["policy"], indent=1)} if trial.get("policy") else {}

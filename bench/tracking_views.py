@@ -24,7 +24,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PREFIX = "mlflow.sharedViewState."
 _SECTION = "comparison"
 _WIDTH = 100
-_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_bops": 110, "bops_mean": 120}
+_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_cost": 110, "bops_mean": 120}
 _WIDTHS |= {"search_seconds": 130, "search_seconds_mean": 170, "knob.strength": 120, "validation_top1": 130}
 """Of columns whose contents do not fit, in pixels."""
 
@@ -126,13 +126,13 @@ VIEWS = (
         summary="every trial",
         phase="trial",
         params=("method", "budget", "knob.strength"),
-        metrics=("validation_top1", "bops", "raw_bops", "seconds"),
+        metrics=("validation_top1", "cost", "raw_cost", "seconds"),
         tags=("status", "within_budget"),
         order=_column("params", "method"),
         ascending=True,
         charts=(
-            _scatter(1, "bops", "validation_top1"),
-            _parallel(2, ("method", "knob.strength"), ("bops", "validation_top1")),
+            _scatter(1, "cost", "validation_top1"),
+            _parallel(2, ("method", "knob.strength"), ("cost", "validation_top1")),
         ),
     ),
 )

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bench.costs import price
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.network import NetworkShape
@@ -43,10 +42,11 @@ class Fixed(Method):
             UnreachableBudgetError: Even the least width costs more.
         """
         network = job.task.network
-        widths = [self.options.bits] if self.options.bits else list(range(_WIDEST, 0, -1))
+        widths = [self.options.bits] if self.options.bits else list(range(min(_WIDEST, job.measure.widest), 0, -1))
         for bits in widths:
             policy = uniform(network, bits)
-            if price(network, policy).bops <= job.budget:
+            if job.price(policy) <= job.budget:
                 return SearchResult(policy=policy, state=job.pretrained, record={"bits": bits})
-        nearest = price(network, uniform(network, widths[-1])).bops
-        raise UnreachableBudgetError(f"uniform {widths[-1]} bit costs {nearest:,} BOPs, above the budget", nearest)
+        nearest = job.price(uniform(network, widths[-1]))
+        reason = f"uniform {widths[-1]} bit costs {job.measure.in_words(nearest)}, above the budget"
+        raise UnreachableBudgetError(reason, nearest)

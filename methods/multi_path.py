@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from bench import replicas
 from bench.checkpoints import GeneratorState, Stateful
-from bench.compression import ConvGeometry, calibrate, replace_layer
-from bench.costs import RelaxedBops
+from bench.compression import QuantizedLayer, calibrate, geometry_of, input_quantizer, replace_layer
 from bench.data import BatchStream
 from bench.kernels import blocks, gradients, in_one, quantized, steps
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
 from bench.network import LayerShape, NetworkShape
 from bench.options import Strict
 from bench.policy import EDGE_BITS, LayerPolicy, Policy
-from bench.quantization import QuantizerFactory, UniformQuantizer, positive
+from bench.quantization import QuantizerFactory, UniformQuantizer, clip_value, clips_of, positive
+from bench.relaxed import Choice
 from bench.repair import policy_of
 from bench.seeds import generator
 from bench.spec import Match
@@ -116,33 +116,35 @@ def mixture(x: Tensor, clips: Tensor, probabilities: Tensor, bits: tuple[int, ..
     return result
 
 
-class MixedConv2d(nn.Module):
-    """A convolution with one weight per candidate width.
+class MixedLayer(nn.Module):
+    """A convolution or linear layer with one weight per candidate width.
 
     Attributes:
         logits: Architecture parameters, shape (2, K): weights, activations.
         probabilities: Of the present step, shape (2, K); set by the search before each forward pass.
     """
 
-    def __init__(self, conv: nn.Conv2d, bits: tuple[int, ...], quantizer: QuantizerFactory) -> None:
+    bias: Tensor | None
+
+    def __init__(
+        self, module: nn.Module, shape: LayerShape, bits: tuple[int, ...], quantizer: QuantizerFactory
+    ) -> None:
         super().__init__()
-        self.geometry = ConvGeometry.of(conv)
+        self.geometry = geometry_of(module)
         self.bits = bits
-        self.weight = nn.ParameterList([nn.Parameter(conv.weight.detach().clone()) for _ in bits])
-        self.bias = conv.bias
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        self.weight = nn.ParameterList([nn.Parameter(weight.detach().clone()) for _ in bits])
+        self.bias = module.bias  # type: ignore[assignment]
         self.weight_quantizers = nn.ModuleList(
-            [quantizer(bits=width, kind="weight", normalized=True) for width in bits]
+            [quantizer(bits=width, kind="weight", normalized=shape.normalized) for width in bits]
         )
-        self.activation_quantizers = nn.ModuleList(
-            [quantizer(bits=width, kind="activation", normalized=False) for width in bits]
-        )
+        self.activation_quantizers = nn.ModuleList([input_quantizer(shape, width, quantizer) for width in bits])
         self.logits = nn.Parameter(torch.zeros(2, len(bits)))
-        self.probabilities = torch.full((2, len(bits)), 1 / len(bits))
-        self.to(conv.weight.device)
-        self.probabilities = self.probabilities.to(conv.weight.device)
+        self.to(weight.device)
+        self.probabilities = torch.full((2, len(bits)), 1 / len(bits), device=weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve the mixed input with the mixed weight."""
+        """Apply the layer to the mixed input with the mixed weight."""
         of_weights, of_inputs = self.probabilities
         weights = zip(of_weights, self.weight_quantizers, self.weight, strict=True)
         weight = sum((p * quantizer(w) for p, quantizer, w in weights), start=x.new_zeros(()))
@@ -177,20 +179,16 @@ class PathNetwork:
         self.bits = bits
         self.network = job.task.network
         self.model = job.float_model()
-        self.layers: dict[str, MixedConv2d] = {}
+        self.layers: dict[str, MixedLayer] = {}
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
-            if shape.position != "middle":
-                replace_layer(self.model, shape.name, edge_layer(module, first=shape.position == "first"))
-            elif isinstance(module, nn.Conv2d):
-                self.layers[shape.name] = MixedConv2d(module, bits, quantizer)
+            if shape.position == "middle":
+                self.layers[shape.name] = MixedLayer(module, shape, bits, quantizer)
                 replace_layer(self.model, shape.name, self.layers[shape.name])
             else:
-                raise TypeError(
-                    f"layer '{shape.name}' is a {type(module).__name__}; multi-path search handles convolutions"
-                )
-        self._relaxed = RelaxedBops(self.network, job.task.device)
-        self._widths = torch.tensor([float(width) for width in bits], device=job.task.device)
+                replace_layer(self.model, shape.name, edge_layer(module, shape))
+        choices = dict.fromkeys(self.layers, Choice(weight_bits=bits, activation_bits=bits))
+        self._relaxed = job.measure.relaxed(self.network, choices, job.task.device, EDGE_BITS)
 
     def logits(self) -> list[nn.Parameter]:
         """All architecture parameters."""
@@ -206,15 +204,16 @@ class PathNetwork:
             layer.probabilities = torch.softmax(scores / temperature, dim=1)
 
     def expected_cost(self) -> Tensor:
-        """R of the expected widths under the present probabilities."""
-        widths = torch.stack([layer.probabilities @ self._widths for layer in self.layers.values()])
-        return self._relaxed(widths[:, 0], widths[:, 1])
+        """R under the present probabilities of the widths."""
+        shares = torch.stack([layer.probabilities for layer in self.layers.values()])
+        return self._relaxed(shares[:, 0], shares[:, 1])
 
     @torch.no_grad()
     def actual_cost(self) -> Tensor:
         """R of the widths that the argmax picks now."""
-        widths = torch.stack([self._widths[layer.logits.argmax(1)] for layer in self.layers.values()])
-        return self._relaxed(widths[:, 0], widths[:, 1])
+        chosen = torch.stack([layer.logits.argmax(1) for layer in self.layers.values()])
+        shares = F.one_hot(chosen, len(self.bits)).double()
+        return self._relaxed(shares[:, 0], shares[:, 1])
 
     def decisions(self) -> list[Decision]:
         """Every layer's choice, with differences of logits as margins."""
@@ -246,27 +245,26 @@ class PathNetwork:
 
     def clips(self, policy: Policy) -> dict[str, float]:
         """Clip values of the chosen paths and of the edges, where the common quantizer was searched with."""
-        found = {}
+        found: dict[str, float] = {}
         for name, layer in self.layers.items():
             choice = policy.layers[name]
-            for kind, quantizers, width in (
-                ("weight", layer.weight_quantizers, choice.weight_bits),
-                ("activation", layer.activation_quantizers, choice.activation_bits),
-            ):
-                quantizer = quantizers[self.bits.index(width)]
-                if isinstance(quantizer, UniformQuantizer):
-                    found[f"{name}.{kind}"] = positive(quantizer.clip).item()
+            weight = layer.weight_quantizers[self.bits.index(choice.weight_bits)]
+            activation = layer.activation_quantizers[self.bits.index(choice.activation_bits)]
+            found.update({key: clip_value(key, clip) for key, clip in clips_of(name, weight, activation)})
         return {**found, **self._edge_clips()} if found else {}
 
     def _edge_clips(self) -> dict[str, float]:
         """Clip values of the first and the last layer."""
-        return {
-            f"{shape.name}.{kind}": positive(quantizer.clip).item()
+        edges = {
+            shape.name: self.model.get_submodule(shape.name)
             for shape in self.network.layers
-            for kind in ("weight", "activation")
-            if isinstance(
-                quantizer := getattr(self.model.get_submodule(shape.name), f"{kind}_quantizer", None), UniformQuantizer
-            )
+            if shape.position != "middle"
+        }
+        return {
+            key: clip_value(key, clip)
+            for name, edge in edges.items()
+            if isinstance(edge, QuantizedLayer)
+            for key, clip in clips_of(name, edge.weight_quantizer, edge.activation_quantizer)
         }
 
 
@@ -379,14 +377,14 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
                 replicas.average_gradients(weights)
                 of_weights.step()
             meter.add(loss, outputs, labels)
-        bops = float(network.actual_cost())
+        cost = float(network.actual_cost())
         history.entries.append(
             {
                 "epoch": epoch + 1,
                 **meter.figures(),
-                "bops": bops,
+                "cost": cost,
                 "temperature": temperature,
-                "budget_share": bops / job.budget,
+                "budget_share": cost / job.budget,
             }
         )
         job.report({**history.entries[-1], "epochs": job.schedule.epochs})
@@ -408,4 +406,4 @@ def _streams(job: SearchJob, share: float) -> tuple[BatchStream, BatchStream]:
     )
 
 
-__all__ = ["MixedConv2d", "MultiPath", "MultiPathOptions", "PathNetwork"]
+__all__ = ["MixedLayer", "MultiPath", "MultiPathOptions", "PathNetwork"]

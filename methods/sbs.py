@@ -60,7 +60,8 @@ class SbsOptions(Strict):
 
     Attributes:
         bits: Candidates for weights and activations, each a multiple of the one before.
-        group_size: Filters a pruning group, B.
+        group_size: Filters a pruning group, B; as the model states when absent (paper, Section 4.2: 4 for the networks
+            on CIFAR, 16 for ResNet-18, 8 for MobileNetV2).
         gate_training: Thresholds of weights and activations take turns (Algorithm 1) or move together.
         gate_place: Where a pruning gate acts: on the quantized input of the next convolution; after the
             normalisation; or on the weight, the letter of Eq. 11. The last two are there to show why not.
@@ -69,14 +70,14 @@ class SbsOptions(Strict):
         clip_init: Clip values from the least squared error at 4 bits on a batch, or 1 ("paper").
         final_gates: Each gate by majority over the last tenth of the search, or its last state; both on the
             metric of a calibration pass.
-        weight_normalization: Standardise convolution weights before they are quantized.
+        weight_normalization: Standardise weights that a normalisation follows before they are quantized.
         search_downsampling: Search the 1×1 convolutions of shortcuts like any other layer, or fix them at
             the widest candidate.
         finetune_from: Fine-tune the searched weights, or the pretrained ones again.
     """
 
     bits: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (2, 4, 8)
-    group_size: Annotated[int, Field(ge=1)] = 4
+    group_size: Annotated[int, Field(ge=1)] | None = None
     gate_training: Literal["alternating", "joint"] = "alternating"
     gate_place: GatePlace = "next_input"
     group_metric: GroupMetric = "raw"
@@ -153,7 +154,7 @@ def share_bits(
             "threshold_lr": rate,
             "drive": term.strength * rate * job.steps,
             "history": trace.history,
-            "bops_per_step": trace.bops,
+            "cost_per_step": trace.costs,
             "bits_per_epoch": trace.bits,
         },
     )
@@ -166,9 +167,9 @@ class _Trace:
         self._network = network
         self._deciding_from = steps - max(1, round(_DECIDING_SHARE * steps))
         self._kept: list[list[Tensor]] = []
-        self._costs: list[Tensor] = []
+        self._recent: list[Tensor] = []
         self.history: list[dict[str, float]] = []
-        self.bops: list[float] = []
+        self.costs: list[float] = []
         self.bits: list[dict[str, list[float]]] = []
         self._step = 0
 
@@ -179,17 +180,17 @@ class _Trace:
 
     def add(self, cost: Tensor) -> None:
         """Keep one step."""
-        self._costs.append(cost.detach())
+        self._recent.append(cost.detach())
         if self._step >= self._deciding_from:
             self._kept.append([threshold.detach().clone() for threshold in self._thresholds()])
         self._step += 1
 
     def end_epoch(self, epoch: int, figures: Mapping[str, float], term: CostTerm) -> dict[str, float]:
         """Keep one epoch's figures."""
-        self.bops += torch.stack(self._costs).tolist()
-        self._costs = []
-        bops = self.bops[-1]
-        entry = {"epoch": epoch + 1, **figures, "bops": bops, "budget_share": bops / term.budget}
+        self.costs += torch.stack(self._recent).tolist()
+        self._recent = []
+        cost = self.costs[-1]
+        entry = {"epoch": epoch + 1, **figures, "cost": cost, "budget_share": cost / term.budget}
         self.history.append(entry)
         self.bits.append(
             {
@@ -201,13 +202,13 @@ class _Trace:
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
-        return {"kept": self._kept, "history": self.history, "bops": self.bops, "bits": self.bits, "step": self._step}
+        return {"kept": self._kept, "history": self.history, "costs": self.costs, "bits": self.bits, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         device = self._thresholds()[0].device
         self._kept = [[threshold.to(device) for threshold in kept] for kept in state["kept"]]
-        self.history, self.bops, self.bits = state["history"], state["bops"], state["bits"]
+        self.history, self.costs, self.bits = state["history"], state["costs"], state["bits"]
         self._step = state["step"]
 
     @property
@@ -293,12 +294,12 @@ def search_space(
     chain = options.bits if bits is None else bits
     space = {}
     for layer in network.middle:
-        fixed = layer.kernel == (1, 1) and not options.search_downsampling
+        fixed = layer.shortcut and not options.search_downsampling
         candidates = chain[-1:] if fixed else chain
         space[layer.name] = LayerSpace(
             weight_bits=candidates,
             activation_bits=candidates,
-            group_size=options.group_size if prune and layer.prunable else 0,
+            group_size=(options.group_size or network.group_size) if prune and layer.prunable else 0,
         )
     return space
 

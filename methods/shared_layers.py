@@ -1,4 +1,4 @@
-"""The layers of a bit-sharing search: one weight, one clip value a tensor, gates for bits and filters."""
+"""The layer of a bit-sharing search: one weight, one clip value a tensor, gates for bits and filters."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.compression import ConvGeometry
+from bench.compression import geometry_of
+from bench.network import LayerShape
 from bench.policy import FULL_PRECISION_BITS, LayerPolicy
-from bench.quantization import best_clip, positive, standardize
+from bench.quantization import Shifted, UniformQuantizer, best_clip, positive, standardize
 from methods.gates import FilterGroups, opened
 from methods.quantizers import bit_sharing
 
@@ -45,47 +46,70 @@ class LayerSettings:
     calibration_bits: int
 
 
-class SharedConv2d(nn.Module):
-    """A convolution that encodes all its candidates in one path (paper, Section 3.2).
+class SharedLayer(nn.Module):
+    """A convolution or linear layer that encodes all its candidates in one path (paper, Section 3.2).
 
-    A pruned filter is dead exactly as in the physically reduced network: its channel is masked where the next
-    convolution reads it, after quantization, by way of that convolution's weight. There a shut gate still has a
+    A pruned filter is dead exactly as in the physically reduced network: its channel is masked where the next layer
+    that mixes channels reads it, after quantization, by way of that layer's weight. There a shut gate still has a
     gradient; between normalisation and ReLU it would have none, and on its own weight none or an exploding one.
-    Statistics and metrics count surviving weights and channels only, for the same agreement.
+    Statistics and metrics count surviving weights and channels only, for the same agreement. A depthwise convolution
+    in between computes the dead channel, which nobody reads.
+
+    Args:
+        module: The float layer.
+        shape: What is known of it.
+        space: What may be chosen.
+        settings: How it behaves.
+        producer, leader: The layers whose gates are those of its inputs, and of its outputs where these are not its
+            own; see `LayerShape`.
 
     Attributes:
         thresholds_weight, thresholds_activation: α_b2 … α_bK of weights and of inputs.
         threshold_filters: α_b1, one for the layer.
+        offset_activation: β where the input can be negative; see `Shifted`.
         weight_gates, activation_gates, group_gates: Gates of the latest forward pass, differentiable.
         weight_metric, activation_metric, group_metric: Their metrics.
-        channel_gates: The gate of each filter; `None` when the layer keeps all.
+        channel_gates: The gate of each filter by its own decision; `None` when there is none.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(
-        self, conv: nn.Conv2d, space: LayerSpace, settings: LayerSettings, producer: "SharedConv2d | None"
+        self,
+        module: nn.Module,
+        shape: LayerShape,
+        space: LayerSpace,
+        settings: LayerSettings,
+        *,
+        producer: "SharedLayer | None" = None,
+        leader: "SharedLayer | None" = None,
     ) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.geometry = ConvGeometry.of(conv)
+        self.weight, self.bias = module.weight, module.bias  # type: ignore[assignment]
+        self.geometry = geometry_of(module)
         self.space, self.settings = space, settings
-        # A tuple keeps the producer from becoming a submodule.
-        self._producer = (producer,)
-        self.clip_weight = nn.Parameter(conv.weight.new_ones(()))
-        self.clip_activation = nn.Parameter(conv.weight.new_ones(()))
-        self.thresholds_weight = nn.Parameter(conv.weight.new_zeros(len(space.weight_bits) - 1))
-        self.thresholds_activation = nn.Parameter(conv.weight.new_zeros(len(space.activation_bits) - 1))
+        self._depthwise = shape.depthwise
+        self._normalized = settings.weight_normalization and shape.normalized
+        # A tuple keeps them from becoming submodules.
+        self._producer, self._leader = (producer,), (leader,)
+        self.clip_weight = nn.Parameter(self.weight.new_ones(()))
+        self.clip_activation = nn.Parameter(self.weight.new_ones(()))
+        self.offset_activation = nn.Parameter(self.weight.new_zeros(())) if shape.signed_input else None
+        self.thresholds_weight = nn.Parameter(self.weight.new_zeros(len(space.weight_bits) - 1))
+        self.thresholds_activation = nn.Parameter(self.weight.new_zeros(len(space.activation_bits) - 1))
         self.threshold_filters: nn.Parameter | None = None
         self.groups: FilterGroups | None = None
         if space.group_size:
-            self.groups = FilterGroups(conv.out_channels, space.group_size, conv.weight.device)
-            self.threshold_filters = nn.Parameter(conv.weight.new_zeros(()))
+            self.groups = FilterGroups(len(self.weight), space.group_size, self.weight.device)
+            self.threshold_filters = nn.Parameter(self.weight.new_zeros(()))
         self.channel_gates = self._fixed_channels(space.kept_filters)
-        self.group_gates = self.group_metric = conv.weight.new_zeros(0)
-        self.weight_gates = self.weight_metric = conv.weight.new_zeros(0)
-        self.activation_gates = self.activation_metric = conv.weight.new_zeros(0)
+        self.group_gates = self.group_metric = self.weight.new_zeros(0)
+        self.weight_gates = self.weight_metric = self.weight.new_zeros(0)
+        self.activation_gates = self.activation_metric = self.weight.new_zeros(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve at the active widths, with the channels that the producer keeps."""
+        """Apply the layer at the active widths, with the channels that its producer keeps."""
         self._open_groups()
         weight = self._shared_weight()
         return self.geometry.convolve(self._shared_input(x), weight, self.bias)
@@ -103,10 +127,10 @@ class SharedConv2d(nn.Module):
 
     def _shared_weight(self) -> Tensor:
         if self.space.weight_bits == FULL_PRECISION:
-            weight: Tensor = self.weight
+            weight = self.weight
         else:
             survivors = self._surviving_weights()
-            standard = standardize(self.weight, survivors) if self.settings.weight_normalization else self.weight
+            standard = standardize(self.weight, survivors) if self._normalized else self.weight
             weight, self.weight_gates, self.weight_metric = bit_sharing(
                 standard,
                 positive(self.clip_weight),
@@ -117,25 +141,26 @@ class SharedConv2d(nn.Module):
                 task_gradient=self.settings.task_gradient,
             )
         if self.settings.gate_place == "weight" and self.channel_gates is not None:
-            return weight * self.channel_gates.view(-1, 1, 1, 1)
-        if self.settings.gate_place == "next_input" and self.input_gates is not None:
+            return weight * _along(self.channel_gates, 0, weight)
+        if self.settings.gate_place == "next_input" and self.input_gates is not None and not self._depthwise:
             # The same function as masking the input, with the same gradients, on a far smaller tensor.
-            return weight * self.input_gates.view(1, -1, 1, 1)
+            return weight * _along(self.input_gates, 1, weight)
         return weight
 
     def _shared_input(self, x: Tensor) -> Tensor:
-        channels = self.input_gates
-        if self.space.activation_bits != FULL_PRECISION:
-            x, self.activation_gates, self.activation_metric = bit_sharing(
-                x,
-                positive(self.clip_activation),
-                self.thresholds_activation,
-                self.space.activation_bits,
-                "activation",
-                None if channels is None else channels.detach().view(1, -1, 1, 1),
-                task_gradient=self.settings.task_gradient,
-            )
-        return x
+        if self.space.activation_bits == FULL_PRECISION:
+            return x
+        channels, offset = self.input_gates, self.offset_activation
+        values, self.activation_gates, self.activation_metric = bit_sharing(
+            x if offset is None else x - offset,
+            positive(self.clip_activation),
+            self.thresholds_activation,
+            self.space.activation_bits,
+            "activation",
+            None if channels is None else _along(channels.detach(), 1, x),
+            task_gradient=self.settings.task_gradient,
+        )
+        return values if offset is None else values + offset
 
     @property
     def input_gates(self) -> Tensor | None:
@@ -143,16 +168,22 @@ class SharedConv2d(nn.Module):
         producer = self._producer[0]
         return None if producer is None else producer.channel_gates
 
+    @property
+    def output_gates(self) -> Tensor | None:
+        """The gate of each filter, its own or its leader's; `None` when all are there."""
+        leader = self._leader[0]
+        return self.channel_gates if leader is None else leader.channel_gates
+
     def _surviving_weights(self) -> Tensor | None:
         """1 for weights whose filter and input channel both survive."""
-        outputs, inputs = self.channel_gates, self.input_gates
+        outputs, inputs = self.output_gates, None if self._depthwise else self.input_gates
         if outputs is None and inputs is None:
             return None
-        mask = self.weight.new_ones(1, 1, 1, 1)
+        mask = self.weight.new_ones([1] * self.weight.ndim)
         if outputs is not None:
-            mask = mask * outputs.detach().view(-1, 1, 1, 1)
+            mask = mask * _along(outputs.detach(), 0, self.weight)
         if inputs is not None:
-            mask = mask * inputs.detach().view(1, -1, 1, 1)
+            mask = mask * _along(inputs.detach(), 1, self.weight)
         return mask
 
     def bits(self) -> tuple[Tensor, Tensor]:
@@ -163,21 +194,35 @@ class SharedConv2d(nn.Module):
         )
 
     def filters(self) -> Tensor:
-        """Surviving filters as a function of the gates, a scalar."""
+        """Surviving filters by its own decision, as a function of the gates, a scalar."""
         if self.groups is not None:
             return (self.group_gates * self.groups.sizes).sum()
         if self.channel_gates is not None:
             return self.channel_gates.sum()
         return self.weight.new_tensor(float(self.weight.shape[0]))
 
+    def clips(self) -> dict[str, nn.Parameter]:
+        """Clip values and offset, by kind."""
+        found = {"weight": self.clip_weight, "activation": self.clip_activation}
+        return found if self.offset_activation is None else {**found, "offset": self.offset_activation}
+
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set both clip values for the calibration width, or for the only width that there is."""
+        """Set clip values and offset for the calibration width, or for the only width that there is."""
         if self.space.weight_bits != FULL_PRECISION:
-            standard = standardize(self.weight) if self.settings.weight_normalization else self.weight
+            standard = standardize(self.weight) if self._normalized else self.weight
             self.clip_weight.fill_(best_clip(standard, self._width(self.space.weight_bits), "weight"))
-        if self.space.activation_bits != FULL_PRECISION:
-            self.clip_activation.fill_(best_clip(x, self._width(self.space.activation_bits), "activation"))
+        if self.space.activation_bits == FULL_PRECISION:
+            return
+        width = self._width(self.space.activation_bits)
+        if self.offset_activation is None:
+            self.clip_activation.fill_(best_clip(x, width, "activation"))
+        else:
+            range_ = UniformQuantizer(bits=width, kind="activation").to(x.device)
+            shifted = Shifted(range_).to(x.device)
+            shifted.calibrate(x)
+            self.clip_activation.copy_(range_.clip)
+            self.offset_activation.copy_(shifted.offset)
 
     def _width(self, chain: tuple[int, ...]) -> int:
         """The candidate nearest to the calibration width."""
@@ -202,3 +247,10 @@ class SharedConv2d(nn.Module):
         mask = self.weight.new_zeros(self.weight.shape[0])
         mask[list(kept)] = 1
         return mask
+
+
+def _along(gates: Tensor, dimension: int, like: Tensor) -> Tensor:
+    """Gates of channels in a shape that multiplies a tensor along one of its dimensions."""
+    shape = [1] * like.ndim
+    shape[dimension] = -1
+    return gates.view(shape)

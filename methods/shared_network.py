@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression import quantized_layer, replace_layer
-from bench.costs import RelaxedBops
+from bench.compression import QuantizedLayer, input_quantizer, replace_layer
 from bench.method import Decision, SearchJob
-from bench.network import prunables
+from bench.network import LayerShape
 from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
-from bench.quantization import UniformQuantizer, positive
-from methods.shared_layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedConv2d
+from bench.quantization import UniformQuantizer, clip_value, clips_of
+from bench.relaxed import Choice
+from methods.shared_layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
 
 SearchSpace = Mapping[str, LayerSpace]
 
@@ -43,35 +44,36 @@ class SharedNetwork:
         self.network = job.task.network
         self.model = job.task.make_model()
         self.model.load_state_dict(dict(start.state))
-        self.full_precision = all(choice.weight_bits == FULL_PRECISION for choice in space.values())
-        self.layers: dict[str, SharedConv2d] = {}
+        full_precision = all(choice.weight_bits == FULL_PRECISION for choice in space.values())
+        self.layers: dict[str, SharedLayer] = {}
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
-            if shape.position == "middle" and isinstance(module, nn.Conv2d):
-                producer = self.layers.get(shape.producer or "")
-                self.layers[shape.name] = SharedConv2d(module, space[shape.name], settings, producer)
+            if shape.position == "middle":
+                self.layers[shape.name] = self._shared(module, shape, space[shape.name], settings)
                 replace_layer(self.model, shape.name, self.layers[shape.name])
-            elif shape.position == "middle":
-                raise TypeError(f"layer '{shape.name}' is a {type(module).__name__}; SBS searches convolutions")
-            elif not self.full_precision:
-                edge = edge_layer(module, first=shape.position == "first", normalized=settings.weight_normalization)
+            elif not full_precision:
+                edge = edge_layer(module, shape, normalized=settings.weight_normalization)
                 replace_layer(self.model, shape.name, edge)
-        self._edge_bits = FULL_PRECISION_BITS if self.full_precision else EDGE_BITS
-        self._relaxed = RelaxedBops(self.network, job.task.device, edge_bits=self._edge_bits)
-        self._prunables = prunables(self.model)
+        self._edge_bits = FULL_PRECISION_BITS if full_precision else EDGE_BITS
+        choices = {name: _choice(layer.space) for name, layer in self.layers.items()}
+        self._relaxed = job.measure.relaxed(self.network, choices, job.task.device, self._edge_bits)
         if settings.gate_place == "norm_output":
             self._mask_after_norms()
         self._restore_clips(start.clips)
 
+    def _shared(self, module: nn.Module, shape: LayerShape, space: LayerSpace, settings: LayerSettings) -> SharedLayer:
+        producer, leader = self.layers.get(shape.producer or ""), self.layers.get(shape.leader or "")
+        return SharedLayer(module, shape, space, settings, producer=producer, leader=leader)
+
     def _mask_after_norms(self) -> None:
-        for name, prunable in self._prunables.items():
+        for norm, name in self.network.norms:
             layer = self.layers[name]
 
-            def mask(_: nn.Module, __: Any, output: Tensor, layer: SharedConv2d = layer) -> Tensor:
+            def mask(_: nn.Module, __: Any, output: Tensor, layer: SharedLayer = layer) -> Tensor:
                 gates = layer.channel_gates
                 return output if gates is None else output * gates.view(1, -1, 1, 1)
 
-            self.model.get_submodule(prunable.norm).register_forward_hook(mask)
+            self.model.get_submodule(norm).register_forward_hook(mask)
 
     @torch.no_grad()
     def _restore_clips(self, clips: Mapping[str, float]) -> None:
@@ -83,21 +85,15 @@ class SharedNetwork:
         found = []
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
-            if isinstance(module, SharedConv2d):
-                found += [
-                    (f"{shape.name}.weight", module.clip_weight),
-                    (f"{shape.name}.activation", module.clip_activation),
-                ]
-                continue
-            for kind in ("weight", "activation"):
-                quantizer = getattr(module, f"{kind}_quantizer", None)
-                if isinstance(quantizer, UniformQuantizer):
-                    found.append((f"{shape.name}.{kind}", quantizer.clip))
+            if isinstance(module, SharedLayer):
+                found += [(f"{shape.name}.{kind}", clip) for kind, clip in module.clips().items()]
+            elif isinstance(module, QuantizedLayer):
+                found += clips_of(shape.name, module.weight_quantizer, module.activation_quantizer)
         return found
 
     def clips(self) -> dict[str, float]:
         """All clip values."""
-        return {name: positive(clip).item() for name, clip in self._clips()}
+        return {name: clip_value(name, clip) for name, clip in self._clips()}
 
     def relaxed_cost(self) -> Tensor:
         """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.
@@ -105,19 +101,19 @@ class SharedNetwork:
         Each width is expanded over its own gates, and the cost of a layer is their product: by the product rule
         a gate of weights then has the gradient of the printed, weight-only form at the present activations.
         """
-        weight_bits, activation_bits = (
-            torch.stack(parts) for parts in zip(*(layer.bits() for layer in self.layers.values()), strict=True)
-        )
+        layers = list(self.layers.values())
         filters = {name: layer.filters() for name, layer in self.layers.items()}
-        outputs = torch.stack(list(filters.values()))
-        inputs = torch.stack(
-            [
-                filters.get(shape.producer or "", full)
-                for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)
-            ]
+        outputs = [filters[shape.leader or shape.name] for shape in self._relaxed.layers]
+        inputs = [
+            filters.get(shape.producer or "", full)
+            for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)
+        ]
+        return self._relaxed(
+            shares([layer.weight_gates for layer in layers]),
+            shares([layer.activation_gates for layer in layers]),
+            in_channels=torch.stack(inputs),
+            out_channels=torch.stack(outputs),
         )
-
-        return self._relaxed(weight_bits, activation_bits, in_channels=inputs, out_channels=outputs)
 
     def with_cost(self) -> nn.Module:
         """A module that maps images to logits and to `relaxed_cost`; it shares the network's parameters."""
@@ -179,18 +175,38 @@ class _WithCost(nn.Module):
         return self.model(images), self._network.relaxed_cost()
 
 
-def edge_layer(module: nn.Module, *, first: bool, normalized: bool = True) -> nn.Module:
+def edge_layer(module: nn.Module, shape: LayerShape, *, normalized: bool = True) -> nn.Module:
     """The first or last layer at 8 bits; pixels are on an 8-bit grid already.
 
     Args:
         module: A convolution or a linear layer.
-        first: Whether it reads the image.
-        normalized: Whether weights of convolutions are standardised.
+        shape: What is known of it.
+        normalized: Whether weights that a normalisation follows are standardised.
     """
-    standardized = normalized and isinstance(module, nn.Conv2d)
-    weight = UniformQuantizer(bits=EDGE_BITS, kind="weight", normalized=standardized)
-    activation = nn.Identity() if first else UniformQuantizer(bits=EDGE_BITS, kind="activation")
-    return quantized_layer(module, weight, activation)
+    weight = UniformQuantizer(bits=EDGE_BITS, kind="weight", normalized=normalized and shape.normalized)
+    return QuantizedLayer(module, weight, input_quantizer(shape, EDGE_BITS, UniformQuantizer))
+
+
+def shares(gates: Sequence[Tensor]) -> Tensor:
+    """The share of every candidate of each layer, shape (L, K): 1 for the one that the nested gates choose.
+
+    Differentiable: Σ share · width is the width as a function of the gates (Eq. 14).
+
+    Args:
+        gates: Of each layer, shape (K_l − 1,); K is the largest K_l.
+    """
+    longest = max(map(len, gates))
+    table = torch.stack([F.pad(row, (0, longest - len(row))) for row in gates])
+    reached = [table.new_ones(len(gates))]
+    for column in table.unbind(1):
+        reached.append(reached[-1] * column)
+    left = torch.stack([*reached[1:], torch.zeros_like(reached[0])], dim=1)
+    return torch.stack(reached, dim=1) - left
+
+
+def _choice(space: LayerSpace) -> Choice:
+    pruned = space.group_size > 0 or space.kept_filters is not None
+    return Choice(weight_bits=space.weight_bits, activation_bits=space.activation_bits, pruned=pruned)
 
 
 def _bit_decisions(
@@ -205,7 +221,7 @@ def _bit_decisions(
     return [Decision(layer=layer, what=what, options=chain, chosen=opened, margins=margins)]
 
 
-def _group_decisions(name: str, layer: SharedConv2d) -> list[Decision]:
+def _group_decisions(name: str, layer: SharedLayer) -> list[Decision]:
     """One decision a group, but for the strongest, which stays."""
     if layer.groups is None or layer.threshold_filters is None:
         return []

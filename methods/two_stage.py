@@ -16,7 +16,6 @@ from math import exp, log
 from typing import ClassVar
 
 from bench.budget import Budget
-from bench.costs import price
 from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
 from bench.network import NetworkShape
 from bench.policy import Policy
@@ -79,18 +78,18 @@ class _TwoStage(Method):
 
     def _first_stage(self, job: SearchJob, space: SearchSpace) -> SearchResult:
         network = job.task.network
-        dearest = price(network, _dearest(network, space)).bops
+        dearest = job.price(_dearest(network, space))
         target = job.budget
         if "split" in job.knobs:
-            reachable = max(job.budget, price(network, cheapest_policy(network, space)).bops)
+            reachable = max(job.budget, job.price(cheapest_policy(network, space)))
             target = exp(log(dearest) + job.knobs["split"] * (log(reachable) - log(dearest)))
         term = job.cost_term(strength=job.knobs["first_strength"], budget=target)
         result = share_bits(job, space, self.options, Start(state=job.pretrained, clips={}), term)
-        record = {**result.record, "target_bops": target, "raw_bops": price(network, result.policy).bops}
+        record = {**result.record, "target_cost": target, "raw_cost": job.price(result.policy)}
         if "split" in job.knobs:
-            window = Budget(text="first stage", bops=target, tolerance=_STAGE_TOLERANCE)
+            window = Budget(text="first stage", limit=target, tolerance=_STAGE_TOLERANCE, measure=job.measure)
             repaired = repair(network, result.policy, result.decisions, window)
-            return replace(result, policy=repaired.policy, record={**record, "bops": repaired.bops})
+            return replace(result, policy=repaired.policy, record={**record, "cost": repaired.cost})
         return replace(result, record=record)
 
     @abstractmethod

@@ -25,14 +25,14 @@ class _Row:
 
     Attributes:
         result: The line of `StudyResults.lines`.
-        budget_bops: BOPs of the budget; NaN without one.
+        budget_cost: What the budget allows, in the unit of what it limits; NaN without one.
         top1: Top-1 by seed, of the runs that are done.
         difference: To the baseline; `None` where there is nothing to compare.
         p: Of the difference, corrected; NaN where too few pairs allow no test.
     """
 
     result: Mapping[str, Any]
-    budget_bops: float
+    budget_cost: float
     top1: Mapping[int, float]
     difference: PairedDifference | None = None
     p: float = math.nan
@@ -118,7 +118,7 @@ def _rows(runs: "pd.DataFrame", results: "pd.DataFrame") -> list[_Row]:
     for result in results.to_dict("records"):
         group = members[tuple(result[key] for key in IDENTITY)]
         fields = {str(key): value for key, value in result.items()}
-        rows.append(_Row(result=fields, budget_bops=group["budget_bops"].max(), top1=pairs.top1_by_seed(group)))
+        rows.append(_Row(result=fields, budget_cost=group["budget_cost"].max(), top1=pairs.top1_by_seed(group)))
     return rows
 
 
@@ -142,7 +142,7 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         *(("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)),
         spread(result["top5_mean"], result["top5_std"]),
         spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
-        number(100 * result["bops_mean"] / row.budget_bops, digits=1),
+        number(100 * result["cost_mean"] / row.budget_cost, digits=1),
         yes_no(result["within_budget"]),
         number(result["memory_kb_mean"], digits=1),
         number(result["search_seconds_mean"], digits=1),
@@ -212,9 +212,9 @@ def _matching_notes(results: StudyResults) -> Iterator[str]:
             for record in done
         ]
         yield f"Tuning: {'; '.join(parts)}"
-    repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_bops"] > 0)]
+    repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_cost"] > 0)]
     if len(repaired):
-        shares = repaired.assign(share=repaired["raw_bops"] / repaired["budget_bops"])
+        shares = repaired.assign(share=repaired["raw_cost"] / repaired["budget_cost"])
         groups = shares.groupby(list(IDENTITY), sort=False, as_index=False)[["repaired_gates", "share"]].mean()
         parts = [
             f"{name(group)} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} of the budget"

@@ -69,9 +69,9 @@ def _gathered(results: StudyResults) -> _Values:
     runs = named_runs(results)
     done = runs[runs["status"] == "done"]
     values: _Values = defaultdict(lambda: defaultdict(list))
-    for run in done[["id", "line", "budget", "budget_bops"]].to_dict("records"):
+    for run in done[["id", "line", "budget", "budget_cost"]].to_dict("records"):
         line = (str(run["line"]), str(run["budget"]) or "none")
-        for phase, epoch, figures in _epochs(results.file(run["id"], "curves.json"), run["budget_bops"]):
+        for phase, epoch, figures in _epochs(results.file(run["id"], "curves.json"), run["budget_cost"]):
             for key, value in figures.items():
                 values[line, phase, key][epoch].append(value)
     return values
@@ -89,7 +89,7 @@ def _epochs(entries: Any, budget: float) -> Iterator[tuple[str, int, Mapping[str
         phase = str(entry.get("phase"))
         counts[phase] += 1
         found = {key: figure(entry.get(key)) for key in ("loss", "accuracy")}
-        found["cost"] = 100 * figure(entry.get("bops")) / budget if budget > 0 else math.nan
+        found["cost"] = 100 * figure(entry.get("cost")) / budget if budget > 0 else math.nan
         yield phase, counts[phase], {key: value for key, value in found.items() if math.isfinite(value)}
 
 

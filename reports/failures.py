@@ -75,7 +75,7 @@ def _state(run: Mapping[str, Any], living: set[str]) -> Iterator[tuple[str, str]
     elif status in FAILURES | {MISSING, DAMAGED, STALE}:
         yield status, reason
     elif status == "done" and run["within_budget"] is False:
-        share = run["bops"] / run["budget_bops"]
+        share = run["cost"] / run["budget_cost"]
         yield (_OVER if share > 1 else _BELOW), f"costs {share:.3f} of the budget"
 
 

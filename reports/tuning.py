@@ -71,7 +71,7 @@ def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[
     for trial in results.trials(identity):
         number_ = trial.get("number")
         named = {**(record or results.record("trials", f"{identity}-{number_}") or {}), **results.place(identity)}
-        budget = figure(named.get("budget_bops"))
+        budget = figure(named.get("budget_cost"))
         knobs = section(trial, "knobs")
         method = str(named.get("method") or "unknown")
         yield {
@@ -80,8 +80,8 @@ def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[
             "number": number_ if isinstance(number_, int) else 0,
             _STRENGTH: figure(knobs.get(_STRENGTH)),
             "knobs": ", ".join(f"{key} {figure(value):.3g}" for key, value in knobs.items() if key != _STRENGTH),
-            "raw": _share(trial.get("raw_bops"), budget),
-            "cost": _share(trial.get("bops"), budget),
+            "raw": _share(trial.get("raw_cost"), budget),
+            "cost": _share(trial.get("cost"), budget),
             "gates": figure(trial.get("repaired_gates")),
             "accuracy": figure(trial.get("validation_top1")),
             "seconds": figure(trial.get("seconds")),
@@ -90,9 +90,9 @@ def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[
         }
 
 
-def _share(bops: Any, budget: float) -> float:
+def _share(cost: Any, budget: float) -> float:
     """Percentage of a budget; NaN without one."""
-    return 100 * figure(bops) / budget if budget > 0 else math.nan
+    return 100 * figure(cost) / budget if budget > 0 else math.nan
 
 
 def _figures(rows: Rows, low: float, notes: tuple[str, ...]) -> Iterator[Figure]:

@@ -63,7 +63,7 @@ class FakeStore:
             "dataset": "digits",
             "method": method,
             "budget": budget,
-            "budget_bops": BUDGET_BOPS if budget else None,
+            "budget_cost": BUDGET_BOPS if budget else None,
             "seed": seed,
             "recipe": "common",
             "match": "hinge",
@@ -107,7 +107,7 @@ class FakeStore:
         """Add a tuning with one trial for each strength. Returns its id."""
         identity = f"tuning-{method}-{budget}"
         common = {"status": "done", "reason": None, "model": "resnet8", "dataset": "digits", "method": method}
-        common |= {"budget": budget, "budget_bops": BUDGET_BOPS, "seed": 1000, "fingerprint": made_with(method)}
+        common |= {"budget": budget, "budget_cost": BUDGET_BOPS, "seed": 1000, "fingerprint": made_with(method)}
         record = common | {"id": identity, "kind": "tuning", "knobs": {"strength": trials[0]}, "files": {}}
         record |= {"chosen_trial": 0, "trials_used": len(trials), "tuning_seconds": seconds}
         self.store.write_record("tuning", identity, record)
@@ -163,7 +163,7 @@ def figures(top1: float) -> dict[str, Any]:
         "loss": 0.5,
         "validation_top1": top1 + 1,
         "bops": 39.5e6,
-        "raw_bops": 41e6,
+        "raw_cost": 41e6,
         "repaired_gates": 1,
         "memory_kb": 33.25,
         "pretrained_top1": None,
@@ -183,7 +183,7 @@ def trial(number: int, strength: float) -> dict[str, Any]:
     return {
         "number": number,
         "knobs": {"strength": strength},
-        "raw_bops": 41e6,
+        "raw_cost": 41e6,
         "bops": 39e6,
         "repaired_gates": 2,
         "within_budget": True,

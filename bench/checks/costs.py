@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.checks import CheckLine
-from bench.costs import RelaxedBops, price
+from bench.costs import channels, price
 from bench.models.resnet import resnet20, resnet56
 from bench.network import LayerShape, NetworkShape, trace
-from bench.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, kept_inputs, uniform
+from bench.policy import FULL_PRECISION_BITS, Policy, uniform
+from bench.relaxed import Choice, RelaxedBops
 from bench.seeds import generator
 
 _MODELS: dict[str, Callable[[int, int], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
@@ -44,6 +45,7 @@ _MEMORY_BYTES = {
     "resnet56": {2: 360_816, 3: 536_240, 4: 711_664, 6: 1_062_512, 8: 1_413_360, 32: 5_653_440},
 }
 
+_CANDIDATES = (2, 4, 8)
 _GROUP = 4
 """Filters of a group in the paper's main results."""
 _UNIT_MACS = 73_728
@@ -195,31 +197,31 @@ def random_policy(shape: NetworkShape, source: torch.Generator) -> Policy:
 
 
 def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
-    """The integer arguments with which the relaxed cost must equal the counter's figure for a policy."""
+    """The whole choices with which the relaxed cost must equal the counter's figure for a policy."""
 
-    def vector(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
+    def share(bits: int) -> list[float]:
+        return [float(bits == candidate) for candidate in _CANDIDATES]
 
-    def outputs(layer: LayerShape) -> int:
-        kept = policy.layers[layer.name].kept_filters
-        return layer.out_channels if kept is None else len(kept)
-
-    def inputs(layer: LayerShape) -> int:
-        kept = kept_inputs(shape, policy, layer)
-        return layer.in_channels if kept is None else len(kept)
-
-    choices: list[LayerPolicy] = [policy.layers[layer.name] for layer in shape.middle]
+    choices = [policy.layers[layer.name] for layer in shape.middle]
+    left = [channels(policy, layer) for layer in shape.middle]
+    inputs, outputs = zip(*left, strict=True)
     return {
-        "weight_bits": vector([choice.weight_bits for choice in choices]),
-        "activation_bits": vector([choice.activation_bits for choice in choices]),
-        "in_channels": vector([inputs(layer) for layer in shape.middle]),
-        "out_channels": vector([outputs(layer) for layer in shape.middle]),
+        "weight_shares": torch.tensor([share(choice.weight_bits) for choice in choices]),
+        "activation_shares": torch.tensor([share(choice.activation_bits) for choice in choices]),
+        "in_channels": torch.tensor(inputs, dtype=torch.float64),
+        "out_channels": torch.tensor(outputs, dtype=torch.float64),
     }
+
+
+def relaxed_bops(shape: NetworkShape) -> RelaxedBops:
+    """The relaxed cost of a search over 2, 4 and 8 bits everywhere."""
+    everywhere = Choice(weight_bits=_CANDIDATES, activation_bits=_CANDIDATES, pruned=True)
+    return RelaxedBops(shape, {layer.name: everywhere for layer in shape.middle})
 
 
 def _relaxed_line(model: str, policies: int = 20) -> CheckLine:
     shape = network(model)
-    relaxed = RelaxedBops(shape)
+    relaxed = relaxed_bops(shape)
     source = generator("check relaxed cost", model)
     wrong = 0
     for _ in range(policies):

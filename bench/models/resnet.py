@@ -4,12 +4,8 @@ Depth 6n + 2: a 3×3 stem, three stages of n basic blocks with 16, 32 and 64 cha
 linear classifier. At the two changes of stage the shortcut is a 1×1 convolution of stride 2 (type B).
 """
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from bench.network import Prunable
 
 _STAGE_CHANNELS = (16, 32, 64)
 
@@ -39,8 +35,7 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A residual network of depth 6n + 2 for images of any size and number of channels.
 
-    Attributes:
-        prunable: The first convolution of each block may lose filters (paper, Section 4.2, after ThiNet).
+    The first convolution of each block may lose filters (paper, Section 4.2, after ThiNet): the others' are added.
     """
 
     def __init__(self, blocks_per_stage: int, in_channels: int, num_classes: int) -> None:
@@ -57,11 +52,6 @@ class CifarResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(channels, num_classes)
-        self.prunable: Mapping[str, Prunable] = {
-            f"{path}.conv1": Prunable(norm=f"{path}.bn1", consumer=f"{path}.conv2")
-            for path, module in self.named_modules()
-            if isinstance(module, BasicBlock)
-        }
         self._initialise()
 
     def _initialise(self) -> None:

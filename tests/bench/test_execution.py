@@ -31,7 +31,7 @@ from bench.training import evaluate
 
 RUNS = [f"{method} {seed}" for method in ("sbs", "dnas", "fixed", "full_precision") for seed in (0, 1)]
 METRICS = {
-    *("top1", "top5", "loss", "validation_top1", "pretrained_top1", "start_top1", "bops", "raw_bops"),
+    *("top1", "top5", "loss", "validation_top1", "pretrained_top1", "start_top1", "bops", "raw_cost"),
     *("repaired_gates", "memory_kb", "memory_bits", "macs", "parameters"),
 }
 
@@ -68,7 +68,7 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
     assert (record["recipe"], record["match"]) == ("common", "hinge")
     budget = None if method == "full_precision" else parse_budget("4bit", network, 0.03)
     assert record["budget"] == (None if budget is None else "4bit")
-    assert record["budget_bops"] == (None if budget is None else budget.bops)
+    assert record["budget_cost"] == (None if budget is None else budget.bops)
     assert record["within_budget"] == (None if budget is None else budget.matches(record["metrics"]["bops"]))
     assert record["metrics"].keys() == METRICS
     assert record["filters"] == {layer.name: layer.out_channels for layer in network.layers}
@@ -115,7 +115,7 @@ def test_the_policy_costs_what_the_record_says(finished: Any, title: str) -> Non
     assert (priced.memory_bits, priced.parameters) == (metrics["memory_bits"], metrics["parameters"])
     assert priced.memory_kb == metrics["memory_kb"]
     raw = load_policy(folder / "raw_policy.json")
-    assert price(finished.plan.network, raw).bops == metrics["raw_bops"]
+    assert price(finished.plan.network, raw).bops == metrics["raw_cost"]
     assert (metrics["repaired_gates"] == 0) == (read_json(folder / "policy.json") == raw.to_json())
 
 
@@ -462,7 +462,7 @@ def test_a_budget_out_of_reach_is_an_outcome_of_its_own(attempt: Attempt) -> Non
     folder = attempt(UnreachableBudgetError("too little", 12.5))
     record = read_checked(folder / "record.json")
     assert record is not None
-    assert (record["status"], record["reason"], record["nearest_bops"]) == ("unreachable", "too little", 12.5)
+    assert (record["status"], record["reason"], record["nearest_cost"]) == ("unreachable", "too little", 12.5)
     assert not (folder / "error.txt").exists()
     again = read_checked(attempt(None, retry=RETRIABLE) / "record.json")
     assert again == record  # a result: it is not tried again
@@ -580,7 +580,7 @@ def test_a_budget_below_the_cheapest_policy_needs_no_search(
         shop.attend(unit)
         record = shop.record(unit)
         assert record["status"] == "unreachable"
-        assert record["nearest_bops"] > unit.budget.bops
+        assert record["nearest_cost"] > unit.budget.bops
     assert "the cheapest policy of sbs costs" in shop.record(shop.plan.tunings[0])["reason"]
 
 

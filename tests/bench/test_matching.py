@@ -167,7 +167,7 @@ def trial(number: int, knobs: Mapping[str, float], share: float, **fields: Any) 
     values |= {"repaired_gates": 0 if BUDGET.matches(share * BUDGET.bops) else 9, "validation_images": 10**6}
     values |= {"seconds": 0.5, "policy": {}, "curves": [], "record": {"history": [1.5]}} | fields
     within = BUDGET.matches(values["bops"])
-    return Trial(number=number, knobs=dict(knobs), raw_bops=share * BUDGET.bops, within_budget=within, **values)
+    return Trial(number=number, knobs=dict(knobs), raw_cost=share * BUDGET.bops, within_budget=within, **values)
 
 
 def smooth(number: int, knobs: Mapping[str, float]) -> Trial:
@@ -307,14 +307,14 @@ def test_lambda_stops_at_the_first_hit_and_chooses_it(seed: int) -> None:
 
     chosen, trials = tune(tuning(KNOBS, spec("lambda", 20)), search)
     assert chosen is trials[-1]
-    assert BUDGET.matches(chosen.raw_bops)
+    assert BUDGET.matches(chosen.raw_cost)
     assert len(trials) == expected
 
 
 def test_lambda_prefers_a_hit_to_a_nearer_miss_that_was_repaired() -> None:
     shares = [1.004, 0.971]
     chosen, trials = tune(tuning(KNOBS, spec("lambda", 9)), lambda n, k: trial(n, k, shares[n], bops=0.99e8))
-    assert [t.raw_bops / BUDGET.bops for t in trials] == pytest.approx(shares)
+    assert [t.raw_cost / BUDGET.bops for t in trials] == pytest.approx(shares)
     assert chosen.number == 1
 
 
@@ -328,7 +328,7 @@ def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside() -> 
 def test_lambda_stops_when_two_strengths_straddle_the_window() -> None:
     chosen, trials = tune(tuning(KNOBS, spec("lambda", 50, stop_early=True)), jump)
     assert len(trials) <= 12
-    assert chosen.raw_bops == pytest.approx(0.8e8)
+    assert chosen.raw_cost == pytest.approx(0.8e8)
     strengths = sorted(t.knobs["strength"] for t in trials)
     below = max(s for s in strengths if s < 0.77)
     assert min(s for s in strengths if s >= 0.77) / below < 1.05
@@ -431,7 +431,7 @@ def test_hinge_stops_at_three_trials_in_the_window_that_are_alike(stop_early: bo
 def test_stopping_early_changes_no_trial_that_is_made(match: str) -> None:
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         made = smooth(number, knobs)
-        gates = round(20 * abs(math.log(made.raw_bops / BUDGET.bops)))
+        gates = round(20 * abs(math.log(made.raw_cost / BUDGET.bops)))
         return replace(made, validation_images=20, repaired_gates=gates)
 
     knobs = {**TWO_KNOBS, "strength": Knob(low=0.2, high=10.0, log=True)}

@@ -73,9 +73,9 @@ def test_with_layer_changes_a_copy(network: NetworkShape) -> None:
 
 def test_kept_inputs_are_the_producers_filters(network: NetworkShape) -> None:
     policy = uniform(network, 4).with_layer("stages.1.0.conv1", kept_filters=(2, 5))
-    assert kept_inputs(network, policy, network["stages.1.0.conv2"]) == (2, 5)
-    assert kept_inputs(network, policy, network["stages.1.0.conv1"]) is None
-    assert kept_inputs(network, policy, network["stages.2.0.conv2"]) is None
+    assert kept_inputs(policy, network["stages.1.0.conv2"]) == (2, 5)
+    assert kept_inputs(policy, network["stages.1.0.conv1"]) is None
+    assert kept_inputs(policy, network["stages.2.0.conv2"]) is None
 
 
 BROKEN_LAYERS = {

@@ -119,7 +119,7 @@ def test_repair_keeps_its_promises(situation: tuple[list[Decision], float]) -> N
     before = list(decisions)
     result = repaired(decisions, bops)
     assert decisions == before
-    assert result.raw_bops == raw
+    assert result.raw_cost == raw
     assert result.bops == price(network(), result.policy).bops == cost(result.decisions)
     assert result.moved == sum(a.chosen != b.chosen for a, b in zip(decisions, result.decisions, strict=True))
     assert [replace(d, chosen=0) for d in result.decisions] == [replace(d, chosen=0) for d in decisions]
@@ -222,7 +222,7 @@ def test_without_decisions_nothing_can_be_done() -> None:
     policy = uniform(network(), 4)
     for share in (0.5, 2.0):
         result = repair(network(), policy, [], budget(share * price(network(), policy).bops))
-        assert (result.policy, result.moved, result.bops) == (policy, 0, result.raw_bops)
+        assert (result.policy, result.moved, result.bops) == (policy, 0, result.raw_cost)
 
 
 def test_what_cannot_reach_the_window_ends_at_the_dearest_below_it() -> None:

@@ -112,7 +112,7 @@ def test_record_of_the_first_stage(stages: list[Stage], make_job: MakeJob) -> No
     target = record["target_bops"]
     assert first.term == CostTerm("hinge", 2.0, target)
     assert stages[1].term == CostTerm("hinge", 0.3, job.budget)
-    assert record["raw_bops"] == cost(job.task.network, first.result.policy)
+    assert record["raw_cost"] == cost(job.task.network, first.result.policy)
     window = Budget(text="first stage", bops=target, tolerance=0.03)
     repaired = repair(job.task.network, first.result.policy, first.result.decisions, window)
     assert record["bops"] == repaired.bops

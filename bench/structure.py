@@ -1,0 +1,307 @@
+"""Which layers share channels, read from a network's graph of operations.
+
+A filter can go when the channel that it makes is only read: by normalisations, activations and pooling, by depthwise
+convolutions and gates (squeeze-excite), which lose the same channel, and by layers that mix channels, which lose an
+input. It cannot go when the channel is added to another's, concatenated, reshaped away or part of the output.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+_log = logging.getLogger(__name__)
+
+_NON_NEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid"}
+_SIGNED = {"hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "hardtanh", "mish"}
+_SIGN_KEEPING = {
+    *("identity", "dropout", "dropout2d", "stochastic_depth", "contiguous", "clone", "detach"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
+}
+_FUNCTION_OF_MODULE = {
+    "LeakyReLU": "leaky_relu",
+    "MaxPool2d": "max_pool2d",
+    "AvgPool2d": "avg_pool2d",
+    "AdaptiveAvgPool2d": "adaptive_avg_pool2d",
+    "AdaptiveMaxPool2d": "adaptive_max_pool2d",
+}
+"""Where a module's name in lower case is not that of its function."""
+_ADDITIONS = {"add", "iadd"}
+_GATES = {"mul", "imul"}
+_RESHAPES = {"flatten", "view", "reshape", "squeeze"}
+_REDUCTIONS = {"mean", "sum", "amax"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """A layer's place among the others.
+
+    Attributes:
+        producer: The prunable layer whose filters are its inputs.
+        leader: The prunable layer with whose filters its own outputs go: of a depthwise convolution, or of the last
+            layer of a squeeze-excite gate.
+        signed_input: Whether its input can be negative.
+        normalized: Whether a batch normalisation reads its output, and nothing else does.
+        shortcut: Whether it is the convolution of a residual block's shortcut.
+    """
+
+    producer: str | None = None
+    leader: str | None = None
+    signed_input: bool = True
+    normalized: bool = False
+    shortcut: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Structure:
+    """What the graph says about a network's layers.
+
+    Attributes:
+        roles: By layer.
+        prunable: Layers that may lose filters, in order of execution.
+        norms: The normalisations that shrink with a prunable layer, by path; the value is that layer.
+        obstacles: Why each other convolution may not lose filters.
+    """
+
+    roles: Mapping[str, Role]
+    prunable: Sequence[str]
+    norms: Mapping[str, str]
+    obstacles: Mapping[str, str]
+
+
+def analyse(model: nn.Module, image: Tensor, *, name: str) -> Structure:
+    """Read the structure of a network from one symbolic pass.
+
+    Args:
+        model: The network, in evaluation mode.
+        image: A batch of one, on the model's device.
+        name: The model's name, for the log.
+
+    Returns:
+        The structure; of a network whose forward pass depends on its data, and so cannot be traced symbolically, one
+        in which no layer may lose filters and every input counts as signed.
+    """
+    try:
+        graph = fx.symbolic_trace(model)
+        ShapeProp(graph).propagate(image)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Whatever a user's forward function raises when it meets a proxy in place of a tensor.
+        _log.warning("model '%s' cannot be traced symbolically, so that none of its filters can go: %s", name, error)
+        return Structure(roles={}, prunable=(), norms={}, obstacles={})
+    return _Reader(graph).structure()
+
+
+@dataclass(eq=False)
+class _Channels:
+    """Channels that live and die together."""
+
+    producers: list[str] = field(default_factory=list)
+    followers: list[str] = field(default_factory=list)
+    readers: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    obstacle: str | None = None
+    merged_into: "_Channels | None" = None
+
+    def root(self) -> "_Channels":
+        """The group that this one became a part of."""
+        return self if self.merged_into is None else self.merged_into.root()
+
+    def block(self, reason: str) -> None:
+        """Say why no channel may go; the first reason stays."""
+        root = self.root()
+        root.obstacle = root.obstacle or reason
+
+    def unite(self, other: "_Channels") -> None:
+        """Make one group of two."""
+        mine, others = self.root(), other.root()
+        if mine is others:
+            return
+        mine.producers += others.producers
+        mine.followers += others.followers
+        mine.readers += others.readers
+        mine.norms += others.norms
+        mine.obstacle = mine.obstacle or others.obstacle
+        others.merged_into = mine
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What is known of a tensor: its channels, and whether it can be negative."""
+
+    channels: _Channels
+    signed: bool
+
+
+class _Reader:
+    """Walks over a graph with shapes and collects groups of channels."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self._modules = dict(graph.named_modules())
+        self._marks: dict[fx.Node, _Mark] = {}
+        self._layers: dict[str, fx.Node] = {}
+        self._nodes = list(graph.graph.nodes)
+
+    def structure(self) -> Structure:
+        """Walk, then say for each layer what it shares."""
+        for node in self._nodes:
+            self._visit(node)
+        prunable, norms, obstacles = [], {}, {}
+        for path, node in self._layers.items():
+            channels = self._outputs(node)
+            if self._first_producer(channels) != path:
+                continue
+            reason = self._obstacle(path, channels)
+            if reason is None:
+                prunable.append(path)
+                norms.update(dict.fromkeys(channels.norms, path))
+            else:
+                obstacles[path] = reason
+        roles = {path: self._role(path, node, prunable) for path, node in self._layers.items()}
+        return Structure(roles=roles, prunable=tuple(prunable), norms=norms, obstacles=obstacles)
+
+    def _obstacle(self, path: str, channels: _Channels) -> str | None:
+        if not isinstance(self._modules[path], nn.Conv2d):
+            return "it is no convolution"
+        if channels.obstacle is None and not channels.readers:
+            return "no layer reads them"
+        return channels.obstacle
+
+    def _role(self, path: str, node: fx.Node, prunable: Sequence[str]) -> Role:
+        source = node.all_input_nodes[0]
+        inputs, outputs = self._marks[source].channels.root(), self._outputs(node)
+        producer, leader = self._first_producer(inputs), self._first_producer(outputs)
+        users = list(node.users)
+        norm = users[0] if len(users) == 1 and self._is_norm(users[0]) else None
+        return Role(
+            producer=producer if producer in prunable else None,
+            leader=leader if leader in prunable and leader != path else None,
+            signed_input=self._marks[source].signed,
+            normalized=norm is not None,
+            shortcut=self._is_shortcut(path, source, norm or node),
+        )
+
+    def _is_shortcut(self, path: str, source: fx.Node, result: fx.Node) -> bool:
+        """A 1×1 convolution that reads what another layer reads, and is added to something right away."""
+        module = self._modules[path]
+        shared = sum(user in self._layers.values() for user in source.users) > 1
+        added = any(_operation(user) in _ADDITIONS for user in result.users)
+        return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and shared and added
+
+    def _first_producer(self, channels: _Channels) -> str | None:
+        """The layer that decides about channels which several make: the one that is carried out first."""
+        return next((path for path in self._layers if path in channels.producers), None)
+
+    def _outputs(self, node: fx.Node) -> _Channels:
+        return self._marks[node].channels.root()
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.BatchNorm2d)
+
+    def _visit(self, node: fx.Node) -> None:
+        inputs = [self._marks[source] for source in node.all_input_nodes if source in self._marks]
+        if node.op == "output":
+            for mark in inputs:
+                mark.channels.block("they are the network's output")
+        elif _shape(node) is None:
+            self._obstruct(node, inputs)
+        elif node.op == "placeholder":
+            self._marks[node] = _Mark(_Channels(obstacle="they are the image's"), signed=True)
+        elif node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.Conv2d | nn.Linear):
+            self._layer(node, str(node.target), inputs[0])
+        elif self._is_norm(node):
+            inputs[0].channels.root().norms.append(str(node.target))
+            self._marks[node] = _Mark(inputs[0].channels, signed=True)
+        else:
+            self._operate(node, inputs)
+
+    def _layer(self, node: fx.Node, path: str, source: _Mark) -> None:
+        self._layers[path] = node
+        module = self._modules[path]
+        groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        if groups == 1:
+            source.channels.root().readers.append(path)
+            self._marks[node] = _Mark(_Channels(producers=[path]), signed=True)
+        elif isinstance(module, nn.Conv2d) and groups == module.in_channels == module.out_channels:
+            source.channels.root().followers.append(path)
+            self._marks[node] = _Mark(source.channels, signed=True)
+        else:
+            reason = f"'{path}' is a convolution in {groups} groups"
+            source.channels.block(reason)
+            self._marks[node] = _Mark(_Channels(producers=[path], obstacle=reason), signed=True)
+
+    def _operate(self, node: fx.Node, inputs: list[_Mark]) -> None:
+        """An operation without weights."""
+        name = self._name(node)
+        channels = self._kept_channels(node, name, inputs)
+        if channels is None:
+            channels = self._obstruct(node, inputs)
+        if name in _NON_NEGATIVE:
+            signed = False
+        elif name in _SIGN_KEEPING | _RESHAPES | _REDUCTIONS:
+            signed = any(mark.signed for mark in inputs)
+        else:  # of one tensor and a number nothing is known
+            two = name in _ADDITIONS | _GATES and len(inputs) > 1
+            signed = not two or any(mark.signed for mark in inputs)
+        self._marks[node] = _Mark(channels, signed)
+
+    def _kept_channels(self, node: fx.Node, name: str, inputs: list[_Mark]) -> _Channels | None:
+        """The channels of the result where it has those of its inputs; `None` where that cannot be said."""
+        if not inputs or not self._same_channels(node, name):
+            return None
+        first, *others = (mark.channels for mark in inputs)
+        if name in _GATES:
+            for other in others:
+                first.unite(other)
+        elif name in _ADDITIONS:
+            different = [other for other in others if other.root() is not first.root()]
+            for other in different:
+                first.unite(other)
+            if different:
+                first.block("they are added to those of another layer")
+        elif others or name not in _NON_NEGATIVE | _SIGNED | _SIGN_KEEPING | _RESHAPES | _REDUCTIONS:
+            return None
+        return first
+
+    def _same_channels(self, node: fx.Node, name: str) -> bool:
+        """Whether channel i of the result is made from channel i of every input."""
+        shape = _shape(node)
+        for source in node.all_input_nodes:
+            before = _shape(source)
+            if before is None or source not in self._marks:
+                continue
+            if shape is None or len(before) < 2 or len(shape) < 2 or before[1] != shape[1]:
+                return False
+            if name in _RESHAPES and any(size != 1 for size in (*before[2:], *shape[2:])):
+                return name != "squeeze" and before == shape
+        return True
+
+    def _obstruct(self, node: fx.Node, inputs: list[_Mark]) -> _Channels:
+        """An operation of which nothing is known: channels before and after it must stay. Sizes are no tensors."""
+        name = self._name(node)
+        if name not in {"size", "getattr", "dim", "shape"}:
+            for mark in inputs:
+                mark.channels.block(f"the operation '{name}' reads them")
+        return _Channels(obstacle=f"they come from the operation '{name}'")
+
+    def _name(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            module = self._modules[str(node.target)]
+            kind = type(module).__name__
+            return _FUNCTION_OF_MODULE.get(kind, kind.lower())
+        return _operation(node)
+
+
+def _operation(node: fx.Node) -> str:
+    """The name of a function or of a tensor's method; in-place forms have those of the others."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return name.rstrip("_")
+
+
+def _shape(node: fx.Node) -> torch.Size | None:
+    """The shape of a node's tensor; `None` where it has none."""
+    meta = node.meta.get("tensor_meta")
+    shape = getattr(meta, "shape", None)
+    return shape if isinstance(shape, torch.Size) else None
