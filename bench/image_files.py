@@ -137,7 +137,7 @@ def _size(entry: "os.DirEntry[bytes]") -> int:
 
 
 def decode(content: bytearray) -> Tensor:
-    """The pixels of an image file, `uint8` (3, H, W): red, green, blue.
+    """The pixels of an image file, `uint8` (3, H, W): red, green, blue, side by side in memory.
 
     Grey images have three equal channels; transparency is dropped; of 16 bits the upper 8 are taken; an orientation
     that the file notes (EXIF) is ignored, as networks for ImageNet are commonly trained.
@@ -154,7 +154,12 @@ def decode(content: bytearray) -> Tensor:
         raise UnreadableError(_in_short(error)) from error
     if max(pixels.shape[1:]) > _MOST_ELONGATED * min(pixels.shape[1:]):
         raise UnreadableError(f"{pixels.shape[2]}×{pixels.shape[1]} pixels are too long for their width")
-    return pixels
+    return _side_by_side(pixels)
+
+
+def _side_by_side(pixels: Tensor) -> Tensor:
+    """The same pixels in memory as files mostly have them, and as everything after this is fastest."""
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _decode_jpeg(content: bytearray) -> Tensor | None:
@@ -225,4 +230,6 @@ class Framing:
             return pixels
         longer = int(self.resize * long / short)
         size = (self.resize, longer) if height <= width else (longer, self.resize)
-        return F.interpolate(pixels.unsqueeze(0), size, mode="bilinear", antialias=True)[0]
+        # As a batch of one whose strides say that colours are side by side: nearly twice as fast as without.
+        batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
+        return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]

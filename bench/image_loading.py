@@ -93,7 +93,7 @@ class Reader(torch.utils.data.Dataset[Answer]):
     def __getitem__(self, request: Request) -> Answer:
         """Read, decode and frame every image of a request."""
         side = self.framing.crop
-        images = torch.zeros(len(request.positions), 3, side, side, dtype=torch.uint8)
+        images = _empty(len(request.positions), side)
         stumbles: list[Stumble] = []
         for place, position in enumerate(request.positions.tolist()):
             pixels, failed, taken = self._readable(position)
@@ -123,6 +123,12 @@ class Reader(torch.utils.data.Dataset[Answer]):
         members = np.flatnonzero(labels == labels[position])
         start = int(np.searchsorted(members, position))
         yield from np.roll(members, -start)[1:].tolist()
+
+
+def _empty(count: int, side: int, device: torch.device | None = None) -> Tensor:
+    """Room for images, `uint8` (count, 3, side, side) with colours side by side."""
+    size = (count, 3, side, side)
+    return torch.empty(size, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
 
 
 class Loader:
@@ -314,7 +320,7 @@ class FileSubset(Subset):
         answers = load(chunks, ahead)
         for share in shares:
             size, side = len(share.positions), self._framing.crop
-            images = torch.empty(size, 3, side, side, dtype=torch.uint8, device=self._device)
+            images = _empty(size, side, self._device)
             unreadable: list[int] = []
             for start in range(0, size, _CHUNK):
                 pixels, stumbles = next(answers)
