@@ -2,11 +2,11 @@
 
     python -m tests.scale.image_loading --workers 2 --images 1024 --rounds 5
 
-Makes JPEG files of the size of ImageNet's (500×375, quality 90, about 100 KB; smooth random colours with noise). In each
+Makes JPEG files of the size of ImageNet's: 500×375, quality 90, about 100 KB; smooth random colours with noise. In each
 round every one of these reads all of them once, in turn, with as many processes: the decoder alone; decoding and
-resizing; the whole pipeline, up to batches of bytes; the same up to normalised batches on the device, as training gets
-them. Prints the median rate of each, ratios to the decoder's of the same round, and the pipeline's to decoding and
-resizing, which it cannot do without.
+resizing; the whole pipeline, up to batches of bytes; and up to normalised batches on the device, as training gets them.
+Prints the median rate of each, ratios to the decoder's of the same round, and the pipeline's to decoding and resizing,
+which it cannot do without.
 """
 
 import argparse
