@@ -23,6 +23,7 @@ from bench.endings import SkippedError
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.forward import Forward
 from bench.hardware.pricing import computes, price_on
+from bench.image_loading import loading_workers
 from bench.machine import peak_memory
 from bench.matching import Trial
 from bench.measures import BOPS, Measure
@@ -78,13 +79,15 @@ class Workbench:
     def task(self) -> Task:
         """The study's task; loading it reads the data set."""
         kind: type[Dataset] = load("datasets", self.spec.task.dataset)
-        dataset = kind()
+        asked = self.spec.task
+        dataset = kind.described(image_size=asked.image_size, classes=asked.classes, data_dir=self._data_dir)
         data = TaskData(
             dataset,
             dataset.load(self._data_dir),
             validation_fraction=self.spec.task.validation_fraction,
             device=self.device,
             train_images=self.spec.task.train_images,
+            workers=loading_workers(self.spec.threads, self.device),
         )
         for part, images in (("training", data.train), ("validation", data.validation)):
             if not len(images):

@@ -39,6 +39,9 @@ class TaskSpec(Strict):
         model: Name of a model.
         validation_fraction: Share of the training data, class by class, on which everything is chosen.
         train_images: Use only so many training images, class by class alike; all when absent.
+        image_size: Side of the images in pixels, of data sets of image files: that of the crop. The resize before it
+            keeps the data set's ratio, 256/224. The data set's own when absent.
+        classes: Number of classes of an image folder; found in the folder when the study is planned.
         checkpoint: A file with a pretrained state of the model; pretraining is skipped.
         init: Compress a pretrained network, or train from scratch (paper, Section 5.6).
     """
@@ -47,6 +50,8 @@ class TaskSpec(Strict):
     model: str = "resnet20"
     validation_fraction: Fraction = 0.1
     train_images: Count | None = None
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    classes: Annotated[int, Field(ge=2)] | None = None
     checkpoint: str | None = None
     init: Literal["pretrained", "scratch"] = "pretrained"
 
