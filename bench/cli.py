@@ -12,6 +12,7 @@ import click
 
 from bench import __version__
 from bench.cli_compare import compare, plan_seeds
+from bench.cli_cost import cost
 from bench.cli_options import FILE, FOLDER, data_option, names, store_option, tracking_option
 from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
@@ -422,48 +423,6 @@ def _print_preset_times() -> None:
 
 
 @bench.command()
-@click.option("--model", default="resnet20", show_default=True, help="Name of a model.")
-@click.option("--dataset", default="cifar100", show_default=True, help="Name of a data set.")
-@click.option("--bits", type=click.IntRange(1, 32), default=None, help="Uniform precision; 32 is full precision.")
-@click.option("--policy", "policy_file", type=FILE, default=None, help="A policy file.")
-@click.option("--image-size", type=click.IntRange(8), default=None, help="Side of images, of data sets of files.")
-@data_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
-def cost(
-    model: str,
-    dataset: str,
-    bits: int | None,
-    policy_file: Path | None,
-    image_size: int | None,
-    data_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Price a policy: MACs, BOPs, memory and parameters, layer by layer."""
-    import json
-
-    from bench.console import make_console
-    from bench.costs import price
-    from bench.plan import model_shape
-    from bench.policy import load_policy, uniform
-
-    if (bits is None) == (policy_file is None):
-        raise BenchError("give one of --bits N and --policy FILE, e.g. `bench cost --model resnet20 --bits 4`")
-    if policy_file is not None:
-        policy = load_policy(policy_file)
-        network = model_shape(policy.model, policy.dataset, image_size=image_size, data_dir=data_dir)
-    else:
-        network = model_shape(model, dataset, image_size=image_size, data_dir=data_dir)
-        policy = uniform(network, bits or 0)
-    priced = price(network, policy)
-    if as_json:
-        click.echo(json.dumps(priced.to_json(), indent=1))
-    else:
-        from bench.console import cost_table
-
-        make_console().print(cost_table(priced))
-
-
-@bench.command()
 @click.option("--out", type=FOLDER, default=None, help="Write the lines as a table, and figures, to this folder.")
 def verify(out: Path | None) -> int:
     """Check the paper's theorem, bounds, toy regression and printed costs against this implementation."""
@@ -487,5 +446,5 @@ def verify(out: Path | None) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
+for _command in (cost, speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
     bench.add_command(_command)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from bench.cli_options import store_option
 from bench.errors import BenchError
-
-if TYPE_CHECKING:
-    from bench.report import Table
 
 
 @click.command()
@@ -33,6 +29,7 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
 
     from bench import compare as compared
     from bench import compare_layers as layers
+    from bench.console import show
     from bench.selection import select
     from bench.store import Store
 
@@ -41,7 +38,7 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
     if as_json:
         click.echo(json.dumps(compared.to_json(found) | {"layers": layers.to_json(found)}, indent=1))
     else:
-        _show([compared.table(found), *layers.tables(found)])
+        show([compared.table(found), *layers.tables(found)])
 
 
 @click.command("plan")
@@ -51,6 +48,7 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
 @store_option
 def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir: Path) -> None:
     """Tell how many seeds and hours a difference takes, from the spread of the study's runs so far."""
+    from bench.console import show
     from bench.power import forecast, nothing_to_say, table
     from bench.results import StudyResults
     from bench.store import Store
@@ -63,14 +61,4 @@ def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir
     if unsaid is not None:
         click.echo(unsaid)
     else:
-        _show([table(found)])
-
-
-def _show(tables: list[Table]) -> None:
-    """Print tables as the terminal shows them."""
-    from bench.console import make_console
-    from bench.plugins import load
-    from bench.report import Document, Section
-
-    document = Document(study="", sections=(Section(name="", title="", parts=tuple(tables)),))
-    click.echo(load("forms", "terminal").render(document, make_console().width))
+        show([table(found)])

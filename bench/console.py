@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,10 +21,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # costs and plans need PyTorch, the terminal does not
-    from bench.costs import NetworkCost
+if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
     from bench.leases import LeaseView
     from bench.plan import Plan
+    from bench.report import Table as ReportTable
 
 _FILE_WIDTH = 120
 _PLAIN_INTERVAL = 10.0
@@ -137,39 +138,16 @@ def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]])
     return table
 
 
-def cost_table(cost: NetworkCost) -> Table:
-    """The cost of a network layer by layer, with the totals in the last line."""
-    columns = {
-        "layer": False,
-        "in": True,
-        "out": True,
-        "w bits": True,
-        "a bits": True,
-        "MACs": True,
-        "BOPs": True,
-        "share": True,
-    }
-    rows = [
-        [
-            layer.name,
-            str(layer.in_channels),
-            str(layer.out_channels),
-            str(layer.weight_bits),
-            str(layer.activation_bits),
-            f"{layer.macs:,}",
-            f"{layer.bops:,}",
-            f"{layer.bops / cost.bops:.1%}",
-        ]
-        for layer in cost.layers
-    ]
-    title = (
-        f"{cost.model} on {cost.dataset}: {cost.bops / 1e6:,.1f} M BOPs, {cost.memory_kb:,.1f} KB, "
-        f"{cost.parameters:,} parameters, {cost.macs:,} MACs"
-    )
-    return simple_table(title, columns, [*rows, ["total", "", "", "", "", f"{cost.macs:,}", f"{cost.bops:,}", ""]])
-
-
 def make_console() -> Console:
     """The terminal; as wide as a table needs where the output goes to a file."""
     console = Console()
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+def show(tables: Sequence[ReportTable]) -> None:
+    """Print tables of reports as wide as the terminal is; columns that do not fit are left out and named."""
+    from bench.plugins import load
+    from bench.report import Document, Section
+
+    document = Document(study="", sections=(Section(name="", title="", parts=tuple(tables)),))
+    click.echo(load("forms", "terminal").render(document, make_console().width))

@@ -80,6 +80,11 @@ class NetworkCost:
         weights = sum(layer.weight_memory_bits for layer in self.layers)
         return weights + max(layer.activation_memory_bits for layer in self.layers)
 
+    @property
+    def peak_memory_kb(self) -> float:
+        """The same in KB of 1,000 bytes."""
+        return self.peak_memory_bits / BITS_PER_KB
+
     def to_json(self) -> dict[str, Any]:
         """The document that `bench cost --json` prints."""
         layers = [

@@ -105,12 +105,6 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
             "list everything",
             "'everything' is not one of 'methods', 'models', 'datasets', 'presets', 'reports', 'forms'",
         ),
-        ("cost", "give one of --bits N and --policy FILE"),
-        ("cost --bits 4 --policy p.json", "give one of --bits N and --policy FILE"),
-        ("cost --bits 33", "'--bits': 33 is not in the range"),
-        ("cost --bits 4 --model resnet21", "unknown model 'resnet21'"),
-        ("cost --bits 4 --dataset cifar", "unknown dataset 'cifar': did you mean 'cifar10"),
-        ("cost --policy missing.json", "cannot read the policy file 'missing.json': No such file"),
         ("rum", "No such command 'rum'"),
         ("run --methodes sbs", "No such option '--methodes'"),
         ("run --seeds", "Option '--seeds' requires an argument"),
@@ -138,31 +132,6 @@ def test_a_device_that_is_not_there(bench: Callable[..., Any], monkeypatch: pyte
 def test_a_specification_that_is_no_toml(bench: Callable[..., Any], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.toml").write_bytes(content)
     assert "bad.toml' is not valid TOML" in bench("run", "--spec", tmp_path / "bad.toml").refusal
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("{", "is not valid JSON"),
-        ("[]", "must be an object with dataset, layers, model"),
-        ('{"model": "resnet8", "dataset": "digits"}', "lacks 'layers'"),
-        ('{"model": "resnet8", "dataset": "digits", "layer": {}}', "'layer': did you mean 'layers'?"),
-        ('{"model": "resnet8", "dataset": "digits", "layers": {}}', "must be a non-empty object of layer names"),
-        (
-            '{"model": "resnet8", "dataset": "digits", "layers": {"conv1": {"weight_bits": 0, "activation_bits": 8, '
-            '"kept_filters": null}}}',
-            "weight_bits is 0; allowed: a whole number from 1 to 32",
-        ),
-        (
-            '{"model": "resnet8", "dataset": "digits", "layers": {"conv1": {"weight_bits": 8, "activation_bits": 8, '
-            '"kept_filters": null}}}',
-            "the policy says nothing of layer",
-        ),
-    ],
-)
-def test_a_malformed_policy(bench: Callable[..., Any], tmp_path: Path, content: str, told: str) -> None:
-    (tmp_path / "policy.json").write_text(content)
-    assert told in bench("cost", "--policy", tmp_path / "policy.json").refusal
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
@@ -278,37 +247,6 @@ def test_lists_have_a_line_on_each(bench: Callable[..., Any], kind: str, expecte
     lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
     assert set(expected) <= lines.keys()
     assert all(len(summary) > 10 for summary in lines.values())
-
-
-COST_KEYS = ["model", "dataset", "macs", "bops", "memory_bits", "memory_kb", "parameters", "layers"]
-
-
-def test_cost_as_json_is_exact(bench: Callable[..., Any]) -> None:
-    answer = bench("cost", "--model", "resnet20", "--dataset", "cifar100", "--bits", 4, "--json")
-    found = json.loads(answer.out)
-    assert list(found) == COST_KEYS
-    assert (found["macs"], found["bops"], found["memory_bits"]) == (40_818_944, 674_643_968, 1_994_624)
-    assert (found["memory_kb"], found["parameters"]) == (249.328, 276_656)
-    layers = found["layers"]
-    assert [layer["name"] for layer in layers][:2] == ["conv1", "stages.0.0.conv1"] and len(layers) == 22
-    for total in ("macs", "bops", "memory_bits", "parameters"):
-        assert all(isinstance(layer[total], int) for layer in layers)
-        assert sum(layer[total] for layer in layers) == found[total]
-    assert all(layer["bops"] == layer["macs"] * layer["weight_bits"] * layer["activation_bits"] for layer in layers)
-
-
-def test_cost_of_a_policy_file(bench: Callable[..., Any], finished: Any) -> None:
-    record = finished.record("sbs 0")
-    file = finished.store.unit("runs", record["id"]) / "policy.json"
-    found = json.loads(bench("cost", "--policy", file, "--json").out)
-    assert (found["model"], found["dataset"]) == ("resnet8", "synthetic")
-    assert (found["bops"], found["memory_bits"]) == (record["metrics"]["bops"], record["metrics"]["memory_bits"])
-
-
-def test_cost_as_a_table(bench: Callable[..., Any]) -> None:
-    answer = bench("cost", "--bits", 32)
-    assert answer.status == 0
-    assert "resnet20 on cifar100: 41,798.6 M BOPs" in answer.out and "41,798,598,656" in answer.out
 
 
 def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finished: Any) -> None:

@@ -6,11 +6,10 @@ import pytest
 from rich.console import Console
 
 from bench import console as module
-from bench.console import LiveWatcher, cost_table, duration, make_console, progress_line, simple_table
-from bench.costs import price
+from bench.console import LiveWatcher, duration, make_console, progress_line, show, simple_table
 from bench.leases import Holder, LeaseView
 from bench.plan import Plan, make_plan, planned_epochs
-from bench.policy import uniform
+from bench.report import Column, Table
 
 FIGURES = {"phase": "search", "done": 1, "epoch": 1.0, "epochs": 3.0, "loss": 0.51234, "accuracy": 81.25}
 
@@ -114,16 +113,17 @@ def test_tables_align_their_columns(output: io.StringIO) -> None:
     assert "a    │      1" in lines and "[/b] │     22" in lines
 
 
-def test_the_cost_table_has_every_layer_and_the_total(plan: Plan, output: io.StringIO) -> None:
-    cost = price(plan.network, uniform(plan.network, 4))
-    Console(file=output, width=200).print(cost_table(cost))
-    text = output.getvalue()
-    assert f"{cost.bops / 1e6:,.1f} M BOPs" in text and f"{cost.parameters:,} parameters" in text
-    for layer in cost.layers:
-        (line,) = [line for line in text.splitlines() if f"│ {layer.name} " in line]
-        assert f"{layer.macs:,}" in line and f"{layer.bops:,}" in line and f"{layer.bops / cost.bops:.1%}" in line
-    (total,) = [line for line in text.splitlines() if "│ total " in line]
-    assert f"{cost.bops:,}" in total
+def test_tables_of_reports_leave_out_what_does_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(
+        name="t", title="T", columns=(Column(title="kept"), Column(title="gone" * 10, drop=1)), rows=(("1", "2"),)
+    )
+    show([table])
+    assert "gonegone" in capsys.readouterr().out
+    monkeypatch.setattr(module, "make_console", lambda: Console(width=20))
+    show([table])
+    assert "Left out at this" in capsys.readouterr().out
 
 
 def test_a_file_gets_lines_as_wide_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
