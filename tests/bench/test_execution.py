@@ -68,7 +68,7 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
     assert (record["recipe"], record["match"]) == ("common", "hinge")
     budget = None if method == "full_precision" else parse_budget("4bit", network, 0.03)
     assert record["budget"] == (None if budget is None else "4bit")
-    assert record["budget_cost"] == (None if budget is None else budget.bops)
+    assert record["budget_cost"] == (None if budget is None else budget.limit)
     assert record["within_budget"] == (None if budget is None else budget.matches(record["metrics"]["bops"]))
     assert record["metrics"].keys() == METRICS
     assert record["filters"] == {layer.name: layer.out_channels for layer in network.layers}
@@ -580,7 +580,7 @@ def test_a_budget_below_the_cheapest_policy_needs_no_search(
         shop.attend(unit)
         record = shop.record(unit)
         assert record["status"] == "unreachable"
-        assert record["nearest_cost"] > unit.budget.bops
+        assert record["nearest_cost"] > unit.budget.limit
     assert "the cheapest policy of sbs costs" in shop.record(shop.plan.tunings[0])["reason"]
 
 

@@ -51,7 +51,7 @@ def group(layer: str, first: int, chosen: int, margin: float = 0.1) -> Decision:
 
 
 def budget(bops: float, tolerance: float = 0.03) -> Budget:
-    return Budget(text="test", bops=bops, tolerance=tolerance)
+    return Budget(text="test", limit=bops, tolerance=tolerance)
 
 
 def repaired(decisions: Sequence[Decision], bops: float) -> Repair:
@@ -70,7 +70,7 @@ class Brute:
 
 
 def brute_force(decisions: Sequence[Decision], window: Budget) -> Brute:
-    step = -1 if cost(decisions) > window.bops else 1
+    step = -1 if cost(decisions) > window.limit else 1
     able = [i for i, d in enumerate(decisions) if 0 <= d.chosen + step < len(d.options)]
     landings = []
     for number in (1, 2):
@@ -120,21 +120,21 @@ def test_repair_keeps_its_promises(situation: tuple[list[Decision], float]) -> N
     result = repaired(decisions, bops)
     assert decisions == before
     assert result.raw_cost == raw
-    assert result.bops == price(network(), result.policy).bops == cost(result.decisions)
+    assert result.cost == price(network(), result.policy).bops == cost(result.decisions)
     assert result.moved == sum(a.chosen != b.chosen for a, b in zip(decisions, result.decisions, strict=True))
     assert [replace(d, chosen=0) for d in result.decisions] == [replace(d, chosen=0) for d in decisions]
 
     cheapest = cost([replace(d, chosen=0) for d in decisions])
     if window.matches(raw):
-        assert result.moved == 0 and result.bops == raw
+        assert result.moved == 0 and result.cost == raw
     elif cheapest > bops:
-        assert result.bops == cheapest  # as near as it gets, and above the budget for all to see
+        assert result.cost == cheapest  # as near as it gets, and above the budget for all to see
     else:
-        assert result.bops <= bops
-        assert raw > bops or result.bops >= raw
+        assert result.cost <= bops
+        assert raw > bops or result.cost >= raw
     best = brute_force(decisions, window).best
     if best is not None and not window.matches(raw):
-        assert window.matches(result.bops)
+        assert window.matches(result.cost)
         assert result.moved == best[0]
         assert margin_of(decisions, result.decisions) == pytest.approx(best[1])
 
@@ -152,7 +152,7 @@ FOUR = [bits(layer, what, 1, (0.5, 0.5)) for layer in LAYERS for what in ("weigh
 
 def test_inside_already_means_nothing_is_moved() -> None:
     result = repaired(FOUR, cost(FOUR) / 0.98)
-    assert (result.moved, result.bops) == (0, cost(FOUR))
+    assert (result.moved, result.cost) == (0, cost(FOUR))
     assert list(result.decisions) == FOUR
 
 
@@ -164,7 +164,7 @@ def test_one_move_that_lands_is_the_only_one_made(index: int, step: int) -> None
     alone = [bits(d.layer, d.what, d.chosen, (9.0, 9.0)) for d in FOUR]
     result = repaired(alone, bops)
     assert result.moved == 1
-    assert budget(bops).matches(result.bops)
+    assert budget(bops).matches(result.cost)
     assert result.policy.layers != policy_of(base(), alone).layers
 
 
@@ -195,7 +195,7 @@ def test_groups_of_filters_are_moved_whole(chosen: int) -> None:
     decisions = [group(layer, first, chosen, margin=first / 100) for first in (4, 8, 12)]
     flipped = [replace(decisions[0], chosen=1 - chosen), *decisions[1:]]
     result = repaired(decisions, cost(flipped) + 1)
-    assert result.moved == 1 and result.bops == cost(flipped)
+    assert result.moved == 1 and result.cost == cost(flipped)
     kept = result.policy.layers[layer].kept_filters
     expected = (0, 1, 2, 3, 4, 5, 6, 7) if chosen == 0 else (0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15)
     assert kept == expected
@@ -222,7 +222,7 @@ def test_without_decisions_nothing_can_be_done() -> None:
     policy = uniform(network(), 4)
     for share in (0.5, 2.0):
         result = repair(network(), policy, [], budget(share * price(network(), policy).bops))
-        assert (result.policy, result.moved, result.bops) == (policy, 0, result.raw_cost)
+        assert (result.policy, result.moved, result.cost) == (policy, 0, result.raw_cost)
 
 
 def test_what_cannot_reach_the_window_ends_at_the_dearest_below_it() -> None:
@@ -233,12 +233,12 @@ def test_what_cannot_reach_the_window_ends_at_the_dearest_below_it() -> None:
     for chosen in range(3):
         decisions = [replace(single, chosen=chosen)]
         result = repair(network(), policy_of(base(), decisions), decisions, narrow)
-        assert result.bops == costs[0]
-        assert not narrow.matches(result.bops)
+        assert result.cost == costs[0]
+        assert not narrow.matches(result.cost)
 
 
 def test_more_than_two_moves_are_made_when_they_are_needed() -> None:
     eight = [replace(d, chosen=2, margins=(0.1 * i, 0.01 * i)) for i, d in enumerate(FOUR)]
     result = repaired(eight, cost(FOUR))
-    assert budget(cost(FOUR)).matches(result.bops)
+    assert budget(cost(FOUR)).matches(result.cost)
     assert result.moved > 2
