@@ -69,8 +69,8 @@ def test_latency_and_energy_are_those_of_the_accelerator_that_is_asked_for(netwo
     [
         ("1955KB", r"full precision, 1,954\.752 KB"),
         ("0KB", r"full precision, 1,954\.752 KB"),
-        ("9999ms", r"at 16 bits, .* ms"),
-        ("9999mJ", r"at 16 bits, .* mJ"),
+        ("9999ms", r"at 8 bits, .* ms"),
+        ("9999mJ", r"at 8 bits, .* mJ"),
     ],
 )
 def test_measured_budget_outside_of_what_a_network_can_cost_is_refused(
