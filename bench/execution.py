@@ -28,7 +28,7 @@ from bench.machine import peak_memory
 from bench.matching import Trial
 from bench.measures import BOPS, Measure
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.network import NetworkShape, trace
 from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load

@@ -19,7 +19,7 @@ from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
 from bench.method import Method
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.network import NetworkShape, trace
 from bench.options import explain
 from bench.plugins import load

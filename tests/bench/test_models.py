@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.costs import price
 from bench.errors import BenchError
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.network import NetworkShape, trace
 from bench.policy import uniform
 
@@ -127,8 +127,6 @@ def slow_memory(model: nn.Module, image: tuple[int, int, int], bits: int) -> tup
     return weights + sum(inputs), weights + max(inputs)
 
 
-
-
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, 32])
 def test_peak_memory_by_hand(bits: int) -> None:
     cost = price(shape_of("resnet20"), uniform(shape_of("resnet20"), bits))
@@ -189,14 +187,12 @@ def no_module(in_channels: int, num_classes: int) -> Any:
         (no_module, r"returned a list; it must return a torch\.nn\.Module"),
     ],
 )
-def test_what_is_no_model_is_refused(
-    plugin: Callable[..., None], make: Callable[..., Any], message: str
-) -> None:
+def test_what_is_no_model_is_refused(plugin: Callable[..., None], make: Callable[..., Any], message: str) -> None:
     plugin("models", "odd", make)
     with pytest.raises(BenchError, match=f"model 'odd' {message}"):
         build_model("odd", (3, 8, 8), 10)
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(BenchError, match="unknown model .resnet81.: did you mean .resnet8."):
+    with pytest.raises(BenchError, match=r"unknown model .resnet81.: did you mean .resnet8."):
         build_model("resnet81", (3, 8, 8), 10)
