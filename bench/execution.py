@@ -28,7 +28,8 @@ from bench.machine import peak_memory
 from bench.matching import Trial
 from bench.measures import BOPS, Measure
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
-from bench.models import build_model
+from bench.models.build import build_model
+from bench.models.weights import checkpoint_of
 from bench.network import NetworkShape, trace
 from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load
@@ -235,8 +236,9 @@ def pretrain(desk: Desk) -> None:
     start_process_deterministically(derive("pretrain", unit.seed), bench.spec.threads)
     task = bench.task
     model = task.make_model()
-    if bench.spec.task.checkpoint is not None:
-        load_checkpoint(model, Path(bench.spec.task.checkpoint), bench.spec.task.model)
+    checkpoint = checkpoint_of(bench.spec.task)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, bench.spec.task.model)
     elif bench.spec.task.init == "pretrained":
         order = generator("order", "pretrain", unit.seed)
         with desk.clock.of("pretrain"):

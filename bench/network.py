@@ -1,6 +1,6 @@
 """Shapes of a network: what every cost is computed from."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -86,7 +86,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
     """Record shapes and structure of all convolutions and linear layers in one forward pass of a zero image.
 
     A model may state in `prunable` the names of the layers that may lose filters (all that can when absent), and in
-    `group_size` how many go together.
+    `group_size` how many go together. The first and the last layer, which no search touches, keep all their channels.
 
     Args:
         model: The network; left as it was, in evaluation mode during the pass.
@@ -110,7 +110,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         model.train(was_training)
     _check_executions(name, [path for path, *_ in seen])
     last = len(seen) - 1
-    allowed = _allowed(model, name, structure) - {seen[0][0], seen[last][0]}
+    allowed = _allowed(model, name, structure, _edge_obstacles(seen[0][0], seen[last][0], structure))
     layers = []
     for index, (path, module, inputs, outputs) in enumerate(seen):
         position: Position = "first" if index == 0 else "last" if index == last else "middle"
@@ -166,18 +166,29 @@ def _check_executions(name: str, paths: Sequence[str]) -> None:
         raise BenchError(f"model '{name}' must run at least two convolution or linear layers; it runs {len(paths)}")
 
 
-def _allowed(model: nn.Module, name: str, structure: Structure) -> set[str]:
+def _edge_obstacles(first: str, last: str, structure: Structure) -> dict[str, str]:
+    """What may not lose filters because the first and the last layer, which are not searched, stay as they are."""
+    obstacles = {first: "it is the first layer", last: "it is the last layer"}
+    role = structure.roles.get(last)
+    if role is not None and role.producer is not None:
+        obstacles.setdefault(role.producer, f"the last layer, '{last}', reads them")
+    return obstacles
+
+
+def _allowed(model: nn.Module, name: str, structure: Structure, edges: Mapping[str, str]) -> set[str]:
     """The layers that may lose filters: those that the model states, or all that can.
 
     Raises:
         BenchError: One that it states cannot.
     """
+    can = [path for path in structure.prunable if path not in edges]
     stated: Collection[str] | None = getattr(model, "prunable", None)
     if stated is None:
-        return set(structure.prunable)
+        return set(can)
+    obstacles = {**edges, **structure.obstacles}
     for path in stated:
-        if path not in structure.prunable:
-            reason = structure.obstacles.get(path, "it is no convolution that decides about its own filters")
+        if path not in can:
+            reason = obstacles.get(path, "it is no convolution that decides about its own filters")
             raise BenchError(f"model '{name}' states that '{path}' may lose filters, but {reason}")
     return set(stated)
 

@@ -19,7 +19,8 @@ from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
 from bench.method import Method
-from bench.models import build_model
+from bench.models.build import build_model
+from bench.models.weights import checkpoint_of
 from bench.network import NetworkShape, trace
 from bench.options import explain
 from bench.plugins import load
@@ -375,8 +376,9 @@ class _Builder:
         # What a data set has no choice in is not named, as it was before there was a choice.
         later = ("image_size", "classes")
         self._task = {key: value for key, value in dump["task"].items() if key not in later or value is not None}
-        if spec.task.checkpoint is not None:
-            self._task = {**self._task, "checkpoint": _checkpoint_hash(Path(spec.task.checkpoint))}
+        checkpoint = checkpoint_of(spec.task)
+        if checkpoint is not None:
+            self._task = {**self._task, "checkpoint": _checkpoint_hash(checkpoint)}
         self._dump = dump
         self._where = {"device": spec.device.partition(":")[0], "threads": spec.threads}
         if spec.devices > 1:

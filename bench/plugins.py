@@ -43,7 +43,7 @@ def load(kind: Kind, name: str) -> Any:
     Raises:
         BenchError: The name is unknown, or its module cannot be imported.
     """
-    entry = _by_place(name) if kind == "models" and ":" in name else _by_name(kind, name)
+    entry = _entry(kind, name)
     _check_own_packages()
     try:
         return entry.load()
@@ -51,7 +51,9 @@ def load(kind: Kind, name: str) -> Any:
         raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {entry.value}: {error}") from error
 
 
-def _by_name(kind: Kind, name: str) -> EntryPoint:
+def _entry(kind: Kind, name: str) -> EntryPoint:
+    if kind == "models" and ":" in name:
+        return _by_place(name)
     known = available(kind)
     if name not in known:
         raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
@@ -75,8 +77,11 @@ def source_hash(kind: Kind, name: str) -> str:
     bring plug-ins of the same kind: the building blocks that methods share belong to all of them. Nothing is
     imported.
     """
-    packages = frozenset(entry.module.partition(".")[0] for entry in available(kind).values())
-    return _source_hash(_by_name(kind, name).module, packages)
+    entry = _entry(kind, name)
+    if _module_file(entry.module) is None:
+        raise BenchError(f"the module of {kind.removesuffix('s')} '{name}', {entry.module}, cannot be found from here")
+    packages = {known.module.partition(".")[0] for known in available(kind).values()}
+    return _source_hash(entry.module, frozenset(packages | {entry.module.partition(".")[0]}))
 
 
 @cache

@@ -236,6 +236,9 @@ def channel_counts(channels: int) -> list[int]:
 class _Grid:
     """Weights with which tabulated counts stand for a count between them.
 
+    At a tabulated count, where almost all searches are, the slope is that of the segment below: what a filter saves
+    that goes next.
+
     Args:
         rows: The counts of each layer, rising.
         width: Columns of the result.
@@ -243,16 +246,22 @@ class _Grid:
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], width: int, like: Tensor) -> None:
-        self._at, self._rise, self._fall, self._exists = (like.new_zeros(len(rows), width) for _ in range(4))
-        for index, counts in enumerate(rows):
-            self._at[index, : len(counts)] = like.new_tensor(counts)
-            self._exists[index, : len(counts)] = 1
-            # Below the first count and above the last there is no neighbour to share with.
-            slopes = [1 / (high - low) for low, high in pairwise(counts)]
-            self._rise[index, 1 : len(counts)] = like.new_tensor(slopes)
-            self._fall[index, : len(slopes)] = like.new_tensor(slopes)
+        segments = [list(pairwise(counts)) for counts in rows]
+        longest = width - 1
+        # Rows are filled up with segments that no count reaches.
+        self._low, self._high = (like.new_full((len(rows), longest), torch.inf) for _ in range(2))
+        for index, found in enumerate(segments):
+            if found:
+                self._low[index, : len(found)], self._high[index, : len(found)] = like.new_tensor(found).T
+        self._widths = torch.where(self._low.isinf(), 1, self._high - self._low)
 
     def __call__(self, counts: Tensor) -> Tensor:
         """Shape (L, width); in each row two neighbours share 1."""
-        beyond = counts.double().unsqueeze(1) - self._at
-        return torch.minimum(1 + beyond * self._rise, 1 - beyond * self._fall).clamp(0, 1) * self._exists
+        count = counts.double().unsqueeze(1)
+        inside = (count > self._low) & (count <= self._high)
+        # Chosen before the division: a gradient of the other branch would be infinite times zero.
+        way = torch.where(inside, count - self._low, 0) / self._widths
+        passed = torch.where(inside, way, (count > self._high).to(way.dtype))
+        beyond = torch.cat([passed.new_ones(len(passed), 1), passed], dim=1)
+        short = torch.cat([passed, passed.new_zeros(len(passed), 1)], dim=1)
+        return beyond - short

@@ -29,7 +29,7 @@ from bench.execution import on_device
 from bench.forward import Forward
 from bench.machine import hardware, peak_memory, versions
 from bench.method import Knob, Method, SearchJob, Task
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.plan import model_shape
 from bench.plugins import load
 from bench.policy import uniform

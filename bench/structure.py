@@ -142,6 +142,7 @@ class _Reader:
         self._modules = dict(graph.named_modules())
         self._marks: dict[fx.Node, _Mark] = {}
         self._layers: dict[str, fx.Node] = {}
+        self._norms: dict[str, _Channels] = {}
         self._nodes = list(graph.graph.nodes)
 
     def structure(self) -> Structure:
@@ -212,8 +213,7 @@ class _Reader:
         elif node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.Conv2d | nn.Linear):
             self._layer(node, str(node.target), inputs[0])
         elif self._is_norm(node):
-            inputs[0].channels.root().norms.append(str(node.target))
-            self._marks[node] = _Mark(inputs[0].channels, signed=True)
+            self._norm(node, str(node.target), inputs[0].channels)
         else:
             self._operate(node, inputs)
 
@@ -232,6 +232,14 @@ class _Reader:
             source.channels.block(reason)
             self._marks[node] = _Mark(_Channels(producers=[path], obstacle=reason), signed=True)
 
+    def _norm(self, node: fx.Node, path: str, channels: _Channels) -> None:
+        first = self._norms.setdefault(path, channels)
+        if first.root() is not channels.root():
+            for shared in (first, channels):
+                shared.block(f"the normalisation '{path}' is that of others too")
+        channels.root().norms.append(path)
+        self._marks[node] = _Mark(channels, signed=True)
+
     def _operate(self, node: fx.Node, inputs: list[_Mark]) -> None:
         """An operation without weights."""
         name = self._name(node)
@@ -242,8 +250,8 @@ class _Reader:
             signed = False
         elif name in _SIGN_KEEPING | _RESHAPES | _REDUCTIONS:
             signed = any(mark.signed for mark in inputs)
-        else:  # of one tensor and a number nothing is known
-            two = name in _ADDITIONS | _GATES and len(inputs) > 1
+        else:  # of one tensor and a number nothing is known, nor of a sum in which one counts negatively
+            two = name in _ADDITIONS | _GATES and len(inputs) > 1 and "alpha" not in node.kwargs
             signed = not two or any(mark.signed for mark in inputs)
         self._marks[node] = _Mark(channels, signed)
 
@@ -276,12 +284,14 @@ class _Reader:
                 return False
             if name in _RESHAPES and any(size != 1 for size in (*before[2:], *shape[2:])):
                 return name != "squeeze" and before == shape
-        return True
+            if name in _ADDITIONS | _GATES and len(before) != len(shape):
+                return False  # dimensions are counted from the last: its second one meets another
+        return name not in _REDUCTIONS or _keeps_channels(node)
 
     def _obstruct(self, node: fx.Node, inputs: list[_Mark]) -> _Channels:
         """An operation of which nothing is known: channels before and after it must stay. Sizes are no tensors."""
         name = self._name(node)
-        if name not in {"size", "getattr", "dim", "shape"}:
+        if _shape(node) is not None or name not in {"size", "getattr", "dim", "shape"}:
             for mark in inputs:
                 mark.channels.block(f"the operation '{name}' reads them")
         return _Channels(obstacle=f"they come from the operation '{name}'")
@@ -298,6 +308,16 @@ def _operation(node: fx.Node) -> str:
     """The name of a function or of a tensor's method; in-place forms have those of the others."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name.rstrip("_")
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Whether a reduction leaves the second dimension alone."""
+    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    shape = _shape(node.all_input_nodes[0])
+    if given is None or shape is None:
+        return False
+    dimensions = given if isinstance(given, tuple | list) else (given,)
+    return all(isinstance(dim, int) and dim % len(shape) != 1 for dim in dimensions)
 
 
 def _shape(node: fx.Node) -> torch.Size | None:

@@ -11,9 +11,10 @@ from bench.staleness import fingerprint
 from bench.store import Store, manifest, read_checked, write_checked, write_json, write_text
 
 BUDGET_BOPS = 40e6
+MODEL = "resnet8"
 DATA_CHECKSUM = "d" * 64
 POLICY = {
-    "model": "resnet8",
+    "model": MODEL,
     "dataset": "digits",
     "layers": {"stem": {"weight_bits": 8, "activation_bits": 8, "kept_filters": None}},
 }
@@ -59,7 +60,7 @@ class FakeStore:
             "kind": "run",
             "status": status,
             "reason": None,
-            "model": "resnet8",
+            "model": MODEL,
             "dataset": "digits",
             "method": method,
             "budget": budget,
@@ -106,7 +107,7 @@ class FakeStore:
     def tuning(self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0) -> str:
         """Add a tuning with one trial for each strength. Returns its id."""
         identity = f"tuning-{method}-{budget}"
-        common = {"status": "done", "reason": None, "model": "resnet8", "dataset": "digits", "method": method}
+        common = {"status": "done", "reason": None, "model": MODEL, "dataset": "digits", "method": method}
         common |= {"budget": budget, "budget_cost": BUDGET_BOPS, "seed": 1000, "fingerprint": made_with(method)}
         record = common | {"id": identity, "kind": "tuning", "knobs": {"strength": trials[0]}, "files": {}}
         record |= {"chosen_trial": 0, "trials_used": len(trials), "tuning_seconds": seconds}
@@ -122,7 +123,7 @@ class FakeStore:
 
     def document(self, **spec: Any) -> dict[str, Any]:
         """The study's document, written to the store as well."""
-        task = {"dataset": "digits", "model": "resnet8"}
+        task = {"dataset": "digits", "model": MODEL}
         values = {"name": self.name, "task": task, "baseline": "fixed"} | self.spec | spec
         document = {
             "name": self.name,
@@ -150,9 +151,9 @@ class FakeStore:
 def made_with(method: str) -> dict[str, Any]:
     """The fingerprint of a result that is up to date; a method that is not installed has no source."""
     try:
-        return fingerprint(method, DATA_CHECKSUM)
+        return fingerprint(method, DATA_CHECKSUM, MODEL)
     except BenchError:
-        return fingerprint(None, DATA_CHECKSUM)
+        return fingerprint(None, DATA_CHECKSUM, MODEL)
 
 
 def figures(top1: float) -> dict[str, Any]:
@@ -163,6 +164,7 @@ def figures(top1: float) -> dict[str, Any]:
         "loss": 0.5,
         "validation_top1": top1 + 1,
         "bops": 39.5e6,
+        "cost": 39.5e6,
         "raw_cost": 41e6,
         "repaired_gates": 1,
         "memory_kb": 33.25,
@@ -184,7 +186,7 @@ def trial(number: int, strength: float) -> dict[str, Any]:
         "number": number,
         "knobs": {"strength": strength},
         "raw_cost": 41e6,
-        "bops": 39e6,
+        "cost": 39e6,
         "repaired_gates": 2,
         "within_budget": True,
         "validation_top1": 90.0 + number,

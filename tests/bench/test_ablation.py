@@ -88,5 +88,5 @@ def test_every_model_has_the_whole_study(plan: Planner) -> None:
     alone = plan({"task": {"model": "resnet20"}, "ablate": {"group_size": [2]}})
     assert [unit.identity for unit in large] == [unit.identity for unit in alone.runs]
     assert {title(unit).partition(" on ")[2] for unit in both.runs} == {"resnet8", "resnet20"}
-    budgets = {unit.spec.task.model: unit.budget.bops for unit in both.runs if unit.budget}
+    budgets = {unit.spec.task.model: unit.budget.limit for unit in both.runs if unit.budget}
     assert budgets["resnet20"] > budgets["resnet8"]  # each has its own 4 bit

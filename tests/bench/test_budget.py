@@ -3,9 +3,11 @@ import pytest
 from bench.budget import Budget, parse_budget
 from bench.costs import price
 from bench.errors import BenchError
+from bench.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.models.resnet import resnet20
 from bench.network import NetworkShape, trace
 from bench.policy import uniform
+from bench.spec import AcceleratorSpec
 
 FULL = 41_798_598_656
 
@@ -16,7 +18,7 @@ def network() -> NetworkShape:
 
 
 @pytest.mark.parametrize(
-    ("text", "bops"),
+    ("text", "limit"),
     [
         ("4bit", 674_643_968),
         ("32bit", FULL),
@@ -29,10 +31,59 @@ def network() -> NetworkShape:
         ("0.016x", 0.016 * FULL),
     ],
 )
-def test_every_form_is_read(network: NetworkShape, text: str, bops: float) -> None:
+def test_every_form_is_read(network: NetworkShape, text: str, limit: float) -> None:
     budget = parse_budget(text, network, 0.03)
-    assert budget.bops == pytest.approx(bops, rel=1e-12)
-    assert (budget.text, budget.tolerance) == (text, 0.03)
+    assert budget.limit == pytest.approx(limit, rel=1e-12)
+    assert (budget.text, budget.tolerance, budget.measure) == (text, 0.03, BOPS)
+
+
+MEASURED = [
+    ("249.328KB", Memory(), 249.328),
+    ("1.5MB", Memory(), 1500.0),
+    ("0.05ms", Latency(AcceleratorSpec()), 0.05),
+    ("0.1mJ", Energy(AcceleratorSpec()), 0.1),
+]
+
+
+@pytest.mark.parametrize(("text", "measure", "limit"), MEASURED, ids=[text for text, *_ in MEASURED])
+def test_every_measure_is_read(network: NetworkShape, text: str, measure: Measure, limit: float) -> None:
+    budget = parse_budget(text, network, 0.03)
+    assert (budget.text, budget.measure) == (text, measure)
+    assert budget.limit == pytest.approx(limit, rel=1e-12)
+    policy = uniform(network, 4)
+    assert budget.price(network, policy) == measure.price(network, policy)
+    assert measure.unit in measure.in_words(limit) and measure.unit in measure.title
+
+
+@pytest.mark.parametrize("unit", ["ms", "mJ"])
+def test_latency_and_energy_are_those_of_the_accelerator_that_is_asked_for(network: NetworkShape, unit: str) -> None:
+    one, many = (
+        parse_budget(f"0.01{unit}", network, 0.0, AcceleratorSpec(batch=batch)).price(network, uniform(network, 4))
+        for batch in (1, 16)
+    )
+    assert many < one  # weights are fetched once for all images
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("1955KB", r"full precision, 1,954\.752 KB"),
+        ("0KB", r"full precision, 1,954\.752 KB"),
+        ("9999ms", r"at 8 bits, .* ms"),
+        ("9999mJ", r"at 8 bits, .* mJ"),
+    ],
+)
+def test_measured_budget_outside_of_what_a_network_can_cost_is_refused(
+    network: NetworkShape, text: str, most: str
+) -> None:
+    """Of the accelerator, which does not compute at full precision, the dearest is its highest width."""
+    with pytest.raises(BenchError, match=most):
+        parse_budget(text, network, 0.03)
+
+
+def test_window_of_another_measure() -> None:
+    budget = Budget(text="100KB", limit=100.0, tolerance=0.1, measure=Memory())
+    assert [budget.matches(cost) for cost in (89.9, 90.1, 100.0, 100.1)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("bits", range(1, 33))
@@ -42,7 +93,7 @@ def test_uniform_policy_matches_its_own_budget(network: NetworkShape, bits: int)
 
 
 def test_window_includes_both_ends() -> None:
-    budget = Budget(text="100", bops=100.0, tolerance=0.03)
+    budget = Budget(text="100", limit=100.0, tolerance=0.03)
     assert budget.low == pytest.approx(97)
     assert budget.matches(budget.low)
     assert budget.matches(100)
@@ -52,7 +103,26 @@ def test_window_includes_both_ends() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "four", "4 bit", "-4bit", "4.5bit", "630.6 M", "630,6M", "1e9", "395KB", "nan", "x", "M", ".5x"],
+    [
+        "",
+        "four",
+        "4 bit",
+        "-4bit",
+        "4.5bit",
+        "630.6 M",
+        "630,6M",
+        "1e9",
+        "395 KB",
+        "395kb",
+        "KB",
+        "21.6s",
+        "-3ms",
+        "29.8MJ",
+        "nan",
+        "x",
+        "M",
+        ".5x",
+    ],
 )
 def test_anything_else_is_refused(network: NetworkShape, text: str) -> None:
     with pytest.raises(BenchError, match="is not understood; allowed: '4bit'"):
@@ -67,5 +137,7 @@ def test_impossible_bits_are_refused(network: NetworkShape, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0.0x", "0M", "1.01x", "41.8G", "9" * 400])
 def test_budget_outside_of_what_a_network_can_cost_is_refused(network: NetworkShape, text: str) -> None:
-    with pytest.raises(BenchError, match="above 0 and at most full precision's 41,798,598,656"):
+    with pytest.raises(
+        BenchError, match="above 0 and at most what resnet20 costs at full precision, 41,798,598,656 BOPs"
+    ):
         parse_budget(text, network, 0.03)

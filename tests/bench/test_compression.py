@@ -4,14 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.compression import (
-    QuantizedConv2d,
-    QuantizedLinear,
-    calibrate,
-    compress,
-    quantized_layer,
-    reduce,
-)
+from bench.compression import QuantizedLayer, calibrate, compress, reduce
 from bench.models.resnet import CifarResNet, resnet8
 from bench.network import NetworkShape, trace
 from bench.policy import Policy, uniform
@@ -154,10 +147,8 @@ def test_pruning_alone_is_the_reduced_model(model: CifarResNet, network: Network
     assert torch.equal(compress(model, network, pruned)(images), reduce(model, network, pruned)(images))
 
 
-def layers_of(model: nn.Module) -> dict[str, QuantizedConv2d | QuantizedLinear]:
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, QuantizedConv2d | QuantizedLinear)
-    }
+def layers_of(model: nn.Module) -> dict[str, QuantizedLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 
 def test_every_layer_has_the_policys_quantizers(model: CifarResNet, network: NetworkShape) -> None:
@@ -191,12 +182,12 @@ def test_layer_quantizes_its_weight_and_input() -> None:
             stride=2,
             padding=1,
         )
-        assert torch.equal(quantized_layer(conv, weight, activation)(x), expected)
+        assert torch.equal(QuantizedLayer(conv, weight, activation)(x), expected)
 
 
 def test_only_convolutions_and_linear_layers_can_be_quantized() -> None:
     with pytest.raises(TypeError, match="cannot quantize a ReLU"):
-        quantized_layer(nn.ReLU(), nn.Identity(), nn.Identity())
+        QuantizedLayer(nn.ReLU(), nn.Identity(), nn.Identity())
 
 
 def test_clips_start_where_they_are_told(model: CifarResNet, network: NetworkShape) -> None:
@@ -229,7 +220,7 @@ def test_calibrate_sets_clips_in_the_order_of_execution(model: CifarResNet, netw
     assert stale > 0
 
 
-def calibrated_weight_clip(layer: QuantizedConv2d | QuantizedLinear) -> float:
+def calibrated_weight_clip(layer: QuantizedLayer) -> float:
     quantizer = layer.weight_quantizer
     assert isinstance(quantizer, UniformQuantizer)
     weight = layer.weight.detach()

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bench.compression import reduce
-from bench.costs import LayerCost, RelaxedBops, price
+from bench.costs import LayerCost, price
 from bench.errors import BenchError
 from bench.models.resnet import resnet8, resnet20, resnet56
-from bench.network import NetworkShape, Prunable, trace
+from bench.network import NetworkShape, trace
 from bench.policy import LayerPolicy, Policy, uniform
+from bench.relaxed import Choice, RelaxedBops
 
 MODELS = {"resnet8": resnet8, "resnet20": resnet20, "resnet56": resnet56}
 
@@ -86,7 +87,7 @@ class Tiny(nn.Module):
         self.narrow = nn.Conv2d(6, 4, 1)
         self.grouped = nn.Conv2d(4, 8, (3, 1), groups=2, padding=(1, 0))
         self.fc = nn.Linear(8, 5)
-        self.prunable = {"wide": Prunable(norm="norm", consumer="narrow")}
+        self.prunable: tuple[str, ...] = ("wide",)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.narrow(self.norm(self.wide(self.stem(x))).relu())
@@ -168,27 +169,53 @@ def test_policy_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("pruned", "consumer"), [("narrow", "grouped"), ("grouped", "fc"), ("wide", "fc"), ("wide", "nowhere")]
+    ("stated", "reason"),
+    [
+        ("narrow", "'grouped' is a convolution in 2 groups"),
+        ("grouped", "'grouped' is a convolution in 2 groups"),
+        ("fc", "it is no convolution"),
+        ("norm", "it is no convolution"),
+        ("nowhere", "it is no convolution"),
+    ],
 )
-def test_pruning_that_the_counter_cannot_price_is_refused(pruned: str, consumer: str) -> None:
+def test_pruning_that_the_counter_cannot_price_is_refused(stated: str, reason: str) -> None:
     model = Tiny()
-    model.prunable = {pruned: Prunable(norm="norm", consumer=consumer)}
-    with pytest.raises(BenchError, match="convolutions without groups"):
+    model.prunable = ("wide", stated)
+    with pytest.raises(BenchError, match=f"'{stated}' may lose filters, but {reason}"):
         trace(model, (3, 6, 4), name="tiny", dataset="none")
 
 
+@pytest.mark.parametrize("stated", [("wide",), ()])
+def test_what_a_model_states_is_all_that_may_go(stated: tuple[str, ...]) -> None:
+    model = Tiny()
+    model.prunable = stated
+    network = trace(model, (3, 6, 4), name="tiny", dataset="none")
+    assert tuple(layer.name for layer in network.layers if layer.prunable) == stated
+    assert [layer.producer for layer in network.layers if layer.name == "narrow"] == [*stated, None][:1]
+    assert network.norms == (("norm", "wide"),) * len(stated)
+
+
+def choices(network: NetworkShape, *bits: int) -> dict[str, Choice]:
+    return {layer.name: Choice(weight_bits=bits, activation_bits=bits) for layer in network.middle}
+
+
 def arguments(network: NetworkShape, seed: int) -> dict[str, Tensor]:
+    """Shares of three widths and channel counts, all at random."""
     source = torch.Generator().manual_seed(seed)
     count = len(network.middle)
+    full = RelaxedBops(network, choices(network, 2, 4, 8))
 
-    def drawn(low: float, high: Tensor) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=source, dtype=torch.float64)
+    def shares() -> Tensor:
+        return torch.rand(count, 3, generator=source, dtype=torch.float64).softmax(1)
+
+    def counts(high: Tensor) -> Tensor:
+        return 1 + (high - 1) * torch.rand(count, generator=source, dtype=torch.float64)
 
     return {
-        "weight_bits": drawn(2, torch.full((count,), 8.0)),
-        "activation_bits": drawn(2, torch.full((count,), 8.0)),
-        "in_channels": drawn(1, RelaxedBops(network).in_channels),
-        "out_channels": drawn(1, RelaxedBops(network).out_channels),
+        "weight_shares": shares(),
+        "activation_shares": shares(),
+        "in_channels": counts(full.in_channels),
+        "out_channels": counts(full.out_channels),
     }
 
 
@@ -196,29 +223,30 @@ def arguments(network: NetworkShape, seed: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_relaxed_cost_of_full_channels_is_the_uniform_cost(model: str, bits: int) -> None:
     network = shape_of(model)
-    widths = torch.full((len(network.middle),), float(bits))
-    assert float(RelaxedBops(network)(widths, widths)) == price(network, uniform(network, bits)).bops
+    shares = torch.tensor([[float(bits == width) for width in (2, 4, 8)]] * len(network.middle))
+    relaxed = RelaxedBops(network, choices(network, 2, 4, 8))
+    assert float(relaxed(shares, shares)) == price(network, uniform(network, bits)).bops
 
 
 def test_relaxed_cost_with_full_precision_edges() -> None:
     network = shape_of("resnet20")
-    widths = torch.full((len(network.middle),), 32.0)
-    relaxed = RelaxedBops(network, edge_bits=32)
-    assert float(relaxed(widths, widths)) == price(network, uniform(network, 32)).bops
+    relaxed = RelaxedBops(network, choices(network, 32), edge_bits=32)
+    all_of_it = torch.ones(len(network.middle), 1)
+    assert float(relaxed(all_of_it, all_of_it)) == price(network, uniform(network, 32)).bops
 
 
 def test_relaxed_cost_has_the_gradient_of_finite_differences(tiny: NetworkShape) -> None:
-    relaxed = RelaxedBops(tiny)
+    relaxed = RelaxedBops(tiny, choices(tiny, 2, 4, 8))
     values = {name: value.requires_grad_() for name, value in arguments(tiny, seed=3).items()}
     gradients = torch.autograd.grad(relaxed(**values), list(values.values()))
     for (name, value), gradient in zip(values.items(), gradients, strict=True):
-        for index in range(len(value)):
+        for index in range(value.numel()):
             step = torch.zeros_like(value)
-            step[index] = 1e-3
+            step.view(-1)[index] = 1e-3
             with torch.no_grad():
                 above = relaxed(**{**values, name: value + step})
                 below = relaxed(**{**values, name: value - step})
-            assert float((above - below) / 2e-3) == pytest.approx(float(gradient[index]), rel=1e-8)
+            assert float((above - below) / 2e-3) == pytest.approx(float(gradient.reshape(-1)[index]), rel=1e-8)
 
 
 @cache

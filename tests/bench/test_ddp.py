@@ -282,7 +282,7 @@ def _searched(spec: StudySpec) -> dict[str, Any]:
     torch.manual_seed(0)
     state = task.make_model().state_dict()
     plan = make_plan(spec)
-    budget = float(plan.runs[0].budget.bops)  # type: ignore[union-attr]
+    budget = float(plan.runs[0].budget.limit)  # type: ignore[union-attr]
     found: dict[str, Any] = {}
     for name, knobs in SEARCHES.items():
         start_process_deterministically(0, 1)

@@ -29,7 +29,7 @@ from bench.matching import (
 from bench.method import Knob
 from bench.spec import TuningSpec
 
-BUDGET = Budget(text="100M", bops=1e8, tolerance=0.03)
+BUDGET = Budget(text="100M", limit=1e8, tolerance=0.03)
 KNOB = Knob(low=0.02, high=2.0, log=True)
 KNOBS = {"strength": KNOB}
 BOTTOM, TOP = math.log(KNOB.low), math.log(KNOB.high)
@@ -76,7 +76,7 @@ def searches(costs: Costs, limit: int = 40) -> tuple[int, str]:
     for number in range(1, limit + 1):
         x = propose_log_strength(points, BUDGET, KNOB)
         points.append((x, math.log(costs(x))))
-        if BUDGET.matches(costs(x) * BUDGET.bops):
+        if BUDGET.matches(costs(x) * BUDGET.limit):
             return number, "hit"
         low, high = matching._bracket(points, BUDGET)
         if low and high and high[0] - low[0] < math.log(1.02):
@@ -124,7 +124,7 @@ def test_steps_towards_the_window_follow_the_slope_and_grow(share: float) -> Non
 def test_a_search_that_follows_the_usual_slope_lands_at_once() -> None:
     points = [((BOTTOM + TOP) / 2, math.log(2.0))]
     x = propose_log_strength(points, BUDGET, KNOB)
-    assert BUDGET.matches(2.0 * math.exp(-0.8 * (x - points[0][0])) * BUDGET.bops)
+    assert BUDGET.matches(2.0 * math.exp(-0.8 * (x - points[0][0])) * BUDGET.limit)
 
 
 @pytest.mark.parametrize("where", [BOTTOM - 4, BOTTOM - 1, TOP + 1, TOP + 4])
@@ -163,11 +163,11 @@ def test_a_search_that_is_too_cheap_by_chance_does_not_lead_away_from_a_crossing
 
 def trial(number: int, knobs: Mapping[str, float], share: float, **fields: Any) -> Trial:
     """A trial that cost a share of the budget before repair; validation tells the smallest differences."""
-    values = {"bops": share * BUDGET.bops, "validation_top1": 50.0, "validation_loss": 1.0}
-    values |= {"repaired_gates": 0 if BUDGET.matches(share * BUDGET.bops) else 9, "validation_images": 10**6}
+    values = {"cost": share * BUDGET.limit, "validation_top1": 50.0, "validation_loss": 1.0}
+    values |= {"repaired_gates": 0 if BUDGET.matches(share * BUDGET.limit) else 9, "validation_images": 10**6}
     values |= {"seconds": 0.5, "policy": {}, "curves": [], "record": {"history": [1.5]}} | fields
-    within = BUDGET.matches(values["bops"])
-    return Trial(number=number, knobs=dict(knobs), raw_cost=share * BUDGET.bops, within_budget=within, **values)
+    within = BUDGET.matches(values["cost"])
+    return Trial(number=number, knobs=dict(knobs), raw_cost=share * BUDGET.limit, within_budget=within, **values)
 
 
 def smooth(number: int, knobs: Mapping[str, float]) -> Trial:
@@ -175,7 +175,7 @@ def smooth(number: int, knobs: Mapping[str, float]) -> Trial:
     share = 1.2 * knobs["strength"] ** -0.4
     top1 = 60 - abs(math.log(knobs["strength"] / 0.3)) - abs(knobs.get("share", 0.5) - 0.7)
     repaired = 0.99 if share < 3 else share
-    return trial(number, knobs, share, bops=repaired * BUDGET.bops, validation_top1=top1, repaired_gates=1)
+    return trial(number, knobs, share, cost=repaired * BUDGET.limit, validation_top1=top1, repaired_gates=1)
 
 
 def spec(match: str = "hinge", trials: int = 7, *, stop_early: bool = False, **fields: Any) -> TuningSpec:
@@ -264,7 +264,7 @@ def test_hinge_prefers_trials_whose_search_came_to_the_budget_itself() -> None:
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         share, gates, top1 = outcomes[number]
-        return trial(number, knobs, share, bops=0.98 * BUDGET.bops, repaired_gates=gates, validation_top1=top1)
+        return trial(number, knobs, share, cost=0.98 * BUDGET.limit, repaired_gates=gates, validation_top1=top1)
 
     assert tune(tuning(KNOBS, spec(trials=4)), search)[0].number == 2
     assert tune(tuning(KNOBS, spec(trials=1)), search)[0].number == 0
@@ -275,7 +275,7 @@ def test_hinge_tries_no_strength_that_has_been_too_weak() -> None:
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         weak = knobs["strength"] < 0.25
-        return trial(number, knobs, 2.0 if weak else 1.01, bops=0.98 * BUDGET.bops, repaired_gates=20 if weak else 1)
+        return trial(number, knobs, 2.0 if weak else 1.01, cost=0.98 * BUDGET.limit, repaired_gates=20 if weak else 1)
 
     _, trials = tune(tuning(KNOBS, spec(trials=4)), search)
     strengths = [t.knobs["strength"] for t in trials]
@@ -286,7 +286,7 @@ def test_hinge_tries_no_strength_that_has_been_too_weak() -> None:
 
 @pytest.mark.parametrize(("share", "gates", "low"), [(1.5, 9, 0.3), (1.5, 2, 0.02), (0.5, 9, 0.02), (0.98, 0, 0.02)])
 def test_only_searches_that_stayed_too_dear_narrow_the_range(share: float, gates: int, low: float) -> None:
-    done = [trial(0, {"strength": 0.3}, share, bops=0.98 * BUDGET.bops, repaired_gates=gates)]
+    done = [trial(0, {"strength": 0.3}, share, cost=0.98 * BUDGET.limit, repaired_gates=gates)]
     assert strong_enough(TWO_KNOBS, BUDGET, done) == {**TWO_KNOBS, "strength": replace(KNOB, low=low)}
     assert strong_enough(TWO_KNOBS, BUDGET, []) == TWO_KNOBS
 
@@ -302,8 +302,8 @@ def test_lambda_stops_at_the_first_hit_and_chooses_it(seed: int) -> None:
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         share = costs(math.log(knobs["strength"]))
         # Repair brings every search into the window, and the misses train better.
-        top1 = 10.0 if BUDGET.matches(share * BUDGET.bops) else 90.0
-        return trial(number, knobs, share, bops=0.99 * BUDGET.bops, validation_top1=top1)
+        top1 = 10.0 if BUDGET.matches(share * BUDGET.limit) else 90.0
+        return trial(number, knobs, share, cost=0.99 * BUDGET.limit, validation_top1=top1)
 
     chosen, trials = tune(tuning(KNOBS, spec("lambda", 20)), search)
     assert chosen is trials[-1]
@@ -313,15 +313,15 @@ def test_lambda_stops_at_the_first_hit_and_chooses_it(seed: int) -> None:
 
 def test_lambda_prefers_a_hit_to_a_nearer_miss_that_was_repaired() -> None:
     shares = [1.004, 0.971]
-    chosen, trials = tune(tuning(KNOBS, spec("lambda", 9)), lambda n, k: trial(n, k, shares[n], bops=0.99e8))
-    assert [t.raw_cost / BUDGET.bops for t in trials] == pytest.approx(shares)
+    chosen, trials = tune(tuning(KNOBS, spec("lambda", 9)), lambda n, k: trial(n, k, shares[n], cost=0.99e8))
+    assert [t.raw_cost / BUDGET.limit for t in trials] == pytest.approx(shares)
     assert chosen.number == 1
 
 
 def test_lambda_without_a_hit_takes_the_nearest_that_repair_brought_inside() -> None:
     shares = [2.0, 1.3, 1.1]
     bops = [1.5e8, 0.99e8, 0.98e8]
-    chosen, _ = tune(tuning(KNOBS, spec("lambda", 3)), lambda n, k: trial(n, k, shares[n], bops=bops[n]))
+    chosen, _ = tune(tuning(KNOBS, spec("lambda", 3)), lambda n, k: trial(n, k, shares[n], cost=bops[n]))
     assert chosen.number == 2
 
 
@@ -354,7 +354,7 @@ def test_lambda_repeats_no_search_at_the_end_of_its_reach(share: float) -> None:
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         next(numbers)
-        return trial(number, knobs, share, bops=min(share, 0.5) * BUDGET.bops)
+        return trial(number, knobs, share, cost=min(share, 0.5) * BUDGET.limit)
 
     _, trials = tune(tuning(KNOBS, spec("lambda", 30)), search)
     strengths = [t.knobs["strength"] for t in trials]
@@ -379,7 +379,7 @@ def test_lambda_stops_where_repair_has_few_gates_to_move(gates: int, repaired: f
     """Not when it moves more, nor when they do not suffice."""
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
-        return trial(number, knobs, 1.1 - 0.01 * number, bops=repaired * BUDGET.bops, repaired_gates=gates)
+        return trial(number, knobs, 1.1 - 0.01 * number, cost=repaired * BUDGET.limit, repaired_gates=gates)
 
     assert len(tune(tuning(KNOBS, spec("lambda", 4, stop_early=True)), search)[1]) == made
 
@@ -388,7 +388,7 @@ def test_lambda_asks_for_a_hit_before_repair_when_it_must_not_stop_early() -> No
     shares = [1.1, 0.9, 0.98, 0.99]
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
-        return trial(number, knobs, shares[number], bops=0.98 * BUDGET.bops, repaired_gates=1)
+        return trial(number, knobs, shares[number], cost=0.98 * BUDGET.limit, repaired_gates=1)
 
     assert len(tune(tuning(KNOBS, spec("lambda", 4, stop_early=True)), search)[1]) == 1
     chosen, trials = tune(tuning(KNOBS, spec("lambda", 4)), search)
@@ -431,7 +431,7 @@ def test_hinge_stops_at_three_trials_in_the_window_that_are_alike(stop_early: bo
 def test_stopping_early_changes_no_trial_that_is_made(match: str) -> None:
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         made = smooth(number, knobs)
-        gates = round(20 * abs(math.log(made.raw_cost / BUDGET.bops)))
+        gates = round(20 * abs(math.log(made.raw_cost / BUDGET.limit)))
         return replace(made, validation_images=20, repaired_gates=gates)
 
     knobs = {**TWO_KNOBS, "strength": Knob(low=0.2, high=10.0, log=True)}
@@ -469,7 +469,7 @@ def test_recorded_searches_are_tuned_in_five_trials(searched: tuple[str, str], s
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
         _, share, gates = min(RECORDED[searched], key=lambda row: abs(math.log(row[0] / knobs["strength"])))
-        return trial(number, knobs, share, bops=0.99 * BUDGET.bops, repaired_gates=gates)
+        return trial(number, knobs, share, cost=0.99 * BUDGET.limit, repaired_gates=gates)
 
     knobs = {"strength": Knob(low=start / 7, high=start * 7, log=True)}
     chosen, trials = tune(tuning(knobs, spec("lambda", 16, stop_early=True)), search)

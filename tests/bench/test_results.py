@@ -45,7 +45,8 @@ def test_one_line_a_cell_with_exactly_the_promised_columns(tmp_path: Path) -> No
     frame = StudyResults(fake.store, fake.document()).lines
     assert ",".join(frame.columns) == (
         "model,dataset,method,budget,n,n_failed,top1_mean,top1_std,top5_mean,top5_std,bops_mean,bops_std,"
-        "memory_kb_mean,search_seconds_mean,tuning_seconds,peak_memory_mb,within_budget"
+        "memory_kb_mean,search_seconds_mean,tuning_seconds,peak_memory_mb,within_budget,"
+        "cost_mean,latency_ms_mean,energy_mj_mean"
     )
     cells = list(zip(frame["method"], frame["budget"], frame["n"], frame["n_failed"], strict=True))
     assert cells == [

@@ -23,6 +23,7 @@ from torch import nn
 from bench import forward as forward_module
 from bench.errors import BenchError
 from bench.method import Knob, Method
+from bench.network import LayerShape
 from bench.plan import make_method
 from bench.quantization import UniformQuantizer
 from bench.speed import (
@@ -43,7 +44,7 @@ from bench.speed import (
 from bench.speed_growth import Growth, chart, draw, growth_with_bits, growth_with_depth
 from bench.speed_published import sharing
 from bench.turns import SavedTensors, Steps, Turns, WatchedData, WatchedForward, living_bytes
-from methods.multi_path import MixedConv2d
+from methods.multi_path import MixedLayer
 from tests.plugins.own_loop import OwnLoop, OwnLoopOptions
 from tests.scale.separate_paths import PathPerPair, PathPerWeight
 
@@ -494,8 +495,9 @@ def test_a_method_that_has_no_widths_cannot_grow() -> None:
 
 
 @pytest.mark.parametrize("layer", [PathPerWeight, PathPerPair])
-def test_separate_paths_are_the_same_function_as_one_convolution(layer: type[MixedConv2d]) -> None:
-    mixed = MixedConv2d(nn.Conv2d(3, 5, 3), (2, 4, 8), UniformQuantizer)
+def test_separate_paths_are_the_same_function_as_one_convolution(layer: type[MixedLayer]) -> None:
+    shape = LayerShape(name="conv", kind="conv", position="middle", in_channels=3, out_channels=5, kernel=(3, 3))
+    mixed = MixedLayer(nn.Conv2d(3, 5, 3), shape, (2, 4, 8), UniformQuantizer)
     mixed.probabilities = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
     images = torch.rand(2, 3, 6, 6)
     mixed.calibrate(images)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from bench.forward import Forward
 from bench.kernels import Kind
+from bench.network import LayerShape
 from bench.quantization import UniformQuantizer
 from methods.quantizers import bit_sharing
-from methods.shared_layers import LayerSettings, LayerSpace, SharedConv2d
+from methods.shared_layers import LayerSettings, LayerSpace, SharedLayer
 
 BITS = (2, 4, 8)
 CPU = torch.device("cpu")
@@ -46,6 +47,19 @@ class Gated(nn.Module):
         return bit_sharing(x, self.clip, self.thresholds, BITS, self.kind)
 
 
+def shape_of(conv: nn.Conv2d) -> LayerShape:
+    """A layer in the middle whose first input can be negative."""
+    return LayerShape(
+        name="conv",
+        kind="conv",
+        position="middle",
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel=(3, 3),
+        signed_input=conv.in_channels == 3,
+    )
+
+
 class TwoLayers(nn.Module):
     """A pruned layer and the one that reads it, with what a search looks at."""
 
@@ -53,8 +67,9 @@ class TwoLayers(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         space = LayerSpace(weight_bits=BITS, activation_bits=BITS, group_size=2)
-        first = SharedConv2d(nn.Conv2d(3, 6, 3, padding=1, bias=False), space, SETTINGS, None)
-        second = SharedConv2d(nn.Conv2d(6, 4, 3, padding=1, bias=False), space, SETTINGS, first)
+        convs = [nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.Conv2d(6, 4, 3, padding=1, bias=False)]
+        first = SharedLayer(convs[0], shape_of(convs[0]), space, SETTINGS)
+        second = SharedLayer(convs[1], shape_of(convs[1]), space, SETTINGS, producer=first)
         self.first, self.norm, self.second = first, nn.BatchNorm2d(6), second
         with torch.no_grad():
             assert first.threshold_filters is not None

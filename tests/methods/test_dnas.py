@@ -12,7 +12,7 @@ from bench.method import SearchJob, Task
 from bench.policy import uniform
 from bench.quantization import UniformQuantizer
 from methods.dnas import Dnas, DorefaWeight, PactActivation, dorefa_pact
-from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions
+from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions
 
 Vector = NDArray[np.float64]
 WIDTHS = (1, 2, 4, 8)
@@ -134,7 +134,7 @@ def test_every_path_is_searched_with_dorefa_and_pact(
     seen: list[nn.Module] = []
     job = make_job(watched(small_task, seen.append))
     result = Dnas(MultiPathOptions(bits=(2, 8))).search(job)
-    layers = [module for module in seen[-1].modules() if isinstance(module, MixedConv2d)]
+    layers = [module for module in seen[-1].modules() if isinstance(module, MixedLayer)]
     assert len(layers) == len(small_task.network.middle)
     for layer in layers:
         assert [type(quantizer) for quantizer in layer.weight_quantizers] == [DorefaWeight] * 2

@@ -38,7 +38,7 @@ def test_the_widest_that_fits_is_taken(
 
 @pytest.mark.parametrize(("text", "bits"), [("4bit", 4), ("0.016x", 3), ("0.2x", 14), ("1x", 16)])
 def test_budgets_as_they_are_written(text: str, bits: int, network: NetworkShape, make_job: MakeJob) -> None:
-    job = make_job(budget=parse_budget(text, network, 0.03).bops, knobs={})
+    job = make_job(budget=parse_budget(text, network, 0.03).limit, knobs={})
     assert Fixed().search(job).policy == uniform(network, bits)
 
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from bench.compression import ConvGeometry, calibrate, compress
 from bench.costs import price
 from bench.method import SearchJob, Task
-from bench.network import trace
+from bench.network import LayerShape, trace
 from bench.policy import LayerPolicy, Policy, uniform
-from bench.quantization import QuantizerFactory, UniformQuantizer, quantize_literal
+from bench.quantization import QuantizerFactory, Shifted, UniformQuantizer, quantize_literal
 from bench.repair import policy_of
 from bench.seeds import generator
 from bench.spec import SearchSchedule
 from methods.dnas import Dnas, dorefa_pact
-from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions, PathNetwork, mixture
+from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions, PathNetwork, mixture
 
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]
 MakeJob = Callable[..., SearchJob]
@@ -32,8 +32,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def mixed_layers(model: nn.Module) -> dict[str, MixedConv2d]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, MixedConv2d)}
+def mixed_layers(model: nn.Module) -> dict[str, MixedLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, MixedLayer)}
 
 
 @torch.no_grad()
@@ -45,9 +45,25 @@ def random_logits(network: PathNetwork, seed: int = 0) -> None:
 # --- the mixed convolution --------------------------------------------------------------------------------------
 
 
-def ready_layer(conv: nn.Conv2d, quantizer: QuantizerFactory, x: Tensor, scores: Tensor) -> MixedConv2d:
+def shape_of(layer: nn.Conv2d | nn.Linear, *, signed: bool = False) -> LayerShape:
+    """A layer in the middle that a normalisation follows."""
+    conv = isinstance(layer, nn.Conv2d)
+    return LayerShape(
+        name="layer",
+        kind="conv" if conv else "linear",
+        position="middle",
+        in_channels=layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features,
+        out_channels=layer.weight.shape[0],
+        signed_input=signed,
+        normalized=conv,
+    )
+
+
+def ready_layer(
+    module: nn.Conv2d | nn.Linear, quantizer: QuantizerFactory, x: Tensor, scores: Tensor, *, signed: bool
+) -> MixedLayer:
     """With a different weight in each path, clip values that suit, and the softmax of scores as probabilities."""
-    layer = MixedConv2d(conv, BITS, quantizer).double()
+    layer = MixedLayer(module, shape_of(module, signed=signed), BITS, quantizer).double()
     with torch.no_grad():
         for path, weight in enumerate(layer.weight):
             weight.add_(0.1 * normal(*weight.shape, seed=path))
@@ -56,7 +72,7 @@ def ready_layer(conv: nn.Conv2d, quantizer: QuantizerFactory, x: Tensor, scores:
     return layer
 
 
-def all_paths(layer: MixedConv2d, x: Tensor) -> Tensor:
+def all_paths(layer: MixedLayer, x: Tensor) -> Tensor:
     """Σ_ij p_i q_j conv(Q_j(x), Q_i(w_i)), one convolution a path."""
     total = torch.zeros(())
     for i, j in product(range(len(BITS)), repeat=2):
@@ -66,20 +82,27 @@ def all_paths(layer: MixedConv2d, x: Tensor) -> Tensor:
     return total
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["after ReLU", "signed input"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize(
-    "conv",
+    "module",
     [
         nn.Conv2d(4, 6, 3, padding=1, bias=False),
         nn.Conv2d(4, 6, 1, stride=2),
         nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Linear(4, 5),
     ],
-    ids=["plain", "shortcut with bias", "groups and dilation"],
+    ids=["plain", "shortcut with bias", "groups and dilation", "depthwise", "linear"],
 )
-def test_one_convolution_is_the_sum_over_all_paths(conv: nn.Conv2d, quantizer: QuantizerFactory) -> None:
-    x = normal(3, 4, 7, 6, seed=1).abs().requires_grad_()
+def test_one_layer_is_the_sum_over_all_paths(
+    module: nn.Conv2d | nn.Linear, quantizer: QuantizerFactory, signed: bool
+) -> None:
+    x = normal(*((3, 4, 7, 6) if isinstance(module, nn.Conv2d) else (99, 4)), seed=1)
+    x = (x if signed else x.abs()).requires_grad_()
     scores = normal(2, len(BITS), seed=9).requires_grad_()
-    layer = ready_layer(conv, quantizer, x.detach(), scores)
+    layer = ready_layer(module, quantizer, x.detach(), scores, signed=signed)
+    assert all(isinstance(q, Shifted) == signed for q in layer.activation_quantizers)
     leaves = [x, scores, *(p for name, p in layer.named_parameters() if name != "logits")]
     outputs = [layer(x), all_paths(layer, x)]
     assert torch.allclose(outputs[0], outputs[1], atol=1e-12)
@@ -94,7 +117,7 @@ def test_paths_start_alike_and_are_calibrated_each_for_its_width() -> None:
     conv = nn.Conv2d(3, 64, 3)
     with torch.no_grad():
         conv.weight.copy_(normal(64, 3, 3, 3))
-    layer = MixedConv2d(conv, BITS, UniformQuantizer)
+    layer = MixedLayer(conv, shape_of(conv), BITS, UniformQuantizer)
     assert all(torch.equal(weight, conv.weight) for weight in layer.weight)
     assert len({weight.data_ptr() for weight in (*layer.weight, conv.weight)}) == 4
     assert layer.geometry == ConvGeometry.of(conv)
@@ -362,7 +385,7 @@ def test_result_fits_its_decisions_and_record(make_job: MakeJob) -> None:
     before = {name: value.clone() for name, value in job.pretrained.items()}
     result = MultiPath(MultiPathOptions()).search(job)
     assert policy_of(result.policy, result.decisions) == result.policy
-    assert result.record["history"][-1]["bops"] == price(job.task.network, result.policy).bops
+    assert result.record["history"][-1]["cost"] == price(job.task.network, result.policy).bops
     assert set(result.record["logits"]) == {shape.name for shape in job.task.network.middle}
     assert any(not torch.equal(result.state[name], before[name]) for name in before)
     assert all(torch.equal(job.pretrained[name], before[name]) for name in before)
@@ -416,11 +439,15 @@ class Dense(nn.Sequential):
         super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 10))
 
 
-def test_only_convolutions_are_searched(small_task: Task, make_job: MakeJob) -> None:
+def test_linear_layers_are_searched(small_task: Task, make_job: MakeJob) -> None:
     shapes = trace(Dense(), (1, 8, 8), name="dense", dataset="digits")
     job = make_job(replace(small_task, network=shapes, make_model=Dense), state=Dense().state_dict())
-    with pytest.raises(TypeError, match="'2' is a Linear"):
-        MultiPath(MultiPathOptions()).search(job)
+    result = MultiPath(MultiPathOptions()).search(job)
+    assert [(d.layer, d.what) for d in result.decisions] == [("2", "weight_bits"), ("2", "activation_bits")]
+    assert result.state["2.weight"].shape == (8, 72)
+    # What it reads comes from a convolution without ReLU: the range of its input has an offset.
+    assert set(result.clips) >= {"2.weight", "2.activation", "2.offset", "4.weight", "4.activation"}
+    assert "4.offset" not in result.clips
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (40, 16, 32, 32)])

@@ -30,7 +30,7 @@ from methods.sbs import (
     search_space,
     threshold_rate,
 )
-from methods.shared_layers import LayerSettings, SharedConv2d
+from methods.shared_layers import LayerSettings, SharedLayer
 from methods.shared_network import SharedNetwork, Start
 
 Vector = NDArray[np.float64]
@@ -41,8 +41,8 @@ BITS = (2, 4, 8)
 KINDS = ("weight", "activation", "filters")
 
 
-def layers_of(model: nn.Module) -> dict[str, SharedConv2d]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, SharedConv2d)}
+def layers_of(model: nn.Module) -> dict[str, SharedLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, SharedLayer)}
 
 
 def numbers(tensor: Tensor | None) -> Vector:
@@ -125,7 +125,7 @@ class Simulator:
         metrics = {}
         for shape in self.shapes.middle:
             layer = self.model.get_submodule(shape.name)
-            assert isinstance(layer, SharedConv2d)
+            assert isinstance(layer, SharedLayer)
             metrics[shape.name, "filters"] = self._strength_of_groups(shape, layer)
             self._decide(shape.name, "filters", metrics[shape.name, "filters"])
             metrics[shape.name, "weight"] = self._weight_errors(shape, layer)
@@ -140,7 +140,7 @@ class Simulator:
             opened[np.argmax(metric)] = 1
         self.gates[name, kind] = opened
 
-    def _strength_of_groups(self, shape: LayerShape, layer: SharedConv2d) -> Vector:
+    def _strength_of_groups(self, shape: LayerShape, layer: SharedLayer) -> Vector:
         if not len(self.thresholds[shape.name, "filters"]):
             return np.zeros(0)
         weight = np.abs(numbers(layer.weight)).reshape(shape.out_channels // 4, -1)
@@ -151,7 +151,7 @@ class Simulator:
         opened = self.gates.get((name or "", "filters"), np.zeros(0))
         return np.repeat(opened, 4).astype(bool) if len(opened) else np.ones(count, dtype=bool)
 
-    def _weight_errors(self, shape: LayerShape, layer: SharedConv2d) -> Vector:
+    def _weight_errors(self, shape: LayerShape, layer: SharedLayer) -> Vector:
         """Mean |z − D(z, s)| at 2 and at 4 bits of the surviving weights, normalised among themselves."""
         outputs = self._kept(shape.name, shape.out_channels)
         inputs = self._kept(shape.producer, shape.in_channels)
@@ -237,7 +237,7 @@ def test_search_by_cost_alone_is_the_simulators_gate_for_gate(
         for key, expected in gates.items():
             assert simulator.gates[key].tolist() == expected.tolist(), f"step {number}, {key}"
     assert len(costs) == 64
-    assert costs == result.record["bops_per_step"]
+    assert costs == result.record["cost_per_step"]
     assert costs[0] > job.budget > costs[-1]
     assert sum(int((a[key] != b[key]).sum()) for a, b in pairwise(diary.gates) for key in a) >= 20
 
@@ -511,9 +511,9 @@ def test_record_tells_the_way(make_job: MakeJob) -> None:
     told: list[Mapping[str, float]] = []
     job = make_job(schedule=SearchSchedule(epochs=2, batch_size=28), report=told.append)
     record = Sbs(SbsOptions()).search(job).record
-    per_step = record["bops_per_step"]
+    per_step = record["cost_per_step"]
     assert len(per_step) == job.steps == 20
-    assert [entry["bops"] for entry in record["history"]] == [per_step[9], per_step[19]]
+    assert [entry["cost"] for entry in record["history"]] == [per_step[9], per_step[19]]
     assert [entry["budget_share"] * job.budget for entry in record["history"]] == pytest.approx(
         [per_step[9], per_step[19]]
     )
@@ -638,8 +638,12 @@ class Dense(nn.Sequential):
         super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 10))
 
 
-def test_only_convolutions_are_searched(small_task: Task, make_job: MakeJob) -> None:
+def test_linear_layers_are_searched(small_task: Task, make_job: MakeJob) -> None:
     shapes = trace(Dense(), (1, 8, 8), name="dense", dataset="digits")
     job = make_job(replace(small_task, network=shapes, make_model=Dense), state=Dense().state_dict())
-    with pytest.raises(TypeError, match="'2' is a Linear"):
-        Sbs(SbsOptions()).search(job)
+    result = Sbs(SbsOptions()).search(job)
+    assert [(d.layer, d.what) for d in result.decisions] == [("2", "weight_bits"), ("2", "activation_bits")]
+    assert result.state["2.weight"].shape == (8, 72)
+    # What it reads comes from a convolution without ReLU: the range of its input has an offset.
+    assert set(result.clips) >= {"2.weight", "2.activation", "2.offset", "4.weight", "4.activation"}
+    assert "4.offset" not in result.clips

@@ -18,7 +18,7 @@ from bench.quantization import Kind
 from bench.repair import policy_of
 from bench.training import reestimate_norms
 from methods.sbs import SbsOptions, search_space
-from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedConv2d
+from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer
 from methods.shared_network import SharedNetwork, Start
 
 DEFAULT = LayerSettings(
@@ -268,7 +268,7 @@ def test_thresholds_feel_the_task_only_where_they_shall(
 class Seen(NamedTuple):
     """What a layer read, and the layer."""
 
-    layer: SharedConv2d
+    layer: SharedLayer
     x: Tensor
 
 

@@ -109,13 +109,13 @@ def test_record_of_the_first_stage(stages: list[Stage], make_job: MakeJob) -> No
     result = QuantizeThenPrune(SbsOptions()).search(job)
     first = stages[0]
     record = result.record["first_stage"]
-    target = record["target_bops"]
+    target = record["target_cost"]
     assert first.term == CostTerm("hinge", 2.0, target)
     assert stages[1].term == CostTerm("hinge", 0.3, job.budget)
     assert record["raw_cost"] == cost(job.task.network, first.result.policy)
-    window = Budget(text="first stage", bops=target, tolerance=0.03)
+    window = Budget(text="first stage", limit=target, tolerance=0.03)
     repaired = repair(job.task.network, first.result.policy, first.result.decisions, window)
-    assert record["bops"] == repaired.bops
+    assert record["cost"] == repaired.cost
     assert record["history"] == first.result.record["history"]
 
 
@@ -161,7 +161,7 @@ def first_policy(first: Stage, network: NetworkShape, result: SearchResult, matc
     """The policy that the first stage hands on: repaired onto its target where it has one."""
     if match == "lambda":
         return first.result.policy
-    window = Budget(text="first stage", bops=result.record["first_stage"]["target_bops"], tolerance=0.03)
+    window = Budget(text="first stage", limit=result.record["first_stage"]["target_cost"], tolerance=0.03)
     return repair(network, first.result.policy, first.result.decisions, window).policy
 
 

@@ -71,7 +71,7 @@ def fill(root: Path, runs: int, budgets: int) -> dict[str, Any]:
         identity = fake.tuning(method, [0.1 * (number + 1) for number in range(TRIALS)], budget=budget)
         for number in range(TRIALS):
             path = fake.store.unit("trials", f"{identity}-{number}") / "trial.json"
-            trial = {"number": number, "knobs": {"strength": 0.1 * (number + 1)}, "raw_cost": 41e6, "bops": 39e6}
+            trial = {"number": number, "knobs": {"strength": 0.1 * (number + 1)}, "raw_cost": 41e6, "cost": 39e6}
             figures = {"repaired_gates": 1, "within_budget": True, "validation_top1": 60.0, "seconds": 9.0}
             write_compact(path, trial | figures | {"policy": policy(rng), "curves": list(curves(rng))})
     for number in range(runs):

@@ -22,10 +22,10 @@ from bench.method import SearchJob, SearchResult
 from bench.plan import make_method
 from bench.speed import Candidate, Setting, head, measure
 from bench.speed_growth import CHAINS
-from methods.multi_path import MixedConv2d, MultiPath, MultiPathOptions
+from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions
 
 
-class PathPerWeight(MixedConv2d):
+class PathPerWeight(MixedLayer):
     """K convolutions: of each quantized weight with the mixed input."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,14 +55,14 @@ class PathPerPair(PathPerWeight):
 class _Separated(Forward):
     """Turns the layers of the search's network into separate paths before it is trained."""
 
-    def __init__(self, forward: Forward, layer: type[MixedConv2d]) -> None:
+    def __init__(self, forward: Forward, layer: type[MixedLayer]) -> None:
         self._forward, self._layer = forward, layer
         self.record = forward.record
 
     def of(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., Any]:
         """The network as it is to be called in training."""
         for module in network.modules():
-            if isinstance(module, MixedConv2d):
+            if isinstance(module, MixedLayer):
                 module.__class__ = self._layer
         return self._forward.of(network, stage, multiplications)
 
@@ -70,7 +70,7 @@ class _Separated(Forward):
 class SeparatePaths(MultiPath):
     """Multi-path search with separate convolutions."""
 
-    layer: ClassVar[type[MixedConv2d]] = PathPerPair
+    layer: ClassVar[type[MixedLayer]] = PathPerPair
 
     def search(self, job: SearchJob) -> SearchResult:
         """As ever, with other layers."""

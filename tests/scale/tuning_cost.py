@@ -86,7 +86,7 @@ class Recorded:
                 continue
             try:
                 check_reachable(
-                    self.plan.network, make_method(method, unit.options), method, budget_cost=unit.budget.bops
+                    self.plan.network, make_method(method, unit.options), method, budget_cost=unit.budget.limit
                 )
             except UnreachableBudgetError:
                 continue
@@ -104,9 +104,9 @@ class Recorded:
             number=number,
             knobs=dict(knobs),
             raw_cost=repaired.raw_cost,
-            bops=repaired.bops,
+            cost=repaired.cost,
             repaired_gates=repaired.moved,
-            within_budget=unit.budget.matches(repaired.bops),
+            within_budget=unit.budget.matches(repaired.cost),
             validation_top1=kept["validation_top1"],
             validation_loss=0.0,
             validation_images=len(self.bench.task.data.validation),
@@ -144,7 +144,7 @@ class Recorded:
             short = {"epochs": bench.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
             _finetune(desk, network, bench.spec.finetune.model_copy(update=short))
             top1 = evaluate(network, bench.task.data, bench.task.data.validation).top1
-        share, seconds = found.raw_cost / tuning.budget.bops, desk.clock.total()
+        share, seconds = found.raw_cost / tuning.budget.limit, desk.clock.total()
         note(f"{tuning.method} {tuning.budget.text} {unit.knobs}: {share:.3f} of it, {top1:.1f} %, {seconds:.1f} s")
         return {
             "diverged": False,
@@ -214,7 +214,7 @@ def counted(recorded: Recorded, unit: TuningUnit) -> Count:
     trials = early if recorded.early else tuned(recorded, unit, stop_early=False)[1]
     budget = unit.budget
     steps = [
-        f"{t.knobs['strength']:.3g}→{t.raw_cost / budget.bops:.3f}({t.repaired_gates}, {t.validation_top1:.1f} %)"
+        f"{t.knobs['strength']:.3g}→{t.raw_cost / budget.limit:.3f}({t.repaired_gates}, {t.validation_top1:.1f} %)"
         for t in trials
     ]
     note(f"    {unit.method} {budget.text}, {len(early)} of {len(trials)}: {', '.join(steps)}")
@@ -229,7 +229,7 @@ def counted(recorded: Recorded, unit: TuningUnit) -> Count:
         patient=len(trials),
         made=len(early),
         moved=0 if chosen is None else chosen.repaired_gates,
-        raw_share=math.nan if chosen is None else chosen.raw_cost / budget.bops,
+        raw_share=math.nan if chosen is None else chosen.raw_cost / budget.limit,
     )
 
 
@@ -254,9 +254,9 @@ def at_seeds(recorded: Recorded, unit: TuningUnit, seeds: Sequence[int]) -> str:
             continue
         runs = [recorded.trial(unit, 0, chosen.knobs, seed) for seed in seeds]
         done = [run for run in runs if run is not None]
-        shares = " ".join(f"{run.raw_cost / unit.budget.bops:.3f}" for run in done)
+        shares = " ".join(f"{run.raw_cost / unit.budget.limit:.3f}" for run in done)
         gates = statistics.mean(run.repaired_gates for run in done)
-        parts.append(f"{len(trials)} | {chosen.raw_cost / unit.budget.bops:.3f} | {shares} | {gates:.1f}")
+        parts.append(f"{len(trials)} | {chosen.raw_cost / unit.budget.limit:.3f} | {shares} | {gates:.1f}")
     return f"| {unit.method} {unit.budget.text} | " + " | ".join(parts) + " |"
 
 
