@@ -17,11 +17,19 @@ class CheckLine:
         what: The claim, in words.
         figure: What was measured.
         passed: Whether the claim holds. A line that only reports a measurement passes, and its claim says so.
+        deviation: Whether the paper prints something else than its own rules give. The claim then says how that comes
+            about, where it is known, and it is this that holds or not.
     """
 
     what: str
     figure: str
     passed: bool
+    deviation: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """In a table."""
+        return "no" if not self.passed else "deviation" if self.deviation else "yes"
 
 
 Check = Callable[[], Iterator[CheckLine | Figure]]
@@ -38,7 +46,7 @@ def verification(lines: Sequence[CheckLine], figures: Sequence[Figure]) -> Docum
             Column(title="Found", align="left"),
             Column(title="Holds", align="left"),
         ),
-        rows=tuple((line.what, line.figure, "yes" if line.passed else "no") for line in lines),
+        rows=tuple((line.what, line.figure, line.verdict) for line in lines),
     )
     parts: tuple[Part, ...] = (table, *sorted(figures, key=lambda figure: figure.name))
     return Document(study="verify", sections=(Section(name="verify", title="Checks", parts=parts),))

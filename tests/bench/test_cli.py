@@ -290,12 +290,16 @@ def test_the_environment_names_the_store(
 
 
 def test_verify_fails_when_a_check_does(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    line = SimpleNamespace(what="the theorem", figure="0.5", passed=True)
+    lines: list[CheckLine] = []
     monkeypatch.setattr("bench.plugins.available", lambda kind: {"one": None})
-    monkeypatch.setattr("bench.plugins.load", lambda kind, name: lambda: [line])
+    monkeypatch.setattr("bench.plugins.load", lambda kind, name: lambda: lines)
+    lines.append(CheckLine(what="the theorem", figure="0.5", passed=True))
     answer = bench("verify")
     assert (answer.status, answer.out) == (0, "pass  the theorem: 0.5\nall checks passed\n")
-    line.passed = False
+    lines.append(CheckLine(what="a misprint", figure="2", passed=True, deviation=True))
+    answer = bench("verify")
+    assert answer.status == 0 and "\nnote  a misprint: 2\nall checks passed\n1 printed figures are not" in answer.out
+    lines[:] = [CheckLine(what="the theorem", figure="0.5", passed=False)]
     answer = bench("verify")
     assert (answer.status, answer.out) == (1, "FAIL  the theorem: 0.5\n1 checks failed\n")
 
