@@ -70,7 +70,7 @@ class FakeStore:
             "options": {},
             "knobs": {},
             "tuning": None,
-            "metrics": {} if top1 is None else figures(top1) | dict(metrics or {}),
+            "metrics": {} if top1 is None else with_cost(figures(top1) | dict(metrics or {})),
             "times": {} if top1 is None else {"search_seconds": 10.0 + seed, "total_seconds": 30.0},
             "peak_memory_mb": 200.0 + seed,
             "within_budget": None if budget is None or top1 is None else True,
@@ -170,6 +170,11 @@ def figures(top1: float) -> dict[str, Any]:
     }
 
 
+def with_cost(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the budget limits, bit operations unless a test says otherwise."""
+    return {"cost": metrics["bops"], **metrics}
+
+
 def curves(epochs: int = 2) -> list[dict[str, Any]]:
     """Epoch figures of a search and a fine-tuning."""
     phases = ("search", "finetune")
@@ -184,7 +189,7 @@ def trial(number: int, strength: float) -> dict[str, Any]:
         "number": number,
         "knobs": {"strength": strength},
         "raw_cost": 41e6,
-        "bops": 39e6,
+        "cost": 39e6,
         "repaired_gates": 2,
         "within_budget": True,
         "validation_top1": 90.0 + number,

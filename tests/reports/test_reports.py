@@ -228,7 +228,7 @@ def test_curves_are_means_over_seeds_with_cost_as_share_of_the_budget(tmp_path: 
     for run, offset in zip(runs, (0.0, 1.0), strict=True):
         # Two stages, each of which counts its epochs anew.
         entries = [
-            {"phase": "search", "epoch": epoch, "loss": 2.0 + offset, "accuracy": 50.0, "bops": bops}
+            {"phase": "search", "epoch": epoch, "loss": 2.0 + offset, "accuracy": 50.0, "cost": bops}
             for epoch, bops in ((1, 80e6), (2, 60e6), (1, 44e6))
         ]
         write_json(fake.store.unit("runs", run) / "curves.json", entries)
