@@ -103,7 +103,26 @@ def test_window_includes_both_ends() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "four", "4 bit", "-4bit", "4.5bit", "630.6 M", "630,6M", "1e9", "395 KB", "395kb", "KB", "21.6s", "-3ms", "29.8MJ", "nan", "x", "M", ".5x"],
+    [
+        "",
+        "four",
+        "4 bit",
+        "-4bit",
+        "4.5bit",
+        "630.6 M",
+        "630,6M",
+        "1e9",
+        "395 KB",
+        "395kb",
+        "KB",
+        "21.6s",
+        "-3ms",
+        "29.8MJ",
+        "nan",
+        "x",
+        "M",
+        ".5x",
+    ],
 )
 def test_anything_else_is_refused(network: NetworkShape, text: str) -> None:
     with pytest.raises(BenchError, match="is not understood; allowed: '4bit'"):
@@ -118,5 +137,7 @@ def test_impossible_bits_are_refused(network: NetworkShape, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0.0x", "0M", "1.01x", "41.8G", "9" * 400])
 def test_budget_outside_of_what_a_network_can_cost_is_refused(network: NetworkShape, text: str) -> None:
-    with pytest.raises(BenchError, match="above 0 and at most what resnet20 costs at full precision, 41,798,598,656 BOPs"):
+    with pytest.raises(
+        BenchError, match="above 0 and at most what resnet20 costs at full precision, 41,798,598,656 BOPs"
+    ):
         parse_budget(text, network, 0.03)

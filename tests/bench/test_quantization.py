@@ -287,7 +287,7 @@ def test_clip_parameters_are_the_quantizers_alone() -> None:
 def shifted(bits: int, clip: float, offset: float) -> Shifted:
     quantizer = Shifted(UniformQuantizer(bits=bits, kind="activation")).double()
     with torch.no_grad():
-        quantizer.quantizer.clip.fill_(clip)  # type: ignore[union-attr, operator]
+        quantizer.quantizer.clip.fill_(clip)  # type: ignore[operator]
         quantizer.offset.fill_(offset)
     return quantizer
 
@@ -297,7 +297,8 @@ def shifted_literal(x: Tensor, clip: Tensor, offset: Tensor, bits: int) -> Tenso
     z = ((x - offset) / clip).clamp(0, 1)
     count = 2**bits - 1
     level = torch.ceil(z.detach() * count - 0.5) / count
-    return clip * (z + (level - z).detach()) + offset
+    result: Tensor = clip * (z + (level - z).detach()) + offset
+    return result
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -306,11 +307,12 @@ def test_shifted_quantizer_is_the_literal_one(bits: int, clip: float, offset: fl
     x = normal(40, 7, seed=bits).requires_grad_()
     quantizer = shifted(bits, clip, offset)
     leaves = [scalar(clip).requires_grad_(), scalar(offset).requires_grad_()]
-    found, expected = quantizer(x), shifted_literal(x, *leaves, bits)
+    found, expected = quantizer(x), shifted_literal(x, leaves[0], leaves[1], bits)
     assert torch.allclose(found, expected, atol=1e-12)
     upstream = normal(40, 7, seed=99)
+    assert isinstance(quantizer.quantizer, UniformQuantizer)
     inner = quantizer.quantizer.clip
-    one = torch.autograd.grad((found * upstream).sum(), [x, inner, quantizer.offset])  # type: ignore[list-item]
+    one = torch.autograd.grad((found * upstream).sum(), [x, inner, quantizer.offset])
     other = torch.autograd.grad((expected * upstream).sum(), [x, *leaves])
     for a, b in zip(one, other, strict=True):
         assert bool(b.any())

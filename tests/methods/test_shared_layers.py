@@ -486,9 +486,7 @@ MEASURES: dict[str, tuple[Measure, Cost]] = {
 
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_gradient_of_the_log_cost_is_that_of_the_formula(
-    scrambled_job: SearchJob, seed: int | None, name: str
-) -> None:
+def test_gradient_of_the_log_cost_is_that_of_the_formula(scrambled_job: SearchJob, seed: int | None, name: str) -> None:
     """For every gate, open or shut, by a difference of the cost, which is linear in each.
 
     Costs of a table are linear between two of its counts: there the difference is downwards, to what the network would
@@ -536,9 +534,7 @@ def test_shares_are_the_nested_gates() -> None:
     """Chains of different lengths; values and gradients for gates that are neither open nor shut."""
     chains = [(2, 4, 8), (3,), (1, 2, 4, 8), (4, 8)]
     draws = torch.Generator().manual_seed(0)
-    gates = [
-        torch.rand(len(chain) - 1, generator=draws, dtype=torch.float64, requires_grad=True) for chain in chains
-    ]
+    gates = [torch.rand(len(chain) - 1, generator=draws, dtype=torch.float64, requires_grad=True) for chain in chains]
     found = shares(gates)
     assert found.shape == (4, 4)
     assert torch.allclose(found.sum(1), torch.ones(4, dtype=torch.float64))
