@@ -313,18 +313,19 @@ def survivors(gates: Tensor | None, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("weight_normalization", [True, False])
-def test_metrics_and_statistics_are_those_of_survivors(
-    make_job: Callable[..., SearchJob], weight_normalization: bool
-) -> None:
-    job = make_job()
-    network = shared(job, replace(DEFAULT, weight_normalization=weight_normalization))
+def test_metrics_and_statistics_are_those_of_survivors(scrambled_job: SearchJob, weight_normalization: bool) -> None:
+    network = shared(scrambled_job, replace(DEFAULT, weight_normalization=weight_normalization))
     mix_gates(network, 1)
     pruned_inputs = 0
-    for layer, x in inputs_of(network, batch(job)).values():
-        outputs = survivors(layer.channel_gates, layer.weight.shape[0])
-        inputs = survivors(layer.input_gates, layer.weight.shape[1])
-        weight = layer.weight.detach()[outputs][:, inputs]
-        standard = (weight - weight.mean()) / weight.std() if weight_normalization else weight
+    for name, (layer, read) in inputs_of(network, batch(scrambled_job)).items():
+        shape = scrambled_job.task.network[name]
+        outputs = survivors(layer.output_gates, layer.weight.shape[0])
+        x = read if layer.offset_activation is None else read - layer.offset_activation.detach()
+        inputs = survivors(layer.input_gates, x.shape[1])
+        weight = layer.weight.detach()[outputs][:, [0] if shape.depthwise else inputs]
+        normal = weight_normalization and shape.normalized
+        standard = (weight - weight.mean()) / weight.std() if normal else weight
+        assert (layer.offset_activation is not None) == shape.signed_input
         clips = layer.clip_weight.item(), layer.clip_activation.item()
         of_weight = [mean_error(standard, clips[0], width, "weight") for width in (2, 4)]
         of_input = [mean_error(x[:, inputs], clips[1], width, "activation") for width in (2, 4)]
@@ -334,7 +335,8 @@ def test_metrics_and_statistics_are_those_of_survivors(
             pruned_inputs += 1
             of_all = [mean_error(x, clips[1], width, "activation") for width in (2, 4)]
             assert layer.activation_metric.tolist() != pytest.approx(of_all, rel=1e-3)
-    assert pruned_inputs == 3
+    shapes = scrambled_job.task.network.middle
+    assert pruned_inputs == sum(shape.producer is not None for shape in shapes) >= 3
 
 
 @pytest.mark.parametrize("metric", ["raw", "normalized"])
