@@ -12,9 +12,11 @@ from bench.spec import AcceleratorSpec
 _ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)")
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
+_SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
+_MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
     "allowed: '4bit' (what uniform 4 bit costs), '630.6M' (BOPs), '0.016x' (of full precision), '395KB' (memory), "
-    "'21.6ms' (latency), '29.8mJ' (energy)"
+    "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same of memory, of latency, of energy)"
 )
 
 
@@ -78,18 +80,34 @@ def _at(bits: int) -> str:
 
 def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
     """What a text limits, and to how much."""
+    relative, colon, unit = text.partition(":")
+    if colon and unit in _MEASURES:
+        measure = _measure(unit, accelerator)
+        limit = _relative(relative, network, measure)
+    elif measured := _MEASURED.fullmatch(text):
+        measure, limit = _measure(measured[2], accelerator), float(measured[1]) * _SIZES[measured[2]]
+    elif absolute := _ABSOLUTE.fullmatch(text):
+        measure, limit = BOPS, float(absolute[1]) * _UNITS[absolute[2]]
+    else:
+        measure, limit = BOPS, _relative(text, network, BOPS)
+    if limit is None:
+        raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
+    return measure, limit
+
+
+def _relative(text: str, network: NetworkShape, measure: Measure) -> float | None:
+    """What a uniform width costs, or a share of the dearest one; `None` for other texts."""
     if bits := re.fullmatch(r"(\d+)bit", text):
         width = int(bits[1])
-        if not 1 <= width <= FULL_PRECISION_BITS:
-            raise BenchError(f"budget '{text}': bits go from 1 to {FULL_PRECISION_BITS}")
-        return BOPS, BOPS.price(network, uniform(network, width))
+        if not 1 <= width <= measure.widest:
+            raise BenchError(f"budget '{text}': bits go from 1 to {measure.widest}")
+        return measure.price(network, uniform(network, width))
     if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
-        return BOPS, float(share[1]) * BOPS.price(network, uniform(network, FULL_PRECISION_BITS))
-    if absolute := _ABSOLUTE.fullmatch(text):
-        return BOPS, float(absolute[1]) * _UNITS[absolute[2]]
-    if measured := _MEASURED.fullmatch(text):
-        value, unit = float(measured[1]), measured[2]
-        if unit in ("KB", "MB"):
-            return Memory(), value * (1000 if unit == "MB" else 1)
-        return (Latency(accelerator) if unit == "ms" else Energy(accelerator)), value
-    raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
+        return float(share[1]) * measure.price(network, uniform(network, measure.widest))
+    return None
+
+
+def _measure(unit: str, accelerator: AcceleratorSpec) -> Measure:
+    if unit in ("KB", "MB"):
+        return Memory()
+    return Latency(accelerator) if unit == "ms" else Energy(accelerator)

@@ -95,7 +95,7 @@ def run(
     from bench.console import make_console
     from bench.databases import check_database, with_driver
     from bench.endings import parse_retry
-    from bench.plan import make_plan
+    from bench.plan import make_plan, with_counted_classes
     from bench.running import How, Limits, check_how, parse_backend, parse_seconds, parse_size
     from bench.store import Store
 
@@ -115,7 +115,8 @@ def run(
         optuna_storage=None if optuna_storage is None else check_database(with_driver(optuna_storage)),
     )
     console = make_console()
-    plan = make_plan(_specification(**asked, elsewhere=scheduler is not None))
+    spec = with_counted_classes(_specification(**asked, elsewhere=scheduler is not None), data_dir)
+    plan = make_plan(spec)
     check_how(how, plan.spec.device, plan.spec.devices)
     if dry_run:
         _print_plan(console, plan, how.store, data_dir, jobs)
@@ -425,8 +426,18 @@ def _print_preset_times() -> None:
 @click.option("--dataset", default="cifar100", show_default=True, help="Name of a data set.")
 @click.option("--bits", type=click.IntRange(1, 32), default=None, help="Uniform precision; 32 is full precision.")
 @click.option("--policy", "policy_file", type=FILE, default=None, help="A policy file.")
+@click.option("--image-size", type=click.IntRange(8), default=None, help="Side of images, of data sets of files.")
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
-def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, as_json: bool) -> None:
+def cost(
+    model: str,
+    dataset: str,
+    bits: int | None,
+    policy_file: Path | None,
+    image_size: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
     """Price a policy: MACs, BOPs, memory and parameters, layer by layer."""
     import json
 
@@ -439,9 +450,9 @@ def cost(model: str, dataset: str, bits: int | None, policy_file: Path | None, a
         raise BenchError("give one of --bits N and --policy FILE, e.g. `bench cost --model resnet20 --bits 4`")
     if policy_file is not None:
         policy = load_policy(policy_file)
-        network = model_shape(policy.model, policy.dataset)
+        network = model_shape(policy.model, policy.dataset, image_size=image_size, data_dir=data_dir)
     else:
-        network = model_shape(model, dataset)
+        network = model_shape(model, dataset, image_size=image_size, data_dir=data_dir)
         policy = uniform(network, bits or 0)
     priced = price(network, policy)
     if as_json:

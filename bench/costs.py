@@ -119,11 +119,12 @@ def price(network: NetworkShape, policy: Policy) -> NetworkCost:
     return NetworkCost(
         model=network.model,
         dataset=network.dataset,
-        layers=tuple(_price_layer(policy, layer) for layer in network.layers),
+        layers=tuple(price_layer(policy, layer) for layer in network.layers),
     )
 
 
-def _price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
+def price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
+    """The exact cost of one layer under a policy that fits its network."""
     choice = policy.layers[layer.name]
     in_channels, out_channels = channels(policy, layer)
     groups = in_channels if layer.depthwise else layer.groups

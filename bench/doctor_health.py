@@ -10,7 +10,7 @@ from bench.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line, som
 from bench.endings import RESULTS
 from bench.errors import BenchError
 from bench.housekeeping import Claims, UnitKey, folders, human, read_claims, units, units_of
-from bench.staleness import fingerprint, staleness
+from bench.staleness import outdated
 from bench.store import Store, UnitKind, read_json
 
 
@@ -109,7 +109,7 @@ def _staleness(record: Mapping[str, Any] | None, document: Mapping[str, Any]) ->
         return None
     method = record.get("method")
     try:
-        reason = staleness(record, fingerprint(method, document.get("data_checksum")))
+        reason = outdated(record, document.get("data_checksum"))
     except BenchError as error:
         reason = one_line(error).partition(":")[0]
     return None if reason is None else (str(method or "pretraining"), reason)

@@ -134,15 +134,33 @@ def _data_set(visit: Visit, entry: EntryPoint) -> Finding:
 
 def _without_files(visit: Visit, entry: EntryPoint, check: str, kind: Any) -> Finding:
     """A data set that names no files: ours come with what is installed, of others nobody knows how large they are."""
+    if hasattr(kind, "folders"):
+        return _image_folders(visit, check, kind)
     if visit.thorough or visit.spec is not None or _package(entry) == _PROJECT:
         return _loaded(visit, check, kind)
     return Finding(check=check, status=OK, found=f"of {_package(entry)}; not read without --thorough")
 
 
 def _loaded(visit: Visit, check: str, kind: Any) -> Finding:
-    arrays = kind().load(visit.data_dir)
-    found = f"intact: {len(arrays.train_images)} training and {len(arrays.test_images)} test images"
+    dataset = kind.described(data_dir=visit.data_dir)
+    train, test = dataset.load(visit.data_dir).parts(dataset)
+    found = f"intact: {len(train)} training and {len(test)} test images"
     return Finding(check=check, status=OK, found=found)
+
+
+def _image_folders(visit: Visit, check: str, kind: Any) -> Finding:
+    """A data set of image files, which nobody downloads: a problem when it is not there and is going to be needed."""
+    try:
+        folders: Sequence[Path] = kind.folders(visit.data_dir)
+    except BenchError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Finding(check=check, status=WARN if visit.spec is None else PROBLEM, found=found, remedy=remedy)
+    if visit.thorough and folders:
+        return _loaded(visit, check, kind)
+    if visit.spec is not None and not folders:
+        kind.described(data_dir=visit.data_dir)  # which says what it needs
+    where = " and ".join(map(str, folders)) or "wherever --data-dir says"
+    return Finding(check=check, status=OK, found=f"its images are in {where}")
 
 
 def _missing(visit: Visit, check: str, files: Sequence[Path], missing: Sequence[Path]) -> Finding:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from bench.compression import calibrate, compress
@@ -135,7 +136,7 @@ def _limited(data: TaskData, images: int) -> TaskData:
     import copy
 
     limited = copy.copy(data)
-    limited.train = type(data.train)(images=data.train.images[:images], labels=data.train.labels[:images])
+    limited.train = data.train.take(torch.arange(min(images, len(data.train))))
     return limited
 
 

@@ -23,11 +23,13 @@ from bench.endings import SkippedError
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.forward import Forward
 from bench.hardware.pricing import computes, price_on
+from bench.image_loading import loading_workers
 from bench.machine import peak_memory
 from bench.matching import Trial
 from bench.measures import BOPS, Measure
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
-from bench.models import build_model
+from bench.models.build import build_model
+from bench.models.weights import checkpoint_of
 from bench.network import NetworkShape, trace
 from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
 from bench.plugins import load
@@ -78,13 +80,15 @@ class Workbench:
     def task(self) -> Task:
         """The study's task; loading it reads the data set."""
         kind: type[Dataset] = load("datasets", self.spec.task.dataset)
-        dataset = kind()
+        asked = self.spec.task
+        dataset = kind.described(image_size=asked.image_size, classes=asked.classes, data_dir=self._data_dir)
         data = TaskData(
             dataset,
             dataset.load(self._data_dir),
             validation_fraction=self.spec.task.validation_fraction,
             device=self.device,
             train_images=self.spec.task.train_images,
+            workers=loading_workers(self.spec.threads, self.device),
         )
         for part, images in (("training", data.train), ("validation", data.validation)):
             if not len(images):
@@ -232,8 +236,9 @@ def pretrain(desk: Desk) -> None:
     start_process_deterministically(derive("pretrain", unit.seed), bench.spec.threads)
     task = bench.task
     model = task.make_model()
-    if bench.spec.task.checkpoint is not None:
-        load_checkpoint(model, Path(bench.spec.task.checkpoint), bench.spec.task.model)
+    checkpoint = checkpoint_of(bench.spec.task)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, bench.spec.task.model)
     elif bench.spec.task.init == "pretrained":
         order = generator("order", "pretrain", unit.seed)
         with desk.clock.of("pretrain"):

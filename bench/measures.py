@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from bench.costs import price
+from bench.costs import BITS_PER_KB, channels, price, price_layer
 from bench.hardware.bitfusion import read_hardware
 from bench.hardware.pricing import AcceleratorCost, execute_layer, price_on
 from bench.network import LayerShape, NetworkShape
@@ -51,6 +51,10 @@ class Measure(ABC):
         """
 
     @abstractmethod
+    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
+        """A layer's part of that; the parts of all layers add up to it, but for rounding."""
+
+    @abstractmethod
     def relaxed(
         self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
@@ -80,6 +84,10 @@ class Bops(Measure):
         """Exact, a whole number."""
         return price(network, policy).bops
 
+    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
+        """Exact, a whole number."""
+        return price_layer(policy, layer).bops
+
     def relaxed(
         self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
@@ -102,6 +110,10 @@ class Memory(Measure):
     def price(self, network: NetworkShape, policy: Policy) -> float:
         """A multiple of an eighth of a byte."""
         return price(network, policy).memory_kb
+
+    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
+        """Of its weights and its input."""
+        return price_layer(policy, layer).memory_bits / BITS_PER_KB
 
     def relaxed(
         self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
@@ -134,21 +146,25 @@ class _OnAccelerator(Measure):
         """The sum over the layers, computed one after another."""
         return self.of(price_on(self.accelerator, network, policy))
 
+    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
+        """Of its own execution."""
+        choice = policy.layers[layer.name]
+        return self._execute(layer, choice.weight_bits, choice.activation_bits, *channels(policy, layer))
+
+    def _execute(self, layer: LayerShape, weight_bits: int, activation_bits: int, inputs: int, outputs: int) -> float:
+        executed = execute_layer(self.accelerator, layer, weight_bits, activation_bits, inputs, outputs)
+        return self.of(AcceleratorCost(accelerator=self.accelerator, layers={layer.name: executed}))
+
     def relaxed(
         self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
         """A table of every layer at every pair of widths and at some channel counts."""
-
-        def price_layer(layer: LayerShape, weight_bits: int, activation_bits: int, inputs: int, outputs: int) -> float:
-            executed = execute_layer(self.accelerator, layer, weight_bits, activation_bits, inputs, outputs)
-            return self.of(AcceleratorCost(accelerator=self.accelerator, layers={layer.name: executed}))
-
         edge = sum(
-            price_layer(layer, edge_bits, edge_bits, layer.in_channels, layer.out_channels)
+            self._execute(layer, edge_bits, edge_bits, layer.in_channels, layer.out_channels)
             for layer in network.layers
             if layer.position != "middle"
         )
-        return RelaxedTable(network, choices, price_layer, edge, device)
+        return RelaxedTable(network, choices, self._execute, edge, device)
 
 
 @dataclass(frozen=True)

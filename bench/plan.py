@@ -19,12 +19,13 @@ from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
 from bench.method import Method
-from bench.models import build_model
+from bench.models.build import build_model
+from bench.models.weights import checkpoint_of
 from bench.network import NetworkShape, trace
 from bench.options import explain
 from bench.plugins import load
 from bench.seeds import tuning_seed
-from bench.spec import StudySpec, canonical_hash
+from bench.spec import StudySpec, TaskSpec, canonical_hash
 from bench.store import UnitKind, file_hash
 
 
@@ -141,7 +142,7 @@ def make_plan(spec: StudySpec) -> Plan:
         members.setdefault((variant.key, value), []).extend(unit.identity for unit in units)
     return Plan(
         spec=spec,
-        network=model_shape(spec.task.model, spec.task.dataset),
+        network=shape_of(spec.task),
         pretrainings=list(pretrainings.values()),
         tunings=list(tunings.values()),
         runs=list(runs.values()),
@@ -152,7 +153,7 @@ def make_plan(spec: StudySpec) -> Plan:
 def _runs(variant: Variant, builder: "_Builder") -> Iterator[RunUnit]:
     """The runs of one variant, by budget, method and seed."""
     spec = variant.spec
-    network = model_shape(spec.task.model, spec.task.dataset)
+    network = shape_of(spec.task)
     for number, text in enumerate(spec.budgets):
         budget = parse_budget(text, network, spec.tuning.tolerance, spec.accelerator)
         for name in variant.methods:
@@ -224,7 +225,7 @@ def stored_unit(stored: Mapping[str, Any]) -> tuple[NetworkShape, Unit]:
         BenchError: The description does not fit the unit's id: it was changed, or what it names has changed.
     """
     spec = StudySpec.model_validate_json(json.dumps(stored["specification"]))
-    network = model_shape(spec.task.model, spec.task.dataset)
+    network = shape_of(spec.task)
     address = stored["unit"]
     unit = _at(address, spec, network)
     if unit.identity != stored["id"]:
@@ -247,25 +248,64 @@ def _at(address: Mapping[str, Any], spec: StudySpec, network: NetworkShape) -> U
     return tuning if address["kind"] == "tuning" else trial_of(tuning, address["number"], address["knobs"])
 
 
-def model_shape(model: str, dataset: str) -> NetworkShape:
-    """The shapes of a model on the images of a data set.
+def with_counted_classes(spec: StudySpec, data_dir: Path | None) -> StudySpec:
+    """The specification with the number of classes, where a data set finds it in its folder.
+
+    With it, everything that follows can do without the folder.
 
     Raises:
-        BenchError: A name is unknown.
+        BenchError: The data set is unknown, or its folder is not there.
     """
-    return _traced(model, load("datasets", dataset), dataset)
+    kind: type[Dataset] = load("datasets", spec.task.dataset)
+    if not kind.counts_classes or spec.task.classes is not None:
+        return spec
+    classes = kind.described(image_size=spec.task.image_size, data_dir=data_dir).num_classes
+    return spec.model_copy(update={"task": spec.task.model_copy(update={"classes": classes})})
+
+
+def shape_of(task: TaskSpec) -> NetworkShape:
+    """The shapes of a task's model on its images.
+
+    Raises:
+        BenchError: A name is unknown, or the data set has other images than asked for.
+    """
+    return model_shape(task.model, task.dataset, image_size=task.image_size, classes=task.classes)
+
+
+def model_shape(
+    model: str,
+    dataset: str,
+    *,
+    image_size: int | None = None,
+    classes: int | None = None,
+    data_dir: Path | None = None,
+) -> NetworkShape:
+    """The shapes of a model on the images of a data set.
+
+    Args:
+        model: Its name.
+        dataset: Its name.
+        image_size: Side of the images; the data set's own when absent.
+        classes: Number of classes, for data sets that find it in their folder; looked up there when absent.
+        data_dir: Where data sets are looked for.
+
+    Raises:
+        BenchError: A name is unknown, or the data set has other images than asked for.
+    """
+    kind: type[Dataset] = load("datasets", dataset)
+    data = kind.described(image_size=image_size, classes=classes, data_dir=data_dir)
+    return _traced(model, data.image_shape, data.num_classes, dataset)
 
 
 @cache
-def _traced(model: str, data: type[Dataset], dataset: str) -> NetworkShape:
+def _traced(model: str, images: tuple[int, int, int], classes: int, dataset: str) -> NetworkShape:
     """Tracing builds the network, which every unit of a plan would do otherwise."""
-    built = build_model(model, data.image_shape, data.num_classes)
-    return trace(built, data.image_shape, name=model, dataset=dataset)
+    return trace(build_model(model, images, classes), images, name=model, dataset=dataset)
 
 
 def network_of(unit: Unit) -> NetworkShape:
     """The shapes of the model that a unit works on."""
-    return model_shape(unit.spec.task.model, unit.spec.task.dataset)
+    return shape_of(unit.spec.task)
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -333,9 +373,12 @@ class _Builder:
         self.spec, self.variant = spec, variant
         self.pretrainings, self.tunings = pretrainings, tunings
         dump = spec.model_dump(mode="json")
-        self._task: dict[str, Any] = dump["task"]
-        if spec.task.checkpoint is not None:
-            self._task = {**self._task, "checkpoint": _checkpoint_hash(Path(spec.task.checkpoint))}
+        # What a data set has no choice in is not named, as it was before there was a choice.
+        later = ("image_size", "classes")
+        self._task = {key: value for key, value in dump["task"].items() if key not in later or value is not None}
+        checkpoint = checkpoint_of(spec.task)
+        if checkpoint is not None:
+            self._task = {**self._task, "checkpoint": _checkpoint_hash(checkpoint)}
         self._dump = dump
         self._where = {"device": spec.device.partition(":")[0], "threads": spec.threads}
         if spec.devices > 1:

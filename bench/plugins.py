@@ -38,19 +38,36 @@ def available(kind: Kind) -> Mapping[str, EntryPoint]:
 
 @cache
 def load(kind: Kind, name: str) -> Any:
-    """The object that a plug-in's entry point names.
+    """The object that a plug-in's entry point names; a model may also be named by its place, `package.module:function`.
 
     Raises:
         BenchError: The name is unknown, or its module cannot be imported.
     """
+    entry = _entry(kind, name)
+    _check_own_packages()
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {entry.value}: {error}") from error
+
+
+def _entry(kind: Kind, name: str) -> EntryPoint:
+    if kind == "models" and ":" in name:
+        return _by_place(name)
     known = available(kind)
     if name not in known:
         raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
-    _check_own_packages()
-    try:
-        return known[name].load()
-    except (ImportError, AttributeError) as error:
-        raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {known[name].value}: {error}") from error
+    return known[name]
+
+
+def _by_place(place: str) -> EntryPoint:
+    """A function of a module that Python can import, or of one in the working directory."""
+    module, _, function = place.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise BenchError(f"model '{place}' is not of the form package.module:function, e.g. my_nets.small:make")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return EntryPoint(name=place, value=place, group="bench.models")
 
 
 def source_hash(kind: Kind, name: str) -> str:
@@ -60,11 +77,11 @@ def source_hash(kind: Kind, name: str) -> str:
     bring plug-ins of the same kind: the building blocks that methods share belong to all of them. Nothing is
     imported.
     """
-    known = available(kind)
-    if name not in known:
-        raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
-    packages = frozenset(entry.module.partition(".")[0] for entry in known.values())
-    return _source_hash(known[name].module, packages)
+    entry = _entry(kind, name)
+    if _module_file(entry.module) is None:
+        raise BenchError(f"the module of {kind.removesuffix('s')} '{name}', {entry.module}, cannot be found from here")
+    packages = {known.module.partition(".")[0] for known in available(kind).values()}
+    return _source_hash(entry.module, frozenset(packages | {entry.module.partition(".")[0]}))
 
 
 @cache

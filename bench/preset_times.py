@@ -29,9 +29,16 @@ def seconds(spec: StudySpec) -> float | None:
     images = spec.task.train_images or dataset.training_images
     if images is None:
         return None
-    plan = make_plan(spec.model_copy(update={"device": "cpu"}))
+    plan = make_plan(_without_weights(spec.model_copy(update={"device": "cpu"})))
     kept = images * (1 - spec.task.validation_fraction)
     return sum(_of_unit(unit, kept) for units in (plan.pretrainings, plan.tunings, plan.runs) for unit in units)
+
+
+def _without_weights(spec: StudySpec) -> StudySpec:
+    """A study that starts from a file takes as long as one that starts from nothing; the file may be absent."""
+    if spec.task.checkpoint is None:
+        return spec
+    return spec.model_copy(update={"task": spec.task.model_copy(update={"checkpoint": None, "init": "scratch"})})
 
 
 def _of_unit(unit: Unit, images: float) -> float:

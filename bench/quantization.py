@@ -26,7 +26,8 @@ _SMALLEST_CLIP = 1e-6
 _WEIGHT_STD_FLOOR = 1e-12
 _CALIBRATION_STEPS = 80
 _CALIBRATION_SAMPLE = 2**16
-_CALIBRATION_OFFSETS = 4
+_CALIBRATION_OFFSETS = 8
+_OFFSET_SAMPLE = 2**12
 
 Clips = Mapping[str, float]
 """Parameters of the common quantizers: "<layer>.weight" and "<layer>.activation", and "<layer>.offset" where the
@@ -118,15 +119,15 @@ def positive(clip: Tensor) -> Tensor:
     return clip.abs().clamp_min(_SMALLEST_CLIP)
 
 
-def drawn_sample(x: Tensor) -> Tensor:
+def drawn_sample(x: Tensor, count: int = _CALIBRATION_SAMPLE) -> Tensor:
     """A tensor's elements, or some of them, the same on every call, where there are many; one dimension.
 
     Evenly spaced elements would all come from one column of the maps, whose widths are powers of two.
     """
     x = x.flatten()
-    if x.numel() <= _CALIBRATION_SAMPLE:
+    if x.numel() <= count:
         return x
-    drawn = torch.randint(x.numel(), (_CALIBRATION_SAMPLE,), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(x.numel(), (count,), generator=torch.Generator().manual_seed(0))
     return x[drawn.to(x.device)]
 
 
@@ -231,14 +232,14 @@ class Shifted(nn.Module):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set offset and quantizer to what has the least squared error, of offsets between the minimum and 0."""
-        x = drawn_sample(x)
         lowest = min(0.0, float(x.min()))
+        few = drawn_sample(x, _OFFSET_SAMPLE)
         errors = {}
         for step in range(_CALIBRATION_OFFSETS + 1):
             offset = lowest * step / _CALIBRATION_OFFSETS
-            self._set(offset, x)
-            errors[offset] = float((self(x) - x).square().mean())
-        self._set(min(errors, key=errors.__getitem__), x)
+            self._set(offset, few)
+            errors[offset] = float((self(few) - few).square().mean())
+        self._set(min(errors, key=errors.__getitem__), drawn_sample(x))
 
     def _set(self, offset: float, x: Tensor) -> None:
         self.offset.fill_(offset)

@@ -35,7 +35,7 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
         "peak_memory_mb": None,
         "versions": versions(),
         "hardware": hardware(torch.device(spec.device.partition(":")[0])),
-        "fingerprint": fingerprint(method_of(unit), data_checksum),
+        "fingerprint": fingerprint(method_of(unit), data_checksum, spec.task.model),
         "attempt": int((earlier or {}).get("attempt", 0)) + 1,
         "files": {},
         "started": now(),
@@ -96,7 +96,7 @@ def standing(
         return False, "its record is damaged" if damaged else None
     if not is_final(record["status"], retry):
         return False, None
-    reason = staleness(record, fingerprint(method_of(unit), data_checksum))
+    reason = staleness(record, fingerprint(method_of(unit), data_checksum, unit.spec.task.model))
     if reason is None and record["status"] in RESULTS:
         reason = store.damage(kind, unit.identity, record, thorough=kind == "pretrained")
     return reason is None, reason

@@ -5,7 +5,7 @@ last step two methods would be compared at costs that differ by more than the wi
 recorded, and raw and repaired cost are both reported.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -15,8 +15,6 @@ from bench.network import NetworkShape
 from bench.policy import LayerPolicy, Policy
 
 _PAIR_CANDIDATES = 40
-
-_Pricing = Callable[[Sequence[Decision]], float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,33 +57,39 @@ def policy_of(base: Policy, decisions: Iterable[Decision]) -> Policy:
         base: Lists all filters of every layer that has filter decisions.
         decisions: The choices.
     """
-    chosen: dict[str, dict[str, int]] = {}
-    dropped: dict[str, set[int]] = {}
+    members: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        members.setdefault(decision.layer, []).append(decision)
+    changed = {name: layer_policy_of(base.layers[name], made) for name, made in members.items()}
+    return replace(base, layers={**base.layers, **changed})
+
+
+def layer_policy_of(base: LayerPolicy, decisions: Iterable[Decision]) -> LayerPolicy:
+    """The same for one layer, from the decisions about it."""
+    widths: dict[str, int] = {}
+    dropped: set[int] = set()
+    about_filters = False
     for decision in decisions:
         value = decision.options[decision.chosen]
-        if decision.what == "filters":
-            dropped.setdefault(decision.layer, set()).update(() if value else decision.filters)
-        else:
-            chosen.setdefault(decision.layer, {})[decision.what] = value
-    layers = dict(base.layers)
-    for name in {**chosen, **dropped}:
-        before, widths = base.layers[name], chosen.get(name, {})
-        kept = before.kept_filters
-        if name in dropped:
-            kept = _remaining(base, name, dropped[name]) if dropped[name] else None
-        layers[name] = LayerPolicy(
-            weight_bits=widths.get("weight_bits", before.weight_bits),
-            activation_bits=widths.get("activation_bits", before.activation_bits),
-            kept_filters=kept,
-        )
-    return Policy(model=base.model, dataset=base.dataset, layers=layers)
+        if decision.what != "filters":
+            widths[decision.what] = value
+            continue
+        about_filters = True
+        dropped.update(() if value else decision.filters)
+    kept = base.kept_filters
+    if about_filters:
+        kept = _remaining(base, dropped) if dropped else None
+    return LayerPolicy(
+        weight_bits=widths.get("weight_bits", base.weight_bits),
+        activation_bits=widths.get("activation_bits", base.activation_bits),
+        kept_filters=kept,
+    )
 
 
-def _remaining(base: Policy, name: str, gone: set[int]) -> tuple[int, ...]:
-    kept = base.layers[name].kept_filters
-    if kept is None:
-        raise ValueError(f"the base policy of a layer with filter decisions must list its filters: '{name}'")
-    return tuple(filter_ for filter_ in kept if filter_ not in gone)
+def _remaining(base: LayerPolicy, gone: set[int]) -> tuple[int, ...]:
+    if base.kept_filters is None:
+        raise ValueError("the base policy of a layer with filter decisions must list its filters")
+    return tuple(filter_ for filter_ in base.kept_filters if filter_ not in gone)
 
 
 def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Repair:
@@ -101,29 +105,23 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
         decisions: What may be moved.
         budget: The target.
     """
-    raw = budget.price(network, policy)
-    base = _with_all_filters(network, policy, decisions)
-
-    def pricing(choices: Sequence[Decision]) -> float:
-        return budget.price(network, policy_of(base, choices))
-
-    current = list(decisions)
-    best: tuple[float, list[Decision]] | None = (raw, list(current)) if raw <= budget.limit else None
-    cost = raw
+    ledger = _Ledger(network, _with_all_filters(network, policy, decisions), decisions, budget)
+    cost = raw = budget.price(network, policy)
+    best: tuple[float, list[Decision]] | None = (raw, list(decisions)) if raw <= budget.limit else None
     seen: set[tuple[int, ...]] = set()
-    while not budget.matches(cost) and (state := tuple(d.chosen for d in current)) not in seen:
+    while not budget.matches(cost) and (state := ledger.state()) not in seen:
         seen.add(state)
-        moves = _moves(pricing, current, cost, towards_less=cost > budget.limit)
-        landing = _landing(pricing, current, moves, budget)
+        moves = _moves(ledger, towards_less=cost > budget.limit)
+        landing = _landing(ledger, cost, moves, budget)
         if landing is None and not moves:
             break
         for move in landing or moves[:1]:
-            current[move.index] = replace(current[move.index], chosen=move.chosen)
-        cost = pricing(current)
+            ledger.make(move)
+        cost = budget.price(network, ledger.policy())
         if cost <= budget.limit and (best is None or cost > best[0]):
-            best = (cost, list(current))
-    final = current if best is None else best[1]
-    repaired = policy_of(base, final)
+            best = (cost, list(ledger.decisions))
+    final = ledger.decisions if best is None else best[1]
+    repaired = policy_of(ledger.base, final)
     moved = sum(before.chosen != after.chosen for before, after in zip(decisions, final, strict=True))
     return Repair(policy=repaired, decisions=final, raw_cost=raw, cost=budget.price(network, repaired), moved=moved)
 
@@ -135,35 +133,104 @@ def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence
     return policy
 
 
-def _moves(pricing: _Pricing, decisions: Sequence[Decision], cost: float, *, towards_less: bool) -> list[Move]:
+class _Ledger:
+    """Decisions as they stand, and what each move of one would change.
+
+    A move changes the price of its layer and of those that share its channels, so only these are priced, and a change
+    is priced again only after one of the layers that it depends on has moved. Networks have some thousand decisions.
+
+    Attributes:
+        base: The policy that decisions change; lists all filters.
+        decisions: As they stand.
+    """
+
+    def __init__(self, network: NetworkShape, base: Policy, decisions: Sequence[Decision], budget: Budget) -> None:
+        self.base, self.decisions = base, list(decisions)
+        self._budget = budget
+        self._members: dict[str, list[int]] = {}
+        for index, decision in enumerate(decisions):
+            self._members.setdefault(decision.layer, []).append(index)
+        self._priced = {
+            name: [layer for layer in network.layers if name in (layer.name, layer.producer, layer.leader)]
+            for name in self._members
+        }
+        self._involved = {
+            name: {involved for layer in layers for involved in (layer.name, layer.producer, layer.leader)} - {None}
+            for name, layers in self._priced.items()
+        }
+        self._policy = policy_of(base, decisions)
+        self._changes: dict[tuple[int, int], float] = {}
+
+    def state(self) -> tuple[int, ...]:
+        """What is chosen."""
+        return tuple(decision.chosen for decision in self.decisions)
+
+    def policy(self) -> Policy:
+        """What the decisions stand for."""
+        return self._policy
+
+    def change(self, move: Move) -> float:
+        """By how much a move changes the cost."""
+        key = (move.index, move.chosen)
+        if key not in self._changes:
+            self._changes[key] = self._change([move])
+        return self._changes[key]
+
+    def change_of_both(self, first: Move, second: Move) -> float:
+        """By how much two moves together change the cost."""
+        layers = self.decisions[first.index].layer, self.decisions[second.index].layer
+        if self._involved[layers[0]].isdisjoint(self._involved[layers[1]]):
+            return self.change(first) + self.change(second)
+        return self._change([first, second])
+
+    def make(self, move: Move) -> None:
+        """Move a decision."""
+        layer = self.decisions[move.index].layer
+        self._policy = self._after([move])
+        self.decisions[move.index] = replace(self.decisions[move.index], chosen=move.chosen)
+        outdated = {name for name, involved in self._involved.items() if not involved.isdisjoint(self._involved[layer])}
+        self._changes = {
+            key: change for key, change in self._changes.items() if self.decisions[key[0]].layer not in outdated
+        }
+
+    def _change(self, moves: Sequence[Move]) -> float:
+        after = self._after(moves)
+        moved = {self.decisions[move.index].layer for move in moves}
+        layers = {layer.name: layer for name in moved for layer in self._priced[name]}.values()
+        price = self._budget.measure.price_layer
+        return sum(price(after, layer) - price(self._policy, layer) for layer in layers)
+
+    def _after(self, moves: Sequence[Move]) -> Policy:
+        """The policy that moves lead to."""
+        chosen = {move.index: move.chosen for move in moves}
+        policy = self._policy
+        for name in {self.decisions[index].layer for index in chosen}:
+            members = [(index, self.decisions[index]) for index in self._members[name]]
+            made = [replace(decision, chosen=chosen.get(index, decision.chosen)) for index, decision in members]
+            policy = replace(policy, layers={**policy.layers, name: layer_policy_of(self.base.layers[name], made)})
+        return policy
+
+
+def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
     """Moves by one option that change the cost in the wanted direction, smallest margin first."""
     step = -1 if towards_less else 1
     found = []
-    for index, decision in enumerate(decisions):
+    for index, decision in enumerate(ledger.decisions):
         chosen = decision.chosen + step
         if 0 <= chosen < len(decision.options):
             boundary = min(decision.chosen, chosen)
             found.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
-    effective = [move for move in found if _cost_after(pricing, decisions, [move]) != cost]
+    effective = [move for move in found if step * ledger.change(move) > 0]
     return sorted(effective, key=lambda move: (move.margin, move.index))
 
 
-def _landing(
-    pricing: _Pricing, decisions: Sequence[Decision], moves: Sequence[Move], budget: Budget
-) -> Sequence[Move] | None:
+def _landing(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> Sequence[Move] | None:
     """The fewest moves, then the least sum of margins, that end inside the window in at most two."""
     for move in moves:
-        if budget.matches(_cost_after(pricing, decisions, [move])):
+        if budget.matches(cost + ledger.change(move)):
             return [move]
     pairs = sorted(combinations(moves[:_PAIR_CANDIDATES], 2), key=lambda pair: pair[0].margin + pair[1].margin)
     for pair in pairs:
-        if budget.matches(_cost_after(pricing, decisions, pair)):
+        if budget.matches(cost + ledger.change_of_both(*pair)):
             return pair
     return None
-
-
-def _cost_after(pricing: _Pricing, decisions: Sequence[Decision], moves: Sequence[Move]) -> float:
-    changed = list(decisions)
-    for move in moves:
-        changed[move.index] = replace(changed[move.index], chosen=move.chosen)
-    return pricing(changed)

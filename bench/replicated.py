@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,15 @@ from bench.store import Store
 if TYPE_CHECKING:
     import torch
 
+    from bench.data import Fault
     from bench.execution import Watcher
     from bench.worker import Order
 
 _LAST_SECONDS = 2.0
 """A replica that failed stays so long: when it failed because another one died, that one is found dead before it."""
 _LOOK_SECONDS = 0.5
+_NAMED_FAULTS = 100
+"""Unreadable images that a record names; the output of the run names all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,15 @@ def work_alone(assignment: Assignment, watcher: "Watcher", device: "torch.device
         raise
     except BaseException as error:
         return _failed(error, assignment)
+    desk.record.update(unreadable_images(bench.task.data.faults))
     return Outcome(ending=Ending(status="done"), record=desk.record)
+
+
+def unreadable_images(faults: "Sequence[Fault]") -> dict[str, Any]:
+    """What a record says of images that could not be read, their number and the first of them; nothing of none."""
+    if not faults:
+        return {}
+    return {"unreadable_images": {"count": len(faults), "first": [asdict(fault) for fault in faults[:_NAMED_FAULTS]]}}
 
 
 def _failed(error: BaseException, assignment: Assignment) -> Outcome:

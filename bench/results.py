@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.staleness import fingerprint, staleness
+from bench.staleness import outdated
 from bench.store import Store, UnitKind, read_json, write_text
 
 if TYPE_CHECKING:
@@ -220,10 +220,9 @@ def _stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
         return None
     checksum = study.get("data_checksum")
     try:
-        current = fingerprint(record.get("method"), checksum)
+        return outdated(record, checksum)
     except BenchError as error:  # the method is not installed here
         return first_sentence(error)
-    return staleness(record, current)
 
 
 def first_sentence(error: BenchError) -> str:

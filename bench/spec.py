@@ -27,6 +27,9 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
+PUBLISHED_WEIGHTS = "torchvision"
+"""As a checkpoint: the weights that torchvision publishes for the model."""
+
 REPORT_SEEDS = 1_000_000
 """Report seeds lie below this number, tuning seeds from it on."""
 
@@ -39,7 +42,11 @@ class TaskSpec(Strict):
         model: Name of a model.
         validation_fraction: Share of the training data, class by class, on which everything is chosen.
         train_images: Use only so many training images, class by class alike; all when absent.
-        checkpoint: A file with a pretrained state of the model; pretraining is skipped.
+        image_size: Side of the images in pixels, of data sets of image files: that of the crop. The resize before it
+            keeps the data set's ratio, 256/224. The data set's own when absent.
+        classes: Number of classes of an image folder; found in the folder when the study is planned.
+        checkpoint: A file with a pretrained state of the model, or "torchvision" for its published weights, which are
+            looked for where torchvision puts them; pretraining is skipped.
         init: Compress a pretrained network, or train from scratch (paper, Section 5.6).
     """
 
@@ -47,6 +54,8 @@ class TaskSpec(Strict):
     model: str = "resnet20"
     validation_fraction: Fraction = 0.1
     train_images: Count | None = None
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    classes: Annotated[int, Field(ge=2)] | None = None
     checkpoint: str | None = None
     init: Literal["pretrained", "scratch"] = "pretrained"
 
@@ -199,7 +208,7 @@ class StudySpec(Strict):
         models = (self.task.model, *self.further_models)
         if len(set(models)) < len(models):
             raise ValueError(f"a model is listed twice in {', '.join(models)}; each may appear once")
-        if self.further_models and self.task.checkpoint is not None:
+        if self.further_models and self.task.checkpoint not in (None, PUBLISHED_WEIGHTS):
             raise ValueError(f"task.checkpoint is for one model, but there are {len(models)}; give one --model")
         return self
 
@@ -262,24 +271,31 @@ def with_schedule(values: Mapping[str, Any], asked: str | None = None) -> dict[s
     """The values of a preset or specification file with those of its schedule.
 
     Args:
-        values: May name a schedule in `schedule`, whose values they override.
+        values: May name a schedule in `schedule`, whose values they override, and in `schedules` a family in which
+            schedules have other values, e.g. "imagenet".
         asked: A schedule that overrides them; the study is then called after it.
 
     Raises:
         BenchError: There is no such schedule.
     """
-    own = {key: value for key, value in values.items() if key != "schedule"}
-    named = values.get("schedule")
+    own = {key: value for key, value in values.items() if key not in ("schedule", "schedules")}
+    named, family = values.get("schedule"), values.get("schedules")
     if asked is None:
-        return own if named is None else _only_known_options(merge(_read_schedule(str(named)), own))
-    found = merge(own, _read_schedule(asked))
+        return own if named is None else _only_known_options(merge(_read_schedule(str(named), family), own))
+    found = merge(own, _read_schedule(asked, family))
     return _only_known_options(found if asked == named else {**found, "name": f"{own.get('name', 'study')}-{asked}"})
 
 
-def _read_schedule(name: str) -> dict[str, Any]:
+def _read_schedule(name: str, family: str | None) -> dict[str, Any]:
+    """A schedule's values: those of its family where it has its own, else the common ones."""
     if name not in schedule_names():
         raise unknown_name("schedule", name, schedule_names(), "bench run --help")
-    return tomllib.loads(resources.files("bench.presets.schedules").joinpath(f"{name}.toml").read_text())
+    folder = resources.files("bench.presets.schedules")
+    families = {file.name.rpartition("-")[0] for file in folder.iterdir() if "-" in file.name}
+    if family is not None and family not in families:
+        raise unknown_name("family of schedules", str(family), families, "docs/paper.md")
+    own = folder.joinpath(f"{family}-{name}.toml")
+    return tomllib.loads((own if own.is_file() else folder.joinpath(f"{name}.toml")).read_text())
 
 
 def _only_known_options(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from torch import nn
 
 from bench.compression import calibrate, compress
 from bench.costs import price
-from bench.data import Arrays, Dataset, Subset, TaskData
+from bench.data import Arrays, Dataset, TaskData
 from bench.errors import BenchError
 from bench.execution import on_device
 from bench.forward import Forward
 from bench.machine import hardware, peak_memory, versions
 from bench.method import Knob, Method, SearchJob, Task
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.plan import model_shape
 from bench.plugins import load
 from bench.policy import uniform
@@ -225,26 +225,26 @@ def made_up_task(setting: Setting, batches: int) -> Task:
         batches: Of training images at least.
     """
     kind: type[Dataset] = load("datasets", setting.dataset)
-    dataset = kind()
+    dataset = kind.described()
     draws = generator("speed")
     count = max(batches, _LEAST_BATCHES) * setting.batch_size
 
     def images(number: int) -> torch.Tensor:
-        return torch.randint(0, 256, (number, *kind.image_shape), dtype=torch.uint8, generator=draws)
+        return torch.randint(0, 256, (number, *dataset.image_shape), dtype=torch.uint8, generator=draws)
 
     def labels(number: int) -> torch.Tensor:
-        return torch.randint(0, kind.num_classes, (number,), generator=draws)
+        return torch.randint(0, dataset.num_classes, (number,), generator=draws)
 
     arrays = Arrays(
         train_images=images(count), train_labels=labels(count),
         test_images=images(setting.batch_size), test_labels=labels(setting.batch_size),
     )  # fmt: skip
     data = TaskData(dataset, arrays, validation_fraction=0.5, device=setting.device)
-    data.train = Subset(images=arrays.train_images.to(setting.device), labels=arrays.train_labels.to(setting.device))
+    data.train = arrays.parts(dataset)[0].on(setting.device, workers=0)
     data.validation = data.test
 
     def make_model() -> nn.Module:
-        model = build_model(setting.model, kind.image_shape, kind.num_classes)
+        model = build_model(setting.model, dataset.image_shape, dataset.num_classes)
         return on_device(model, setting.device)
 
     return Task(data=data, network=model_shape(setting.model, setting.dataset), make_model=make_model)
@@ -462,7 +462,7 @@ class _PeakSteps(Steps):
         if kind == "timed":
             gc.collect()
             _trim()
-            self._kept = living_bytes([self._data.train.images, self._data.validation.images])
+            self._kept = living_bytes([self._data.train.tensors()[0], self._data.validation.tensors()[0]])
             self._before = psutil.Process().memory_info().rss
             self._peak = self._block.enter_context(peak_memory(torch.device("cpu")))
 

@@ -7,7 +7,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.leases import Leases, LeaseView
 from bench.results import DAMAGED, STALE, first_sentence
-from bench.staleness import fingerprint, staleness
+from bench.staleness import outdated
 from bench.store import Store, UnitKind
 
 PLANNED, ORPHANED = "planned", "orphaned"
@@ -90,7 +90,7 @@ def _judged(record: Mapping[str, Any], study: Mapping[str, Any], holder: LeaseVi
         return ORPHANED, f"its process is gone since some time after {record['started']}; the same command goes on"
     if status in ("done", "unreachable"):
         try:
-            stale = staleness(record, fingerprint(record.get("method"), study.get("data_checksum")))
+            stale = outdated(record, study.get("data_checksum"))
         except BenchError as error:  # the method is not installed here
             stale = first_sentence(error)
         if stale is not None:

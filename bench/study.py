@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol
 
 from bench.endings import Ending
 from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
+from bench.models.weights import checkpoint_of
 from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, phases, planned_epochs, title
 from bench.records import standing
 from bench.report import write_views
@@ -138,8 +138,9 @@ def _checked_data(plan: Plan, how: How) -> str:
     """
     here = plan.spec.model_copy(update={"device": "cpu"})  # the device may be another machine's
     task = Workbench(here, how.store, how.data_dir, plan.network).task
-    if plan.spec.task.checkpoint is not None:
-        load_checkpoint(task.make_model(), Path(plan.spec.task.checkpoint), plan.spec.task.model)
+    checkpoint = checkpoint_of(plan.spec.task)
+    if checkpoint is not None:
+        load_checkpoint(task.make_model(), checkpoint, plan.spec.task.model)
     return task.data.checksum
 
 

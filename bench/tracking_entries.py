@@ -14,7 +14,7 @@ from bench.policy import Policy, policy_from_json
 from bench.report import DEFAULT_REPORT, make_document
 from bench.results import FINISHED, IDENTITY, STALE, StudyResults, first_sentence, read_record, section
 from bench.spec import canonical_hash
-from bench.staleness import fingerprint, staleness
+from bench.staleness import outdated
 from bench.store import CHECKSUM, Store, UnitKind, read_json
 from bench.tracking_pages import policy_page, table_page
 from bench.tracking_views import colours
@@ -203,8 +203,8 @@ def _stamp(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
     """Changes whenever what MLflow shows of a unit does; `None` when it shows nothing."""
     if record.get("status") not in _SHOWN:
         return None
-    outdated = _outdated(record, study)
-    return str(record[CHECKSUM]) if outdated is None else canonical_hash([record[CHECKSUM], outdated])
+    reason = _outdated(record, study)
+    return str(record[CHECKSUM]) if reason is None else canonical_hash([record[CHECKSUM], reason])
 
 
 def _outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
@@ -212,10 +212,9 @@ def _outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None
     if record.get("status") not in ("done", "unreachable"):
         return None
     try:
-        current = fingerprint(record.get("method"), study.get("data_checksum"))
+        return outdated(record, study.get("data_checksum"))
     except BenchError as error:  # the method is not installed here
         return first_sentence(error)
-    return staleness(record, current)
 
 
 def curve_points(curves: Any) -> list[tuple[str, float, int]]:
@@ -318,9 +317,9 @@ def _protocol(study: Mapping[str, Any]) -> dict[str, str]:
 
 def _ending(study: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     """How a unit ended and why, as tags; what is out of date is no result any more."""
-    outdated = _outdated(record, study)
-    if outdated is not None:
-        return {"status": STALE, "reason": outdated}
+    reason = _outdated(record, study)
+    if reason is not None:
+        return {"status": STALE, "reason": reason}
     return {"status": str(record.get("status")), "reason": str(record.get("reason") or "")}
 
 

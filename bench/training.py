@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from bench import replicas
 from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
-from bench.data import Subset, TaskData
+from bench.data import UNREADABLE, Subset, TaskData
 from bench.errors import NonFiniteLossError
 from bench.quantization import clip_parameters
 from bench.spec import Schedule, SearchSchedule
@@ -158,17 +158,21 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
-    """Accuracy and loss of a network on a subset, in evaluation mode. Top-5 is over at most all classes."""
-    counted = torch.zeros(3, dtype=torch.float64, device=data.device)
+    """Accuracy and loss of a network on a subset, in evaluation mode. Top-5 is over at most all classes.
+
+    An image that cannot be read counts as wrong; the loss is the mean over the others.
+    """
+    counted = torch.zeros(4, dtype=torch.float64, device=data.device)
     with evaluating(model):
         for images, labels in data.evaluation_batches(subset):
             logits = model(images)
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            counted += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), loss])
-    top1, top5, total = replicas.total(counted).tolist()
+            readable = (labels != UNREADABLE).sum()
+            counted += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), loss, readable])
+    top1, top5, total, readable_images = replicas.total(counted).tolist()
     count = len(subset)
-    return Evaluation(top1=100 * top1 / count, top5=100 * top5 / count, loss=total / count)
+    return Evaluation(top1=100 * top1 / count, top5=100 * top5 / count, loss=total / readable_images)
 
 
 @contextmanager

@@ -99,10 +99,10 @@ class WatchedData(TaskData):
         return watched
 
     def training_batches(
-        self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None
+        self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as ever, each at the moment that `Steps` chooses."""
-        batches = super().training_batches(batch_size, order, subset=subset)
+        batches = super().training_batches(batch_size, order, subset=subset, skip=skip)
         while True:
             self.steps.asked()
             batch = next(batches, None)

@@ -11,9 +11,10 @@ from bench.staleness import fingerprint
 from bench.store import Store, manifest, read_checked, write_checked, write_json, write_text
 
 BUDGET_BOPS = 40e6
+MODEL = "resnet8"
 DATA_CHECKSUM = "d" * 64
 POLICY = {
-    "model": "resnet8",
+    "model": MODEL,
     "dataset": "digits",
     "layers": {"stem": {"weight_bits": 8, "activation_bits": 8, "kept_filters": None}},
 }
@@ -59,7 +60,7 @@ class FakeStore:
             "kind": "run",
             "status": status,
             "reason": None,
-            "model": "resnet8",
+            "model": MODEL,
             "dataset": "digits",
             "method": method,
             "budget": budget,
@@ -70,13 +71,13 @@ class FakeStore:
             "options": {},
             "knobs": {},
             "tuning": None,
-            "metrics": {} if top1 is None else with_cost(figures(top1) | dict(metrics or {})),
+            "metrics": {} if top1 is None else figures(top1) | _costs(metrics or {}),
             "times": {} if top1 is None else {"search_seconds": 10.0 + seed, "total_seconds": 30.0},
             "peak_memory_mb": 200.0 + seed,
             "within_budget": None if budget is None or top1 is None else True,
             "started": "2026-01-01T00:00:00+00:00",
             "finished": None if status in ("planned", "running") else "2026-01-01T00:01:00+00:00",
-            "fingerprint": made_with(method),
+            "fingerprint": made_with(method, fields.get("model", MODEL)),
             "attempt": 1,
             "files": self._outcome(identity, policy) if status == "done" else {},
         }
@@ -106,7 +107,7 @@ class FakeStore:
     def tuning(self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0) -> str:
         """Add a tuning with one trial for each strength. Returns its id."""
         identity = f"tuning-{method}-{budget}"
-        common = {"status": "done", "reason": None, "model": "resnet8", "dataset": "digits", "method": method}
+        common = {"status": "done", "reason": None, "model": MODEL, "dataset": "digits", "method": method}
         common |= {"budget": budget, "budget_cost": BUDGET_BOPS, "seed": 1000, "fingerprint": made_with(method)}
         record = common | {"id": identity, "kind": "tuning", "knobs": {"strength": trials[0]}, "files": {}}
         record |= {"chosen_trial": 0, "trials_used": len(trials), "tuning_seconds": seconds}
@@ -122,7 +123,7 @@ class FakeStore:
 
     def document(self, **spec: Any) -> dict[str, Any]:
         """The study's document, written to the store as well."""
-        task = {"dataset": "digits", "model": "resnet8"}
+        task = {"dataset": "digits", "model": MODEL}
         values = {"name": self.name, "task": task, "baseline": "fixed"} | self.spec | spec
         document = {
             "name": self.name,
@@ -147,12 +148,17 @@ class FakeStore:
         return manifest(folder, ["policy.json", "curves.json"])
 
 
-def made_with(method: str) -> dict[str, Any]:
+def made_with(method: str, model: str = MODEL) -> dict[str, Any]:
     """The fingerprint of a result that is up to date; a method that is not installed has no source."""
     try:
-        return fingerprint(method, DATA_CHECKSUM)
+        return fingerprint(method, DATA_CHECKSUM, model)
     except BenchError:
-        return fingerprint(None, DATA_CHECKSUM)
+        return fingerprint(None, DATA_CHECKSUM, model)
+
+
+def _costs(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics in which bit operations, which budgets limit here, are the cost."""
+    return {"cost": metrics["bops"], **metrics} if "bops" in metrics else dict(metrics)
 
 
 def figures(top1: float) -> dict[str, Any]:
@@ -163,16 +169,12 @@ def figures(top1: float) -> dict[str, Any]:
         "loss": 0.5,
         "validation_top1": top1 + 1,
         "bops": 39.5e6,
+        "cost": 39.5e6,
         "raw_cost": 41e6,
         "repaired_gates": 1,
         "memory_kb": 33.25,
         "pretrained_top1": None,
     }
-
-
-def with_cost(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the budget limits, bit operations unless a test says otherwise."""
-    return {"cost": metrics["bops"], **metrics}
 
 
 def curves(epochs: int = 2) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.data import Arrays, Augmentation, Dataset, Subset, TaskData, as_uint8, augment, split
+from bench.data import Arrays, Augmentation, Dataset, TaskData, TensorSubset, as_uint8, augment, split
 from bench.errors import BenchError
 from bench.seeds import generator
 from datasets.synthetic import Synthetic
@@ -309,7 +309,7 @@ def test_parts_do_not_overlap() -> None:
 
 
 def test_take_keeps_images_and_labels_together() -> None:
-    subset = Subset(images=_numbered_images(6), labels=torch.arange(6))
+    subset = TensorSubset(images=_numbered_images(6), labels=torch.arange(6))
     taken = subset.take(torch.tensor([5, 0]))
     assert len(taken) == 2
     assert taken.labels.tolist() == [5, 0]

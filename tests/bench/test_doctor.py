@@ -26,6 +26,9 @@ from bench.leases import Holder, Leases
 from bench.plugins import Kind
 from bench.spec import build
 from bench.store import Store, write_json, write_text
+from datasets.imagefolder import ImageFolder
+from datasets.imagenet import ImageNet
+from tests.datasets.images import make_folder
 
 fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 FakeStore = fake_store.FakeStore
@@ -539,3 +542,17 @@ def test_nothing_heavy_is_imported_before_a_check_needs_it() -> None:
 def test_some_names() -> None:
     assert some(["a", "b"]) == "a, b"
     assert some("abcde") == "a, b, c and 2 more"
+
+
+def test_data_sets_of_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = doctor_plugins._image_folders(visit(tmp_path), "data imagefolder", ImageFolder)
+    assert (folder.status, folder.found) == (OK, "its images are in wherever --data-dir says")
+    seen = visit(tmp_path, data_dir=tmp_path)
+    absent = doctor_plugins._image_folders(seen, "data imagenet", ImageNet)
+    assert absent.status == WARN and f"{tmp_path}/imagenet/train" in absent.found and "--data-dir DIR" in absent.remedy
+    make_folder(tmp_path, train=2, test=1)
+    there = doctor_plugins._image_folders(seen, "data imagefolder", ImageFolder)
+    assert there.found == f"its images are in {tmp_path}/train and {tmp_path}/val"
+    thorough = visit(tmp_path, data_dir=tmp_path, thorough=True)
+    read = doctor_plugins._image_folders(thorough, "data imagefolder", ImageFolder)
+    assert read.found == "intact: 8 training and 4 test images"

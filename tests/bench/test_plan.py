@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.costs import price
 from bench.errors import BenchError
+from bench.network import NetworkShape
 from bench.plan import (
     Plan,
     RunUnit,
@@ -22,9 +24,13 @@ from bench.plan import (
     stored_unit,
     title,
     trial_of,
+    with_counted_classes,
 )
+from bench.policy import uniform
 from bench.spec import canonical_hash
 from bench.store import read_json, save_state, write_json
+from datasets.imagefolder import ImageFolder
+from tests.datasets.images import make_folder
 
 Planner = Callable[..., Plan]
 
@@ -288,3 +294,40 @@ def test_a_trial_is_known_by_its_tuning_and_number(plan: Planner) -> None:
     assert kind_of(first) == "trials" and title(first) == f"{title(tuning)} trial 0"
     assert first.document != trial_of(tuning, 0, {"strength": 0.2}).document
     assert first.seed == tuning.seed
+
+
+# --- data sets of image files ---
+
+
+def test_the_classes_of_a_folder_are_counted_once(
+    tmp_path: Path, tiny: SimpleNamespace, plugin: Callable[..., None]
+) -> None:
+    plugin("datasets", "imagefolder", ImageFolder)
+    make_folder(tmp_path, train=1, test=1)
+    spec = tiny.spec({"methods": ["fixed"], "seeds": [0], "task": {"dataset": "imagefolder", "image_size": 32}})
+    with pytest.raises(BenchError, match=r"no folder of its own.*--data-dir DIR"):
+        make_plan(spec)
+    counted = with_counted_classes(spec, tmp_path)
+    assert counted.task.classes == 4
+    assert with_counted_classes(counted, None) == counted
+    assert with_counted_classes(tiny.spec(), None) == tiny.spec()
+    network = make_plan(counted).network
+    assert (network.layers[0].in_channels, network.layers[-1].out_channels) == (3, 4)
+    larger = make_plan(tiny.spec(counted.model_dump(mode="json"), {"task": {"image_size": 64}}))
+    assert larger.runs[0].identity != make_plan(counted).runs[0].identity
+    assert 3.9 < _macs(larger.network) / _macs(network) < 4.1
+
+
+def _macs(network: NetworkShape) -> int:
+    return price(network, uniform(network, 8)).macs
+
+
+@pytest.mark.parametrize("key", ["image_size", "classes"])
+def test_what_a_data_set_has_no_choice_in_is_refused(tiny: SimpleNamespace, key: str) -> None:
+    with pytest.raises(BenchError, match=rf"task\.{key} = 16 has no effect on Synthetic.*16×16; leave it out"):
+        make_plan(tiny.spec({"task": {key: 16}}))
+
+
+def test_identities_do_not_name_what_there_is_no_choice_in(tiny: SimpleNamespace) -> None:
+    """Results from before there were such data sets stay what they are."""
+    assert not {"image_size", "classes"} & set(make_plan(tiny.spec()).pretrainings[0].document["task"])

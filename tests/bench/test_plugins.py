@@ -233,3 +233,18 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
 def test_the_source_of_what_is_not_there_is_asked_for_by_its_nearest_name() -> None:
     with pytest.raises(BenchError, match="unknown method 'sbss': did you mean 'sbs'"):
         plugins.source_hash("methods", "sbss")
+
+
+def test_a_model_may_be_named_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "placed_networks.py").write_text("def make(in_channels, num_classes): return in_channels\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert plugins.load("models", "placed_networks:make")(3, 10) == 3
+    for wrong, message in (
+        ("placed_networks:other", "has no attribute 'other'"),
+        ("placed-networks:make", "is not of the form package.module:function"),
+        (":make", "is not of the form package.module:function"),
+        ("placed_nothing:make", "No module named 'placed_nothing'"),
+    ):
+        with pytest.raises(BenchError, match=message):
+            plugins.load("models", wrong)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from bench import staleness
 from bench.endings import RETRIABLE, Ending
 from bench.plan import kind_of, trial_of
+from bench.plugins import source_hash
 from bench.records import close, ending_in, method_of, new_record, now, set_aside, standing
 from bench.store import read_checked
 
@@ -49,13 +51,15 @@ def test_a_new_record_says_what_the_unit_is_and_what_it_is_made_with(
     assert (record["status"], record["reason"], record["attempt"], record["files"]) == ("running", None, 1, {})
     assert (record["model"], record["dataset"], record["seed"]) == ("resnet8", "synthetic", unit.seed)
     assert datetime.fromisoformat(record["started"]).tzinfo is not None and record["finished"] is None
-    assert record["fingerprint"] == staleness.fingerprint(None if kind == "pretrained" else "sbs", "checksum")
+    assert record["fingerprint"] == staleness.fingerprint(
+        None if kind == "pretrained" else "sbs", "checksum", "resnet8"
+    )
     assert record["hardware"]["device"] == "cpu" and "torch" in record["versions"]
     if kind == "pretrained":
         assert "method" not in record
     else:
         assert (record["method"], record["budget"], record["match"]) == ("sbs", "4bit", "hinge")
-        assert record["options"]["gate_training"] == "alternating"
+        assert record["options"]["bits"] == [2, 4, 8]
         assert record["knobs"] == (dict(unit.knobs) if kind == "trials" else None)
     assert ("within_budget" in record) == (kind == "runs")
 
@@ -110,8 +114,15 @@ def test_what_is_done_stands_until_what_it_depends_on_changes(
         patch.setattr(staleness, "COUNTER_VERSION", staleness.COUNTER_VERSION + 1)
         assert stands(shop, unit) == (False, "cost counter changed")
     with monkeypatch.context() as patch:
-        patch.setattr(staleness, "source_hash", lambda *_: "another")
+        patch.setattr(staleness, "source_hash", partial(_changed, "methods"))
         assert stands(shop, unit) == ((True, None) if kind == "pretrained" else (False, "method source changed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(staleness, "source_hash", partial(_changed, "models"))
+        assert stands(shop, unit) == (False, "model source changed")
+
+
+def _changed(changed: str, kind: Any, name: str) -> str:
+    return "another" if kind == changed else source_hash(kind, name)
 
 
 FILES = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.compression import reduce
 from bench.costs import channels, price
 from bench.measures import BOPS, Energy, Latency, Measure, Memory
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.network import NetworkShape, trace
 from bench.policy import LayerPolicy, Policy
 from bench.relaxed import Choice, RelaxedCost, channel_counts

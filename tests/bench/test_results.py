@@ -45,7 +45,8 @@ def test_one_line_a_cell_with_exactly_the_promised_columns(tmp_path: Path) -> No
     frame = StudyResults(fake.store, fake.document()).lines
     assert ",".join(frame.columns) == (
         "model,dataset,method,budget,n,n_failed,top1_mean,top1_std,top5_mean,top5_std,bops_mean,bops_std,"
-        "memory_kb_mean,search_seconds_mean,tuning_seconds,peak_memory_mb,within_budget,cost_mean,latency_ms_mean,energy_mj_mean"
+        "memory_kb_mean,search_seconds_mean,tuning_seconds,peak_memory_mb,within_budget,"
+        "cost_mean,latency_ms_mean,energy_mj_mean"
     )
     cells = list(zip(frame["method"], frame["budget"], frame["n"], frame["n_failed"], strict=True))
     assert cells == [
@@ -67,8 +68,6 @@ def test_figures_are_over_the_runs_that_are_done(tmp_path: Path) -> None:
     assert frame.loc["dnas", "top1_mean"] == 69.0
     assert pd.isna(frame.loc["dnas", "top1_std"])
     assert frame.loc["full_precision", "bops_mean"] == 2.5e9
-    assert frame["cost_mean"].to_dict() == frame["bops_mean"].to_dict()  # what these budgets limit
-    assert frame[["latency_ms_mean", "energy_mj_mean"]].isna().all(axis=None)  # results made before these were kept
 
 
 def test_tuning_is_counted_once_and_is_zero_without_tuning(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """What makes a result stale, and what does not."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from bench.errors import BenchError
-from bench.plugins import source_hash
+from bench.plugins import _source_hash, source_hash
 from bench.staleness import COUNTER_VERSION, fingerprint, staleness
 
 DATA = "d" * 64
@@ -71,3 +74,20 @@ def test_a_changed_building_block_makes_stale_who_imports_it(monkeypatch: pytest
     stale = "method source changed"
     assert found == {"sbs": stale, "dnas": stale, "fixed": None, "full_precision": None}
     assert all(staleness(record, fingerprint(name, DATA)) is None for name, record in then.items())
+
+
+def test_a_model_s_source_counts_and_a_user_s_is_found_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "own_networks.py"
+    module.write_text("def make(in_channels, num_classes): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    then = fingerprint(None, DATA, "own_networks:make")
+    assert then["model_source"] != fingerprint(None, DATA, "resnet20")["model_source"]
+    assert staleness({"fingerprint": then}, fingerprint(None, DATA, "own_networks:make")) is None
+    module.write_text("def make(in_channels, num_classes): return None\n")
+    _source_hash.cache_clear()
+    assert staleness({"fingerprint": then}, fingerprint(None, DATA, "own_networks:make")) == "model source changed"
+    with pytest.raises(BenchError, match="nowhere_to_be_found, cannot be found from here"):
+        fingerprint(None, DATA, "nowhere_to_be_found:make")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.models import build_model
+from bench.models.build import build_model
 from bench.network import NetworkShape, trace
 from bench.policy import uniform
 from bench.structure import Role, Structure, analyse

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.compression import compress
-from bench.data import Subset, TaskData
+from bench.data import TaskData, TensorSubset
 from bench.errors import NonFiniteLossError
 from bench.models.resnet import resnet8
 from bench.network import trace
@@ -142,7 +142,7 @@ def test_the_meter_refuses_a_loss_that_is_no_number(loss: float) -> None:
 
 
 def test_evaluation_equals_a_loop_over_images(data: TaskData, model: nn.Module) -> None:
-    subset = Subset(images=data.validation.images[:37], labels=data.validation.labels[:37])
+    subset = TensorSubset(images=data.validation.images[:37], labels=data.validation.labels[:37])
     model.train()
     found = evaluate(model, data, subset)
     assert model.training  # and its statistics are untouched:
@@ -166,7 +166,7 @@ def test_top5_of_fewer_classes_is_over_all_of_them(data: TaskData) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(x), 3) + torch.tensor([0.0, 2.0, 1.0])
 
-    subset = Subset(images=data.test.images[:8], labels=torch.tensor([0, 0, 1, 1, 1, 2, 2, 2]))
+    subset = TensorSubset(images=data.test.images[:8], labels=torch.tensor([0, 0, 1, 1, 1, 2, 2, 2]))
     found = evaluate(Three(), data, subset)
     assert (found.top1, found.top5) == (37.5, 100.0)
 

@@ -1,0 +1,44 @@
+"""The checkpoint that a task starts from: a file of the user's, or torchvision's published weights.
+
+Weights are never downloaded: they are looked for where torchvision puts them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.spec import PUBLISHED_WEIGHTS, TaskSpec
+
+_VERSION = "IMAGENET1K_V1"
+"""The weights that the paper's full-precision rows were made with, where torchvision has several."""
+
+
+def checkpoint_of(task: TaskSpec) -> Path | None:
+    """The file of a task's pretrained weights; `None` when it is to be pretrained here.
+
+    Raises:
+        BenchError: Published weights are asked for, and there are none of the model, or their file is absent.
+    """
+    if task.checkpoint is None:
+        return None
+    return _published(task.model) if task.checkpoint == PUBLISHED_WEIGHTS else Path(task.checkpoint)
+
+
+def _published(model: str) -> Path:
+    import torch
+    from torchvision.models import get_model_weights
+
+    try:
+        weights: Any = get_model_weights(model)[_VERSION]
+    except (ValueError, KeyError) as error:
+        raise BenchError(
+            f"torchvision publishes no weights {_VERSION} of model '{model}'; give a file with "
+            "--set task.checkpoint=FILE, or leave task.checkpoint out to pretrain here"
+        ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / str(weights.url).rpartition("/")[2]
+    if not path.is_file():
+        raise BenchError(
+            f"torchvision's weights of {model} are not there: looked for {path}; put the file there, give another with "
+            "--set task.checkpoint=FILE, or leave task.checkpoint out to pretrain here"
+        )
+    return path

@@ -1,0 +1,69 @@
+"""Any folder of images: a folder for each class, for training and for testing."""
+
+from pathlib import Path
+from typing import Self
+
+from bench.errors import BenchError
+from bench.image_files import classes_in
+from bench.image_loading import ImageDataset, ImageFiles
+
+_TRAIN = "train"
+_TEST = ("test", "val")
+"""The first one with folders of classes is taken: a test part that came without labels is passed over."""
+_LAYOUT = "it needs DIR/train/<class>/… and DIR/val/<class>/… (or DIR/test/<class>/…), given by --data-dir DIR"
+
+
+class ImageFolder(ImageDataset):
+    """The images in `train/<class>` and `test/<class>` or `val/<class>`, with ImageNet's mean and deviation.
+
+    The validation part is split off the training images as everywhere; with both `test` and `val` there, `val` is not
+    used.
+    """
+
+    summary = "any images, in DIR/train/<class>/… and DIR/val/<class>/… or DIR/test/<class>/…; --data-dir DIR"
+    counts_classes = True
+
+    @classmethod
+    def described(
+        cls, *, image_size: int | None = None, classes: int | None = None, data_dir: Path | None = None
+    ) -> Self:
+        """With so many classes, or as many as there are folders.
+
+        Raises:
+            BenchError: They are to be counted, and there is no such folder.
+        """
+        return cls(len(classes_in(_parts(data_dir)[0])) if classes is None else classes, image_size)
+
+    @classmethod
+    def folders(cls, data_dir: Path | None) -> list[Path]:
+        """Where its parts are; empty where no folder is given.
+
+        Raises:
+            BenchError: A part is missing.
+        """
+        return [] if data_dir is None else list(_parts(data_dir))
+
+    def load(self, data_dir: Path | None) -> ImageFiles:
+        """List the images.
+
+        Raises:
+            BenchError: A part is missing or empty, or they are not of the same classes.
+        """
+        return self.read(*_parts(data_dir))
+
+
+def _parts(data_dir: Path | None) -> tuple[Path, Path]:
+    """The folders for training and testing.
+
+    Raises:
+        BenchError: There are none.
+    """
+    if data_dir is None:
+        raise BenchError(f"data set 'imagefolder' has no folder of its own: {_LAYOUT}")
+    root = data_dir.expanduser().absolute()
+    train, *test = (root / name for name in (_TRAIN, *_TEST))
+    found = [folder for folder in test if folder.is_dir() and classes_in(folder)]
+    if not train.is_dir() or not classes_in(train) or not found:
+        missing = f"{train}/<class>" if not train.is_dir() or not classes_in(train) else f"{root}/val/<class>"
+        raise BenchError(f"data set 'imagefolder' was not found: there is no {missing}; {_LAYOUT}")
+    return train, found[0]
