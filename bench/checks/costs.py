@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.checks import CheckLine
-from bench.costs import channels, price
+from bench.costs import price
 from bench.models.resnet import resnet20, resnet56
 from bench.network import LayerShape, NetworkShape, trace
-from bench.policy import FULL_PRECISION_BITS, Policy, uniform
+from bench.policy import FULL_PRECISION_BITS, Policy, kept_inputs, kept_outputs, uniform
 from bench.relaxed import Choice, RelaxedBops
 from bench.seeds import generator
 
@@ -202,9 +202,13 @@ def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
     def share(bits: int) -> list[float]:
         return [float(bits == candidate) for candidate in _CANDIDATES]
 
+    def left(kept: Sequence[int] | None, full: int) -> int:
+        # Counted here: a check by what the counter itself makes of a policy would agree with its mistakes.
+        return full if kept is None else len(kept)
+
     choices = [policy.layers[layer.name] for layer in shape.middle]
-    left = [channels(policy, layer) for layer in shape.middle]
-    inputs, outputs = zip(*left, strict=True)
+    inputs = [left(kept_inputs(policy, layer), layer.in_channels) for layer in shape.middle]
+    outputs = [left(kept_outputs(policy, layer), layer.out_channels) for layer in shape.middle]
     return {
         "weight_shares": torch.tensor([share(choice.weight_bits) for choice in choices]),
         "activation_shares": torch.tensor([share(choice.activation_bits) for choice in choices]),

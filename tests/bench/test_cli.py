@@ -280,7 +280,7 @@ def test_lists_have_a_line_on_each(bench: Callable[..., Any], kind: str, expecte
     assert all(len(summary) > 10 for summary in lines.values())
 
 
-COST_KEYS = ["model", "dataset", "macs", "bops", "memory_bits", "memory_kb", "parameters", "layers"]
+COST_KEYS = ["model", "dataset", "macs", "bops", "memory_bits", "memory_kb", "peak_memory_bits", "parameters", "layers"]
 
 
 def test_cost_as_json_is_exact(bench: Callable[..., Any]) -> None:
@@ -289,6 +289,7 @@ def test_cost_as_json_is_exact(bench: Callable[..., Any]) -> None:
     assert list(found) == COST_KEYS
     assert (found["macs"], found["bops"], found["memory_bits"]) == (40_818_944, 674_643_968, 1_994_624)
     assert (found["memory_kb"], found["parameters"]) == (249.328, 276_656)
+    assert found["peak_memory_bits"] == (276_656 - 6_832) * 4 + 6_832 * 8 + 16 * 32 * 32 * 4
     layers = found["layers"]
     assert [layer["name"] for layer in layers][:2] == ["conv1", "stages.0.0.conv1"] and len(layers) == 22
     for total in ("macs", "bops", "memory_bits", "parameters"):
