@@ -142,10 +142,18 @@ class SharedLayer(nn.Module):
             )
         if self.settings.gate_place == "weight" and self.channel_gates is not None:
             return weight * _along(self.channel_gates, 0, weight)
-        if self.settings.gate_place == "next_input" and self.input_gates is not None and not self._depthwise:
-            # The same function as masking the input, with the same gradients, on a far smaller tensor.
-            return weight * _along(self.input_gates, 1, weight)
-        return weight
+        return self._without_dead_inputs(weight)
+
+    def _without_dead_inputs(self, weight: Tensor) -> Tensor:
+        gates = self.input_gates
+        if gates is None or self._depthwise or self.settings.gate_place == "weight":
+            return weight
+        if self.settings.gate_place == "norm_output":
+            # A channel that was set to zero is not zero any more where its range has an offset, or had no norm to
+            # be masked after. The mask here changes no gradient of a gate.
+            gates = gates.detach()
+        # The same function as masking the input, with the same gradients, on a far smaller tensor.
+        return weight * _along(gates, 1, weight)
 
     def _shared_input(self, x: Tensor) -> Tensor:
         if self.space.activation_bits == FULL_PRECISION:

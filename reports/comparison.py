@@ -11,6 +11,7 @@ from bench.report import Column, Report, Table
 from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
 from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
 from reports.cells import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
+from reports.measured import Measured, limited
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +65,12 @@ class Comparison(Report):
         """The table of all runs that a study has so far."""
         baseline = str(results.spec.get("baseline", ""))
         rows = _compared(_rows(results.runs, results.lines), baseline)
+        more = [kind for kind in limited(results.runs) if kind.measure in ("latency", "energy")]
         table = Table(
             name="table",
             title=_title(results),
-            columns=(*_task_columns(rows), *_columns(baseline)),
-            rows=tuple((*_task_cells(row, rows), *_cells(row, baseline)) for row in rows),
+            columns=(*_task_columns(rows), *_columns(baseline, more)),
+            rows=tuple((*_task_cells(row, rows), *_cells(row, baseline, more)) for row in rows),
             notes=(*_notes(rows, results), *_matching_notes(results)),
             links=tuple(anchor(row.result) for row in rows),
         )
@@ -90,7 +92,7 @@ def _task_cells(row: _Row, rows: Sequence[_Row]) -> tuple[str, ...]:
     return row.task[: len(_task_columns(rows))]
 
 
-def _columns(baseline: str) -> tuple[Column, ...]:
+def _columns(baseline: str, more: Sequence[Measured]) -> tuple[Column, ...]:
     return (
         Column(title="Method", align="left"),
         Column(title="Budget", align="left"),
@@ -102,6 +104,7 @@ def _columns(baseline: str) -> tuple[Column, ...]:
         Column(title="p"),
         Column(title="Top-5 %", drop=9),
         Column(title="BOPs (M)"),
+        *(Column(title=kind.title) for kind in more),
         Column(title="% of budget", drop=5),
         Column(title="In budget", drop=1),
         Column(title="Memory KB", drop=7),
@@ -131,7 +134,7 @@ def _compared(rows: Sequence[_Row], baseline: str) -> list[_Row]:
     return [replace(row, difference=pair, p=p) for row, pair, p in zip(rows, found, corrected, strict=True)]
 
 
-def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
+def _cells(row: _Row, baseline: str, more: Sequence[Measured]) -> tuple[str, ...]:
     result = row.result
     return (
         row.method,
@@ -142,6 +145,7 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         *(("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)),
         spread(result["top5_mean"], result["top5_std"]),
         spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
+        *(number(result[f"{kind.column}_mean"], digits=3) for kind in more),
         number(100 * result["cost_mean"] / row.budget_cost, digits=1),
         yes_no(result["within_budget"]),
         number(result["memory_kb_mean"], digits=1),
@@ -156,6 +160,7 @@ def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
     yield "±: sample standard deviation over seeds (ddof = 1). Intervals: 95 % Student-t. n: finished runs"
     yield from _comparison_notes(rows, str(spec.get("baseline", "")), name)
     yield _protocol(spec)
+    yield from _accelerator(runs, spec)
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
     outside = [name(row.result) for row in rows if row.result["within_budget"] is False]
     if outside:
@@ -199,6 +204,16 @@ def _protocol(spec: Mapping[str, Any]) -> str:
         f"Matching: {tuning.get('match')}, cost within [{1 - tolerance:.2f}, 1.00] of the budget. "
         f"Recipe: {spec.get('recipe')}. Seeds: {seeds}"
     )
+
+
+def _accelerator(runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
+    """Where latency and energy come from, when a budget limits them."""
+    if set(runs["budget_measure"]) & {"latency", "energy"}:
+        stated = section(spec, "accelerator")
+        yield (
+            f"Latency and energy: of an image, simulated BitFusion ({stated.get('hardware')}, batch "
+            f"{stated.get('batch')}), depthwise convolutions {stated.get('depthwise')}"
+        )
 
 
 def _matching_notes(results: StudyResults) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """What the paper prints beside what was measured here: two columns each, never mixed."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.published import Printed, printed
@@ -9,18 +10,60 @@ from bench.report import Column, Report, Table
 from bench.results import StudyResults, section
 from reports.cells import MILLION, number, spread
 
-_COLUMNS = (
-    Column(title="Model", align="left"),
-    Column(title="Method", align="left"),
-    Column(title="Top-1 %, printed"),
-    Column(title="Top-1 %, here"),
-    Column(title="n here"),
-    Column(title="BOPs (M), printed"),
-    Column(title="BOPs (M), here"),
-    Column(title="Search h, printed", drop=3),
-    Column(title="Search h, here", drop=3),
-    Column(title="Memory GB, printed", drop=4),
-    Column(title="Peak GB, here", drop=4),
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Quantity:
+    """A figure that the paper prints in some of its tables.
+
+    Attributes:
+        title: With the unit in which it is shown.
+        printed, here: The figure of a printed row and of a line of `StudyResults.lines`, in that unit.
+        std: Of the figure here, where it is known.
+        digits: Decimals.
+        drop: Of its two columns.
+        is_cost: Whether it tells rows of different budgets apart.
+    """
+
+    title: str
+    printed: Callable[[Printed], float]
+    here: Callable[[Mapping[Any, Any]], float]
+    std: Callable[[Mapping[Any, Any]], float] | None = None
+    digits: int = 1
+    drop: int = 0
+    is_cost: bool = True
+
+
+_QUANTITIES = (
+    _Quantity(
+        title="BOPs (M)",
+        printed=lambda row: row.bops / MILLION,
+        here=lambda line: line["bops_mean"] / MILLION,
+        std=lambda line: line["bops_std"] / MILLION,
+    ),
+    _Quantity(title="Memory KB", printed=lambda row: row.memory_kb, here=lambda line: line["memory_kb_mean"]),
+    _Quantity(title="Latency ms", printed=lambda row: row.latency_ms, here=lambda line: line["latency_ms_mean"]),
+    _Quantity(title="Energy mJ", printed=lambda row: row.energy_mj, here=lambda line: line["energy_mj_mean"]),
+    _Quantity(
+        title="Search h",
+        printed=lambda row: row.search_hours,
+        here=lambda line: (line["search_seconds_mean"] + line["tuning_seconds"]) / 3600,
+        digits=3,
+        drop=3,
+        is_cost=False,
+    ),
+    _Quantity(
+        title="Peak GB",
+        printed=lambda row: row.memory_gb,
+        here=lambda line: line["peak_memory_mb"] / 1000,
+        digits=2,
+        drop=4,
+        is_cost=False,
+    ),
+)
+
+
+_SCHEDULES = (
+    "30 epochs of search and 200 of fine-tuning on CIFAR-100, 10 and 15 on ImageNet, 10 and 150 for MobileNetV2"
 )
 
 
@@ -36,44 +79,70 @@ class Published(Report):
         rows = printed(str(results.spec.get("published")))
         if not rows:
             return []
-        lines = {(line["model"], line["method"]): line for line in results.lines.to_dict("records")}
-        pairs = [(row, lines.get((row.model, row.row))) for row in rows]
+        lines = results.lines.to_dict("records")
+        pairs = [(row, _nearest(row, lines)) for row in rows]
+        shown = [quantity for quantity in _QUANTITIES if not all(math.isnan(quantity.printed(row)) for row in rows)]
         table = Table(
             name="published",
             title=f"Table {rows[0].table} of the SBS paper, as printed and in study {results.name}",
-            columns=_COLUMNS,
-            rows=tuple(_cells(row, line) for row, line in pairs),
+            columns=_columns(shown),
+            rows=tuple(_cells(row, line, shown) for row, line in pairs),
             notes=tuple(_notes(pairs, results.spec)),
         )
         return [table]
 
 
-def _cells(row: Printed, line: Mapping[Any, Any] | None) -> tuple[str, ...]:
-    here = (
-        ("", "", "", "", "")
-        if line is None
-        else (
-            spread(line["top1_mean"], line["top1_std"]),
-            str(line["n"]),
-            spread(line["bops_mean"] / MILLION, line["bops_std"] / MILLION),
-            number((line["search_seconds_mean"] + line["tuning_seconds"]) / 3600, digits=3),
-            number(line["peak_memory_mb"] / 1000, digits=2),
-        )
+def _nearest(row: Printed, lines: Sequence[Mapping[Any, Any]]) -> Mapping[Any, Any] | None:
+    """The study's line of the same model and method whose cost is nearest to the printed one."""
+    same = [line for line in lines if (line["model"], line["method"]) == (row.model, row.row)]
+    costs = [quantity for quantity in _QUANTITIES if quantity.is_cost and not math.isnan(quantity.printed(row))]
+
+    def distance(line: Mapping[Any, Any]) -> float:
+        ratios = [quantity.here(line) / quantity.printed(row) for quantity in costs]
+        return sum(abs(math.log(ratio)) if ratio > 0 else math.inf for ratio in ratios)
+
+    return min(same, key=distance, default=None)
+
+
+def _columns(shown: Sequence[_Quantity]) -> tuple[Column, ...]:
+    return (
+        Column(title="Model", align="left"),
+        Column(title="Method", align="left"),
+        Column(title="Budget here", align="left", drop=5),
+        Column(title="Top-1 %, printed"),
+        Column(title="Top-1 %, here"),
+        Column(title="n here"),
+        *(
+            Column(title=f"{quantity.title}, {place}", drop=quantity.drop)
+            for quantity in shown
+            for place in ("printed", "here")
+        ),
     )
-    top1, n, bops, hours, memory = here
+
+
+def _cells(row: Printed, line: Mapping[Any, Any] | None, shown: Sequence[_Quantity]) -> tuple[str, ...]:
+    figures = [
+        text
+        for quantity in shown
+        for text in (
+            number(quantity.printed(row), digits=1),
+            "" if line is None else _measured(line, quantity),
+        )
+    ]
     return (
         row.model,
         row.row,
+        "" if line is None else str(line["budget"]),
         _as_printed(row.top1, row.top1_std),
-        top1,
-        n,
-        number(row.bops / MILLION, digits=1),
-        bops,
-        number(row.search_hours, digits=1),
-        hours,
-        number(row.memory_gb, digits=1),
-        memory,
+        "" if line is None else spread(line["top1_mean"], line["top1_std"]),
+        "" if line is None else str(line["n"]),
+        *figures,
     )
+
+
+def _measured(line: Mapping[Any, Any], quantity: _Quantity) -> str:
+    value = quantity.here(line)
+    return number(value, digits=quantity.digits) if quantity.std is None else spread(value, quantity.std(line))
 
 
 def _as_printed(mean: float, std: float) -> str:
@@ -88,8 +157,8 @@ def _notes(pairs: Sequence[tuple[Printed, Mapping[Any, Any] | None]], spec: Mapp
     seeds = spec.get("seeds") or ()
     data = {row.dataset for row, _ in pairs}
     yield (
-        f"Printed: {', '.join(sorted(data))}, 30 epochs of search, 200 of fine-tuning on CIFAR-100 (Section 4.2), "
-        "mean±std of five runs, search cost in hours of a TITAN Xp"
+        f"Printed: {', '.join(sorted(data))}; {_SCHEDULES} (Section 4.2); on CIFAR-100 mean±std of five runs; search "
+        "cost in hours of a TITAN Xp; latency and energy of an image on BitFusion"
     )
     yield (
         f"Here: {images}{task.get('dataset')}, {epochs['pretrain']} epochs of pretraining, {epochs['search']} of "

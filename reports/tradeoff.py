@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import StudyResults
 from bench.statistics import mean, std, t_interval
-from reports.cells import MILLION, anchor, interval, named_runs, number, spread
+from reports.cells import anchor, interval, named_runs, number, spread
 from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.drawing import number as plotted
+from reports.measured import BOPS, Measured, limited, of_kind
 
 if TYPE_CHECKING:
     import altair as alt
@@ -23,56 +24,60 @@ _MARGIN = 0.3
 
 
 class Tradeoff(Report):
-    """Accuracy over bit operations."""
+    """Accuracy over what budgets limit."""
 
-    summary = "accuracy over BOPs, and which methods no other one beats in both"
+    summary = "accuracy over cost, and which methods no other one beats in both"
     title = "Accuracy over cost"
     rank = 10
 
     def build(self, results: StudyResults) -> list[Part]:
         """Nothing before the first run is done."""
         runs = named_runs(results)
-        done = runs[runs["status"] == "done"].dropna(subset=["top1", "bops"])
-        done = done[done["bops"] > 0]
-        if not len(done):
-            return []
-        means = _means(done)
-        front = pareto_front(means)
-        points = sorted(_points(done), key=lambda point: (point["method"], point["budget"]))  # some of each are kept
-        shown, note = thinned(points, "runs")
-        methods = unique(row["method"] for row in means)
-        text = (
-            "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
-            "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure",
-            *note,
-        )
-        return [
-            Figure(
-                name="tradeoff",
-                title="Top-1 accuracy over bit operations",
-                draw=lambda: _draw(methods, shown, means, front),
-                notes=text,
-            ),
-            _table(means, front),
-        ]
+        done = runs[runs["status"] == "done"].dropna(subset=["top1"])
+        return [part for kind in limited(done) for part in _parts(of_kind(done, kind), kind)]
 
 
-def _points(done: "pd.DataFrame") -> list[dict[str, Any]]:
+def _parts(done: "pd.DataFrame", kind: Measured) -> list[Part]:
+    """Figure and table over one kind of cost."""
+    if not len(done):
+        return []
+    means = _means(done, kind)
+    front = pareto_front(means)
+    points = sorted(_points(done, kind), key=lambda point: (point["method"], point["budget"]))  # some of each are kept
+    shown, note = thinned(points, "runs")
+    methods = unique(row["method"] for row in means)
+    suffix = "" if kind is BOPS else f"_{kind.measure}"
+    text = (
+        "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
+        "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure",
+        *note,
+    )
+    return [
+        Figure(
+            name=f"tradeoff{suffix}",
+            title=f"Top-1 accuracy over {kind.title}",
+            draw=lambda: _draw(methods, shown, means, front, kind),
+            notes=text,
+        ),
+        _table(means, front, kind, f"pareto{suffix}"),
+    ]
+
+
+def _points(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
     return [
         {
             "method": run["line"],
             "budget": run["budget"] or "none",
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
-            "bops": plotted(run["bops"] / MILLION),
-            "memory": plotted(run["memory_kb"]),
+            "cost": plotted(run[kind.column] / kind.per_unit),
             "run": run["id"],
         }
         for run in done.astype({"seed": float}).to_dict("records")
     ]
 
 
-def _means(done: "pd.DataFrame") -> list[dict[str, Any]]:
+def _means(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
     """One row for each method and budget, in the study's order."""
     rows = []
     for _, group in done.groupby(["model", "dataset", "method", "budget"], sort=False):
@@ -86,7 +91,7 @@ def _means(done: "pd.DataFrame") -> list[dict[str, Any]]:
                 "top1": mean(group["top1"]),
                 "std": std(group["top1"]),
                 "interval": ends,
-                "bops": mean(group["bops"]) / MILLION,
+                "cost": mean(group[kind.column]) / kind.per_unit,
                 "memory": mean(group["memory_kb"]),
                 "anchor": anchor(first.to_dict()),
             }
@@ -99,60 +104,60 @@ def pareto_front(means: Rows) -> list[int]:
 
     One beats another when it is no worse in both and better in one.
     """
-    order = sorted(range(len(means)), key=lambda index: (means[index]["bops"], -means[index]["top1"]))
+    order = sorted(range(len(means)), key=lambda index: (means[index]["cost"], -means[index]["top1"]))
     front: list[int] = []
     for index in order:
         best = means[front[-1]] if front else None
-        same = best is not None and all(means[index][key] == best[key] for key in ("bops", "top1"))
+        same = best is not None and all(means[index][key] == best[key] for key in ("cost", "top1"))
         if best is None or means[index]["top1"] > best["top1"] or same:
             front.append(index)
     return front
 
 
-def _table(means: Rows, front: Sequence[int]) -> Table:
+def _table(means: Rows, front: Sequence[int], kind: Measured, name: str) -> Table:
     return Table(
-        name="pareto",
-        title="Means by cost, and the Pareto front",
+        name=name,
+        title=f"Means by {kind.title}, and the Pareto front",
         columns=(
             Column(title="Method", align="left"),
             Column(title="Budget", align="left"),
             Column(title="n"),
-            Column(title="BOPs (M)"),
+            Column(title=kind.title),
             Column(title="Top-1 %"),
             Column(title="95 % interval", drop=1),
-            Column(title="Memory KB", drop=2),
+            *(() if kind.measure == "memory" else (Column(title="Memory KB", drop=2),)),
             Column(title="On the front", align="left"),
         ),
         rows=tuple(
-            _cells(means[index], on_front=index in set(front))
-            for index in sorted(range(len(means)), key=lambda index: float(means[index]["bops"]))
+            _cells(means[index], kind, on_front=index in set(front))
+            for index in sorted(range(len(means)), key=lambda index: float(means[index]["cost"]))
         ),
         notes=("On the front: no other mean costs no more and is at least as accurate, and better in one of both",),
-        links=tuple(str(row["anchor"]) for row in sorted(means, key=lambda row: float(row["bops"]))),
+        links=tuple(str(row["anchor"]) for row in sorted(means, key=lambda row: float(row["cost"]))),
     )
 
 
-def _cells(row: Mapping[str, Any], *, on_front: bool) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], kind: Measured, *, on_front: bool) -> tuple[str, ...]:
     return (
         row["method"],
         row["budget"],
         str(row["n"]),
-        number(row["bops"], 2),
+        number(row["cost"], 2),
         spread(row["top1"], row["std"]),
         interval(row["interval"]),
-        number(row["memory"], 1),
+        *(() if kind.measure == "memory" else (number(row["memory"], 1),)),
         "yes" if on_front else "no",
     )
 
 
-def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int]) -> "alt.TopLevelMixin":
+def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int], kind: Measured) -> "alt.TopLevelMixin":
     import altair as alt
 
     from bench.charts import GREY
 
-    costs = [row["bops"] for row in means]
+    costs = [row["cost"] for row in means]
     scale = alt.Scale(type="log", nice=False, padding=20) if max(costs) > _WIDE * min(costs) else alt.Scale(zero=False)
-    x = alt.X("bops:Q", title="bit operations (M)", scale=scale)
+    x = alt.X("cost:Q", title=kind.title, scale=scale)
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
@@ -168,16 +173,16 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int])
         centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
         alt.Chart(data(runs))
         .mark_point(filled=True, size=28, opacity=0.5)
-        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(("seed", "run"))),
+        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(kind, ("seed", "run"))),
         centres.mark_point(filled=True, size=110, opacity=1).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=_hover(("n", "std", "interval"))
+            x=x, y=y, color=colour, shape=shape, tooltip=_hover(kind, ("n", "std", "interval"))
         ),
     )
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A mean for the chart; without an interval, both ends are the mean, so that its mark has no extent."""
-    figures = {key: plotted(row[key]) for key in ("top1", "std", "bops", "memory")}
+    figures = {key: plotted(row[key]) for key in ("top1", "std", "cost")}
     low, high = (figures["top1"] if math.isnan(end) else plotted(end) for end in astuple(row["interval"]))
     return {**row, **figures, "low": low, "high": high, "interval": interval(row["interval"])}
 
@@ -189,10 +194,10 @@ def _height(accuracies: Sequence[float]) -> list[float]:
     return [max(low - margin, 0.0), min(high + margin, 100.0)]
 
 
-def _hover(more: Sequence[str]) -> "list[alt.Tooltip]":
+def _hover(kind: Measured, more: Sequence[str]) -> "list[alt.Tooltip]":
     import altair as alt
 
-    figures = {"top1": "Top-1 %", "bops": "BOPs (M)", "memory": "memory (KB)"}
+    figures = {"top1": "Top-1 %", "cost": kind.title}
     names = {"method": "method", "budget": "budget", "seed": "seed", "run": "run", "n": "runs"}
     titles = {**names, **figures, "std": "std", "interval": "95 % interval"}
     chosen = ("method", "budget", *figures, *more)

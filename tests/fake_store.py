@@ -71,13 +71,13 @@ class FakeStore:
             "options": {},
             "knobs": {},
             "tuning": None,
-            "metrics": {} if top1 is None else figures(top1) | dict(metrics or {}),
+            "metrics": {} if top1 is None else figures(top1) | _costs(metrics or {}),
             "times": {} if top1 is None else {"search_seconds": 10.0 + seed, "total_seconds": 30.0},
             "peak_memory_mb": 200.0 + seed,
             "within_budget": None if budget is None or top1 is None else True,
             "started": "2026-01-01T00:00:00+00:00",
             "finished": None if status in ("planned", "running") else "2026-01-01T00:01:00+00:00",
-            "fingerprint": made_with(method),
+            "fingerprint": made_with(method, fields.get("model", MODEL)),
             "attempt": 1,
             "files": self._outcome(identity, policy) if status == "done" else {},
         }
@@ -148,12 +148,17 @@ class FakeStore:
         return manifest(folder, ["policy.json", "curves.json"])
 
 
-def made_with(method: str) -> dict[str, Any]:
+def made_with(method: str, model: str = MODEL) -> dict[str, Any]:
     """The fingerprint of a result that is up to date; a method that is not installed has no source."""
     try:
-        return fingerprint(method, DATA_CHECKSUM, MODEL)
+        return fingerprint(method, DATA_CHECKSUM, model)
     except BenchError:
-        return fingerprint(None, DATA_CHECKSUM, MODEL)
+        return fingerprint(None, DATA_CHECKSUM, model)
+
+
+def _costs(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics in which bit operations, which budgets limit here, are the cost."""
+    return {"cost": metrics["bops"], **metrics} if "bops" in metrics else dict(metrics)
 
 
 def figures(top1: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Checks the cost counter: exact integers, the differentiable costs, and through other modules all that is printed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from bench.checks import CheckLine, accelerator, printed, pruning
 from bench.checks.networks import CIFAR, MODELS, network, title
-from bench.costs import channels, price
+from bench.costs import price
 from bench.network import NetworkShape
-from bench.policy import Policy, uniform
+from bench.policy import Policy, kept_inputs, kept_outputs, uniform
 from bench.relaxed import Choice, RelaxedBops, RelaxedCost, RelaxedMemory
 from bench.search_space import CANDIDATES
 from bench.seeds import generator
@@ -123,8 +123,13 @@ def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
     def share(bits: int) -> list[float]:
         return [float(bits == candidate) for candidate in CANDIDATES]
 
+    def left(kept: Sequence[int] | None, full: int) -> int:
+        # Counted here: a check by what the counter itself makes of a policy would agree with its mistakes.
+        return full if kept is None else len(kept)
+
     choices = [policy.layers[layer.name] for layer in shape.middle]
-    inputs, outputs = zip(*(channels(policy, layer) for layer in shape.middle), strict=True)
+    inputs = [left(kept_inputs(policy, layer), layer.in_channels) for layer in shape.middle]
+    outputs = [left(kept_outputs(policy, layer), layer.out_channels) for layer in shape.middle]
     return {
         "weight_shares": torch.tensor([share(choice.weight_bits) for choice in choices]),
         "activation_shares": torch.tensor([share(choice.activation_bits) for choice in choices]),

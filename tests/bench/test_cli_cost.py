@@ -89,6 +89,7 @@ def test_as_json_integers_are_exact(bench: Command) -> None:
     ]
     assert (found["macs"], found["bops"], found["memory_bits"]) == (40_818_944, 674_643_968, 1_994_624)
     assert (found["memory_kb"], found["parameters"]) == (249.328, 276_656)
+    assert found["peak_memory_bits"] == (276_656 - 6_832) * 4 + 6_832 * 8 + 16 * 32 * 32 * 4
     assert (found["hardware"], found["batch"], found["depthwise"]) == ("bf_e", 16, "dense")
     assert found["search_space"] == policies(model_shape("resnet20", "cifar100"))
     layers = found["layers"]

@@ -1,14 +1,15 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.compression import QuantizedLayer, calibrate, compress, reduce
+from bench.compression import ConvGeometry, LinearGeometry, QuantizedLayer, calibrate, compress, reduce
 from bench.models.resnet import CifarResNet, resnet8
 from bench.network import NetworkShape, trace
 from bench.policy import Policy, uniform
-from bench.quantization import UniformQuantizer, best_clip, quantize, standardize
+from bench.quantization import Shifted, UniformQuantizer, best_clip, quantize, standardize
 
 KEPT = {
     "stages.0.0.conv1": (0, 3, 5, 15),
@@ -158,6 +159,7 @@ def test_every_layer_has_the_policys_quantizers(model: CifarResNet, network: Net
     for layer in network.layers:
         choice = policy.layers[layer.name]
         weight, activation = layers[layer.name].weight_quantizer, layers[layer.name].activation_quantizer
+        assert isinstance(layers[layer.name].geometry, ConvGeometry if layer.kind == "conv" else LinearGeometry)
         assert isinstance(weight, UniformQuantizer)
         assert (weight.bits, weight.kind) == (choice.weight_bits, "weight")
         assert weight.normalized == (layer.kind == "conv")
@@ -266,3 +268,60 @@ def test_calibration_brings_eight_bits_close_to_the_float_network(model: CifarRe
         expected, found = model.train()(images), compressed.train()(images)
     correlation = torch.corrcoef(torch.stack([expected.flatten(), found.flatten()]))[0, 1]
     assert float(correlation) > 0.98
+
+
+# --- networks with inputs that can be negative ---
+
+
+class Signed(nn.Sequential):
+    """The second convolution reads a hard swish, the third what a ReLU lets through, the classifier anything."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 6, 3),
+            nn.Hardswish(),
+            nn.Conv2d(6, 6, 3, groups=6),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        )
+
+
+def signed_layers(bits: int = 4, **others: Any) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
+    torch.manual_seed(0)
+    model = Signed()
+    network = trace(model, (3, 8, 8), name="signed", dataset="none")
+    compressed = compress(model, network, uniform(network, bits), **others)
+    return compressed, layers_of(compressed)
+
+
+def test_inputs_that_can_be_negative_have_an_offset() -> None:
+    _, layers = signed_layers()
+    kinds = {name: type(layer.activation_quantizer) for name, layer in layers.items()}
+    assert kinds == {"0": nn.Identity, "2": Shifted, "4": UniformQuantizer, "7": Shifted}
+    # No norm follows any of them: the scale of their weights matters.
+    assert not any(layer.weight_quantizer.normalized for layer in layers.values())
+
+
+def test_offsets_start_where_they_are_told_and_are_kept_in_the_state() -> None:
+    compressed, layers = signed_layers(clips={"2.offset": -0.375, "2.activation": 0.5, "4.offset": 9.0})
+    quantizer = layers["2"].activation_quantizer
+    assert isinstance(quantizer, Shifted)
+    assert (float(quantizer.offset.detach()), clip_of(quantizer.quantizer)) == (-0.375, 0.5)
+    other, _ = signed_layers()
+    other.load_state_dict(compressed.state_dict())
+    images = normal(2, 3, 8, 8).float()
+    assert torch.equal(other(images), compressed(images))
+
+
+def test_offsets_are_calibrated_with_the_rest() -> None:
+    compressed, layers = signed_layers(bits=8)
+    images = normal(8, 3, 8, 8).float()
+    calibrate(compressed, images)
+    quantizers = [layers[name].activation_quantizer for name in ("2", "7")]
+    assert all(isinstance(q, Shifted) and float(q.offset.detach()) < 0 for q in quantizers)
+    torch.manual_seed(0)
+    expected = Signed()(images)
+    assert torch.allclose(compressed(images), expected, atol=0.03 * float(expected.abs().max().detach()))

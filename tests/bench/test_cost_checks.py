@@ -8,7 +8,7 @@ import pytest
 
 import bench.costs
 import bench.published
-from bench.checks import CheckLine, accelerator, costs, printed, pruning
+from bench.checks import CheckLine, accelerator, costs, printed
 from bench.checks.networks import MODELS, network
 from bench.network import NetworkShape
 from bench.policy import Policy, uniform
@@ -128,8 +128,9 @@ def test_wrong_edges_miss_the_printed_costs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_readers_that_do_not_shrink_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.costs, "kept_inputs", lambda policy, layer: None)
-    found = failed(pruning.lines())
+    found = failed(costs.checks())
     assert sum("hand count" in what for what in found) == 2
+    assert sum("differentiable" in what for what in found) == len(MODELS)
     assert sum("SBS-P, paper prints" in what for what in found) >= 2
 
 

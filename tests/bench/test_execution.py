@@ -91,7 +91,8 @@ def test_a_runs_record_is_complete(finished: Any, title: str) -> None:
     assert record["fingerprint"]["cost_counter"] == COUNTER_VERSION
     assert record["knobs"].keys() == ({"strength"} if method in ("sbs", "dnas") else set())
     if method == "sbs":
-        assert record["options"]["group_size"] == 4  # also what was not asked for
+        assert record["options"]["gate_training"] == "alternating"  # also what was not asked for
+        assert (record["options"]["group_size"], network.group_size) == (None, 4)  # the network's own
 
 
 @pytest.mark.parametrize("title", RUNS)

@@ -1,8 +1,10 @@
 """The networks that come with the harness: exact costs of their published forms."""
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from bench.costs import price
 from bench.errors import BenchError
 from bench.models.build import build_model
 from bench.network import NetworkShape, trace
+from bench.plugins import load
 from bench.policy import uniform
 
 # Image size and classes with which the paper counts.
@@ -141,11 +144,10 @@ def test_images_of_one_channel(model: str) -> None:
     torch.manual_seed(0)
     size = 32
     one, three = (build_model(model, (channels, size, size), 10) for channels in (1, 3))
-    costs = [
-        price(network, uniform(network, 4))
-        for network, channels in ((one, 1), (three, 3))
-        for network in [trace(network, (channels, size, size), name=model, dataset="none")]
+    networks = [
+        trace(built, (channels, size, size), name=model, dataset="none") for built, channels in ((one, 1), (three, 3))
     ]
+    costs = [price(network, uniform(network, 4)) for network in networks]
     assert (costs[0].layers[0].in_channels, costs[1].layers[0].in_channels) == (1, 3)
     assert 3 * costs[0].layers[0].macs == costs[1].layers[0].macs
     assert costs[0].layers[1:] == costs[1].layers[1:]
@@ -194,5 +196,59 @@ def test_what_is_no_model_is_refused(plugin: Callable[..., None], make: Callable
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"unknown model .resnet81.: did you mean .resnet8."):
+    with pytest.raises(BenchError, match=r"unknown model 'resnet81': did you mean 'resnet8'\?"):
         build_model("resnet81", (3, 8, 8), 10)
+
+
+# --- models by their place --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module of a user's in the working directory; its name is nobody else's."""
+    name = f"nets_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        "from torch import nn\n"
+        "def make(in_channels, num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.Flatten(), nn.LazyLinear(num_classes))\n"
+        "def sized(in_channels, num_classes, image_size):\n"
+        "    return nn.Linear(image_size, num_classes)\n"
+        "def none(in_channels, num_classes):\n"
+        "    return None\n"
+        "number = 3\n",
+        encoding="utf-8",
+    )
+    (tmp_path / f"{name}_broken.py").write_text("import no_such_module_at_all\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield name
+    load.cache_clear()
+    for module in [module for module in sys.modules if module.startswith(name)]:
+        del sys.modules[module]
+
+
+def test_a_model_of_ones_own_is_built(mine: str) -> None:
+    model = build_model(f"{mine}:make", (2, 8, 8), 7)
+    assert model(torch.zeros(1, 2, 8, 8)).shape == (1, 7)
+    sized = build_model(f"{mine}:sized", (2, 9, 8), 7)
+    assert isinstance(sized, nn.Linear) and sized.in_features == 9  # the height
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{}:missing", "cannot load model '{}:missing'"),
+        ("{}_nowhere:make", "cannot load model '{}_nowhere:make'.*No module named '{}_nowhere'"),
+        ("{}_broken:make", "cannot load model '{}_broken:make'.*no_such_module_at_all"),
+        ("{}:number", "model '{}:number' is a int; it must be a function"),
+        ("{}:none", r"model '{}:none' returned a NoneType; it must return a torch\.nn\.Module"),
+        ("{}:", "model '{}:' is not of the form package.module:function"),
+        (":make", "model ':make' is not of the form package.module:function"),
+        ("{}.py:make twice", "is not of the form package.module:function"),
+        ("{}:make:make", "is not of the form package.module:function"),
+        ("../{}:make", "is not of the form package.module:function"),
+    ],
+)
+def test_a_place_that_holds_no_model_is_refused(mine: str, place: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message.replace("{}", mine)):
+        build_model(place.replace("{}", mine), (3, 8, 8), 10)

@@ -141,7 +141,7 @@ def test_the_same_study_twice_is_the_same(plan: Planner) -> None:
         {"methods": ["full_precision", "fixed", "dnas", "sbs"]},
         {"baseline": "dnas"},
         {"seeds": [1, 0]},
-        {"options": {"sbs": {"group_size": 4}}},  # the default, spelled out
+        {"options": {"sbs": {"gate_training": "alternating"}}},  # the default, spelled out
         {"budgets": ["4bit"], "task": {"dataset": "synthetic"}},
     ],
     ids=str,

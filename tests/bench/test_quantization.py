@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from bench.quantization import (
     Kind,
+    Shifted,
     UniformQuantizer,
     best_clip,
     clip_parameters,
+    clip_value,
+    clips_of,
     denormalize,
     discretize,
     normalize,
     positive,
     quantize,
+    restore_clips,
     standardize,
     steps,
 )
@@ -275,3 +279,112 @@ def test_standardize_of_equal_weights_is_finite() -> None:
 def test_clip_parameters_are_the_quantizers_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 2), UniformQuantizer(bits=4, kind="weight"))
     assert list(map(id, clip_parameters(model))) == [id(model[1].clip)]
+
+
+# --- inputs that can be negative ---
+
+
+def shifted(bits: int, clip: float, offset: float) -> Shifted:
+    quantizer = Shifted(UniformQuantizer(bits=bits, kind="activation")).double()
+    with torch.no_grad():
+        quantizer.quantizer.clip.fill_(clip)  # type: ignore[operator]
+        quantizer.offset.fill_(offset)
+    return quantizer
+
+
+def shifted_literal(x: Tensor, clip: Tensor, offset: Tensor, bits: int) -> Tensor:
+    """v · D(clip((x − β)/v, 0, 1)) + β, D the identity in the backward pass."""
+    z = ((x - offset) / clip).clamp(0, 1)
+    count = 2**bits - 1
+    level = torch.ceil(z.detach() * count - 0.5) / count
+    result: Tensor = clip * (z + (level - z).detach()) + offset
+    return result
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize(("clip", "offset"), [(1.5, -0.4), (0.7, 0.3), (2.0, 0.0)])
+def test_shifted_quantizer_is_the_literal_one(bits: int, clip: float, offset: float) -> None:
+    x = normal(40, 7, seed=bits).requires_grad_()
+    quantizer = shifted(bits, clip, offset)
+    leaves = [scalar(clip).requires_grad_(), scalar(offset).requires_grad_()]
+    found, expected = quantizer(x), shifted_literal(x, leaves[0], leaves[1], bits)
+    assert torch.allclose(found, expected, atol=1e-12)
+    upstream = normal(40, 7, seed=99)
+    assert isinstance(quantizer.quantizer, UniformQuantizer)
+    inner = quantizer.quantizer.clip
+    one = torch.autograd.grad((found * upstream).sum(), [x, inner, quantizer.offset])
+    other = torch.autograd.grad((expected * upstream).sum(), [x, *leaves])
+    for a, b in zip(one, other, strict=True):
+        assert bool(b.any())
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_offset_feels_what_lies_outside_its_range(bits: int) -> None:
+    """LSQ+, Eq. 6: dQ/dβ is 1 where x is clipped, on either side, and 0 elsewhere."""
+    quantizer = shifted(bits, clip=1.0, offset=-0.25)
+    for value, slope in ((-0.3, 1.0), (-10.0, 1.0), (-0.2, 0.0), (0.0, 0.0), (0.7, 0.0), (0.8, 1.0), (5.0, 1.0)):
+        x = scalar(value).requires_grad_()
+        to_x, to_offset = torch.autograd.grad(quantizer(x), [x, quantizer.offset])
+        assert (float(to_x), float(to_offset)) == (1 - slope, slope), value
+
+
+SIGNED: dict[str, Callable[[Tensor], Tensor]] = {
+    "hard swish": nn.functional.hardswish,
+    "normal": lambda x: x,
+    "mostly positive": lambda x: x + 1.5,
+    "far below zero": lambda x: 0.2 * x - 3,
+    "one outlier": lambda x: torch.cat([nn.functional.hardswish(x).flatten(), scalar(-9.0).view(1)]),
+}
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("case", SIGNED)
+def test_calibration_is_no_worse_than_without_an_offset_and_than_from_the_minimum(case: str, bits: int) -> None:
+    x = SIGNED[case](normal(500, seed=1))
+
+    def error(quantizer: Shifted) -> float:
+        with torch.no_grad():
+            return float((quantizer(x) - x).square().mean())
+
+    calibrated = shifted(bits, 1.0, 0.3)
+    calibrated.calibrate(x)
+    others = [shifted(bits, best_clip(x - low, bits, "activation"), low) for low in (0.0, float(x.min()))]
+    errors = [error(other) for other in others]
+    assert error(calibrated) <= min(errors) * (1 + 1e-9)
+    assert float(x.min()) <= float(calibrated.offset.detach()) <= 0
+    if case != "one outlier":
+        assert error(calibrated) < 0.9 * max(errors)
+
+
+def test_calibration_of_what_is_not_negative_needs_no_offset() -> None:
+    x = normal(400, seed=2).abs() + 0.1
+    quantizer, plain = shifted(4, 1.0, -0.5), UniformQuantizer(bits=4, kind="activation").double()
+    quantizer.calibrate(x)
+    plain.calibrate(x)
+    assert float(quantizer.offset.detach()) == 0
+    assert torch.equal(quantizer(x), plain(x))
+
+
+def test_parameters_of_a_layers_quantizers_have_names() -> None:
+    weight = UniformQuantizer(bits=4, kind="weight")
+    signed = Shifted(UniformQuantizer(bits=4, kind="activation"))
+    plain = UniformQuantizer(bits=4, kind="activation")
+    assert [key for key, _ in clips_of("a", weight, plain)] == ["a.weight", "a.activation"]
+    assert [key for key, _ in clips_of("a", weight, nn.Identity())] == ["a.weight"]
+    found = dict(clips_of("a", weight, signed))
+    assert found.keys() == {"a.weight", "a.activation", "a.offset"}
+    restore_clips("a", weight, signed, {"a.activation": 0.5, "a.offset": -0.125, "b.offset": 7.0})
+    values = {key: clip_value(key, parameter) for key, parameter in found.items()}
+    assert values == {"a.weight": 1.0, "a.activation": 0.5, "a.offset": -0.125}
+    with torch.no_grad():
+        found["a.weight"].fill_(-2.0)  # an optimizer may: it is used as a positive number
+    assert clip_value("a.weight", found["a.weight"]) == 2.0
+
+
+def test_offsets_are_trained_like_clip_values() -> None:
+    """Without decay: pulling a range towards zero would be no regularisation."""
+    signed = Shifted(UniformQuantizer(bits=4, kind="activation"))
+    network = nn.Sequential(nn.Linear(2, 2), signed)
+    assert {id(parameter) for parameter in clip_parameters(network)} == {id(p) for p in signed.parameters()}
+    assert len(list(signed.parameters())) == 2

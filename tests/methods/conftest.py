@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.costs import price
@@ -20,7 +21,67 @@ from bench.training import fit
 from datasets.digits import Digits
 
 CPU = torch.device("cpu")
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 1, **others: Any) -> nn.Sequential:
+    """A convolution with its norm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **others)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class _Gate(nn.Module):
+    """Squeeze and excite, of 1×1 convolutions or of linear layers."""
+
+    def __init__(self, channels: int, kind: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = kind(channels, 8), kind(8, channels)
+        self.linear = isinstance(self.fc1, nn.Linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean((2, 3)) if self.linear else F.adaptive_avg_pool2d(x, 1)
+        scale = F.hardsigmoid(self.fc2(F.relu(self.fc1(squeezed))))
+        return x * (scale.view(x.shape[0], -1, 1, 1) if self.linear else scale)
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, act: Callable[[Tensor], Tensor], gate: nn.Module, **others: Any
+    ) -> None:
+        super().__init__()
+        self.expand = _conv(inputs, hidden)
+        self.depthwise = _conv(hidden, hidden, groups=hidden, **others)
+        self.gate, self.act = gate, act
+        self.project = _conv(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.depthwise(self.act(self.expand(x))))
+        return self.project(self.gate(y))  # type: ignore[no-any-return]
+
+
+class Mobile(nn.Module):
+    """Everything that gates have to follow: depthwise convolutions, squeeze and excite of two kinds, inputs that can be
+    negative, a bottleneck, and a linear layer in the middle that reads filters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv(1, 8, 3)
+        self.first = _InvertedResidual(8, 16, 8, F.relu6, _Gate(16, lambda i, o: nn.Conv2d(i, o, 1)), kernel=3)
+        self.second = _InvertedResidual(8, 24, 12, F.hardswish, _Gate(24, nn.Linear), kernel=5, stride=2)
+        self.narrow, self.inside, self.wide = _conv(12, 8), _conv(8, 8, 3), _conv(8, 12)
+        self.head = _conv(12, 16)
+        self.middle, self.fc = nn.Linear(16, 20), nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.stem(x))
+        x = self.second(x + self.first(x))
+        x = F.relu(x + self.wide(F.relu(self.inside(F.relu(self.narrow(x))))))
+        x = F.hardswish(self.head(x)).mean((2, 3))
+        return self.fc(F.hardswish(self.middle(x)))  # type: ignore[no-any-return]
+
+
 MODELS: Mapping[str, Callable[[], nn.Module]] = {
+    "mobile": Mobile,
     "resnet8": lambda: resnet8(1, 10),
     "resnet20": lambda: resnet20(1, 10),
 }
@@ -94,8 +155,18 @@ def scramble(model: nn.Module, seed: int) -> nn.Module:
 
 @pytest.fixture(scope="session", params=sorted(MODELS))
 def scrambled_job(request: pytest.FixtureRequest, small_task: Task) -> SearchJob:
-    """A job on a network of random weights and norms, ResNet-8 and ResNet-20."""
-    task = task_of(small_task.data, request.param)
+    """A job on a network of random weights and norms, of each kind."""
+    return _scrambled(small_task, request.param)
+
+
+@pytest.fixture(scope="session")
+def mobile_job(small_task: Task) -> SearchJob:
+    """The one of them with inverted residuals."""
+    return _scrambled(small_task, "mobile")
+
+
+def _scrambled(small_task: Task, model: str) -> SearchJob:
+    task = task_of(small_task.data, model)
     torch.manual_seed(3)
     state = scramble(task.make_model(), 3).state_dict()
     return job_of(task, state)

@@ -364,9 +364,10 @@ def different_paths(job: SearchJob) -> PathNetwork:
     return network
 
 
-def test_chosen_paths_are_handed_on(make_job: MakeJob) -> None:
-    """Policy, weights and clip values rebuild the network in which no other path is left."""
-    job = make_job()
+@pytest.mark.parametrize("signed", [False, True], ids=["resnet8", "depthwise, gates and signed inputs"])
+def test_chosen_paths_are_handed_on(make_job: MakeJob, mobile_job: SearchJob, signed: bool) -> None:
+    """Policy, weights, clip values and offsets rebuild the network in which no other path is left."""
+    job = mobile_job if signed else make_job()
     network = different_paths(job)
     policy = network.policy(network.decisions())
     assert {policy.layers[name].weight_bits for name in network.layers} == set(BITS)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from bench.compression import compress
 from bench.costs import price
+from bench.measures import BOPS, Energy, Latency, Memory
 from bench.method import CostTerm, SearchJob, SearchResult, Task
 from bench.network import LayerShape, NetworkShape, trace
-from bench.policy import Policy
+from bench.policy import Policy, uniform
 from bench.repair import policy_of
-from bench.spec import SearchSchedule
+from bench.spec import AcceleratorSpec, SearchSchedule
 from bench.training import evaluate
 from methods.sbs import (
     CostOnly,
@@ -500,6 +501,42 @@ def test_result_is_the_network_that_was_searched(
     assert all(torch.equal(job.pretrained[name], before[name]) for name in before)
 
 
+MEASURES = {
+    "bops": BOPS,
+    "memory": Memory(),
+    "latency": Latency(AcceleratorSpec()),
+    "energy": Energy(AcceleratorSpec()),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_what_follows_a_pruned_layer_is_pruned_with_it_in_every_measure(
+    name: str, mobile_job: SearchJob, watched: Watched
+) -> None:
+    measure, shapes = MEASURES[name], mobile_job.task.network
+    budget = measure.price(shapes, uniform(shapes, 4))
+    job = replace(mobile_job, measure=measure, budget=budget, knobs={"strength": 3.0}, match="lambda")
+    result, diary = short_search(CostOnly, job, watched, threshold_lr=1.0)
+    assert diary.model is not None
+    per_step = result.record["cost_per_step"]
+    assert per_step[0] == pytest.approx(measure.price(shapes, open_policy(result, shapes)), rel=1e-6)
+    assert measure.price(shapes, result.policy) < per_step[0]
+    dropped = {
+        name
+        for name, choice in result.policy.layers.items()
+        if choice.kept_filters is not None and len(choice.kept_filters) < shapes[name].out_channels
+    }
+    assert dropped & {"first.expand.0", "second.expand.0"}
+    model = job.task.make_model()
+    model.load_state_dict(dict(result.state))
+    rebuilt = compress(model, shapes, result.policy, clips=result.clips)
+    images = job.task.data.calibration_batches(1, 8)[0].double()
+    with torch.no_grad():
+        assert torch.allclose(
+            diary.model.double().eval()(images), rebuilt.double().eval()(images), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_pretrained_weights_are_returned_when_asked_for(make_job: MakeJob) -> None:
     job = make_job()
     result = Sbs(SbsOptions(finetune_from="pretrained")).search(job)
@@ -552,14 +589,16 @@ def test_methods_choose_what_they_say(
     }
     assert "filters" in decided or not any(choice.kept_filters for choice in middle)
     cheapest = price(shapes, method(SbsOptions()).cheapest(shapes)).bops
-    assert cheapest <= price(shapes, result.policy).bops < price(shapes, open_policy(result)).bops
+    assert cheapest <= price(shapes, result.policy).bops < price(shapes, open_policy(result, shapes)).bops
 
 
-def open_policy(result: SearchResult) -> Policy:
+def open_policy(result: SearchResult, shapes: NetworkShape) -> Policy:
     """Every decision at its dearest option."""
     dearest = [replace(decision, chosen=len(decision.options) - 1) for decision in result.decisions]
     layers = {
-        name: replace(choice, kept_filters=None if choice.kept_filters is None else tuple(range(16)))
+        name: replace(
+            choice, kept_filters=None if choice.kept_filters is None else tuple(range(shapes[name].out_channels))
+        )
         for name, choice in result.policy.layers.items()
     }
     return policy_of(replace(result.policy, layers=layers), dearest)

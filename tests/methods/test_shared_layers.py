@@ -1,6 +1,8 @@
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -11,15 +13,20 @@ from torch import Tensor, nn
 
 from bench.compression import calibrate, compress
 from bench.costs import price
+from bench.hardware.pricing import execute_layer
+from bench.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.method import SearchJob
-from bench.network import NetworkShape
+from bench.network import LayerShape, NetworkShape
 from bench.policy import LayerPolicy, Policy
 from bench.quantization import Kind
+from bench.relaxed import channel_counts
 from bench.repair import policy_of
+from bench.spec import AcceleratorSpec
 from bench.training import reestimate_norms
+from methods.gates import opened
 from methods.sbs import SbsOptions, search_space
 from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer
-from methods.shared_network import SharedNetwork, Start
+from methods.shared_network import SharedNetwork, Start, shares
 
 DEFAULT = LayerSettings(
     gate_place="next_input",
@@ -110,14 +117,16 @@ def read_off(network: SharedNetwork) -> Policy:
 # --- the searched network is the reduced one ---
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["stored statistics", "the batch's"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_decided_network_is_the_reduced_one(scrambled_job: SearchJob, seed: int) -> None:
+def test_decided_network_is_the_reduced_one(scrambled_job: SearchJob, seed: int, training: bool) -> None:
     network = shared(scrambled_job)
     policy = random_policy(scrambled_job.task.network, seed)
     network.decide(policy)
+    rebuilt = reduced(scrambled_job, network, policy)
     with torch.no_grad():
-        found = network.model.eval()(batch(scrambled_job))
-        expected = reduced(scrambled_job, network, policy)(batch(scrambled_job))
+        found = network.model.train(training)(batch(scrambled_job))
+        expected = rebuilt.train(training)(batch(scrambled_job))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert read_off_widths(network) == {
         name: (choice.weight_bits, choice.activation_bits, kept_count(scrambled_job.task.network, policy, name))
@@ -222,27 +231,29 @@ def group_gradients(
     return loss.detach(), [g.detach() for g in gates], list(torch.autograd.grad(loss, gates))
 
 
-def test_a_shut_group_feels_the_task_where_the_next_layer_reads_it(make_job: Callable[..., SearchJob]) -> None:
-    _, gates, gradients = group_gradients(make_job(), "next_input")
-    for opened, gradient in zip(gates, gradients, strict=True):
-        assert 0 < int(opened.sum()) < len(opened)
-        assert bool((gradient[opened == 0] != 0).all())
+def test_a_shut_group_feels_the_task_where_the_next_layer_reads_it(scrambled_job: SearchJob) -> None:
+    """Through depthwise convolutions, gates and linear layers too."""
+    _, gates, gradients = group_gradients(scrambled_job, "next_input")
+    assert len(gates) == sum(layer.prunable for layer in scrambled_job.task.network.layers) >= 3
+    for gate, gradient in zip(gates, gradients, strict=True):
+        assert 0 < int(gate.sum()) < len(gate)
+        assert bool((gradient[gate == 0] != 0).all())
 
 
 def test_a_shut_group_feels_nothing_between_norm_and_relu(make_job: Callable[..., SearchJob]) -> None:
     """The trap: the same network and the same loss, but no group could ever come back."""
     loss, gates, gradients = group_gradients(make_job(), "norm_output")
     assert torch.allclose(loss, group_gradients(make_job(), "next_input")[0], rtol=1e-10)
-    for opened, gradient in zip(gates, gradients, strict=True):
-        assert bool((gradient[opened == 0] == 0).all())
-        assert bool((gradient[opened == 1] != 0).any())
+    for gate, gradient in zip(gates, gradients, strict=True):
+        assert bool((gradient[gate == 0] == 0).all())
+        assert bool((gradient[gate == 1] != 0).any())
 
 
 def test_open_groups_together_feel_nothing_where_the_next_layer_reads_them(make_job: Callable[..., SearchJob]) -> None:
     """The next layer's norm takes a common factor out: the gradients of a layer add up to zero."""
     _, gates, gradients = group_gradients(make_job(), "next_input", mixed=False)
-    for opened, gradient in zip(gates, gradients, strict=True):
-        assert bool(opened.all())
+    for gate, gradient in zip(gates, gradients, strict=True):
+        assert bool(gate.all())
         assert abs(gradient.sum().item()) < 1e-3 * gradient.abs().sum().item()
 
 
@@ -298,22 +309,23 @@ def mean_error(values: Tensor, clip: float, width: int, kind: Kind) -> float:
 
 
 def survivors(gates: Tensor | None, count: int) -> list[int]:
-    return list(range(count)) if gates is None else [i for i, opened in enumerate(gates.tolist()) if opened]
+    return list(range(count)) if gates is None else [i for i, kept in enumerate(gates.tolist()) if kept]
 
 
 @pytest.mark.parametrize("weight_normalization", [True, False])
-def test_metrics_and_statistics_are_those_of_survivors(
-    make_job: Callable[..., SearchJob], weight_normalization: bool
-) -> None:
-    job = make_job()
-    network = shared(job, replace(DEFAULT, weight_normalization=weight_normalization))
+def test_metrics_and_statistics_are_those_of_survivors(scrambled_job: SearchJob, weight_normalization: bool) -> None:
+    network = shared(scrambled_job, replace(DEFAULT, weight_normalization=weight_normalization))
     mix_gates(network, 1)
     pruned_inputs = 0
-    for layer, x in inputs_of(network, batch(job)).values():
-        outputs = survivors(layer.channel_gates, layer.weight.shape[0])
-        inputs = survivors(layer.input_gates, layer.weight.shape[1])
-        weight = layer.weight.detach()[outputs][:, inputs]
-        standard = (weight - weight.mean()) / weight.std() if weight_normalization else weight
+    for name, (layer, read) in inputs_of(network, batch(scrambled_job)).items():
+        shape = scrambled_job.task.network[name]
+        outputs = survivors(layer.output_gates, layer.weight.shape[0])
+        x = read if layer.offset_activation is None else read - layer.offset_activation.detach()
+        inputs = survivors(layer.input_gates, x.shape[1])
+        weight = layer.weight.detach()[outputs][:, [0] if shape.depthwise else inputs]
+        normal = weight_normalization and shape.normalized
+        standard = (weight - weight.mean()) / weight.std() if normal else weight
+        assert (layer.offset_activation is not None) == shape.signed_input
         clips = layer.clip_weight.item(), layer.clip_activation.item()
         of_weight = [mean_error(standard, clips[0], width, "weight") for width in (2, 4)]
         of_input = [mean_error(x[:, inputs], clips[1], width, "activation") for width in (2, 4)]
@@ -323,7 +335,8 @@ def test_metrics_and_statistics_are_those_of_survivors(
             pruned_inputs += 1
             of_all = [mean_error(x, clips[1], width, "activation") for width in (2, 4)]
             assert layer.activation_metric.tolist() != pytest.approx(of_all, rel=1e-3)
-    assert pruned_inputs == 3
+    shapes = scrambled_job.task.network.middle
+    assert pruned_inputs == sum(shape.producer is not None for shape in shapes) >= 3
 
 
 @pytest.mark.parametrize("metric", ["raw", "normalized"])
@@ -370,8 +383,72 @@ def gate_values(network: SharedNetwork) -> dict[GateName, float]:
     }
 
 
-def multiplied_out(shapes: NetworkShape, gates: dict[GateName, float]) -> float:
-    """BOPs of a network whose gates have any values."""
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """What the gates make of one layer."""
+
+    weight_bits: float
+    activation_bits: float
+    weight_shares: Mapping[int, float]
+    activation_shares: Mapping[int, float]
+    inputs: float
+    outputs: float
+
+
+def nested(four: float, eight: float) -> dict[int, float]:
+    """The share of each width: 2 unless 4, 4 unless 8."""
+    return {2: 1 - four, 4: four * (1 - eight), 8: four * eight}
+
+
+Cost = Callable[[LayerShape, Factors], float]
+
+
+def weights(shape: LayerShape, found: Factors) -> float:
+    """A depthwise filter has one input."""
+    return math.prod(shape.kernel) * found.outputs * (1 if shape.groups > 1 else found.inputs)
+
+
+def literal_bops(shape: LayerShape, found: Factors) -> float:
+    return weights(shape, found) * math.prod(shape.out_size) * found.weight_bits * found.activation_bits
+
+
+def literal_memory(shape: LayerShape, found: Factors) -> float:
+    elements = found.inputs * math.prod(shape.in_size)
+    return (weights(shape, found) * found.weight_bits + elements * found.activation_bits) / 8000
+
+
+def literal_table(measure: Latency | Energy) -> Cost:
+    """The mean over widths, and lines between the two tabulated counts around each number of channels."""
+
+    @cache
+    def at(shape: LayerShape, *point: int) -> float:
+        executed = execute_layer(measure.accelerator, shape, *point)
+        return executed.latency_ms if isinstance(measure, Latency) else executed.energy_mj
+
+    def ends(count: float, full: int) -> dict[int, float]:
+        counts = channel_counts(full)
+        if count >= full:
+            return {full: 1.0}
+        low, high = max(c for c in counts if c <= count), min(c for c in counts if c > count)
+        return {low: (high - count) / (high - low), high: (count - low) / (high - low)}
+
+    def cost(shape: LayerShape, found: Factors) -> float:
+        total = 0.0
+        widths = product(found.weight_shares.items(), found.activation_shares.items())
+        for (weight, of_weight), (activation, of_activation) in widths:
+            for outputs, of_outputs in ends(found.outputs, shape.out_channels).items():
+                # The channels of a depthwise convolution are one count.
+                inputs = {outputs: 1.0} if shape.groups > 1 else ends(found.inputs, shape.in_channels)
+                for count, of_inputs in inputs.items():
+                    share = of_weight * of_activation * of_outputs * of_inputs
+                    total += share * at(shape, weight, activation, count, outputs) if share else 0
+        return total
+
+    return cost
+
+
+def multiplied_out(shapes: NetworkShape, gates: dict[GateName, float], cost: Cost) -> float:
+    """The cost of a network whose gates have any values (Eq. 14), layer by layer."""
 
     def several(layer: str, kind: str) -> Iterator[float]:
         position = 0
@@ -384,37 +461,95 @@ def multiplied_out(shapes: NetworkShape, gates: dict[GateName, float]) -> float:
         return 2 + four * 2 + four * eight * 4
 
     def filters(layer: str | None, full: int) -> float:
-        opened = [] if layer is None else list(several(layer, "group_gates"))
-        return 4 * sum(opened) if opened else full
+        groups = [] if layer is None else list(several(layer, "group_gates"))
+        return 4 * sum(groups) if groups else full
 
-    total = 0.0
-    for shape in shapes.layers:
-        macs = float(math.prod(shape.kernel) * math.prod(shape.out_size))
-        macs *= filters(shape.producer, shape.in_channels) * filters(shape.name, shape.out_channels)
+    def literal(shape: LayerShape) -> Factors:
         middle = shape.position == "middle"
-        total += macs * (width(shape.name, "weight_gates") * width(shape.name, "activation_gates") if middle else 64)
-    return total
+        return Factors(
+            weight_bits=width(shape.name, "weight_gates") if middle else 8.0,
+            activation_bits=width(shape.name, "activation_gates") if middle else 8.0,
+            weight_shares=nested(*several(shape.name, "weight_gates")) if middle else {8: 1.0},
+            activation_shares=nested(*several(shape.name, "activation_gates")) if middle else {8: 1.0},
+            inputs=filters(shape.producer, shape.in_channels),
+            outputs=filters(shape.leader or shape.name, shape.out_channels),
+        )
+
+    return sum(cost(shape, literal(shape)) for shape in shapes.layers)
 
 
+MEASURES: dict[str, tuple[Measure, Cost]] = {
+    "bops": (BOPS, literal_bops),
+    "memory": (Memory(), literal_memory),
+    "latency": (Latency(AcceleratorSpec()), literal_table(Latency(AcceleratorSpec()))),
+    "energy": (Energy(AcceleratorSpec(batch=1)), literal_table(Energy(AcceleratorSpec(batch=1)))),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_gradient_of_the_log_cost_is_that_of_the_formula(make_job: Callable[..., SearchJob], seed: int | None) -> None:
-    """For every gate, open or shut, by a difference of the cost, which is linear in each."""
-    job = make_job()
-    network = shared(job, ready=False)
+def test_gradient_of_the_log_cost_is_that_of_the_formula(scrambled_job: SearchJob, seed: int | None, name: str) -> None:
+    """For every gate, open or shut, by a difference of the cost, which is linear in each.
+
+    Costs of a table are linear between two of its counts: there the difference is downwards, to what the network would
+    cost with a little less of a group.
+    """
+    measure, cost = MEASURES[name]
+    network = shared(replace(scrambled_job, measure=measure), ready=False)
     if seed is not None:
         mix_gates(network, seed)
-    network.model.eval()(batch(job, 2))
+    network.model.eval()(batch(scrambled_job, 2))
     values = gate_values(network)
     tensors = {
-        (name, kind): getattr(layer, kind)
-        for name, layer in network.layers.items()
+        (layer, kind): getattr(network.layers[layer], kind)
+        for layer in network.layers
         for kind in ("weight_gates", "activation_gates", "group_gates")
-        if len(getattr(layer, kind))
+        if len(getattr(network.layers[layer], kind))
     }
-    gradients = torch.autograd.grad(network.relaxed_cost().log(), list(tensors.values()))
-    cost = multiplied_out(job.task.network, values)
-    for (name, kind), gradient in zip(tensors, gradients, strict=True):
+    relaxed = network.relaxed_cost()
+    gradients = torch.autograd.grad(relaxed.log(), list(tensors.values()))
+    shapes = scrambled_job.task.network
+    total = multiplied_out(shapes, values, cost)
+    assert relaxed.item() == pytest.approx(total, rel=1e-9)
+    between = 0.05 if name in ("latency", "energy") else 1e-12  # a table does not have all counts
+    assert relaxed.item() == pytest.approx(measure.price(shapes, read_off(network)), rel=between)
+    steps = (0.0, -0.01) if name in ("latency", "energy") else (0.5, -0.5)
+    for (layer, kind), gradient in zip(tensors, gradients, strict=True):
         for position, found in enumerate(gradient.tolist()):
-            gate = (name, kind, position)
-            ends = [multiplied_out(job.task.network, {**values, gate: values[gate] + h}) for h in (0.5, -0.5)]
-            assert found == pytest.approx((ends[0] - ends[1]) / cost, rel=1e-6, abs=1e-12)
+            gate = (layer, kind, position)
+            ends = [multiplied_out(shapes, {**values, gate: values[gate] + h}, cost) for h in steps]
+            expected = (ends[0] - ends[1]) / (steps[0] - steps[1]) / total
+            assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_to_shut_an_open_group_saves(mobile_job: SearchJob, name: str) -> None:
+    """Where every search begins: all groups are open, and the cost must draw none of them further up."""
+    network = shared(replace(mobile_job, measure=MEASURES[name][0]), ready=False)
+    network.model.eval()(batch(mobile_job, 2))
+    gates = [layer.group_gates for layer in network.layers.values() if layer.groups is not None]
+    gradients = torch.cat(torch.autograd.grad(network.relaxed_cost(), gates))
+    assert bool((gradients >= 0).all()) and bool((gradients > 0).any())
+
+
+def test_shares_are_the_nested_gates() -> None:
+    """Chains of different lengths; values and gradients for gates that are neither open nor shut."""
+    chains = [(2, 4, 8), (3,), (1, 2, 4, 8), (4, 8)]
+    draws = torch.Generator().manual_seed(0)
+    gates = [torch.rand(len(chain) - 1, generator=draws, dtype=torch.float64, requires_grad=True) for chain in chains]
+    found = shares(gates)
+    assert found.shape == (4, 4)
+    assert torch.allclose(found.sum(1), torch.ones(4, dtype=torch.float64))
+    for row, chain, of_layer in zip(found, chains, gates, strict=True):
+        assert row[len(chain) :].tolist() == [0.0] * (4 - len(chain))
+        values = of_layer.tolist()
+        for index in range(len(chain)):
+            shut = 1 - values[index] if index < len(values) else 1.0
+            assert row[index].item() == pytest.approx(math.prod(values[:index]) * shut)
+        if not values:
+            continue
+        # The width that they stand for is that of Eq. 14, and so is its gradient for each gate.
+        widths = [(row[: len(chain)] * torch.tensor(chain)).sum(), opened(chain, of_layer)]
+        assert widths[0].item() == pytest.approx(widths[1].item())
+        one, other = (torch.autograd.grad(width, of_layer, retain_graph=True)[0] for width in widths)
+        assert torch.allclose(one, other)

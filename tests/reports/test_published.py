@@ -64,7 +64,7 @@ def test_ours_stands_beside_theirs(fake: Any) -> None:
     own = rows["resnet20", "sbs_q"]
     assert (own["Top-1 %, printed"], own["Top-1 %, here"], own["n here"]) == ("68.1±0.1", "61.00±1.41", "2")
     assert (own["BOPs (M), printed"], own["BOPs (M), here"]) == ("649.5", "649.50±0.00")
-    assert (own["Search h, printed"], own["Memory GB, printed"]) == ("0.8", "1.5")
+    assert (own["Search h, printed"], own["Peak GB, printed"]) == ("0.8", "1.5")
     other = rows["resnet20", "multi_path"]
     assert (other["Top-1 %, printed"], other["Top-1 %, here"], other["n here"]) == ("67.8±0.1", "", "")
     assert any("Without a result here: resnet20 multi_path, resnet56" in note for note in table.notes)
@@ -81,3 +81,33 @@ def test_what_must_be_known_of_printed_figures_is_said(fake: Any) -> None:
 def test_a_study_of_its_own_has_nothing_to_say(fake: Any) -> None:
     fake.run("sbs", 0, 60.0)
     assert Published().build(StudyResults(fake.store, fake.document())) == []
+
+
+def test_of_several_budgets_the_nearest_cost_stands_beside_the_printed_one(fake: Any) -> None:
+    for budget, bops, top1 in (("8bit", 110e9, 70.0), ("4bit", 33e9, 60.0)):
+        metrics = {"bops": bops}
+        fake.run("sbs", 0, top1, model="resnet18", dataset="imagenet", budget=budget, metrics=metrics)
+    fake.spec.update(published="3")
+    (table,) = Published().build(StudyResults(fake.store, fake.document()))
+    titles = [column.title for column in table.columns]
+    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    own = [row for row in rows if (row["Model"], row["Method"]) == ("resnet18", "sbs")]
+    assert [(row["BOPs (M), printed"], row["Budget here"], row["Top-1 %, here"]) for row in own] == [
+        ("108400.0", "8bit", "70.00"),
+        ("34000.0", "4bit", "60.00"),
+    ]
+
+
+def test_only_what_a_table_prints_has_columns(fake: Any) -> None:
+    fake.run("sbs", 0, 70.0, model="mobilenet_v2", metrics={"latency_ms": 21.5, "energy_mj": 33.0})
+    fake.spec.update(published="6")
+    (table,) = Published().build(StudyResults(fake.store, fake.document()))
+    titles = [column.title for column in table.columns]
+    assert [title for title in titles if "," in title and "Top" not in title] == [
+        *("Latency ms, printed", "Latency ms, here", "Energy mJ, printed", "Energy mJ, here")
+    ]
+    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    assert [(row["Latency ms, printed"], row["Latency ms, here"]) for row in rows if row["Method"] == "sbs"] == [
+        ("21.6", "21.5"),
+        ("", "21.5"),
+    ]

@@ -31,6 +31,7 @@ from bench.plugins import available, load
 from bench.report import Figure, Report, Table, make_document, write_document, write_tables
 from bench.results import StudyResults
 from bench.store import Store, write_json
+from reports.comparison import Comparison
 from reports.convergence import Convergence
 from reports.drawing import MOST_POINTS, thinned
 from reports.environment import Environment
@@ -134,10 +135,10 @@ def test_every_form_names_every_figure(mixed: Any) -> None:
 def test_the_front_is_what_no_other_mean_beats() -> None:
     rng = random.Random(3)  # noqa: S311  (made-up means, no secrets)
     for _ in range(200):
-        means = [{"bops": rng.randint(1, 6), "top1": rng.randint(1, 6)} for _ in range(rng.randint(1, 9))]
+        means = [{"cost": rng.randint(1, 6), "top1": rng.randint(1, 6)} for _ in range(rng.randint(1, 9))]
 
         def beats(one: dict[str, int], other: dict[str, int]) -> bool:
-            no_worse = one["bops"] <= other["bops"] and one["top1"] >= other["top1"]
+            no_worse = one["cost"] <= other["cost"] and one["top1"] >= other["top1"]
             return no_worse and one != other
 
         slow = {i for i, mean in enumerate(means) if not any(beats(other, mean) for other in means)}
@@ -157,7 +158,7 @@ def test_the_tradeoff_shows_every_run_and_every_mean(tmp_path: Path) -> None:
         ("fixed", "4bit", "71.00", "no"),
     ]
     runs = rows_in(figures_of(Tradeoff(), fake)["tradeoff"], "run")
-    assert sorted((row["method"], row["budget"], row["seed"], row["top1"], row["bops"]) for row in runs) == [
+    assert sorted((row["method"], row["budget"], row["seed"], row["top1"], row["cost"]) for row in runs) == [
         ("fixed", "4bit", 0, 71.0, 40.0),
         ("sbs", "3bit", 0, 70.0, 30.0),
         ("sbs", "3bit", 1, 72.0, 30.0),
@@ -228,7 +229,7 @@ def test_curves_are_means_over_seeds_with_cost_as_share_of_the_budget(tmp_path: 
     for run, offset in zip(runs, (0.0, 1.0), strict=True):
         # Two stages, each of which counts its epochs anew.
         entries = [
-            {"phase": "search", "epoch": epoch, "loss": 2.0 + offset, "accuracy": 50.0, "bops": bops}
+            {"phase": "search", "epoch": epoch, "loss": 2.0 + offset, "accuracy": 50.0, "cost": bops}
             for epoch, bops in ((1, 80e6), (2, 60e6), (1, 44e6))
         ]
         write_json(fake.store.unit("runs", run) / "curves.json", entries)
@@ -579,3 +580,21 @@ def test_the_examples_of_the_documentation_work(tmp_path: Path) -> None:
     assert table.rows == (("fixed-4bit-0", "30"), ("fixed-4bit-1", "30"))
     document = make_document(results_of(fake), ["provenance"])
     assert list(json.loads(names["JSON"].render(document, 100))) == ["provenance"]
+
+
+def test_cost_is_what_budgets_limit(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    latency = {"budget_measure": "latency", "budget_cost": 2.0}
+    fake.seeds("sbs", [70.0, 71.0], budget="2ms", metrics={"latency_ms": 1.96, "cost": 1.96}, **latency)
+    fake.seeds("sbs", [75.0], budget="40KB", metrics={"memory_kb": 39.0}, budget_measure="memory", budget_cost=40.0)
+    fake.seeds("full_precision", [80.0], budget=None, metrics={"memory_kb": 300.0})
+    assert set(figures_of(Tradeoff(), fake)) == {"tradeoff_memory", "tradeoff_latency"}
+    table = table_of(Tradeoff(), fake, "pareto_latency")
+    assert [(row["Method"], row["Latency ms"], row["Memory KB"]) for row in records(table)] == [("sbs", "1.96", "33.2")]
+    memory = records(table_of(Tradeoff(), fake, "pareto_memory"))
+    assert [(row["Method"], row["Memory KB"]) for row in memory] == [("sbs", "39.00"), ("full_precision", "300.00")]
+    compared = records(table_of(Comparison(), fake, "table"))
+    assert [(row["Budget"], row["Latency ms"], row["% of budget"]) for row in compared[:1]] == [
+        ("2ms", "1.960", "98.0")
+    ]
+    assert "Energy mJ" not in compared[0]

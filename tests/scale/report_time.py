@@ -51,7 +51,7 @@ def curves(rng: random.Random) -> Iterator[dict[str, Any]]:
     for phase, epochs in (("search", SEARCH_EPOCHS), ("finetune", FINETUNE_EPOCHS)):
         for epoch in range(1, epochs + 1):
             figures = {"loss": 3 / epoch + rng.random(), "accuracy": 60 - 40 / epoch + rng.random()}
-            cost = {"bops": fake_store.BUDGET_BOPS * (1 + 3 / epoch)} if phase == "search" else {}
+            cost = {"cost": fake_store.BUDGET_BOPS * (1 + 3 / epoch)} if phase == "search" else {}
             yield {"phase": phase, "epoch": epoch, "epochs": epochs, **figures, **cost}
 
 
