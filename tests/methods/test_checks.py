@@ -64,7 +64,7 @@ def test_every_line_passes(check: Callable[[], Found]) -> None:
 
 # Costs.
 
-PRICE_LAYER = bench.costs._price_layer
+PRICE_LAYER = bench.costs.price_layer
 
 
 def priced_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[bench.costs.LayerCost], dict[str, Any]]) -> None:
@@ -74,7 +74,7 @@ def priced_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[bench.costs.L
         cost = PRICE_LAYER(*arguments)
         return dataclasses.replace(cost, **change(cost))
 
-    monkeypatch.setattr(bench.costs, "_price_layer", broken)
+    monkeypatch.setattr(bench.costs, "price_layer", broken)
 
 
 def test_bops_off_by_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
