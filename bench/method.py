@@ -253,6 +253,11 @@ class Method(ABC):
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options
 
+    def stated_options(self, network: NetworkShape) -> dict[str, Any]:
+        """The options as JSON, defaults that depend on the network filled in; a part of what identifies a run."""
+        stated: dict[str, Any] = self.options.model_dump(mode="json")
+        return stated
+
     def knobs(self, match: Match) -> Mapping[str, Knob]:
         """The numbers that the harness tunes; "strength" is the one that is bracketed in mode "lambda"."""
         return {}

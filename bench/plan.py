@@ -454,7 +454,7 @@ class _Builder:
         return {
             "task": self._task,
             "method": name,
-            "options": method.options.model_dump(mode="json"),
+            "options": method.stated_options(shape_of(self.spec.task)),
             "budget": stated,
             "recipe": self.spec.recipe,
             "search": self._dump["search"],

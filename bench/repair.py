@@ -206,7 +206,7 @@ class _Ledger:
         policy = self._policy
         for name in {self.decisions[index].layer for index in chosen}:
             members = [(index, self.decisions[index]) for index in self._members[name]]
-            made = [replace(decision, chosen=chosen.get(index, decision.chosen)) for index, decision in members]
+            made = [replace(made, chosen=chosen[index]) if index in chosen else made for index, made in members]
             policy = replace(policy, layers={**policy.layers, name: layer_policy_of(self.base.layers[name], made)})
         return policy
 

@@ -321,13 +321,22 @@ def _last_group(filters: int, size: int) -> tuple[int, ...]:
     return tuple(range((filters - 1) // size * size, filters))
 
 
-class Sbs(Method):
+class SharingMethod(Method):
+    """A method whose searches share bits."""
+
+    Options = SbsOptions
+    options: SbsOptions
+
+    def stated_options(self, network: NetworkShape) -> dict[str, Any]:
+        """With the network's own group size where no other is asked for."""
+        return {**super().stated_options(network), "group_size": self.options.group_size or network.group_size}
+
+
+class Sbs(SharingMethod):
     """SBS with joint pruning and quantization."""
 
     summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
-    Options = SbsOptions
-    options: SbsOptions
     task_gradient = True
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:

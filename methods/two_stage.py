@@ -16,7 +16,7 @@ from math import exp, log
 from typing import ClassVar
 
 from bench.budget import Budget
-from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
+from bench.method import Capabilities, Knob, SearchJob, SearchResult
 from bench.network import NetworkShape
 from bench.policy import Policy
 from bench.repair import repair
@@ -24,7 +24,7 @@ from bench.spec import Match
 from methods.sbs import (
     PRUNING_STRENGTH,
     QUANTIZATION_STRENGTH,
-    SbsOptions,
+    SharingMethod,
     cheapest_policy,
     search_space,
     share_bits,
@@ -37,12 +37,10 @@ from methods.shared_network import SearchSpace, Start
 _STAGE_TOLERANCE = 0.03
 
 
-class _TwoStage(Method):
+class _TwoStage(SharingMethod):
     """What both orders share."""
 
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
-    Options = SbsOptions
-    options: SbsOptions
 
     first_strength: ClassVar[Knob]
     second_strength: ClassVar[Knob]

@@ -59,7 +59,7 @@ def test_a_new_record_says_what_the_unit_is_and_what_it_is_made_with(
         assert "method" not in record
     else:
         assert (record["method"], record["budget"], record["match"]) == ("sbs", "4bit", "hinge")
-        assert record["options"]["bits"] == [2, 4, 8]
+        assert record["options"]["group_size"] == 4
         assert record["knobs"] == (dict(unit.knobs) if kind == "trials" else None)
     assert ("within_budget" in record) == (kind == "runs")
 
