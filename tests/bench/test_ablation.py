@@ -67,15 +67,15 @@ def test_a_value_that_is_not_allowed(plan: Planner) -> None:
 
 def test_runs_of_an_ablation_and_the_default_among_them(plan: Planner) -> None:
     without = plan()
-    with_ablation = plan({"ablate": {"gate_training": ["alternating", "joint"]}})  # the first is the default
+    with_ablation = plan({"ablate": {"group_size": [4, 2]}})  # 4 is the network's own
     first, default, changed = with_ablation.ablations
     own = [unit.identity for unit in without.runs]
     assert (first.key, list(first.runs)) == ("", own)
     assert list(default.runs) == [unit.identity for unit in without.runs if unit.method == "sbs"]
     assert len(changed.runs) == 2 and not set(changed.runs) & set(own)
     assert [unit.identity for unit in with_ablation.runs] == [*own, *changed.runs]
-    assert {unit.label for unit in with_ablation.runs} == {"sbs", "fixed", "sbs[gate_training=joint]"}
-    assert title(with_ablation.runs[-1]) == "run sbs[gate_training=joint] 4bit seed 1"
+    assert {unit.label for unit in with_ablation.runs} == {"sbs", "fixed", "sbs[group_size=2]"}
+    assert title(with_ablation.runs[-1]) == "run sbs[group_size=2] 4bit seed 1"
     assert with_ablation.pretrainings == without.pretrainings
     assert len(with_ablation.tunings) == len(without.tunings) + 1
 

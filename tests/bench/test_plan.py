@@ -142,6 +142,7 @@ def test_the_same_study_twice_is_the_same(plan: Planner) -> None:
         {"baseline": "dnas"},
         {"seeds": [1, 0]},
         {"options": {"sbs": {"gate_training": "alternating"}}},  # the default, spelled out
+        {"options": {"sbs": {"group_size": 4}}},  # that of the network
         {"budgets": ["4bit"], "task": {"dataset": "synthetic"}},
     ],
     ids=str,
