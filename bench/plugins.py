@@ -47,7 +47,7 @@ def load(kind: Kind, name: str) -> Any:
     _check_own_packages()
     try:
         return entry.load()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {entry.value}: {error}") from error
 
 

@@ -30,9 +30,13 @@ _FUNCTION_OF_MODULE = {
 }
 """Where a module's name in lower case is not that of its function."""
 _ADDITIONS = {"add", "iadd"}
+_SUBTRACTIONS = {"sub", "isub", "rsub"}
+_DIVISIONS = {"div", "truediv", "itruediv"}
 _GATES = {"mul", "imul"}
 _RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 _REDUCTIONS = {"mean", "sum", "amax"}
+_CHANNELWISE = _NON_NEGATIVE | _SIGNED | _SIGN_KEEPING | _RESHAPES | _REDUCTIONS | _DIVISIONS
+"""What keeps the channels of one tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +192,7 @@ class _Reader:
         """A 1×1 convolution that reads what another layer reads, and is added to something right away."""
         module = self._modules[path]
         shared = sum(user in self._layers.values() for user in source.users) > 1
-        added = any(_operation(user) in _ADDITIONS for user in result.users)
+        added = any(_operation(user) in _ADDITIONS | _SUBTRACTIONS for user in result.users)
         return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and shared and added
 
     def _first_producer(self, channels: _Channels) -> str | None:
@@ -263,13 +267,13 @@ class _Reader:
         if name in _GATES:
             for other in others:
                 first.unite(other)
-        elif name in _ADDITIONS:
+        elif name in _ADDITIONS | _SUBTRACTIONS:
             different = [other for other in others if other.root() is not first.root()]
             for other in different:
                 first.unite(other)
             if different:
                 first.block("they are added to those of another layer")
-        elif others or name not in _NON_NEGATIVE | _SIGNED | _SIGN_KEEPING | _RESHAPES | _REDUCTIONS:
+        elif others or name not in _CHANNELWISE:
             return None
         return first
 
@@ -284,7 +288,7 @@ class _Reader:
                 return False
             if name in _RESHAPES and any(size != 1 for size in (*before[2:], *shape[2:])):
                 return name != "squeeze" and before == shape
-            if name in _ADDITIONS | _GATES and len(before) != len(shape):
+            if name in _ADDITIONS | _SUBTRACTIONS | _GATES and len(before) != len(shape):
                 return False  # dimensions are counted from the last: its second one meets another
         return name not in _REDUCTIONS or _keeps_channels(node)
 

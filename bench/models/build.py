@@ -20,20 +20,25 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         BenchError: The name is unknown, or what it names is no model.
     """
     make = load("models", name)
-    sized = {"image_size": image_shape[1]} if "image_size" in _parameters(name, make) else {}
-    try:
-        model = make(image_shape[0], num_classes, **sized)
-    except TypeError as error:
-        raise BenchError(f"model '{name}' cannot be called with (in_channels, num_classes): {error}") from error
+    model = make(*_arguments(name, make, image_shape, num_classes))
     if not isinstance(model, nn.Module):
         raise BenchError(f"model '{name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
 
 
-def _parameters(name: str, make: object) -> set[str]:
+def _arguments(name: str, make: object, image_shape: tuple[int, int, int], num_classes: int) -> tuple[int, ...]:
+    """What a model is called with.
+
+    Raises:
+        BenchError: It cannot be called so.
+    """
     if not callable(make):
         raise BenchError(f"model '{name}' is a {type(make).__name__}; it must be a function")
+    signature = inspect.signature(make)
+    sized = (image_shape[1],) if "image_size" in signature.parameters else ()
+    arguments = (image_shape[0], num_classes, *sized)
     try:
-        return set(inspect.signature(make).parameters)
-    except ValueError:  # some built-in functions have none
-        return set()
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise BenchError(f"model '{name}' cannot be called with (in_channels, num_classes): {error}") from error
+    return arguments

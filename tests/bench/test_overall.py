@@ -36,6 +36,6 @@ def test_percents_are_of_the_first() -> None:
     found = Difference(first=side("8bit", NETWORK, 8, SPEC), second=side("4bit", NETWORK, 4, SPEC))
     assert found.percent("bops", 0) == 0  # the first layer has 8 bits in both
     assert found.percent("bops", 1) == -75
-    assert found.percent("memory", 1) == -50
+    assert found.percent("memory", 1) == pytest.approx(-50)
     wide = Difference(first=found.first, second=side("16bit", NETWORK, 16, SPEC))
     assert wide.percent("latency") is None and wide.percent("bops", 1) == 300

@@ -231,7 +231,8 @@ BLOCKING: dict[str, tuple[Body, dict[str, nn.Module], str]] = {
         {"other": conv(8, 8)},
         "they are added to those of another layer",
     ),
-    "difference": (lambda net, x: x - net.other(x), {"other": conv(8, 8)}, "the operation 'sub' reads them"),
+    "difference": (lambda net, x: x - net.other(x), {"other": conv(8, 8)}, "they are added to those of another layer"),
+    "quotient": (lambda net, x: x / net.other(x), {"other": conv(8, 8)}, "the operation 'truediv' reads them"),
     "grouped reader": (
         lambda net, x: net.other(x),
         {"other": conv(8, 8, groups=2)},
