@@ -17,7 +17,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-# Every preset with the quick schedule, and all its reports: half an hour.
+# Every preset with the quick schedule, made shorter, and all its reports: an hour or so.
 long: setup
 	$(BIN)/python -m pytest -m long tests/long
 
