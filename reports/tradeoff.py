@@ -71,6 +71,7 @@ def _points(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
             "cost": plotted(run[kind.column] / kind.per_unit),
+            "memory": plotted(run["memory_kb"]),
             "run": run["id"],
         }
         for run in done.astype({"seed": float}).to_dict("records")
@@ -182,7 +183,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A mean for the chart; without an interval, both ends are the mean, so that its mark has no extent."""
-    figures = {key: plotted(row[key]) for key in ("top1", "std", "cost")}
+    figures = {key: plotted(row[key]) for key in ("top1", "std", "cost", "memory")}
     low, high = (figures["top1"] if math.isnan(end) else plotted(end) for end in astuple(row["interval"]))
     return {**row, **figures, "low": low, "high": high, "interval": interval(row["interval"])}
 
@@ -198,6 +199,8 @@ def _hover(kind: Measured, more: Sequence[str]) -> "list[alt.Tooltip]":
     import altair as alt
 
     figures = {"top1": "Top-1 %", "cost": kind.title}
+    if kind.measure != "memory":
+        figures["memory"] = "memory (KB)"
     names = {"method": "method", "budget": "budget", "seed": "seed", "run": "run", "n": "runs"}
     titles = {**names, **figures, "std": "std", "interval": "95 % interval"}
     chosen = ("method", "budget", *figures, *more)

@@ -62,9 +62,10 @@ def test_every_preset_takes_every_schedule(name: str, schedule: str) -> None:
     preset = read_preset(name)
     spec = build([with_schedule(preset, schedule)])
     assert spec.name == (name if preset["schedule"] == schedule else f"{name}-{schedule}")
-    assert (spec.search.epochs, spec.finetune.epochs) == {"quick": (8, 3), "short": (2, 4), "paper": (30, 200)}[
-        schedule
-    ]
+    paper = {"imagenet": (10, 15), "mobilenet": (10, 150)}.get(preset.get("schedules", ""), (30, 200))
+    expected = {"quick": (8, 3), "short": (2, 4), "paper": paper}
+    assert (spec.search.epochs, spec.finetune.epochs) == expected[schedule]
+    assert (spec.task.checkpoint == "torchvision") == ("schedules" in preset and schedule != "quick")
     assert spec.methods == tuple(preset["methods"])
     assert spec.options.keys() <= set(spec.methods)
     assert schedule != "quick" or spec.task.dataset == "digits"
@@ -76,6 +77,11 @@ def test_what_a_preset_says_itself_goes_before_its_schedule_and_after_another() 
     assert with_schedule(values, "short")["search"]["epochs"] == 2
     assert (with_schedule(values)["name"], with_schedule(values, "paper")["name"]) == ("mine", "mine-paper")
     assert with_schedule({"name": "mine"}) == {"name": "mine"}
+
+
+def test_an_unknown_family_of_schedules_names_the_nearest() -> None:
+    with pytest.raises(BenchError, match="unknown family of schedules 'imagnet': did you mean 'imagenet'"):
+        with_schedule({"schedule": "paper", "schedules": "imagnet"})
 
 
 def test_an_unknown_schedule_names_the_nearest() -> None:
