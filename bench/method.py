@@ -38,6 +38,7 @@ class Capabilities:
             answers it in one search; "ignored": it has none (a reference).
         prunes: It removes filters.
         mixed_precision: It chooses bits layer by layer.
+        full_precision: Its searches hold networks at full precision, which accelerators cannot compute.
         own_quantizer: It has a quantizer of its own for `recipe = "own"`.
         data_parallel: One search of it can be divided among several devices; see `bench.replicas`.
     """
@@ -45,6 +46,7 @@ class Capabilities:
     budget: Literal["strength", "direct", "ignored"]
     prunes: bool = False
     mixed_precision: bool = False
+    full_precision: bool = False
     own_quantizer: bool = False
     data_parallel: bool = False
 

@@ -158,10 +158,20 @@ def _runs(variant: Variant, builder: "_Builder") -> Iterator[RunUnit]:
         budget = parse_budget(text, network, spec.tuning.tolerance, spec.accelerator)
         for name in variant.methods:
             method = make_method(name, spec.options.get(name, {}))
+            _check_measure(name, method, budget)
             if method.capabilities.budget == "ignored" and number:
                 continue
             for seed in spec.seeds:
                 yield builder.run(name, method, budget, seed)
+
+
+def _check_measure(name: str, method: Method, budget: Budget) -> None:
+    """Make sure that what a method searches among can be priced."""
+    if budget.measure.on_accelerator and method.capabilities.full_precision:
+        raise BenchError(
+            f"budget '{budget.text}': {name} prunes at full precision, which the accelerator cannot compute; leave it "
+            "out with --methods, or give a budget of BOPs or of memory, e.g. '4bit' or '395KB'"
+        )
 
 
 def label(method: str, variant: str) -> str:

@@ -373,7 +373,7 @@ class SbsP(Sbs):
     """SBS-P: pruning only, at full precision as in the paper's tables."""
 
     summary = "SBS without quantization: filter pruning at full precision by learned gates"
-    capabilities = Capabilities(budget="strength", prunes=True, data_parallel=True)
+    capabilities = Capabilities(budget="strength", prunes=True, full_precision=True, data_parallel=True)
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
         """λ for pruning gates."""

@@ -99,6 +99,7 @@ class PruneThenQuantize(_TwoStage):
     """SBS-P, then SBS-Q on the filters that are left."""
 
     summary = "Two stages: filter pruning at full precision, then mixed-precision quantization of what is left"
+    capabilities = replace(_TwoStage.capabilities, full_precision=True)
     first_strength, second_strength = PRUNING_STRENGTH, QUANTIZATION_STRENGTH
 
     def first_space(self, network: NetworkShape) -> SearchSpace:

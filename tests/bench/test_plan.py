@@ -27,7 +27,7 @@ from bench.plan import (
     with_counted_classes,
 )
 from bench.policy import uniform
-from bench.spec import canonical_hash
+from bench.spec import build, canonical_hash
 from bench.store import read_json, save_state, write_json
 from datasets.imagefolder import ImageFolder
 from tests.datasets.images import make_folder
@@ -332,3 +332,11 @@ def test_what_a_data_set_has_no_choice_in_is_refused(tiny: SimpleNamespace, key:
 def test_identities_do_not_name_what_there_is_no_choice_in(tiny: SimpleNamespace) -> None:
     """Results from before there were such data sets stay what they are."""
     assert not {"image_size", "classes"} & set(make_plan(tiny.spec()).pretrainings[0].document["task"])
+
+
+@pytest.mark.parametrize("method", ["sbs_p", "prune_then_quantize"])
+def test_what_works_at_full_precision_cannot_have_a_budget_of_the_accelerator(method: str) -> None:
+    spec = build([{"methods": [method], "budgets": ["0.5x:ms"], "device": "cpu"}])
+    with pytest.raises(BenchError, match=f"{method} prunes at full precision, which the accelerator cannot compute"):
+        make_plan(spec)
+    assert make_plan(build([{"methods": [method], "budgets": ["0.5x:KB"], "device": "cpu"}])).runs
