@@ -13,9 +13,9 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from bench.costs import BITS_PER_KB
+from bench.costs import BITS_PER_KB, LayerCost, price_layer
 from bench.network import LayerShape, NetworkShape
-from bench.policy import EDGE_BITS
+from bench.policy import EDGE_BITS, LayerPolicy, Policy
 
 _CHANNEL_COUNTS = 9
 """How many channel counts of a layer a table holds at most."""
@@ -96,55 +96,67 @@ class RelaxedCost(ABC):
         longest = max(map(len, chains))
         return self._vector([[*chain, *[0] * (longest - len(chain))] for chain in chains])  # type: ignore[misc]
 
+
+class _RelaxedFormula(RelaxedCost):
+    """A cost that has a formula in widths and channels, with first and last layer as the counter prices them.
+
+    Args:
+        network: The shapes.
+        choices: By searched layer.
+        device: Where the arguments will live.
+        edge_bits: Bits of the first and the last layer.
+    """
+
+    def __init__(
+        self,
+        network: NetworkShape,
+        choices: Mapping[str, Choice],
+        device: torch.device | str = "cpu",
+        *,
+        edge_bits: int = EDGE_BITS,
+    ) -> None:
+        super().__init__(network, choices, device)
+        self._weights = _Weights(self)
+        self._in_positions = self._vector([layer.in_size[0] * layer.in_size[1] for layer in self.layers])
+        self._out_positions = self._vector([layer.out_size[0] * layer.out_size[1] for layer in self.layers])
+        edge = LayerPolicy(weight_bits=edge_bits, activation_bits=edge_bits)
+        names = [layer.name for layer in network.layers]
+        policy = Policy(model=network.model, dataset=network.dataset, layers=dict.fromkeys(names, edge))
+        edges = [layer for layer in network.layers if layer.position != "middle"]
+        self._edge = sum(self._counted(price_layer(policy, layer)) for layer in edges)
+
+    @staticmethod
+    @abstractmethod
+    def _counted(layer: LayerCost) -> int:
+        """The figure of a layer that the counter has priced."""
+
     def _expected_bits(self, weight: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
         return (weight * self._weight_bits).sum(1), (activation * self._activation_bits).sum(1)
 
 
-class RelaxedBops(RelaxedCost):
+class RelaxedBops(_RelaxedFormula):
     """R = R_edge + Σ_l MACs_l · b_w,l · b_x,l with the MACs of the surviving channels: the joint form of Eq. 14."""
 
-    def __init__(
-        self,
-        network: NetworkShape,
-        choices: Mapping[str, Choice],
-        device: torch.device | str = "cpu",
-        *,
-        edge_bits: int = EDGE_BITS,
-    ) -> None:
-        super().__init__(network, choices, device)
-        self._positions = self._vector([layer.out_size[0] * layer.out_size[1] for layer in self.layers])
-        self._weights = _Weights(self)
-        edges = [layer for layer in network.layers if layer.position != "middle"]
-        self._edge = sum(_edge_weights(layer) * layer.out_size[0] * layer.out_size[1] for layer in edges)
-        self._edge *= edge_bits**2
+    @staticmethod
+    def _counted(layer: LayerCost) -> int:
+        return layer.bops
 
     def _price(self, weight: Tensor, activation: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
         weight_bits, activation_bits = self._expected_bits(weight, activation)
-        macs = self._weights(inputs, outputs) * self._positions
+        macs = self._weights(inputs, outputs) * self._out_positions
         return self._edge + (macs * weight_bits * activation_bits).sum()
 
 
-class RelaxedMemory(RelaxedCost):
+class RelaxedMemory(_RelaxedFormula):
     """KB of all weights and of all inputs, each with its surviving channels and expected width."""
 
-    def __init__(
-        self,
-        network: NetworkShape,
-        choices: Mapping[str, Choice],
-        device: torch.device | str = "cpu",
-        *,
-        edge_bits: int = EDGE_BITS,
-    ) -> None:
-        super().__init__(network, choices, device)
-        self._areas = self._vector([layer.in_size[0] * layer.in_size[1] for layer in self.layers])
-        self._weights = _Weights(self)
-        edges = [layer for layer in network.layers if layer.position != "middle"]
-        elements = sum(layer.in_channels * layer.in_size[0] * layer.in_size[1] for layer in edges)
-        self._edge = edge_bits * (elements + sum(map(_edge_weights, edges)))
+    @staticmethod
+    def _counted(layer: LayerCost) -> int:
+        return layer.memory_bits
 
     def _price(self, weight: Tensor, activation: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
         weight_bits, activation_bits = self._expected_bits(weight, activation)
-        weights, elements = self._weights(inputs, outputs), inputs * self._areas
+        weights, elements = self._weights(inputs, outputs), inputs * self._in_positions
         return (self._edge + (weights * weight_bits + elements * activation_bits).sum()) / BITS_PER_KB
 
 
@@ -160,10 +172,6 @@ class _Weights:
     def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Shape (L,)."""
         return self._areas * outputs * torch.where(self._depthwise, 1.0, inputs)
-
-
-def _edge_weights(layer: LayerShape) -> int:
-    return layer.in_channels * layer.out_channels * layer.kernel[0] * layer.kernel[1] // layer.groups
 
 
 class RelaxedTable(RelaxedCost):
