@@ -158,7 +158,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
 
     costs = [row["cost"] for row in means]
     scale = alt.Scale(type="log", nice=False, padding=20) if max(costs) > _WIDE * min(costs) else alt.Scale(zero=False)
-    x = alt.X("cost:Q", title=kind.title, scale=scale)
+    x = alt.X("cost:Q", title=kind.title, scale=scale, axis=alt.Axis(format=",.3~f"))
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
