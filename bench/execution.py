@@ -376,6 +376,7 @@ def _search(
             knobs=knobs,
             budget=math.inf if budget is None else budget.limit,
             measure=_measure(budget),
+            tolerance=bench.spec.tuning.tolerance,
             match=bench.spec.tuning.match,
             schedule=bench.spec.search,
             seed=unit.seed,

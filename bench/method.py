@@ -165,6 +165,7 @@ class SearchJob:
         knobs: The values that the harness chose for the method's knobs.
         budget: What the final policy may cost, in the unit of `measure`; infinite for methods that ignore it.
         measure: What the budget limits: bit operations, memory, latency or energy.
+        tolerance: Share of the budget below it that still counts as matched.
         match: How the cost term works.
         schedule: Length and rates of the search.
         seed: Seed of the run; the same for every method.
@@ -183,6 +184,7 @@ class SearchJob:
     seed: int
     report: Callable[[Mapping[str, float]], None]
     measure: Measure = BOPS
+    tolerance: float = 0.03
     stage: Callable[[str], Stage] = _uninterrupted
     name: str = "search"
     forward: Forward = PLAIN

@@ -1,0 +1,83 @@
+"""Sensitivities tensor by tensor, and the greedy knapsack."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench.costs import price
+from bench.errors import UnreachableBudgetError
+from bench.method import SearchJob
+from bench.network import NetworkShape
+from bench.policy import uniform
+from bench.quantization import best_clip, quantize_literal, standardize
+from bench.repair import policy_of
+from methods.greedy import Greedy, GreedyOptions, Losses, _batches, _decision, sensitivities, step_down
+
+MakeJob = Callable[..., SearchJob]
+
+
+@pytest.fixture
+def job(network: NetworkShape, make_job: MakeJob) -> SearchJob:
+    """At the cost of 4 bits."""
+    return make_job(budget=float(price(network, uniform(network, 4)).bops), knobs={})
+
+
+def test_a_sensitivity_is_the_loss_with_this_tensor_quantized(network: NetworkShape, job: SearchJob) -> None:
+    found = sensitivities(job, (2, 8), batches=2)
+    assert len(found) == 2 * len(network.middle)
+    layer = network.middle[1].name
+    losses = []
+    for images, labels in _batches(job, 2):
+        model = job.float_model().train()
+        weight = model.get_submodule(layer).weight
+        standard = standardize(weight.detach())
+        clip = torch.tensor(best_clip(standard, 2, "weight"))
+        with torch.no_grad():
+            weight.copy_(quantize_literal(standard, clip, 2, "weight"))
+            losses.append(float(F.cross_entropy(model(images), labels)))
+    assert found[layer, "weight_bits"][0] == pytest.approx(sum(losses) / 2, abs=1e-4)
+
+
+def test_a_small_problem_is_solved_as_enumeration_does(network: NetworkShape, job: SearchJob) -> None:
+    """Three layers may go from 8 to 4 bits; room must be made for what the first saves."""
+    base, names = uniform(network, 8), [layer.name for layer in network.middle[:3]]
+    losses: Losses = {(name, "weight_bits"): (0.1 * (rank + 1), 0.0) for rank, name in enumerate(names)}
+    decisions = [_decision(name, "weight_bits", (4, 8), losses[name, "weight_bits"]) for name in names]
+    full = price(network, base).bops
+    saved = full - price(network, base.with_layer(names[0], weight_bits=4)).bops
+
+    def outcome(choice: tuple[int, ...]) -> tuple[float, int]:
+        picked = [replace(decision, chosen=chosen) for decision, chosen in zip(decisions, choice, strict=True)]
+        rise = sum(losses[decision.layer, "weight_bits"][decision.chosen] for decision in picked)
+        return rise, price(network, policy_of(base, picked)).bops
+
+    outcomes = {choice: outcome(choice) for choice in product(range(2), repeat=3)}
+    allowed = [choice for choice, (_, cost) in outcomes.items() if cost <= full - saved]
+    found = step_down(replace(job, budget=float(full - saved)), base, decisions, losses)
+    assert tuple(decision.chosen for decision in found) == min(allowed, key=lambda choice: outcomes[choice][0])
+
+
+def test_a_search_ends_below_the_budget_with_margins_for_repair(network: NetworkShape, job: SearchJob) -> None:
+    found = Greedy(GreedyOptions(batches=1)).search(job)
+    assert price(network, found.policy).bops <= job.budget
+    assert found.policy == policy_of(uniform(network, 8), found.decisions)
+    rises = found.record["sensitivity"]
+    for decision in found.decisions:
+        low, middle, high = rises[f"{decision.layer}.{decision.what}"]
+        assert decision.margins == (low - middle, middle - high)
+
+
+def test_nothing_is_taken_that_fits(network: NetworkShape, make_job: MakeJob) -> None:
+    found = Greedy(GreedyOptions(batches=1)).search(make_job(budget=1e12, knobs={}))
+    assert found.policy == uniform(network, 8)
+
+
+def test_too_small_a_budget_is_unreachable(network: NetworkShape, make_job: MakeJob) -> None:
+    least = price(network, uniform(network, 2)).bops
+    with pytest.raises(UnreachableBudgetError, match="the least widths cost") as caught:
+        Greedy(GreedyOptions(batches=1)).search(make_job(budget=float(least - 1), knobs={}))
+    assert caught.value.nearest == least
