@@ -117,7 +117,14 @@ def mixture(x: Tensor, clips: Tensor, probabilities: Tensor, bits: tuple[int, ..
 
 
 class MixedLayer(nn.Module):
-    """A convolution or linear layer with one weight per candidate width.
+    """A convolution or linear layer with one weight per candidate width, or one for all.
+
+    Args:
+        module: The float layer.
+        shape: What is known of it.
+        bits: The candidates.
+        quantizer: Of every path.
+        shared: Whether all paths have the same weight.
 
     Attributes:
         logits: Architecture parameters, shape (2, K): weights, activations.
@@ -127,13 +134,20 @@ class MixedLayer(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, module: nn.Module, shape: LayerShape, bits: tuple[int, ...], quantizer: QuantizerFactory
+        self,
+        module: nn.Module,
+        shape: LayerShape,
+        bits: tuple[int, ...],
+        quantizer: QuantizerFactory,
+        *,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.geometry = geometry_of(module)
         self.bits = bits
         weight: Tensor = module.weight  # type: ignore[assignment]
-        self.weight = nn.ParameterList([nn.Parameter(weight.detach().clone()) for _ in bits])
+        copies = [nn.Parameter(weight.detach().clone()) for _ in (bits[:1] if shared else bits)]
+        self.weight = nn.ParameterList(copies * len(bits) if shared else copies)
         self.bias = module.bias  # type: ignore[assignment]
         self.weight_quantizers = nn.ModuleList(
             [quantizer(bits=width, kind="weight", normalized=shape.normalized) for width in bits]
@@ -175,7 +189,9 @@ class PathNetwork:
         layers: The searched layers by name, in order of execution.
     """
 
-    def __init__(self, job: SearchJob, bits: tuple[int, ...], quantizer: QuantizerFactory) -> None:
+    def __init__(
+        self, job: SearchJob, bits: tuple[int, ...], quantizer: QuantizerFactory, *, shared: bool = False
+    ) -> None:
         self.bits = bits
         self.network = job.task.network
         self.model = job.float_model()
@@ -183,7 +199,7 @@ class PathNetwork:
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
             if shape.position == "middle":
-                self.layers[shape.name] = MixedLayer(module, shape, bits, quantizer)
+                self.layers[shape.name] = MixedLayer(module, shape, bits, quantizer, shared=shared)
                 replace_layer(self.model, shape.name, self.layers[shape.name])
             else:
                 replace_layer(self.model, shape.name, edge_layer(module, shape))
@@ -325,7 +341,7 @@ class MultiPath(Method):
         return UniformQuantizer
 
 
-class _History:
+class History:
     """What is kept of a search, epoch by epoch."""
 
     def __init__(self) -> None:
@@ -352,7 +368,7 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
     for_weights, for_logits = _streams(job, options.architecture_share)
     warmup = round(options.warmup_share * job.steps)
     per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
-    history = _History()
+    history = History()
     network.model.train()
     forward = job.in_training(network.model)
     parts: dict[str, Stateful] = {"model": network.model, "history": history}
@@ -406,4 +422,4 @@ def _streams(job: SearchJob, share: float) -> tuple[BatchStream, BatchStream]:
     )
 
 
-__all__ = ["MixedLayer", "MultiPath", "MultiPathOptions", "PathNetwork"]
+__all__ = ["History", "MixedLayer", "MultiPath", "MultiPathOptions", "PathNetwork"]
