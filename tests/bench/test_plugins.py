@@ -224,10 +224,10 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
     )
     stale = json.loads(_succeed(code))
     of_sbs = ["cost_only", "prune_then_quantize", "quantize_then_prune", "sbs", "sbs_p", "sbs_q"]
-    of_paths = ["dnas", "multi_path"]
+    of_paths = ["dnas", "edmips", "multi_path"]
     assert (stale["sbs"], stale["multi_path"]) == (of_sbs, of_paths)
     assert stale["gates"] == stale["quantizers"] == stale["shared_network"] == sorted([*of_sbs, *of_paths])
-    assert not {"fixed", "full_precision"} & {name for names in stale.values() for name in names}
+    assert not {"fixed", "full_precision", "random", "greedy", "width", "hawq"} & {name for names in stale.values() for name in names}
 
 
 def test_the_source_of_what_is_not_there_is_asked_for_by_its_nearest_name() -> None:
