@@ -227,7 +227,9 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
     of_paths = ["dnas", "edmips", "multi_path"]
     assert (stale["sbs"], stale["multi_path"]) == (of_sbs, of_paths)
     assert stale["gates"] == stale["quantizers"] == stale["shared_network"] == sorted([*of_sbs, *of_paths])
-    assert not {"fixed", "full_precision", "random", "greedy", "width", "hawq"} & {name for names in stale.values() for name in names}
+    assert not {"fixed", "full_precision", "random", "greedy", "width", "hawq"} & {
+        name for names in stale.values() for name in names
+    }
 
 
 def test_the_source_of_what_is_not_there_is_asked_for_by_its_nearest_name() -> None:
