@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench import replicas
 from bench.network import LayerShape, NetworkShape
 from bench.policy import FULL_PRECISION_BITS, Policy, kept_inputs, kept_outputs
-from bench.quantization import Clips, QuantizerFactory, Shifted, UniformQuantizer, restore_clips
+from bench.quantization import Clips, QuantizerFactory, Shifted, UniformQuantizer, clips_of, restore_clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def compress(
         weight = quantizer(bits=choice.weight_bits, kind="weight", normalized=normalized_weights and layer.normalized)
         activation = input_quantizer(layer, choice.activation_bits, quantizer)
         replace_layer(compressed, layer.name, QuantizedLayer(compressed.get_submodule(layer.name), weight, activation))
-        restore_clips(layer.name, weight, activation, clips or {})
+        restore_clips(clips_of(layer.name, weight, activation), clips or {})
     return compressed
 
 

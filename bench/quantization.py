@@ -14,7 +14,7 @@ Two forms of the same mathematics. `quantize_literal` reads like the equations a
 the rest in the backward pass, through `bench.kernels`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -256,15 +256,17 @@ def clips_of(name: str, weight: nn.Module, activation: nn.Module) -> list[tuple[
     return found
 
 
-def clip_value(key: str, parameter: Tensor) -> float:
-    """A parameter as it is used."""
-    return (parameter if key.endswith(".offset") else positive(parameter)).item()
+def read_clips(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """Parameters of quantizers as they are used."""
+    return {
+        key: (parameter if key.endswith(".offset") else positive(parameter)).item() for key, parameter in parameters
+    }
 
 
 @torch.no_grad()
-def restore_clips(name: str, weight: nn.Module, activation: nn.Module, clips: Clips) -> None:
-    """Set the parameters of a layer's common quantizers to values that are known."""
-    for key, parameter in clips_of(name, weight, activation):
+def restore_clips(parameters: Iterable[tuple[str, Tensor]], clips: Clips) -> None:
+    """Set parameters of quantizers to values, where these are known."""
+    for key, parameter in parameters:
         if key in clips:
             parameter.fill_(clips[key])
 

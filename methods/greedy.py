@@ -8,8 +8,7 @@ single tensors leave out is that errors add up otherwise than losses do.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,8 @@ from bench.options import Strict
 from bench.policy import FULL_PRECISION_BITS, Policy, uniform
 from bench.repair import policy_of
 from bench.seeds import generator
+from methods.decisions import What, bits_decision
 
-What = Literal["weight_bits", "activation_bits"]
 _WHAT: tuple[What, What] = ("weight_bits", "activation_bits")
 
 
@@ -61,7 +60,10 @@ class Greedy(Method):
         """
         network, bits = job.task.network, tuple(sorted(self.options.bits))
         losses = sensitivities(job, bits, self.options.batches)
-        widest = [_decision(layer, what, bits, losses[layer, what]) for layer, what in losses]
+        widest = [
+            bits_decision(layer, what, bits, [-loss for loss in rises], chosen=len(bits) - 1)
+            for (layer, what), rises in losses.items()
+        ]
         decisions = step_down(job, uniform(network, bits[-1]), widest, losses)
         return SearchResult(
             policy=policy_of(uniform(network, bits[-1]), decisions),
@@ -102,28 +104,20 @@ def _loss(job: SearchJob, policy: Policy, batches: Sequence[tuple[Tensor, Tensor
     return sum(float(F.cross_entropy(network(images), labels)) for images, labels in batches) / len(batches)
 
 
-def _decision(layer: str, what: What, bits: tuple[int, ...], losses: Sequence[float]) -> Decision:
-    """The widest candidate; margins are what a step up lowers the loss by."""
-    margins = tuple(low - high for low, high in pairwise(losses))
-    return Decision(layer=layer, what=what, options=bits, chosen=len(bits) - 1, margins=margins)
-
-
 def step_down(job: SearchJob, base: Policy, decisions: Sequence[Decision], losses: Losses) -> list[Decision]:
     """Take the step of least rise in loss for what it saves, until the network fits the budget.
 
     Raises:
         UnreachableBudgetError: No step is left, and it still costs more.
     """
-    current = list(decisions)
-    cost = job.price(policy_of(base, current))
-    while cost > job.budget:
-        policy = policy_of(base, current)
+    current, policy = list(decisions), policy_of(base, decisions)
+    while (cost := job.price(policy)) > job.budget:
         steps = [(_rate(job, policy, decision, losses), index) for index, decision in enumerate(current)]
         rate, index = min(steps)
         if rate == float("inf"):
             raise UnreachableBudgetError(f"the least widths cost {cost / job.budget:.2f} × the budget", cost)
         current[index] = replace(current[index], chosen=current[index].chosen - 1)
-        cost = job.price(policy_of(base, current))
+        policy = policy_of(base, current)
     return current
 
 

@@ -16,7 +16,7 @@ the published choice of V3), negative traces count as zero, and the network is f
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Annotated, Literal
 
 import numpy as np
@@ -32,8 +32,7 @@ from bench.options import Strict
 from bench.policy import Policy, uniform
 from bench.quantization import Shifted, UniformQuantizer, standardize
 from bench.seeds import generator
-
-What = Literal["weight_bits", "activation_bits"]
+from methods.decisions import What, bits_decision
 
 Tensors = Mapping[tuple[str, What], Tensor]
 Sensitivity = Mapping[tuple[str, What], Sequence[float]]
@@ -222,9 +221,9 @@ def allocate(job: SearchJob, omega: Sensitivity, bits: Sequence[int], *, tied: b
 
 def _decisions(policy: Policy, omega: Sensitivity, bits: tuple[int, ...]) -> list[Decision]:
     """Every width, with what a step up lowers Ω by as its margin; for a budget that is not filled."""
-    found = []
-    for (layer, what), values in omega.items():
-        width = getattr(policy.layers[layer], what)
-        margins = tuple(low - high for low, high in pairwise(values))
-        found.append(Decision(layer=layer, what=what, options=bits, chosen=bits.index(width), margins=margins))
-    return found
+    return [
+        bits_decision(
+            layer, what, bits, [-value for value in values], chosen=bits.index(getattr(policy.layers[layer], what))
+        )
+        for (layer, what), values in omega.items()
+    ]

@@ -13,9 +13,10 @@ pretrained weights; logits start at 0 and learn on a held-out part of the traini
 cost enters as λ log R with R the product of expected widths; the final width is the argmax.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -30,32 +31,26 @@ from bench.kernels import blocks, gradients, in_one, quantized, steps
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
 from bench.network import LayerShape, NetworkShape
 from bench.options import Strict
-from bench.policy import EDGE_BITS, LayerPolicy, Policy
-from bench.quantization import QuantizerFactory, UniformQuantizer, clip_value, clips_of, positive
+from bench.policy import EDGE_BITS, Policy, uniform
+from bench.quantization import QuantizerFactory, UniformQuantizer, clips_of, positive, read_clips
 from bench.relaxed import Choice
 from bench.repair import policy_of
 from bench.seeds import generator
 from bench.spec import Match
 from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from methods.decisions import bits_decision
 from methods.shared_network import edge_layer
 
 
-class MultiPathOptions(Strict):
-    """Options of multi-path search.
+class PathOptions(Strict):
+    """Options of every search in a network with all paths.
 
     Attributes:
         bits: Candidates for weights and activations.
-        architecture_share: Part of the training data on which the logits learn.
-        warmup_share: Part of the search in which only weights learn.
-        temperature_start, temperature_end: Of the Gumbel-softmax, falling exponentially.
         logit_travel: Rate × updates of the logits (Adam); the rate follows from the length of the search.
     """
 
     bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=2)] = (2, 4, 8)
-    architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    temperature_start: Annotated[float, Field(gt=0)] = 5.0
-    temperature_end: Annotated[float, Field(gt=0)] = 0.5
     logit_travel: Annotated[float, Field(gt=0)] = 6.0
 
     @model_validator(mode="after")
@@ -63,6 +58,21 @@ class MultiPathOptions(Strict):
         if any(high <= low for low, high in pairwise(self.bits)):
             raise ValueError(f"bit candidates {list(self.bits)} must rise, e.g. [2, 4, 8]")
         return self
+
+
+class MultiPathOptions(PathOptions):
+    """Options of multi-path search, besides those of all.
+
+    Attributes:
+        architecture_share: Part of the training data on which the logits learn.
+        warmup_share: Part of the search in which only weights learn.
+        temperature_start, temperature_end: Of the Gumbel-softmax, falling exponentially.
+    """
+
+    architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    temperature_start: Annotated[float, Field(gt=0)] = 5.0
+    temperature_end: Annotated[float, Field(gt=0)] = 0.5
 
     def temperature(self, share: float) -> float:
         """The temperature after a share of the search."""
@@ -236,19 +246,13 @@ class PathNetwork:
         found = []
         for name, layer in self.layers.items():
             of_weights, of_inputs = layer.logits.tolist()
-            found.append(_bits_decision(name, "weight_bits", self.bits, of_weights))
-            found.append(_bits_decision(name, "activation_bits", self.bits, of_inputs))
+            found.append(bits_decision(name, "weight_bits", self.bits, of_weights))
+            found.append(bits_decision(name, "activation_bits", self.bits, of_inputs))
         return found
 
     def policy(self, decisions: list[Decision]) -> Policy:
         """The policy of these decisions; first and last layer at 8 bits."""
-        edge = LayerPolicy(weight_bits=EDGE_BITS, activation_bits=EDGE_BITS)
-        base = Policy(
-            model=self.network.model,
-            dataset=self.network.dataset,
-            layers={s.name: edge for s in self.network.layers},
-        )
-        return policy_of(base, decisions)
+        return policy_of(uniform(self.network, EDGE_BITS), decisions)
 
     def state(self, policy: Policy, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of the chosen paths, under the float model's names."""
@@ -261,84 +265,24 @@ class PathNetwork:
 
     def clips(self, policy: Policy) -> dict[str, float]:
         """Clip values of the chosen paths and of the edges, where the common quantizer was searched with."""
-        found: dict[str, float] = {}
+        found = []
         for name, layer in self.layers.items():
             choice = policy.layers[name]
             weight = layer.weight_quantizers[self.bits.index(choice.weight_bits)]
             activation = layer.activation_quantizers[self.bits.index(choice.activation_bits)]
-            found.update({key: clip_value(key, clip) for key, clip in clips_of(name, weight, activation)})
-        return {**found, **self._edge_clips()} if found else {}
+            found += clips_of(name, weight, activation)
+        return read_clips([*found, *self._edge_clips()]) if found else {}
 
-    def _edge_clips(self) -> dict[str, float]:
+    def _edge_clips(self) -> list[tuple[str, nn.Parameter]]:
         """Clip values of the first and the last layer."""
-        edges = {
-            shape.name: self.model.get_submodule(shape.name)
-            for shape in self.network.layers
-            if shape.position != "middle"
-        }
-        return {
-            key: clip_value(key, clip)
+        names = [shape.name for shape in self.network.layers if shape.position != "middle"]
+        edges = {name: self.model.get_submodule(name) for name in names}
+        return [
+            clip
             for name, edge in edges.items()
             if isinstance(edge, QuantizedLayer)
-            for key, clip in clips_of(name, edge.weight_quantizer, edge.activation_quantizer)
-        }
-
-
-def _bits_decision(
-    layer: str,
-    what: Literal["weight_bits", "activation_bits"],
-    bits: tuple[int, ...],
-    logits: Sequence[float],
-) -> Decision:
-    """The argmax of a tensor's logits; margins are differences of neighbours."""
-    margins = tuple(high - low for low, high in pairwise(logits))
-    chosen = max(range(len(logits)), key=logits.__getitem__)
-    return Decision(layer=layer, what=what, options=bits, chosen=chosen, margins=margins)
-
-
-class MultiPath(Method):
-    """Multi-path search with SBS's quantizer."""
-
-    summary = "SBS without bit sharing: separate weights per candidate, Gumbel-softmax, the common quantizer"
-    capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
-    Options = MultiPathOptions
-    options: MultiPathOptions
-
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """λ."""
-        return {"strength": Knob(low=0.01, high=1.0, log=True)}
-
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """The least candidate everywhere."""
-
-        def choice(layer: LayerShape) -> LayerPolicy:
-            width = min(self.options.bits) if layer.position == "middle" else EDGE_BITS
-            return LayerPolicy(weight_bits=width, activation_bits=width)
-
-        return Policy(model=network.model, dataset=network.dataset, layers={s.name: choice(s) for s in network.layers})
-
-    def search(self, job: SearchJob) -> SearchResult:
-        """Train paths and logits in turn, then take the argmax."""
-        network = PathNetwork(job, self.options.bits, self.search_quantizer)
-        data = job.task.data
-        calibrate(network.model, data.calibration_batches(1, job.schedule.batch_size)[0])
-        reestimate_norms(network.model, data, job.schedule.batch_size)
-        start_top1 = evaluate(network.model, data, data.validation).top1
-        record = _train(job, network, self.options)
-        decisions = network.decisions()
-        policy = network.policy(decisions)
-        return SearchResult(
-            policy=policy,
-            state=network.state(policy, job.pretrained),
-            clips=network.clips(policy),
-            decisions=decisions,
-            record={"start_top1": start_top1, **record},
-        )
-
-    @property
-    def search_quantizer(self) -> QuantizerFactory:
-        """The quantizer of every path."""
-        return UniformQuantizer
+            for clip in clips_of(name, edge.weight_quantizer, edge.activation_quantizer)
+        ]
 
 
 class History:
@@ -346,6 +290,12 @@ class History:
 
     def __init__(self) -> None:
         self.entries: list[dict[str, float]] = []
+
+    def end_epoch(self, job: SearchJob, network: PathNetwork, epoch: int, figures: Mapping[str, float]) -> None:
+        """Keep and report an epoch's figures, with what the network costs that the search would return now."""
+        cost = float(network.actual_cost())
+        self.entries.append({"epoch": epoch + 1, **figures, "cost": cost, "budget_share": cost / job.budget})
+        job.report({**self.entries[-1], "epochs": job.schedule.epochs})
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
@@ -356,7 +306,74 @@ class History:
         self.entries = list(state["entries"])
 
 
-def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> dict[str, Any]:
+class PathMethod(Method):
+    """A search that trains a network with all paths and takes the argmax."""
+
+    capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
+    Options = PathOptions
+    options: PathOptions
+
+    def knobs(self, match: Match) -> Mapping[str, Knob]:
+        """λ."""
+        return {"strength": Knob(low=0.01, high=1.0, log=True)}
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """The least candidate everywhere."""
+        return uniform(network, min(self.options.bits))
+
+    @abstractmethod
+    def network(self, job: SearchJob) -> PathNetwork:
+        """The network that is searched in, from the pretrained weights."""
+
+    @abstractmethod
+    def train(self, job: SearchJob, network: PathNetwork) -> History:
+        """Train weights and logits."""
+
+    def search(self, job: SearchJob) -> SearchResult:
+        """Train, then take the argmax."""
+        network = self.network(job)
+        data = job.task.data
+        calibrate(network.model, data.calibration_batches(1, job.schedule.batch_size)[0])
+        reestimate_norms(network.model, data, job.schedule.batch_size)
+        start_top1 = evaluate(network.model, data, data.validation).top1
+        history = self.train(job, network)
+        decisions = network.decisions()
+        policy = network.policy(decisions)
+        return SearchResult(
+            policy=policy,
+            state=network.state(policy, job.pretrained),
+            clips=network.clips(policy),
+            decisions=decisions,
+            record={
+                "start_top1": start_top1,
+                "history": history.entries,
+                "logits": {name: layer.logits.tolist() for name, layer in network.layers.items()},
+            },
+        )
+
+
+class MultiPath(PathMethod):
+    """Multi-path search with SBS's quantizer."""
+
+    summary = "SBS without bit sharing: separate weights per candidate, Gumbel-softmax, the common quantizer"
+    Options = MultiPathOptions
+    options: MultiPathOptions
+
+    def network(self, job: SearchJob) -> PathNetwork:
+        """With weights of its own in every path."""
+        return PathNetwork(job, self.options.bits, self.search_quantizer)
+
+    def train(self, job: SearchJob, network: PathNetwork) -> History:
+        """Paths and logits in turn."""
+        return _train(job, network, self.options)
+
+    @property
+    def search_quantizer(self) -> QuantizerFactory:
+        """The quantizer of every path."""
+        return UniformQuantizer
+
+
+def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> History:
     """Weights on one part of the training data, logits on the other, in the ratio of the parts."""
     noise = job.noise("gumbel")
     term = job.cost_term()
@@ -393,21 +410,8 @@ def _train(job: SearchJob, network: PathNetwork, options: MultiPathOptions) -> d
                 replicas.average_gradients(weights)
                 of_weights.step()
             meter.add(loss, outputs, labels)
-        cost = float(network.actual_cost())
-        history.entries.append(
-            {
-                "epoch": epoch + 1,
-                **meter.figures(),
-                "cost": cost,
-                "temperature": temperature,
-                "budget_share": cost / job.budget,
-            }
-        )
-        job.report({**history.entries[-1], "epochs": job.schedule.epochs})
-    return {
-        "history": history.entries,
-        "logits": {name: layer.logits.tolist() for name, layer in network.layers.items()},
-    }
+        history.end_epoch(job, network, epoch, {**meter.figures(), "temperature": temperature})
+    return history
 
 
 def _streams(job: SearchJob, share: float) -> tuple[BatchStream, BatchStream]:
@@ -422,4 +426,4 @@ def _streams(job: SearchJob, share: float) -> tuple[BatchStream, BatchStream]:
     )
 
 
-__all__ = ["History", "MixedLayer", "MultiPath", "MultiPathOptions", "PathNetwork"]
+__all__ = ["History", "MixedLayer", "MultiPath", "MultiPathOptions", "PathMethod", "PathNetwork", "PathOptions"]

@@ -23,7 +23,7 @@ from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.network import LayerShape, NetworkShape
 from bench.options import Strict
-from bench.policy import EDGE_BITS, LayerPolicy, Policy
+from bench.policy import EDGE_BITS, Policy, uniform
 from bench.training import evaluate, reestimate_norms
 
 _CELLS = 20_000
@@ -55,7 +55,7 @@ class RandomPolicy(Method):
 
     def cheapest(self, network: NetworkShape) -> Policy:
         """The least candidate everywhere."""
-        return _policy(network, [(min(self.options.bits),) * 2] * len(network.middle))
+        return uniform(network, min(self.options.bits))
 
     def search(self, job: SearchJob) -> SearchResult:
         """Draw, and with several draws compare on validation images.
@@ -83,7 +83,7 @@ class Combinations:
         self._job = job
         self._pairs = list(product(bits, bits))
         network = job.task.network
-        edge = _policy(network, [(EDGE_BITS, EDGE_BITS)] * len(network.middle))
+        edge = uniform(network, EDGE_BITS)
         rest = sum(job.measure.price_layer(edge, layer) for layer in network.layers if layer.position != "middle")
         self._cell = job.budget / _CELLS
         self._costs = [self._cells(layer) for layer in network.middle]
@@ -96,7 +96,7 @@ class Combinations:
     def _cells(self, layer: LayerShape) -> NDArray[np.int64]:
         """What every pair of widths costs in one layer, in cells."""
         network, measure = self._job.task.network, self._job.measure
-        base = _policy(network, [(EDGE_BITS, EDGE_BITS)] * len(network.middle))
+        base = uniform(network, EDGE_BITS)
         policies = [base.with_layer(layer.name, weight_bits=w, activation_bits=a) for w, a in self._pairs]
         return np.array([round(measure.price_layer(policy, layer) / self._cell) for policy in policies])
 
@@ -150,8 +150,7 @@ def untrained_accuracy(job: SearchJob, policy: Policy) -> float:
 
 def _policy(network: NetworkShape, pairs: Sequence[tuple[int, int]]) -> Policy:
     """Widths of weights and activations for the searched layers; first and last layer at 8 bits."""
-    edge = LayerPolicy(weight_bits=EDGE_BITS, activation_bits=EDGE_BITS)
-    layers = {layer.name: edge for layer in network.layers}
+    policy = uniform(network, EDGE_BITS)
     for layer, (weight, activation) in zip(network.middle, pairs, strict=True):
-        layers[layer.name] = LayerPolicy(weight_bits=weight, activation_bits=activation)
-    return Policy(model=network.model, dataset=network.dataset, layers=layers)
+        policy = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation)
+    return policy

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from bench.compression import QuantizedLayer, input_quantizer, replace_layer
 from bench.method import Decision, SearchJob
 from bench.network import LayerShape
 from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
-from bench.quantization import UniformQuantizer, clip_value, clips_of
+from bench.quantization import UniformQuantizer, clips_of, read_clips, restore_clips
 from bench.relaxed import Choice
+from methods.decisions import What
 from methods.shared_layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
 
 SearchSpace = Mapping[str, LayerSpace]
@@ -59,7 +60,7 @@ class SharedNetwork:
         self._relaxed = job.measure.relaxed(self.network, choices, job.task.device, self._edge_bits)
         if settings.gate_place == "norm_output":
             self._mask_after_norms()
-        self._restore_clips(start.clips)
+        restore_clips(self._clips(), start.clips)
 
     def _shared(self, module: nn.Module, shape: LayerShape, space: LayerSpace, settings: LayerSettings) -> SharedLayer:
         producer, leader = self.layers.get(shape.producer or ""), self.layers.get(shape.leader or "")
@@ -75,12 +76,6 @@ class SharedNetwork:
 
             self.model.get_submodule(norm).register_forward_hook(mask)
 
-    @torch.no_grad()
-    def _restore_clips(self, clips: Mapping[str, float]) -> None:
-        for name, clip in self._clips():
-            if name in clips:
-                clip.fill_(clips[name])
-
     def _clips(self) -> Sequence[tuple[str, nn.Parameter]]:
         found = []
         for shape in self.network.layers:
@@ -93,7 +88,7 @@ class SharedNetwork:
 
     def clips(self) -> dict[str, float]:
         """All clip values."""
-        return {name: clip_value(name, clip) for name, clip in self._clips()}
+        return read_clips(self._clips())
 
     def relaxed_cost(self) -> Tensor:
         """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.
@@ -209,9 +204,7 @@ def _choice(space: LayerSpace) -> Choice:
     return Choice(weight_bits=space.weight_bits, activation_bits=space.activation_bits, pruned=pruned)
 
 
-def _bit_decisions(
-    layer: str, what: Literal["weight_bits", "activation_bits"], chain: tuple[int, ...], excess: Tensor
-) -> list[Decision]:
+def _bit_decisions(layer: str, what: What, chain: tuple[int, ...], excess: Tensor) -> list[Decision]:
     if len(chain) == 1:
         return []
     margins = tuple(excess.tolist())

@@ -12,13 +12,13 @@ from bench.quantization import (
     UniformQuantizer,
     best_clip,
     clip_parameters,
-    clip_value,
     clips_of,
     denormalize,
     discretize,
     normalize,
     positive,
     quantize,
+    read_clips,
     restore_clips,
     standardize,
     steps,
@@ -374,12 +374,12 @@ def test_parameters_of_a_layers_quantizers_have_names() -> None:
     assert [key for key, _ in clips_of("a", weight, nn.Identity())] == ["a.weight"]
     found = dict(clips_of("a", weight, signed))
     assert found.keys() == {"a.weight", "a.activation", "a.offset"}
-    restore_clips("a", weight, signed, {"a.activation": 0.5, "a.offset": -0.125, "b.offset": 7.0})
-    values = {key: clip_value(key, parameter) for key, parameter in found.items()}
+    restore_clips(clips_of("a", weight, signed), {"a.activation": 0.5, "a.offset": -0.125, "b.offset": 7.0})
+    values = read_clips(found.items())
     assert values == {"a.weight": 1.0, "a.activation": 0.5, "a.offset": -0.125}
     with torch.no_grad():
         found["a.weight"].fill_(-2.0)  # an optimizer may: it is used as a positive number
-    assert clip_value("a.weight", found["a.weight"]) == 2.0
+    assert read_clips(found.items())["a.weight"] == 2.0
 
 
 def test_offsets_are_trained_like_clip_values() -> None:

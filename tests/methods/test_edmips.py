@@ -16,8 +16,8 @@ from bench.network import LayerShape, NetworkShape
 from bench.policy import Policy, uniform
 from bench.quantization import UniformQuantizer, quantize_literal, standardize
 from bench.spec import SearchSchedule
-from methods.edmips import Edmips, EdmipsOptions
-from methods.multi_path import MixedLayer, PathNetwork
+from methods.edmips import Edmips
+from methods.multi_path import MixedLayer, PathNetwork, PathOptions
 
 MakeJob = Callable[..., SearchJob]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]
@@ -73,7 +73,7 @@ def test_weights_and_logits_move_in_the_same_step(make_job: MakeJob, small_task:
         layers = [module for module in model.modules() if isinstance(module, MixedLayer)]
         seen.append([(float(layer.logits.sum()), float(layer.weight[0].sum())) for layer in layers])
 
-    Edmips(EdmipsOptions()).search(make_job(task=watched(small_task, look)))
+    Edmips(PathOptions()).search(make_job(task=watched(small_task, look)))
     assert len(seen) == 10
     for before, after in itertools.pairwise(seen):
         assert all(a[0] != b[0] and a[1] != b[1] for a, b in zip(before, after, strict=True))
@@ -102,7 +102,7 @@ def test_the_extremes_of_the_strength(make_job: MakeJob, network: NetworkShape, 
     """A cost that outweighs everything ends at the known cheapest policy; none leaves what the task prefers."""
     schedule = SearchSchedule(epochs=3, batch_size=28)
     job = make_job(knobs={"strength": strength}, match="lambda", schedule=schedule)
-    found = Edmips(EdmipsOptions()).search(job)
+    found = Edmips(PathOptions()).search(job)
     assert (found.policy == uniform(network, 2)) == least
     assert len(found.record["history"]) == 3
     assert all(math.isfinite(entry["loss"]) for entry in found.record["history"])
@@ -110,7 +110,7 @@ def test_the_extremes_of_the_strength(make_job: MakeJob, network: NetworkShape, 
 
 def test_a_search_returns_one_weight_a_layer_and_every_choice(make_job: MakeJob, network: NetworkShape) -> None:
     job = make_job()
-    found = Edmips(EdmipsOptions()).search(job)
+    found = Edmips(PathOptions()).search(job)
     assert found.state.keys() == job.pretrained.keys()
     assert all(found.state[name].shape == value.shape for name, value in job.pretrained.items())
     assert [(d.layer, d.what) for d in found.decisions] == [
@@ -122,4 +122,4 @@ def test_a_search_returns_one_weight_a_layer_and_every_choice(make_job: MakeJob,
 @pytest.mark.parametrize("bits", [(4, 2), (4, 4), (2,), (0, 2)])
 def test_candidates_must_rise(bits: Any) -> None:
     with pytest.raises(ValidationError):
-        EdmipsOptions(bits=bits)
+        PathOptions(bits=bits)

@@ -15,7 +15,8 @@ from bench.network import NetworkShape
 from bench.policy import uniform
 from bench.quantization import best_clip, quantize_literal, standardize
 from bench.repair import policy_of
-from methods.greedy import Greedy, GreedyOptions, Losses, _batches, _decision, sensitivities, step_down
+from methods.decisions import bits_decision
+from methods.greedy import Greedy, GreedyOptions, Losses, _batches, sensitivities, step_down
 
 MakeJob = Callable[..., SearchJob]
 
@@ -46,7 +47,9 @@ def test_a_small_problem_is_solved_as_enumeration_does(network: NetworkShape, jo
     """Three layers may go from 8 to 4 bits; room must be made for what the first saves."""
     base, names = uniform(network, 8), [layer.name for layer in network.middle[:3]]
     losses: Losses = {(name, "weight_bits"): (0.1 * (rank + 1), 0.0) for rank, name in enumerate(names)}
-    decisions = [_decision(name, "weight_bits", (4, 8), losses[name, "weight_bits"]) for name in names]
+    decisions = [
+        bits_decision(name, "weight_bits", (4, 8), [-loss for loss in losses[name, "weight_bits"]]) for name in names
+    ]
     full = price(network, base).bops
     saved = full - price(network, base.with_layer(names[0], weight_bits=4)).bops
 
