@@ -335,7 +335,11 @@ class _Searched:
             "record": self.result.record,
             "peak_memory_mb": self.peak_memory_mb,
         }
-        return {"state": dict(self.result.state), "document": json.dumps(document)}
+        return {
+            "state": dict(self.result.state),
+            "quantizers": dict(self.result.quantizers),
+            "document": json.dumps(document),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a kept outcome up."""
@@ -343,7 +347,7 @@ class _Searched:
         self.peak_memory_mb = document.pop("peak_memory_mb")
         document["policy"] = policy_from_json(document["policy"])
         document["decisions"] = [_decision(fields) for fields in document["decisions"]]
-        self.result = SearchResult(state=state["state"], **document)
+        self.result = SearchResult(state=state["state"], quantizers=state["quantizers"], **document)
 
 
 def _decision(fields: Mapping[str, Any]) -> Decision:
@@ -359,6 +363,16 @@ class _Found:
     policy: Policy
     repaired: Repair | None
     raw_cost: float
+
+    def kept_quantizers(self) -> dict[str, torch.Tensor]:
+        """Parameters of the method's own quantizers, but for layers whose widths repair has changed."""
+        kept = {}
+        for key, value in self.result.quantizers.items():
+            layer = key.partition("_quantizer.")[0].rpartition(".")[0]
+            before, after = self.result.policy.layers[layer], self.policy.layers[layer]
+            if (before.weight_bits, before.activation_bits) == (after.weight_bits, after.activation_bits):
+                kept[key] = value
+        return kept
 
 
 def _search(
@@ -445,6 +459,10 @@ def _compressed(bench: Workbench, method: Method, found: _Found) -> nn.Module:
     network = on_device(network, bench.device)
     if bench.spec.finetune.calibrate or not found.result.clips:
         calibrate(network, task.data.calibration_batches(1, bench.spec.finetune.batch_size)[0])
+    if bench.spec.recipe == "own" and not bench.spec.finetune.calibrate:
+        unknown = network.load_state_dict(found.kept_quantizers(), strict=False).unexpected_keys
+        if unknown:
+            raise KeyError(f"{type(method).__name__} names parameters of quantizers that the network lacks: {unknown}")
     # Standardised weights scale every convolution's output; a short fine-tuning would not forget the old statistics.
     reestimate_norms(network, task.data, bench.spec.finetune.batch_size)
     return network

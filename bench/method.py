@@ -40,6 +40,8 @@ class Capabilities:
         mixed_precision: It chooses bits layer by layer.
         full_precision: Its searches hold networks at full precision, which accelerators cannot compute.
         own_quantizer: It has a quantizer of its own for `recipe = "own"`.
+        one_stage: Its paper trains once and has no separate fine-tuning; here its network is fine-tuned like all
+            others, and reports say so.
         data_parallel: One search of it can be divided among several devices; see `bench.replicas`.
     """
 
@@ -48,6 +50,7 @@ class Capabilities:
     mixed_precision: bool = False
     full_precision: bool = False
     own_quantizer: bool = False
+    one_stage: bool = False
     data_parallel: bool = False
 
 
@@ -79,8 +82,16 @@ class CostTerm:
             relaxed: The differentiable cost.
             actual: The cost of the discrete network that the search would return now.
         """
-        term = self.strength * torch.log(relaxed / self.budget)
-        return term * (actual > self.budget) if self.mode == "hinge" else term
+        return self.strength * torch.log(relaxed / self.budget) * self.acts(actual)
+
+    def acts(self, actual: Tensor) -> Tensor:
+        """1 while a cost term acts, 0 otherwise; for methods that have a term of their own in the place of λ log R.
+
+        Args:
+            actual: The cost of the discrete network that the search would return now.
+        """
+        above = (actual > self.budget).to(actual.dtype)
+        return above if self.mode == "hinge" else torch.ones_like(above)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +124,8 @@ class SearchResult:
         policy: The result.
         state: Weights and buffers under the names of the float model, unreduced.
         clips: Clip values by "<layer>.weight" and "<layer>.activation", for the common quantizer.
+        quantizers: Learned parameters of the method's own quantizers, for `recipe = "own"`, under the names that they
+            have in the compressed network: "<layer>.weight_quantizer.<parameter>", "<layer>.activation_quantizer.…".
         normalized_weights: Whether convolution weights are standardised before they are quantized.
         decisions: What repair may move; empty when nothing may.
         record: Curves and figures of the search, JSON-serialisable; `history` is a list of one dict an epoch.
@@ -121,6 +134,7 @@ class SearchResult:
     policy: Policy
     state: Mapping[str, Tensor]
     clips: Mapping[str, float] = field(default_factory=dict)
+    quantizers: Mapping[str, Tensor] = field(default_factory=dict)
     normalized_weights: bool = True
     decisions: Sequence[Decision] = ()
     record: dict[str, Any] = field(default_factory=dict)
@@ -246,11 +260,15 @@ class Method(ABC):
 
     Attributes:
         summary: One line for `bench list methods`.
+        source: The paper, or whose definition it is, for `bench list methods --long`.
+        deviations: What differs from the source, one sentence each; shown there too.
         capabilities: What it needs and can do.
         Options: Its options.
     """
 
     summary: ClassVar[str]
+    source: ClassVar[str] = ""
+    deviations: ClassVar[tuple[str, ...]] = ()
     capabilities: ClassVar[Capabilities]
     Options: ClassVar[type[Strict]] = NoOptions
 
