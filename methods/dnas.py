@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.kernels import Kind, blocks, in_one, steps
+from bench.kernels import Kind, steps
 from bench.method import Capabilities
-from bench.quantization import QuantizerFactory, positive
+from bench.quantization import QuantizerFactory
 from methods.multi_path import MultiPath
+from methods.pact import PactActivation
 
 
 class _Round(torch.autograd.Function):
@@ -37,33 +38,6 @@ def _round(z: Tensor, bits: int) -> Tensor:
     return result
 
 
-class _Pact(torch.autograd.Function):
-    """Eqs. 1–3 of PACT: the gradient passes where 0 < x < a, and a gets the sum of it where x ≥ a. It keeps x alone."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(x, clip)
-        result = None if in_one(x) else torch.empty_like(x)
-        values = x
-        for block, place in blocks(x, result):
-            code = torch.minimum(block.clamp_min(0), clip).mul_(count / clip).round_()
-            values = torch.mul(code, clip / count, out=place)
-        return values.to(x.dtype) if result is None else result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
-        x, clip = ctx.saved_tensors
-        result = None if in_one(x) else torch.empty_like(x)
-        inside, beyond = x, clip.new_zeros(())
-        for block, upstream, place in blocks(x, grads[0], result):
-            clipped = torch.where(block >= clip, upstream, 0)
-            inside = torch.where(block > 0, upstream - clipped, 0)
-            if place is not None:
-                place.copy_(inside)
-            beyond = beyond + clipped.sum()
-        return inside if result is None else result, beyond, None
-
-
 class DorefaWeight(nn.Module):
     """w ↦ 2 · round_k(tanh(w) / (2 max |tanh(w)|) + 1/2) − 1."""
 
@@ -78,23 +52,6 @@ class DorefaWeight(nn.Module):
 
     def calibrate(self, x: Tensor) -> None:
         """DoReFa has no parameter to set."""
-
-
-class PactActivation(nn.Module):
-    """x ↦ a · round_k(clip(x, 0, a)/a); a learns only from the inputs that it clips."""
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.clip = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantize a non-negative tensor."""
-        result: Tensor = _Pact.apply(x, positive(self.clip), steps(self.bits))  # type: ignore[no-untyped-call]
-        return result
-
-    def calibrate(self, x: Tensor) -> None:
-        """The clipping level starts at 1 (Appendix F)."""
 
 
 def dorefa_pact(*, bits: int, kind: Kind, normalized: bool) -> nn.Module:
