@@ -201,8 +201,8 @@ class RelaxedTable(RelaxedCost):
         self._prices = torch.zeros(len(tables), *shape, dtype=torch.float64, device=device)
         for row, table in zip(self._prices, tables, strict=True):
             row[tuple(slice(size) for size in table.prices.shape)] = table.prices
-        self._inputs = _Grid([table.inputs for table in tables], shape[2], self.in_channels)
-        self._outputs = _Grid([table.outputs for table in tables], shape[3], self.in_channels)
+        self._inputs = Interpolation([table.inputs for table in tables], shape[2], self.in_channels)
+        self._outputs = Interpolation([table.outputs for table in tables], shape[3], self.in_channels)
 
     def _price(self, weight: Tensor, activation: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
         parts = (weight.double(), activation.double(), self._inputs(inputs), self._outputs(outputs))
@@ -241,14 +241,14 @@ def channel_counts(channels: int) -> list[int]:
     return sorted({max(1, round(channels * step / steps)) for step in range(steps + 1)})
 
 
-class _Grid:
-    """Weights with which tabulated counts stand for a count between them.
+class Interpolation:
+    """Weights with which tabulated numbers, such as channel counts or widths, stand for a number between them.
 
-    At a tabulated count, where almost all searches are, the slope is that of the segment below: what a filter saves
-    that goes next.
+    At a tabulated number, where almost all searches are, the slope is that of the segment below: what a filter saves
+    that goes next. At the lowest one and below it, and above the highest, the slope is 0.
 
     Args:
-        rows: The counts of each layer, rising.
+        rows: The numbers of each layer, rising.
         width: Columns of the result.
         like: Gives type and device.
     """

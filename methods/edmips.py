@@ -17,7 +17,8 @@ from bench.checkpoints import Stateful
 from bench.method import SearchJob
 from bench.quantization import UniformQuantizer
 from bench.training import Meter, sgd, weight_groups
-from methods.multi_path import History, PathMethod, PathNetwork, PathOptions
+from methods.history import History
+from methods.multi_path import PathMethod, PathNetwork, PathOptions
 
 _FIRST_LOGIT = 0.01
 """Where all logits start (the authors' code)."""

@@ -39,6 +39,7 @@ from bench.seeds import generator
 from bench.spec import Match
 from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.decisions import bits_decision
+from methods.history import History
 from methods.shared_network import edge_layer
 
 
@@ -283,27 +284,6 @@ class PathNetwork:
             if isinstance(edge, QuantizedLayer)
             for clip in clips_of(name, edge.weight_quantizer, edge.activation_quantizer)
         ]
-
-
-class History:
-    """What is kept of a search, epoch by epoch."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict[str, float]] = []
-
-    def end_epoch(self, job: SearchJob, network: PathNetwork, epoch: int, figures: Mapping[str, float]) -> None:
-        """Keep and report an epoch's figures, with what the network costs that the search would return now."""
-        cost = float(network.actual_cost())
-        self.entries.append({"epoch": epoch + 1, **figures, "cost": cost, "budget_share": cost / job.budget})
-        job.report({**self.entries[-1], "epochs": job.schedule.epochs})
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"entries": self.entries}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.entries = list(state["entries"])
 
 
 class PathMethod(Method):
