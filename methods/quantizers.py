@@ -46,14 +46,20 @@ def decompose(z: Tensor, bits: Sequence[int]) -> list[Tensor]:
 
 
 def bit_sharing_literal(
-    x: Tensor, clip: Tensor, thresholds: Tensor, bits: Sequence[int], kind: Kind, mask: Tensor | None = None
+    x: Tensor,
+    clip: Tensor,
+    thresholds: Tensor,
+    bits: Sequence[int],
+    kind: Kind,
+    mask: Tensor | None = None,
+    scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 10 term by term; D is the identity in the backward pass, H the sigmoid's slope (Eq. 12).
 
     Args and result are those of `bit_sharing`.
     """
     z = normalize(x, clip, kind)
-    gates = gate(metrics_literal(z, bits, mask), thresholds)
+    gates = gate(scale * metrics_literal(z, bits, mask), thresholds)
     offsets = torch.zeros_like(z)
     for index in reversed(range(1, len(bits))):
         residual = straight_through(z - straight_through(z, bits[index - 1]), bits[index])
@@ -81,6 +87,7 @@ def bit_sharing(
     bits: Sequence[int],
     kind: Kind,
     mask: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
     task_gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,19 +95,21 @@ def bit_sharing(
 
     Args:
         x: Any shape.
-        clip: v, a positive scalar.
+        clip: v, a positive scalar; or one for each width, shape (K,).
         thresholds: α_b2, …, α_bK, shape (K − 1,).
         bits: The chain of candidates, K of them.
         kind: Weights or activations.
         mask: 1 for elements that count in the metrics; without gradient.
+        scale: Factors of the metrics, shape (K − 1,); 1 when absent.
         task_gradient: Whether the task loss reaches the gates; the control `cost_only` switches it off.
 
     Returns:
         The quantized tensor; the gates g_b2, …, g_bK, shape (K − 1,), each the result of its own threshold
         whatever the gates before it; and their metrics, shape (K − 1,), without gradient.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _BitSharing.apply(  # type: ignore[no-untyped-call]
-        x, clip, thresholds, tuple(bits), kind, mask, task_gradient
+    form = _BitSharing if clip.ndim == 0 else _ByWidth
+    result: tuple[Tensor, Tensor, Tensor] = form.apply(  # type: ignore[no-untyped-call]
+        x, clip, thresholds, tuple(bits), kind, mask, scale, task_gradient
     )
     return result
 
@@ -121,11 +130,10 @@ class _BitSharing(torch.autograd.Function):
         bits: tuple[int, ...],
         kind: Kind,
         mask: Tensor | None,
+        scale: Tensor | None,
         task_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        measured = mean_errors(x, clip, bits[:-1], kind, mask)
-        if kind == "activation":  # the metric of the whole batch; weights are the same on all replicas
-            measured = replicas.mean(measured, weight=len(x))
+        measured = _scaled(mean_errors(x, clip, bits[:-1], kind, mask), scale, x, kind)
         gates = (measured >= thresholds).to(thresholds.dtype)
         values = quantized(x, clip, opened([steps(width) for width in bits], gates), kind)
         ctx.save_for_backward(x, clip, values, gates, measured - thresholds)
@@ -134,7 +142,7 @@ class _BitSharing(torch.autograd.Function):
         return values, gates, measured
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
         x, clip, values, gates, excess = ctx.saved_tensors
         to_gates = ctx.task_gradient and len(ctx.bits) > 1
         counts = [steps(width) for width in ctx.bits] if to_gates else []
@@ -144,7 +152,65 @@ class _BitSharing(torch.autograd.Function):
             scale = clip if ctx.kind == "activation" else 2 * clip
             # ⟨grad, r_j⟩ with r_j = z_bj − z_b(j−1), by Theorem 1
             grad_gates = grad_gates + scale * _gate_products(found.levels.diff(), gates)
-        return found.to_x, found.to_clip, -grad_gates * surrogate_slope(excess), None, None, None, None
+        return found.to_x, found.to_clip, -grad_gates * surrogate_slope(excess), None, None, None, None, None
+
+
+class _ByWidth(torch.autograd.Function):
+    """A clip value for each width, Q_j = v_j · D_bj(x/v_j): x_q = Q_1 + g_2(Q_2 − Q_1 + g_3(Q_3 − Q_2 + …)).
+
+    The subset of Theorem 1 is given up: widths share their weights, but no longer their grid. Each metric is taken on
+    the grid of the width below its gate; dL/dg_j comes from the products ⟨dL/dy, Q_j⟩, one pass a width, and the clip
+    value of the active width alone learns.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        clips: Tensor,
+        thresholds: Tensor,
+        bits: tuple[int, ...],
+        kind: Kind,
+        mask: Tensor | None,
+        scale: Tensor | None,
+        task_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = [mean_errors(x, clip, [width], kind, mask) for clip, width in zip(clips, bits[:-1], strict=False)]
+        measured = _scaled(torch.cat([clips.new_zeros(0), *found]), scale, x, kind)
+        gates = (measured >= thresholds).to(thresholds.dtype)
+        active = gates.cumprod(0).sum().long()
+        counts = clips.new_tensor([steps(width) for width in bits])
+        values = quantized(x, _entry(clips, active), _entry(counts, active), kind)
+        ctx.save_for_backward(x, clips, values, gates, measured - thresholds, active)
+        ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient
+        ctx.mark_non_differentiable(measured)
+        return values, gates, measured
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
+        x, clips, values, gates, excess, active = ctx.saved_tensors
+        found = gradients(grads[0], x, values, _entry(clips, active), ctx.kind)
+        grad_gates = grads[1]
+        if ctx.task_gradient and len(ctx.bits) > 1:
+            products = [
+                gradients(grads[0], x, quantized(x, clip, steps(width), ctx.kind), clip, ctx.kind).value
+                for clip, width in zip(clips, ctx.bits, strict=True)
+            ]
+            grad_gates = grad_gates + _gate_products(torch.stack(products).diff(), gates)
+        to_clips = torch.zeros_like(clips).index_copy(0, active.view(1), found.to_clip.view(1))
+        return found.to_x, to_clips, -grad_gates * surrogate_slope(excess), None, None, None, None, None
+
+
+def _scaled(measured: Tensor, scale: Tensor | None, x: Tensor, kind: Kind) -> Tensor:
+    """Metrics of the whole batch, in the scale in which gates of different tensors are compared."""
+    if kind == "activation":  # weights are the same on all replicas
+        measured = replicas.mean(measured, weight=len(x))
+    return measured if scale is None else measured * scale
+
+
+def _entry(values: Tensor, index: Tensor) -> Tensor:
+    """One entry of a vector as a scalar, without waiting for the device."""
+    return values.index_select(0, index.view(1)).squeeze(0)
 
 
 def _gate_products(residuals: Tensor, gates: Tensor) -> Tensor:

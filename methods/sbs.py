@@ -11,7 +11,7 @@ The search of the paper's Section 3 and Algorithm 1. Equations are where they ar
 Where the paper is silent or its letter does not work, the choice is an option below.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
@@ -33,12 +33,14 @@ from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.quantizers import check_chain
 from methods.shared_layers import (
     FULL_PRECISION,
+    ClipSharing,
     GatePlace,
     GroupMetric,
     LayerSettings,
     LayerSpace,
 )
 from methods.shared_network import SearchSpace, SharedNetwork, Start
+from methods.starts import MetricScale, scale_metrics, shut_bits
 
 PAPER_THRESHOLD_LR = 1e-3
 PAPER_UPDATES = 10_530
@@ -74,6 +76,11 @@ class SbsOptions(Strict):
         search_downsampling: Search the 1×1 convolutions of shortcuts like any other layer, or fix them at
             the widest candidate.
         finetune_from: Fine-tune the searched weights, or the pretrained ones again.
+        gate_start: All gates start open, as in the paper, or those of bits shut.
+        clip_sharing: One clip value a tensor, as in the paper, or one for each candidate.
+        metric_scale: The paper's metrics; or all alike at the start of a search; or by second-order sensitivity.
+        threshold_decay: A constant rate of the thresholds, as in the paper, or one that falls to 0 at the end, over the
+            same way.
     """
 
     bits: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (2, 4, 8)
@@ -87,6 +94,10 @@ class SbsOptions(Strict):
     weight_normalization: bool = True
     search_downsampling: bool = True
     finetune_from: Literal["searched", "pretrained"] = "searched"
+    gate_start: Literal["open", "shut"] = "open"
+    clip_sharing: ClipSharing = "one"
+    metric_scale: MetricScale = "plain"
+    threshold_decay: Literal["constant", "linear"] = "constant"
 
     @model_validator(mode="after")
     def _bits_form_a_chain(self) -> Self:
@@ -95,7 +106,7 @@ class SbsOptions(Strict):
 
 
 def threshold_rate(options: SbsOptions, steps: int) -> float:
-    """The thresholds' learning rate for a search of `steps` updates."""
+    """The thresholds' learning rate, its mean over a search of `steps` updates."""
     if options.threshold_lr == "paper":
         return PAPER_THRESHOLD_LR
     if options.threshold_lr == "scaled":
@@ -128,11 +139,16 @@ def share_bits(
         weight_normalization=options.weight_normalization,
         task_gradient=task_gradient,
         calibration_bits=4,
+        clip_sharing=options.clip_sharing,
     )
     network = SharedNetwork(job, space, settings, start)
     data = job.task.data
     if options.clip_init == "calibrated" and not start.clips:
         calibrate(network.model, data.calibration_batches(1, job.schedule.batch_size)[0])
+    if options.metric_scale != "plain":
+        scale_metrics(job, network, _calibrated_metrics(job, network), options.metric_scale)
+    if options.gate_start == "shut":
+        shut_bits(network, _calibrated_metrics(job, network))
     reestimate_norms(network.model, data, job.schedule.batch_size)
     start_top1 = evaluate(network.model, data, data.validation).top1
     trace = _train(job, network, options, term)
@@ -227,6 +243,7 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
     """The loop of Algorithm 1."""
     trace = _Trace(network, job.steps)
     weights, of_weights, of_activations = _optimizers(job, network, options)
+    rate = threshold_rate(options, job.steps)
     network.model.train()
     forward = job.in_training(network.with_cost())
     carried: dict[str, Stateful] = {"model": network.model, "trace": trace, "weights": weights}
@@ -234,6 +251,8 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
     for epoch, batches in job.epochs(carried):
         meter = Meter(job.task.device)
         for images, labels in batches:
+            if options.threshold_decay == "linear":
+                _set_rate((of_weights, of_activations), 2 * (1 - trace.step / job.steps) * rate)
             logits, cost = forward(images)
             loss = F.cross_entropy(logits, labels)
             network.model.zero_grad(set_to_none=True)
@@ -263,6 +282,12 @@ def _optimizers(job: SearchJob, network: SharedNetwork, options: SbsOptions) -> 
         sgd([{"params": of_weights, **rate}], schedule),
         sgd([{"params": of_activations, **rate}], schedule),
     )
+
+
+def _set_rate(optimizers: Iterable[torch.optim.SGD], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 @torch.no_grad()

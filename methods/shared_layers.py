@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compression import geometry_of
+from bench.kernels import Kind
 from bench.network import LayerShape
 from bench.policy import FULL_PRECISION_BITS, LayerPolicy
 from bench.quantization import Shifted, UniformQuantizer, best_clip, positive, standardize
@@ -15,6 +16,7 @@ from methods.quantizers import bit_sharing
 
 GatePlace = Literal["next_input", "norm_output", "weight"]
 GroupMetric = Literal["raw", "normalized"]
+ClipSharing = Literal["one", "per_width"]
 
 FULL_PRECISION = (FULL_PRECISION_BITS,)
 
@@ -44,6 +46,7 @@ class LayerSettings:
     weight_normalization: bool
     task_gradient: bool
     calibration_bits: int
+    clip_sharing: ClipSharing = "one"
 
 
 class SharedLayer(nn.Module):
@@ -64,6 +67,8 @@ class SharedLayer(nn.Module):
             own; see `LayerShape`.
 
     Attributes:
+        clip_weight, clip_activation: v, a scalar; or one for each candidate, shape (K,).
+        scale_weight, scale_activation, scale_filters: Factors of the metrics, of each gate, and of all groups.
         thresholds_weight, thresholds_activation: α_b2 … α_bK of weights and of inputs.
         threshold_filters: α_b1, one for the layer.
         offset_activation: β where the input can be negative; see `Shifted`.
@@ -93,11 +98,17 @@ class SharedLayer(nn.Module):
         self._normalized = settings.weight_normalization and shape.normalized
         # A tuple keeps them from becoming submodules.
         self._producer, self._leader = (producer,), (leader,)
-        self.clip_weight = nn.Parameter(self.weight.new_ones(()))
-        self.clip_activation = nn.Parameter(self.weight.new_ones(()))
+        self.clip_weight = self._new_clip(space.weight_bits)
+        self.clip_activation = self._new_clip(space.activation_bits)
         self.offset_activation = nn.Parameter(self.weight.new_zeros(())) if shape.signed_input else None
         self.thresholds_weight = nn.Parameter(self.weight.new_zeros(len(space.weight_bits) - 1))
         self.thresholds_activation = nn.Parameter(self.weight.new_zeros(len(space.activation_bits) - 1))
+        self.scale_weight: Tensor
+        self.scale_activation: Tensor
+        self.scale_filters: Tensor
+        self.register_buffer("scale_weight", torch.ones_like(self.thresholds_weight.detach()))
+        self.register_buffer("scale_activation", torch.ones_like(self.thresholds_activation.detach()))
+        self.register_buffer("scale_filters", self.weight.new_ones(()))
         self.threshold_filters: nn.Parameter | None = None
         self.groups: FilterGroups | None = None
         if space.group_size:
@@ -107,6 +118,10 @@ class SharedLayer(nn.Module):
         self.group_gates = self.group_metric = self.weight.new_zeros(0)
         self.weight_gates = self.weight_metric = self.weight.new_zeros(0)
         self.activation_gates = self.activation_metric = self.weight.new_zeros(0)
+
+    def _new_clip(self, chain: tuple[int, ...]) -> nn.Parameter:
+        shape = () if self.settings.clip_sharing == "one" else (len(chain),)
+        return nn.Parameter(self.weight.new_ones(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer at the active widths, with the channels that its producer keeps."""
@@ -118,7 +133,8 @@ class SharedLayer(nn.Module):
         if self.groups is None or self.threshold_filters is None:
             return
         raw = self.settings.group_metric == "raw"
-        self.group_metric = self.groups.metric(self.weight if raw else standardize(self.weight.detach()))
+        measured = self.groups.metric(self.weight if raw else standardize(self.weight.detach()))
+        self.group_metric = measured * self.scale_filters
         self.group_gates = self.groups.gates(self.group_metric, self.threshold_filters)
         if not self.settings.task_gradient:
             self.channel_gates = self.groups.spread(self.group_gates.detach())
@@ -138,6 +154,7 @@ class SharedLayer(nn.Module):
                 self.space.weight_bits,
                 "weight",
                 survivors,
+                self.scale_weight,
                 task_gradient=self.settings.task_gradient,
             )
         if self.settings.gate_place == "weight" and self.channel_gates is not None:
@@ -166,6 +183,7 @@ class SharedLayer(nn.Module):
             self.space.activation_bits,
             "activation",
             None if channels is None else _along(channels.detach(), 1, x),
+            self.scale_activation,
             task_gradient=self.settings.task_gradient,
         )
         return values if offset is None else values + offset
@@ -214,23 +232,35 @@ class SharedLayer(nn.Module):
         found = {"weight": self.clip_weight, "activation": self.clip_activation}
         return found if self.offset_activation is None else {**found, "offset": self.offset_activation}
 
+    def decided_clips(self) -> dict[str, Tensor]:
+        """The same for the widths that were decided on, each a scalar."""
+        decided = {"weight": self.thresholds_weight, "activation": self.thresholds_activation}
+        return {
+            kind: clip if clip.ndim == 0 else clip[int(decided[kind].isneginf().sum())]
+            for kind, clip in self.clips().items()
+        }
+
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set clip values and offset for the calibration width, or for the only width that there is."""
         if self.space.weight_bits != FULL_PRECISION:
             standard = standardize(self.weight) if self._normalized else self.weight
-            self.clip_weight.fill_(best_clip(standard, self._width(self.space.weight_bits), "weight"))
+            self._set_clip(self.clip_weight, standard, self.space.weight_bits, "weight")
         if self.space.activation_bits == FULL_PRECISION:
             return
-        width = self._width(self.space.activation_bits)
-        if self.offset_activation is None:
-            self.clip_activation.fill_(best_clip(x, width, "activation"))
-        else:
-            range_ = UniformQuantizer(bits=width, kind="activation").to(x.device)
+        chain = self.space.activation_bits
+        if self.offset_activation is not None:
+            range_ = UniformQuantizer(bits=self._width(chain), kind="activation").to(x.device)
             shifted = Shifted(range_).to(x.device)
             shifted.calibrate(x)
-            self.clip_activation.copy_(range_.clip)
             self.offset_activation.copy_(shifted.offset)
+            x = x - shifted.offset
+        self._set_clip(self.clip_activation, x, chain, "activation")
+
+    def _set_clip(self, clip: nn.Parameter, x: Tensor, chain: tuple[int, ...], kind: Kind) -> None:
+        """Each clip value for its own width, or the one of all for the calibration width."""
+        widths = [self._width(chain)] if clip.ndim == 0 else chain
+        clip.copy_(clip.new_tensor([best_clip(x, width, kind) for width in widths]).view_as(clip))
 
     def _width(self, chain: tuple[int, ...]) -> int:
         """The candidate nearest to the calibration width."""

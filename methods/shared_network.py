@@ -76,8 +76,8 @@ class SharedNetwork:
 
             self.model.get_submodule(norm).register_forward_hook(mask)
 
-    def _clips(self) -> Sequence[tuple[str, nn.Parameter]]:
-        found = []
+    def _clips(self) -> Sequence[tuple[str, Tensor]]:
+        found: list[tuple[str, Tensor]] = []
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
             if isinstance(module, SharedLayer):
@@ -87,8 +87,11 @@ class SharedNetwork:
         return found
 
     def clips(self) -> dict[str, float]:
-        """All clip values."""
-        return read_clips(self._clips())
+        """All clip values, after `decide`."""
+        found = dict(self._clips())
+        for name, layer in self.layers.items():
+            found.update({f"{name}.{kind}": clip for kind, clip in layer.decided_clips().items()})
+        return read_clips(found.items())
 
     def relaxed_cost(self) -> Tensor:
         """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench import kernels
 from bench.kernels import Kind
 from bench.kernels import mean_errors as fast_mean_errors
-from bench.quantization import discretize, normalize, quantize
+from bench.quantization import discretize, normalize, quantize, quantize_literal
 from methods.quantizers import bit_sharing, bit_sharing_literal, check_chain, decompose, metrics_literal
 
 KINDS: tuple[Kind, ...] = ("weight", "activation")
@@ -366,3 +366,80 @@ def test_empty_and_single_elements(kind: Kind) -> None:
         assert value.shape == x.shape
         value.sum().backward()
         assert x.grad is not None and bool((x.grad == 1).all())
+
+
+# --- a clip value for each width ---
+
+
+def by_width_case(kind: Kind, bits: tuple[int, ...], pattern: Sequence[int]) -> Case:
+    """The arguments of a case with other clip values, for which the gates are `pattern`."""
+    case = make_case(kind, bits, pattern, masked=False, channels_last=False, dtype=torch.float64)
+    clips = torch.tensor([0.7 + 0.35 * index for index in range(len(bits))], dtype=torch.float64)
+    measured = [mean_errors(case.x, clips[i].item(), bits[i : i + 2], kind, None)[0] for i in range(len(bits) - 1)]
+    offsets = torch.tensor([-0.01 if opened else 0.013 for opened in pattern], dtype=torch.float64)
+    return case._replace(clip=clips, thresholds=torch.tensor(measured, dtype=torch.float64) + offsets)
+
+
+def by_width_loss(case: Case, gates: Sequence[float], bits: Sequence[int], kind: Kind) -> float:
+    """⟨grad, Q_1 + g_2(Q_2 − Q_1 + g_3(…))⟩, element by element."""
+    clips, total = case.clip.tolist(), 0.0
+    for x, upstream in zip(case.x.flatten().tolist(), case.grad.flatten().tolist(), strict=True):
+        levels = [level(position(x, clip, kind), width) for clip, width in zip(clips, bits, strict=True)]
+        values = [
+            clip * z if kind == "activation" else clip * (2 * z - 1) for clip, z in zip(clips, levels, strict=True)
+        ]
+        value, product_of_gates = values[0], 1.0
+        for (low, high), opened in zip(pairwise(values), gates, strict=True):
+            product_of_gates *= opened
+            value += product_of_gates * (high - low)
+        total += upstream * value
+    return total
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+def test_with_a_clip_value_for_each_width_gates_feel_the_change_of_width(
+    kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...]
+) -> None:
+    case = by_width_case(kind, bits, pattern)
+    found = run(case, bits, kind, literal=False)
+    assert tuple(found.gates.tolist()) == pattern
+    active = [*pattern, 0].index(0)
+    clip = case.clip[active].clone().requires_grad_()
+    x = case.x.clone().requires_grad_()
+    expected = quantize_literal(x, clip, bits[active], kind)
+    to_x, to_clip = torch.autograd.grad((expected * case.grad).sum(), [x, clip])
+    assert torch.allclose(found.value, expected, atol=1e-12)
+    assert torch.allclose(found.to_x, to_x)
+    assert found.to_clip[active].item() == pytest.approx(to_clip.item())
+    assert found.to_clip.count_nonzero() <= 1
+    excess = torch.tensor([0.01 if opened else -0.013 for opened in pattern], dtype=torch.float64)
+    slopes = torch.sigmoid(excess) * torch.sigmoid(-excess)
+    for index in range(len(bits) - 1):
+        ends = [[half if i == index else float(g) for i, g in enumerate(pattern)] for half in (1.0, 0.0)]
+        task = by_width_loss(case, ends[0], bits, kind) - by_width_loss(case, ends[1], bits, kind)
+        total = task + float(case.grad_gates[index])
+        assert found.to_thresholds[index].item() == pytest.approx(-total * float(slopes[index]), abs=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_equal_clip_values_are_one(kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...], masked: bool) -> None:
+    case = make_case(kind, bits, pattern, masked=masked, channels_last=True, dtype=torch.float64)
+    one = run(case, bits, kind, literal=False)
+    many = run(case._replace(clip=case.clip.repeat(len(bits))), bits, kind, literal=False)
+    assert many.to_clip.sum().item() == pytest.approx(one.to_clip.item())
+    for name in ("value", "gates", "to_x", "to_thresholds"):
+        assert torch.allclose(getattr(many, name), getattr(one, name)), name
+
+
+@pytest.mark.parametrize("by_width", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_are_compared_in_their_scale(kind: Kind, by_width: bool) -> None:
+    case = make_case(kind, (2, 4, 8), (1, 1), masked=False, channels_last=False, dtype=torch.float64)
+    clip = case.clip.repeat(3) if by_width else case.clip
+    plain = bit_sharing(case.x, clip, case.thresholds, (2, 4, 8), kind)[2]
+    scale = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    _, gates, measured = bit_sharing(case.x, clip, case.thresholds, (2, 4, 8), kind, None, scale)
+    assert torch.allclose(measured, plain * scale)
+    assert gates.tolist() == [0.0, 1.0]
+    assert bit_sharing_literal(case.x, case.clip, case.thresholds, (2, 4, 8), kind, None, scale)[1].tolist() == [0, 1]

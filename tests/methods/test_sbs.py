@@ -470,6 +470,9 @@ VARIANTS: Sequence[Mapping[str, Any]] = [
     {"gate_place": "norm_output"},
     {"weight_normalization": False},
     {"search_downsampling": False, "gate_training": "joint"},
+    {"clip_sharing": "per_width"},
+    {"metric_scale": "start", "threshold_decay": "linear"},
+    {"metric_scale": "hessian", "clip_sharing": "per_width", "threshold_decay": "linear"},
 ]
 
 
