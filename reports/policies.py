@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import altair as alt
 
 _MOST_ROWS = 2000
-_BITS = {"weight_bits": "weights", "activation_bits": "activations"}
-_KINDS = (*_BITS, "pruned")
+BITS = {"weight_bits": "weights", "activation_bits": "activations"}
+"""Kinds of widths, and what has them."""
+_KINDS = (*BITS, "pruned")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,20 +76,20 @@ def _lines(results: StudyResults) -> Iterator[list[_Layer]]:
         method, budget = str(group["line"].iloc[0]), str(group["budget"].iloc[0])
         values: dict[str, dict[str, list[float]]] = {}
         for run in group["id"]:
-            for layer, decisions in _decisions(results, str(run)):
+            for layer, found in decisions(results, str(run)):
                 of_layer = values.setdefault(layer, {key: [] for key in _KINDS})
-                for key, value in decisions.items():
+                for key, value in found.items():
                     of_layer[key].append(value)
         yield [_Layer(method=method, budget=budget, layer=layer, values=found) for layer, found in values.items()]
 
 
-def _decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
+def decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
     """What a run decided for each layer; what is no policy of a layer is left out."""
     policy = results.file(run, "policy.json")
     filters = section(results.record("runs", run) or {}, "filters")
     for layer, entry in section(policy, "layers").items() if isinstance(policy, dict) else ():
-        if isinstance(entry, dict) and all(isinstance(entry.get(key), int) for key in _BITS):
-            yield layer, {**{key: float(entry[key]) for key in _BITS}, **_pruned(entry, filters.get(layer))}
+        if isinstance(entry, dict) and all(isinstance(entry.get(key), int) for key in BITS):
+            yield layer, {**{key: float(entry[key]) for key in BITS}, **_pruned(entry, filters.get(layer))}
 
 
 def _pruned(entry: Mapping[str, Any], filters: Any) -> dict[str, float]:
@@ -106,10 +107,10 @@ def _figure_of_bits(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
     rows = [
         {"line": layer.line, "layer": layer.layer, "what": what, **spread_of(layer.values[key])}
         for layer in layers
-        for key, what in _BITS.items()
+        for key, what in BITS.items()
     ]
     order = unique(layer.layer for layer in layers)
-    drawn = both(lambda: _bars(order, "bits", list(_BITS.values())), rows, "line", "Method")
+    drawn = both(lambda: _bars(order, "bits", list(BITS.values())), rows, "line", "Method")
     return Figure(name="policy-bits", title="Bits of weights and activations", notes=notes, **drawn)
 
 
@@ -179,6 +180,6 @@ def _cells(layer: _Layer) -> tuple[str, ...]:
         layer.budget,
         layer.layer,
         str(len(layer.values["weight_bits"])),
-        *(spread(mean(layer.values[key]), std(layer.values[key])) for key in _BITS),
+        *(spread(mean(layer.values[key]), std(layer.values[key])) for key in BITS),
         spread(mean(pruned), std(pruned)) if pruned else "",
     )

@@ -12,7 +12,13 @@ from bench.spec import build, preset_names, read_preset, with_schedule
 SEEDS = 2
 HEAVY = {"figure4", "figure4-memory", "figure5"}
 """Four budgets of a deep network: one seed and one trial are enough to see that they run."""
-SHORTER = {"pretrain.epochs": 2, "search.epochs": 2, "finetune.epochs": 1, "tuning.trials": 2}
+SHORTER = {
+    "task.train_images": 640,
+    "pretrain.epochs": 2,
+    "search.epochs": 2,
+    "finetune.epochs": 1,
+    "tuning.trials": 2,
+}
 REPORTS = {
     "table8": ["ablation_gate_training.csv", "published.csv"],
     "table9": ["ablation_group_size.csv", "published.csv"],
@@ -47,7 +53,9 @@ def test_a_preset_runs_to_its_end_and_is_reported(preset: str, store: Path, tmp_
     values = {**SHORTER, "tuning.trials": 1 if heavy else SHORTER["tuning.trials"]}
     shorter = [f"--set={key}={value}" for key, value in values.items()]
     seeds = 1 if heavy else SEEDS
-    bench("run", "--preset", preset, "--schedule", "quick", "--seeds", seeds, "--jobs", 2, "--store", store, *shorter)
+    bench(
+        "run", "--preset", preset, "--schedule", "quick", "--seeds", seeds, "--in-process", "--store", store, *shorter
+    )
     spec = build([with_schedule(read_preset(preset), "quick")])
     runs = pd.read_csv(store / "studies" / spec.name / "runs.csv")
     assert set(runs["status"]) <= {"done", "unreachable"}

@@ -1,0 +1,85 @@
+"""Whether seeds find the same policy: the share, and Cohen's κ."""
+
+import itertools
+import math
+import random
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from bench.results import StudyResults
+from reports.agreement import Agreement, kappa
+
+fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kappa_is_cohens(seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311
+    one, two = ([draw.choice((2, 4, 8)) for _ in range(40)] for _ in range(2))
+    equal, beyond = kappa(one, two)
+    assert equal == sum(a == b for a, b in zip(one, two, strict=True)) / 40
+    assert beyond == pytest.approx(cohen_kappa_score(one, two))
+
+
+def test_chance_and_identity() -> None:
+    assert kappa([2, 4, 2, 4], [2, 4, 2, 4]) == (1.0, 1.0)
+    assert kappa([2, 2, 4, 4], [2, 4, 2, 4]) == (0.5, 0.0)
+    equal, beyond = kappa([4, 4], [4, 4])
+    assert equal == 1
+    assert math.isnan(beyond)
+
+
+def policy(widths: list[tuple[int, int]], kept: list[int] | None = None) -> dict[str, Any]:
+    """Of a network whose first and last layer have 8 bits, and whose second layer may have lost filters."""
+    rows = [(8, 8, None), *((w, a, kept if not i else None) for i, (w, a) in enumerate(widths)), (8, 8, None)]
+    layers = {
+        f"layer{index}": {"weight_bits": w, "activation_bits": a, "kept_filters": k}
+        for index, (w, a, k) in enumerate(rows)
+    }
+    return {"model": "resnet8", "dataset": "digits", "layers": layers}
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Any:
+    """Three seeds of a search, two of a fixed width, and one run alone."""
+    fake = fake_store.FakeStore(tmp_path)
+    found = [[(2, 4), (4, 8)], [(2, 4), (4, 4)], [(4, 4), (2, 8)]]
+    for seed, widths in enumerate(found):
+        fake.run("sbs", seed, 70.0, policy=policy(widths, [0, 1, 2]), filters={"layer1": 4})
+    for seed in range(2):
+        fake.run("fixed", seed, 70.0, policy=policy([(4, 4), (4, 4)]))
+    fake.run("dnas", 0, 70.0, policy=policy(found[0]))
+    return fake
+
+
+def rows_of(fake: Any) -> dict[str, dict[str, str]]:
+    (table,) = Agreement().build(StudyResults(fake.store, fake.document()))
+    titles = [column.title for column in table.columns]
+    return {row[0]: dict(zip(titles, row, strict=True)) for row in table.rows}
+
+
+def test_all_pairs_of_seeds_count_alike_and_the_edges_do_not_count(fake: Any) -> None:
+    rows = rows_of(fake)
+    assert list(rows) == ["sbs", "fixed"]  # one run alone has nobody to agree with
+    runs = [[2, 4, 4, 8], [2, 4, 4, 4], [4, 2, 4, 8]]
+    pairs = list(itertools.combinations(runs, 2))
+    shares = [sum(a == b for a, b in zip(one, two, strict=True)) / 4 for one, two in pairs]
+    assert rows["sbs"]["n"] == "3"
+    assert rows["sbs"]["Same width %"] == f"{100 * sum(shares) / 3:.1f}"
+    assert rows["sbs"]["κ"] == f"{sum(cohen_kappa_score(one, two) for one, two in pairs) / 3:.2f}"
+    assert rows["sbs"]["Weight bits"] == f"{(2 + 4 + 2 + 4 + 4 + 2) / 6:.2f}"
+    assert rows["sbs"]["Activation bits"] == f"{(4 + 8 + 4 + 4 + 4 + 8) / 6:.2f}"
+    assert rows["sbs"]["Filters pruned %"] == "25.0"
+    assert (rows["fixed"]["Same width %"], rows["fixed"]["κ"], rows["fixed"]["Filters pruned %"]) == ("100.0", "", "")
+
+
+def test_nothing_without_two_policies(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.run("sbs", 0, 70.0, policy=policy([(2, 4)]))
+    fake.failed("sbs", 1, "it broke")
+    assert Agreement().build(StudyResults(fake.store, fake.document())) == []
