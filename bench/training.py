@@ -81,8 +81,9 @@ def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Seq
         model: The network.
         exclude: Parameters that another optimizer trains.
     """
-    clips = list(clip_parameters(model))
-    taken = {id(parameter) for parameter in (*clips, *exclude)}
+    excluded = {id(parameter) for parameter in exclude}
+    clips = [clip for clip in clip_parameters(model) if id(clip) not in excluded]
+    taken = {id(clip) for clip in clips} | excluded
     weights = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     groups: list[Mapping[str, object]] = [{"params": weights}]
     if clips:

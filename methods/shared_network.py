@@ -12,9 +12,9 @@ from bench.compression import QuantizedLayer, input_quantizer, replace_layer
 from bench.method import Decision, SearchJob
 from bench.network import LayerShape
 from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
-from bench.quantization import UniformQuantizer, clips_of, read_clips, restore_clips
+from bench.quantization import QuantizerFactory, UniformQuantizer, clips_of, read_clips, restore_clips
 from bench.relaxed import Choice
-from methods.decisions import What
+from methods.decisions import gates_decision, group_decisions
 from methods.shared_layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
 
 SearchSpace = Mapping[str, LayerSpace]
@@ -133,15 +133,15 @@ class SharedNetwork:
         Args:
             activation_metrics: Calibrated metrics by layer.
         """
-        found = []
+        found: list[Decision] = []
         for name, layer in self.layers.items():
-            found += _bit_decisions(
-                name, "weight_bits", layer.space.weight_bits, layer.weight_metric - layer.thresholds_weight
-            )
-            excess = activation_metrics[name] - layer.thresholds_activation
-            found += _bit_decisions(name, "activation_bits", layer.space.activation_bits, excess)
+            excess = (layer.weight_metric - layer.thresholds_weight).tolist()
+            found += gates_decision(name, "weight_bits", layer.space.weight_bits, excess)
+            excess = (activation_metrics[name] - layer.thresholds_activation).tolist()
+            found += gates_decision(name, "activation_bits", layer.space.activation_bits, excess)
             if layer.groups is not None and layer.threshold_filters is not None:
-                found += _group_decisions(name, layer)
+                excess = (layer.group_metric - layer.threshold_filters).tolist()
+                found += group_decisions(name, layer.groups.members, excess, int(layer.group_metric.argmax()))
         return found
 
     def base_policy(self, space: SearchSpace) -> Policy:
@@ -173,16 +173,19 @@ class _WithCost(nn.Module):
         return self.model(images), self._network.relaxed_cost()
 
 
-def edge_layer(module: nn.Module, shape: LayerShape, *, normalized: bool = True) -> nn.Module:
+def edge_layer(
+    module: nn.Module, shape: LayerShape, *, normalized: bool = True, quantizer: QuantizerFactory = UniformQuantizer
+) -> nn.Module:
     """The first or last layer at 8 bits; pixels are on an 8-bit grid already.
 
     Args:
         module: A convolution or a linear layer.
         shape: What is known of it.
         normalized: Whether weights that a normalisation follows are standardised.
+        quantizer: Makes the quantizers of weight and input.
     """
-    weight = UniformQuantizer(bits=EDGE_BITS, kind="weight", normalized=normalized and shape.normalized)
-    return QuantizedLayer(module, weight, input_quantizer(shape, EDGE_BITS, UniformQuantizer))
+    weight = quantizer(bits=EDGE_BITS, kind="weight", normalized=normalized and shape.normalized)
+    return QuantizedLayer(module, weight, input_quantizer(shape, EDGE_BITS, quantizer))
 
 
 def shares(gates: Sequence[Tensor]) -> Tensor:
@@ -205,33 +208,3 @@ def shares(gates: Sequence[Tensor]) -> Tensor:
 def _choice(space: LayerSpace) -> Choice:
     pruned = space.group_size > 0 or space.kept_filters is not None
     return Choice(weight_bits=space.weight_bits, activation_bits=space.activation_bits, pruned=pruned)
-
-
-def _bit_decisions(layer: str, what: What, chain: tuple[int, ...], excess: Tensor) -> list[Decision]:
-    if len(chain) == 1:
-        return []
-    margins = tuple(excess.tolist())
-    opened = 0
-    while opened < len(margins) and margins[opened] >= 0:
-        opened += 1
-    return [Decision(layer=layer, what=what, options=chain, chosen=opened, margins=margins)]
-
-
-def _group_decisions(name: str, layer: SharedLayer) -> list[Decision]:
-    """One decision a group, but for the strongest, which stays."""
-    if layer.groups is None or layer.threshold_filters is None:
-        return []
-    excess = (layer.group_metric - layer.threshold_filters).tolist()
-    strongest = int(layer.group_metric.argmax())
-    return [
-        Decision(
-            layer=name,
-            what="filters",
-            options=(0, 1),
-            chosen=int(margin >= 0),
-            margins=(margin,),
-            filters=members,
-        )
-        for group, (margin, members) in enumerate(zip(excess, layer.groups.members, strict=True))
-        if group != strongest
-    ]
