@@ -15,6 +15,7 @@ from bench.checkpoints import Checkpoints
 from bench.execution import Curves
 from bench.method import Method, SearchJob, SearchResult
 from bench.spec import SearchSchedule
+from methods.bayesian_bits import BayesianBits
 from methods.dnas import Dnas
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
@@ -29,6 +30,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "sbs_p": SbsP,
     "multi_path": MultiPath,
     "dnas": Dnas,
+    "bayesian_bits": BayesianBits,
     "prune_then_quantize": PruneThenQuantize,
     "quantize_then_prune": QuantizeThenPrune,
 }
@@ -70,8 +72,10 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
     assert (one.policy, one.clips, one.decisions) == (other.policy, other.clips, other.decisions)
     assert json.dumps(one.record) == json.dumps(other.record)
     assert one.state.keys() == other.state.keys()
-    for name, value in other.state.items():
-        assert torch.equal(one.state[name], value), name
+    assert one.quantizers.keys() == other.quantizers.keys()
+    for mine, expected_values in ((one.state, other.state), (one.quantizers, other.quantizers)):
+        for name, value in expected_values.items():
+            assert torch.equal(mine[name], value), name
 
 
 @pytest.mark.parametrize("name", METHODS)

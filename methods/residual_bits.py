@@ -1,0 +1,166 @@
+"""Nested grids as Bayesian Bits has them: a width is the one before it and a quantized residual error.
+
+The decomposition of van Baalen et al. 2020 (arXiv 2005.07093, Section 2), with rounding and ranges as in the authors'
+code (Qualcomm-AI-research/BayesianBits, `quantization/straight_through.py`). Values are not normalised, so that a gate
+before them makes a true zero; of signed tensors the grid has 2^b − 1 levels, 0 among them and the bounds of the range
+not. SBS's grids (`methods.quantizers`) are others.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.kernels import Kind, blocks, in_one, inner, steps
+from bench.quantization import positive
+
+_CLIP_SHRINK = 1e-7
+"""The clip range is that much shorter than the range: bounds of a signed one lie half-way between two codes, and must
+not be rounded out of the grid (the authors' `pact_clip`)."""
+
+
+def step_sizes(clip: Tensor, bits: Sequence[int], kind: Kind) -> list[Tensor]:
+    """s_b of every width, each the one before divided by a whole number.
+
+    Args:
+        clip: The bound of the range, a positive scalar: weights lie in [−clip, clip], inputs in [0, clip].
+        bits: The chain of candidates.
+        kind: Weights are signed, inputs are not.
+    """
+    width = 2 * clip if kind == "weight" else clip
+    sizes = [width / steps(bits[0])]
+    for low, high in pairwise(bits):
+        sizes.append(sizes[-1] / (steps(high) // steps(low)))  # 2² + 1, 2⁴ + 1, …
+    return sizes
+
+
+def residuals(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind) -> list[Tensor]:
+    """x_2, ε_4, ε_8, …, without gradients; the sum of the first j of them is x on the grid of the j-th width.
+
+    Args:
+        x: Any shape.
+        clip: The bound of the range, a positive scalar.
+        bits: The chain of candidates, K of them.
+        kind: Weights or activations.
+    """
+    highest = (1 - _CLIP_SHRINK) * clip
+    rest = x.clamp(-highest if kind == "weight" else torch.zeros_like(highest), highest)
+    parts = []
+    for size in step_sizes(clip, bits, kind):
+        parts.append((rest / size).round_().mul_(size))  # ties go to even, as the authors' do
+        rest = rest - parts[-1]
+    return parts
+
+
+def nested(gates: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """x_2 + z_4 (ε_4 + z_8 (ε_8 + …)).
+
+    Args:
+        gates: z_4, z_8, …, shape (K − 1,).
+        parts: K tensors of one shape.
+    """
+    total = parts[-1]
+    for gate, part in zip(reversed(gates.unbind()), reversed(parts[:-1]), strict=True):
+        total = part + gate * total
+    return total
+
+
+class _Gated(torch.autograd.Function):
+    """The gradients that autograd finds when rounding is the identity, without what it would keep; it keeps x alone.
+
+    Every part is homogeneous in x and range together. Hence, with g the gradient for x_q: g reaches x inside the range,
+    and range · dL/drange = ⟨g, x_q⟩ − ⟨g, x⟩ over the inside.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip: Tensor, gates: Tensor, bits: tuple[int, ...], kind: Kind) -> Tensor:
+        ctx.save_for_backward(x, clip, gates)
+        ctx.bits, ctx.kind = bits, kind
+        result = None if in_one(x) else torch.empty_like(x)
+        values = x
+        for block, place in blocks(x, result):
+            values = nested(gates, residuals(_precise(block), clip, bits, kind))
+            if place is not None:
+                place.copy_(values)
+        return values.to(x.dtype) if result is None else result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, clip, gates = ctx.saved_tensors
+        highest = (1 - _CLIP_SHRINK) * clip
+        lowest = -highest if ctx.kind == "weight" else torch.zeros_like(highest)
+        to_x = None if in_one(x) else torch.empty_like(x)
+        passed, inside, products = x, clip.new_zeros(()), clip.new_zeros(len(ctx.bits))
+        for block, upstream, place in blocks(x, grads[0], to_x):
+            block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
+            passed = torch.where((block > lowest) & (block < highest), upstream, 0)
+            inside = inside + inner(passed, block)
+            parts = residuals(block, clip, ctx.bits, ctx.kind)
+            products = products + torch.stack([inner(upstream, part) for part in parts])
+            if place is not None:
+                place.copy_(passed)
+        value = nested(gates, products.unbind())  # ⟨g, x_q⟩, since x_q is linear in its parts
+        to_clip = (value - inside) / clip
+        return passed.to(x.dtype) if to_x is None else to_x, to_clip, _to_gates(gates, products), None, None
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _to_gates(gates: Tensor, products: Tensor) -> Tensor:
+    """dL/dz_j = Π_{i<j} z_i (⟨g, ε_j⟩ + z_{j+1} (⟨g, ε_{j+1}⟩ + …)), shape (K − 1,).
+
+    Args:
+        gates: z_4, z_8, …, shape (K − 1,).
+        products: ⟨g, x_2⟩, ⟨g, ε_4⟩, …, shape (K,).
+    """
+    found, before = [], torch.ones_like(products[0])
+    for index, gate in enumerate(gates.unbind()):
+        found.append(before * nested(gates[index + 1 :], products[index + 1 :].unbind()))
+        before = before * gate
+    return torch.stack(found) if found else torch.zeros_like(gates)
+
+
+def gated_quantization(x: Tensor, clip: Tensor, gates: Tensor, bits: Sequence[int], kind: Kind) -> Tensor:
+    """x_q of the module's formula but for z_2, with straight-through gradients for tensor, range and gates.
+
+    Args:
+        x: Any shape.
+        clip: The bound of the range, a positive scalar.
+        gates: z_4, z_8, …, between 0 and 1, shape (K − 1,).
+        bits: The chain of candidates, K of them.
+        kind: Weights or activations.
+    """
+    result: Tensor = _Gated.apply(x, clip, gates, tuple(bits), kind)  # type: ignore[no-untyped-call]
+    return result
+
+
+class RangeQuantizer(nn.Module):
+    """The paper's quantizer at one width, with a learned range.
+
+    Args:
+        bits: Width.
+        kind: Weights, whose range is symmetric and whose grid of 2^b − 1 levels contains 0, or activations.
+        normalized: Of no effect: the authors do not standardise weights.
+    """
+
+    def __init__(self, *, bits: int, kind: Kind, normalized: bool = False) -> None:
+        super().__init__()
+        self.bits = bits
+        self.kind: Kind = kind
+        self.clip = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor of any shape."""
+        clip = positive(self.clip)
+        return gated_quantization(x, clip, clip.detach().new_zeros(0), (self.bits,), self.kind)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set the range to the least and the largest value (the authors' `get_x_min_x_max`)."""
+        self.clip.copy_((x.abs() if self.kind == "weight" else x).max().clamp_min(0))
+        self.clip.copy_(torch.where(self.clip > 0, self.clip, 1))
