@@ -245,15 +245,18 @@ class Interpolation:
     """Weights with which tabulated numbers, such as channel counts or widths, stand for a number between them.
 
     At a tabulated number, where almost all searches are, the slope is that of the segment below: what a filter saves
-    that goes next. At the lowest one and below it, and above the highest, the slope is 0.
+    that goes next. At the lowest one the slope is 0, or what the first step up costs; outside it is 0.
 
     Args:
         rows: The numbers of each layer, rising.
         width: Columns of the result.
         like: Gives type and device.
+        slope_at_lowest: Whether there is one.
     """
 
-    def __init__(self, rows: Sequence[Sequence[int]], width: int, like: Tensor) -> None:
+    def __init__(
+        self, rows: Sequence[Sequence[int]], width: int, like: Tensor, *, slope_at_lowest: bool = False
+    ) -> None:
         segments = [list(pairwise(counts)) for counts in rows]
         longest = width - 1
         # Rows are filled up with segments that no count reaches.
@@ -262,11 +265,14 @@ class Interpolation:
             if found:
                 self._low[index, : len(found)], self._high[index, : len(found)] = like.new_tensor(found).T
         self._widths = torch.where(self._low.isinf(), 1, self._high - self._low)
+        self._below = self._low.clone()
+        if slope_at_lowest:
+            self._below[:, :1] -= 1  # no number is lower, so that this lets in the lowest alone
 
     def __call__(self, counts: Tensor) -> Tensor:
         """Shape (L, width); in each row two neighbours share 1."""
         count = counts.double().unsqueeze(1)
-        inside = (count > self._low) & (count <= self._high)
+        inside = (count > self._below) & (count >= self._low) & (count <= self._high)
         # Chosen before the division: a gradient of the other branch would be infinite times zero.
         way = torch.where(inside, count - self._low, 0) / self._widths
         passed = torch.where(inside, way, (count > self._high).to(way.dtype))
