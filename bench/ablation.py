@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchError, unknown_name
-from bench.method import Method
-from bench.plugins import load
+from bench.method_class import method_class
 from bench.spec import StudySpec, build, merge, nested
 
 _CHANGEABLE = ("pretrain", "search", "finetune", "tuning", "recipe", "precision", "compile", "options")
@@ -67,11 +66,11 @@ def variants(spec: StudySpec) -> Iterator[Variant]:
 
 def _place(key: str, spec: StudySpec) -> tuple[tuple[str, ...], Sequence[str]]:
     """Which methods an ablated key reaches, and the paths in the specification that stand for it."""
-    owners = tuple(name for name in spec.methods if key in _options(name))
+    owners = tuple(name for name in spec.methods if key in _options(spec, name))
     if owners:
         return owners, [f"options.{name}.{key}" for name in owners]
     method, dot, option = key.partition(".")
-    if dot and method in spec.methods and option in _options(method):
+    if dot and method in spec.methods and option in _options(spec, method):
         return (method,), [f"options.{method}.{option}"]
     if key in _OF_TASK or key.partition(".")[0] in _CHANGEABLE:
         return spec.methods, [key]
@@ -84,13 +83,12 @@ def _place(key: str, spec: StudySpec) -> tuple[tuple[str, ...], Sequence[str]]:
             f"--ablate {key}: a study has one set of data; run a study for each and use `bench compare`, "
             f"or ablate one of {', '.join(_OF_TASK)}"
         )
-    known = {option for name in spec.methods for option in _options(name)} | set(_OF_TASK) | set(_CHANGEABLE)
+    known = {option for name in spec.methods for option in _options(spec, name)} | set(_OF_TASK) | set(_CHANGEABLE)
     raise unknown_name("option to ablate", key, sorted(known), "bench list methods")
 
 
-def _options(method: str) -> Mapping[str, Any]:
-    kind: type[Method] = load("methods", method)
-    return kind.Options.model_fields
+def _options(spec: StudySpec, method: str) -> Mapping[str, Any]:
+    return method_class(method, spec.method_files.get(method)).Options.model_fields
 
 
 def _changed(spec: StudySpec, paths: Sequence[str], value: Any) -> StudySpec:

@@ -51,7 +51,7 @@ def bench(context: click.Context) -> None:
 @click.option("--schedule", default=None, help="quick, short or paper, in place of the preset's own.")
 @click.option("--spec", "spec_file", type=FILE, default=None, help="A specification (TOML), or a study.json.")
 @click.option("--name", default=None, help="Name of the study.")
-@click.option("--methods", default=None, help="Names, separated by commas.")
+@click.option("--methods", default=None, help="Names, or path/to/file.py:Class, separated by commas.")
 @click.option("--model", default=None, help="Name of a model; several separated by commas.")
 @click.option("--dataset", default=None, help="Name of a data set.")
 @click.option("--budget", "budgets", default=None, help="4bit, 630.6M or 0.016x; several separated by commas.")
@@ -164,6 +164,7 @@ def _specification(
 ) -> StudySpec:
     """The specification from preset, file, `--set` and flags, with the device resolved."""
     from bench.machine import resolve_device
+    from bench.method_files import with_files
     from bench.spec import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
 
     if preset is not None and spec_file is not None:
@@ -184,12 +185,12 @@ def _specification(
     asked: dict[str, Any] = {}
     for setting in settings:
         asked = merge(asked, parse_setting(setting))
-    asked = merge(asked, flags)
+    asked = with_files(merge(asked, flags))
     if ablations:
         asked["ablate"] = dict(map(parse_ablation, ablations))
-    if "methods" in asked and isinstance(base.get("options"), Mapping):  # those of methods that were not asked for
-        kept = {key: value for key, value in base["options"].items() if key in asked["methods"]}
-        base = {**base, "options": kept}
+    for about in ("options", "method_files"):  # without those of methods that were not asked for
+        if "methods" in asked and isinstance(base.get(about), Mapping):
+            base = {**base, about: {name: of for name, of in base[about].items() if name in asked["methods"]}}
     spec = build([base, asked])
     return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
 

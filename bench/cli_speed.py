@@ -28,7 +28,9 @@ _MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
 @click.command()
-@click.option("--methods", default=None, help=f"Names, separated by commas.  [default: all; {_GROWTH_METHODS} to grow]")
+@click.option(
+    "--methods", default=None, help=f"Names or files, separated by commas.  [default: all; {_GROWTH_METHODS} to grow]"
+)
 @click.option("--model", default=None, help="Name of a model; several with --growth depth.  [default: resnet20]")
 @click.option("--dataset", default="cifar100", show_default=True, help="Its shape counts; images are made up.")
 @click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Images a step.")
@@ -79,6 +81,8 @@ def speed(
     settings = [Setting(model=name, dataset=dataset, device=place, **circumstances) for name in models]
     _check_names(settings)
     growing = _GROWTH_METHODS if methods is None and growth is not None else methods
+    if growth == "bits" and ".py" in (growing or ""):
+        raise BenchError(f"--growth bits takes registered methods only, not the file in --methods {growing}")
     chosen = _methods(None if growing is None else names(growing, "--methods"))
     modes = _modes(compiling, settings[0])
     if growth is None:
@@ -102,12 +106,15 @@ def _check_plot(plot: Path | None, growth: str | None) -> None:
 
 
 def _methods(asked: Sequence[str] | None) -> dict[str, Method]:
+    from bench.method_files import with_files
     from bench.plan import make_method
     from bench.plugins import available
 
     if asked is not None and len(set(asked)) < len(asked):
         raise BenchError(f"--methods {','.join(asked)} names one twice; each may appear once")
-    return {name: make_method(name, {}) for name in (available("methods") if asked is None else asked)}
+    named = with_files({"methods": list(available("methods") if asked is None else asked)})
+    files = named.get("method_files", {})
+    return {name: make_method(name, {}, files.get(name)) for name in named["methods"]}
 
 
 def _check_names(settings: Sequence[Setting]) -> None:

@@ -19,7 +19,7 @@ from bench.wording import MILLION, count, listed, number
 SIGNIFICANT = 1 - LEVEL
 
 _MATCHED = ("method", "model", "dataset", "budget")
-_NOT_COMPARED = frozenset({"name", "methods", "seeds", "budgets", "baseline", "options"})
+_NOT_COMPARED = frozenset({"name", "methods", "seeds", "budgets", "baseline", "options", "method_files"})
 """Of a specification: what two studies may differ in without their runs being different."""
 _MOST_DIFFERENCES = 6
 

@@ -109,7 +109,7 @@ def _staleness(record: Mapping[str, Any] | None, document: Mapping[str, Any]) ->
         return None
     method = record.get("method")
     try:
-        reason = outdated(record, document.get("data_checksum"))
+        reason = outdated(record, document)
     except BenchError as error:
         reason = one_line(error).partition(":")[0]
     return None if reason is None else (str(method or "pretraining"), reason)

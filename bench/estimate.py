@@ -12,7 +12,7 @@ from bench.compression import calibrate, compress
 from bench.data import TaskData
 from bench.execution import Workbench
 from bench.method import SearchJob, Task
-from bench.plan import Plan, RunUnit, TuningUnit, Unit, make_method, phases
+from bench.plan import Plan, RunUnit, TuningUnit, Unit, method_of_study, phases
 from bench.policy import uniform
 from bench.seeds import generator, start_process_deterministically
 from bench.spec import Schedule
@@ -96,7 +96,7 @@ def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
 
 def _search_time(unit: TuningUnit, task: Task) -> StepTime:
     schedule, match = unit.spec.search, unit.spec.tuning.match
-    method = make_method(unit.method, unit.options)
+    method = method_of_study(unit.spec, unit.method)
     knobs = {name: math.sqrt(knob.low * knob.high) for name, knob in method.knobs(match).items()}
     state = task.make_model().state_dict()
 

@@ -31,7 +31,7 @@ from bench.method import Decision, Method, SearchJob, SearchResult, Task
 from bench.models.build import build_model
 from bench.models.weights import checkpoint_of
 from bench.network import NetworkShape, trace
-from bench.plan import RunUnit, TrialUnit, Unit, kind_of, make_method
+from bench.plan import RunUnit, TrialUnit, Unit, kind_of, method_of_study
 from bench.plugins import load
 from bench.policy import Policy, policy_from_json
 from bench.quantization import QuantizerFactory, UniformQuantizer
@@ -506,7 +506,7 @@ def try_out(desk: Desk) -> None:
     if not isinstance(unit, TrialUnit):
         raise TypeError(f"{unit} is no trial")
     tuning = unit.tuning
-    method = make_method(tuning.method, tuning.options)
+    method = method_of_study(tuning.spec, tuning.method)
     state, _ = _pretrained(bench, tuning.pretraining)
     found = _search(desk, unit, method, unit.knobs, state)
     with desk.clock.of("prepare"):
@@ -561,7 +561,7 @@ def run(desk: Desk) -> None:
         raise TypeError(f"{unit} is no run")
     knobs = _tuned_knobs(bench, unit)
     desk.record["knobs"] = dict(knobs)
-    method = make_method(unit.method, unit.options)
+    method = method_of_study(unit.spec, unit.method)
     state, pretrained_top1 = _pretrained(bench, unit.pretraining)
     found = _search(desk, unit, method, knobs, state)
     with desk.clock.of("prepare"):

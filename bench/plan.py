@@ -19,6 +19,7 @@ from bench.budget import Budget, parse_budget
 from bench.data import Dataset
 from bench.errors import BenchError
 from bench.method import Method
+from bench.method_class import method_class
 from bench.models.build import build_model
 from bench.models.weights import checkpoint_of
 from bench.network import NetworkShape, trace
@@ -157,7 +158,7 @@ def _runs(variant: Variant, builder: "_Builder") -> Iterator[RunUnit]:
     for number, text in enumerate(spec.budgets):
         budget = parse_budget(text, network, spec.tuning.tolerance, spec.accelerator)
         for name in variant.methods:
-            method = make_method(name, spec.options.get(name, {}))
+            method = method_of_study(spec, name)
             _check_measure(name, method, budget)
             if method.capabilities.budget == "ignored" and number:
                 continue
@@ -184,7 +185,7 @@ def _check_devices(spec: StudySpec) -> None:
     if spec.devices == 1:
         return
     replicas.check_available()
-    unable = [name for name in spec.methods if not load("methods", name).capabilities.data_parallel]
+    unable = [name for name in spec.methods if not method_of_study(spec, name).capabilities.data_parallel]
     if unable:
         raise BenchError(
             f"--devices {spec.devices}: {', '.join(unable)} cannot use several devices in one run; use --devices 1 "
@@ -247,7 +248,7 @@ def _at(address: Mapping[str, Any], spec: StudySpec, network: NetworkShape) -> U
     builder = _Builder(spec, address.get("variant", ""), {}, {})
     if address["kind"] == "pretrained":
         return builder.pretraining(address["seed"])
-    method = make_method(address["method"], spec.options.get(address["method"], {}))
+    method = method_of_study(spec, address["method"])
     text = address["budget"]
     budget = None if text is None else parse_budget(text, network, spec.tuning.tolerance, spec.accelerator)
     if address["kind"] == "runs":
@@ -318,13 +319,27 @@ def network_of(unit: Unit) -> NetworkShape:
     return shape_of(unit.spec.task)
 
 
-def make_method(name: str, options: Mapping[str, Any]) -> Method:
-    """A method with validated options.
+def method_of_study(spec: StudySpec, name: str) -> Method:
+    """One of a study's methods, with its options.
 
     Raises:
         BenchError: The method or an option is unknown, or a value is not allowed.
     """
-    kind: type[Method] = load("methods", name)
+    return make_method(name, spec.options.get(name, {}), spec.method_files.get(name))
+
+
+def make_method(name: str, options: Mapping[str, Any], place: str | None = None) -> Method:
+    """A method with validated options.
+
+    Args:
+        name: Its name.
+        options: Its options.
+        place: `/path/file.py:Class` for a method in a file.
+
+    Raises:
+        BenchError: The method or an option is unknown, or a value is not allowed.
+    """
+    kind = method_class(name, place)
     try:
         return kind(kind.Options.model_validate_json(json.dumps(dict(options), default=str)))
     except ValidationError as error:

@@ -38,17 +38,37 @@ def available(kind: Kind) -> Mapping[str, EntryPoint]:
 
 @cache
 def load(kind: Kind, name: str) -> Any:
-    """The object that a plug-in's entry point names; a model may also be named by its place, `package.module:function`.
+    """The object that a plug-in's entry point names.
+
+    A model may also be named by its place, `package.module:function`, and a method by its, `/path/file.py:Class`.
 
     Raises:
         BenchError: The name is unknown, or its module cannot be imported.
     """
+    if _is_file(kind, name):
+        from bench.method_files import load as load_file
+
+        _check_own_packages()
+        return load_file(name)
     entry = _entry(kind, name)
     _check_own_packages()
     try:
         return entry.load()
     except (ImportError, AttributeError, SyntaxError) as error:
         raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {entry.value}: {error}") from error
+
+
+def _is_file(kind: Kind, name: str) -> bool:
+    return kind == "methods" and ".py:" in name
+
+
+def module_of(kind: Kind, name: str) -> str | None:
+    """The module that a plug-in is in; `None` when it is a file that is no module.
+
+    Raises:
+        BenchError: The name is unknown.
+    """
+    return None if _is_file(kind, name) else _entry(kind, name).module
 
 
 def _entry(kind: Kind, name: str) -> EntryPoint:
@@ -77,8 +97,12 @@ def source_hash(kind: Kind, name: str) -> str:
     bring plug-ins of the same kind: the building blocks that methods share belong to all of them. Nothing is
     imported.
     """
+    if _is_file(kind, name):
+        from bench.method_files import source_hash as hash_of_file
+
+        return hash_of_file(name)
     entry = _entry(kind, name)
-    if _module_file(entry.module) is None:
+    if module_file(entry.module) is None:
         raise BenchError(f"the module of {kind.removesuffix('s')} '{name}', {entry.module}, cannot be found from here")
     packages = {known.module.partition(".")[0] for known in available(kind).values()}
     return _source_hash(entry.module, frozenset(packages | {entry.module.partition(".")[0]}))
@@ -90,11 +114,11 @@ def _source_hash(module: str, packages: frozenset[str]) -> str:
     waiting = [module]
     while waiting:
         found = waiting.pop()
-        if found not in sources and (path := _module_file(found)) is not None:
+        if found not in sources and (path := module_file(found)) is not None:
             sources[found] = path.read_bytes()
             waiting += [
                 name
-                for name in _imported_modules(sources[found], found)
+                for name in imported_modules(sources[found], found)
                 if name.partition(".")[0] in packages and _may_be_module(name)
             ]
     digest = hashlib.sha256()
@@ -103,7 +127,7 @@ def _source_hash(module: str, packages: frozenset[str]) -> str:
     return digest.hexdigest()
 
 
-def _module_file(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
     """The file of a module; `None` when there is none, e.g. because the name is a function's."""
     try:
         spec = find_spec(module)
@@ -112,13 +136,18 @@ def _module_file(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None
 
 
+def module_file_of_import(name: str) -> Path | None:
+    """The file of a name in an import statement; `None` when it is no module's."""
+    return module_file(name) if _may_be_module(name) else None
+
+
 def _may_be_module(name: str) -> bool:
     """Whether a name can be a module's: only packages have modules in them, and looking would import the rest."""
     parent = name.rpartition(".")[0]
-    return not parent or ((path := _module_file(parent)) is not None and path.name == "__init__.py")
+    return not parent or ((path := module_file(parent)) is not None and path.name == "__init__.py")
 
 
-def _imported_modules(source: bytes, module: str) -> list[str]:
+def imported_modules(source: bytes, module: str) -> list[str]:
     """Names in import statements, also inside functions; `from a import b` may mean the module `a.b`."""
     found = []
     for node in ast.walk(ast.parse(source)):

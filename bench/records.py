@@ -35,7 +35,7 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
         "peak_memory_mb": None,
         "versions": versions(),
         "hardware": hardware(torch.device(spec.device.partition(":")[0])),
-        "fingerprint": fingerprint(method_of(unit), data_checksum, spec.task.model),
+        "fingerprint": fingerprint(source_of(unit), data_checksum, spec.task.model),
         "attempt": int((earlier or {}).get("attempt", 0)) + 1,
         "files": {},
         "started": now(),
@@ -78,6 +78,12 @@ def method_of(unit: Unit) -> str | None:
     return named.method if isinstance(named, TuningUnit | RunUnit) else None
 
 
+def source_of(unit: Unit) -> str | None:
+    """What the method that a unit belongs to is loaded by: its name, or its place when it is in a file."""
+    name = method_of(unit)
+    return None if name is None else unit.spec.method_files.get(name, name)
+
+
 def standing(
     store: Store, unit: Unit, data_checksum: str, retry: frozenset[Status] = frozenset()
 ) -> tuple[bool, str | None]:
@@ -96,7 +102,7 @@ def standing(
         return False, "its record is damaged" if damaged else None
     if not is_final(record["status"], retry):
         return False, None
-    reason = staleness(record, fingerprint(method_of(unit), data_checksum, unit.spec.task.model))
+    reason = staleness(record, fingerprint(source_of(unit), data_checksum, unit.spec.task.model))
     if reason is None and record["status"] in RESULTS:
         reason = store.damage(kind, unit.identity, record, thorough=kind == "pretrained")
     return reason is None, reason

@@ -218,9 +218,8 @@ def _stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
     """Why a result is out of date, as far as that can be told without the data."""
     if record.get("status") not in ("done", "unreachable"):
         return None
-    checksum = study.get("data_checksum")
     try:
-        return outdated(record, checksum)
+        return outdated(record, study)
     except BenchError as error:  # the method is not installed here
         return first_sentence(error)
 

@@ -26,8 +26,8 @@ from bench.errors import BenchError
 from bench.execution import check_reachable
 from bench.leases import SESSION, Heartbeat, Lease, Leases, LostLeaseError
 from bench.matching import Trial, Tuning, tune
-from bench.plan import TuningUnit, Unit, kind_of, make_method, network_of, stored_specification, title, trial_of
-from bench.plugins import Kind, available
+from bench.plan import TuningUnit, Unit, kind_of, method_of_study, network_of, stored_specification, title, trial_of
+from bench.plugins import Kind, module_of
 from bench.records import close, ending_in, new_record, set_aside, standing
 from bench.running import How, check_how
 from bench.seeds import derive
@@ -70,10 +70,11 @@ class Study:
     @property
     def modules(self) -> list[str]:
         """The modules of the plug-ins and extras that the study uses."""
-        named: list[tuple[Kind, str]] = [("methods", name) for name in self.spec.methods]
+        files = self.spec.method_files
+        named: list[tuple[Kind, str]] = [("methods", files.get(name, name)) for name in self.spec.methods]
         named += [("datasets", self.spec.task.dataset)]
         named += [("models", model) for model in {variant.spec.task.model for variant in variants(self.spec)}]
-        modules = {available(kind)[name].module for kind, name in named}
+        modules = {module for kind, name in named if (module := module_of(kind, name)) is not None}
         return sorted(modules | {"lightning_fabric"} if self.spec.devices > 1 else modules)
 
 
@@ -371,7 +372,7 @@ def _attend_tuning(study: Study, unit: TuningUnit) -> Ending:
 def _tuned(study: Study, unit: TuningUnit, lease: Lease) -> Mapping[str, Any]:
     """What a tuning adds to its record when it is done."""
     store = study.how.store
-    method = make_method(unit.method, unit.options)
+    method = method_of_study(unit.spec, unit.method)
     check_reachable(network_of(unit), method, unit.method, unit.budget)
     pretraining = ending_in(store.record("pretrained", unit.pretraining.identity))
     if pretraining.status != "done":

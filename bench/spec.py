@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bench.errors import BenchError, unknown_name
+from bench.method_files import with_files
 from bench.options import Strict, explain
 
 Match = Literal["hinge", "lambda"]
@@ -157,6 +158,7 @@ class StudySpec(Strict):
     Attributes:
         name: Name of the study and of its folder.
         methods: Names of methods.
+        method_files: By name, the places of methods that are in files and not registered, `/path/file.py:Class`.
         options: Options by method name.
         published: Number of the paper's table whose figures stand beside these, "1" to "12" or "I".
         further_models: Models on which everything is done as well, besides the task's.
@@ -175,6 +177,7 @@ class StudySpec(Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("sbs", "dnas", "fixed", "full_precision")
+    method_files: Mapping[str, str] = Field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     published: Annotated[str, Field(pattern=r"^([1-9]|1[0-2]|I)$")] | None = None
     further_models: tuple[str, ...] = ()
@@ -214,11 +217,12 @@ class StudySpec(Strict):
 
     @model_validator(mode="after")
     def _options_belong_to_methods(self) -> Self:
-        for name in self.options:
-            if name not in self.methods:
-                raise ValueError(
-                    f"options are given for '{name}', which is not among the methods {', '.join(self.methods)}"
-                )
+        for what, named in (("options are", self.options), ("a file is", self.method_files)):
+            for name in named:
+                if name not in self.methods:
+                    raise ValueError(
+                        f"{what} given for '{name}', which is not among the methods {', '.join(self.methods)}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -278,7 +282,7 @@ def with_schedule(values: Mapping[str, Any], asked: str | None = None) -> dict[s
     Raises:
         BenchError: There is no such schedule.
     """
-    own = {key: value for key, value in values.items() if key not in ("schedule", "schedules")}
+    own = with_files({key: value for key, value in values.items() if key not in ("schedule", "schedules")})
     named, family = values.get("schedule"), values.get("schedules")
     if asked is None:
         return own if named is None else _only_known_options(merge(_read_schedule(str(named), family), own))
@@ -376,7 +380,7 @@ def build(layers: Iterable[Mapping[str, Any]]) -> StudySpec:
     Raises:
         BenchError: A key is unknown, or a value is not allowed.
     """
-    values: dict[str, Any] = reduce(merge, layers, {})
+    values = with_files(reduce(merge, layers, {}))
     try:
         return StudySpec.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:

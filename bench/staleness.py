@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bench.errors import BenchError
 from bench.plugins import source_hash
 
 COUNTER_VERSION = 1
@@ -20,7 +21,7 @@ def fingerprint(method: str | None, data_checksum: str | None, model: str | None
     """What a result depends on, as it is now.
 
     Args:
-        method: Name of the method, if one is involved.
+        method: Name of the method if one is involved, or its place if it is in a file.
         data_checksum: Of data and split; left out when it is not known.
         model: Name of the model; left out when it is not known.
     """
@@ -46,10 +47,25 @@ def staleness(record: Mapping[str, Any], current: Mapping[str, Any]) -> str | No
     return f"{' and '.join(changed)} changed" if changed else None
 
 
-def outdated(record: Mapping[str, Any], data_checksum: str | None) -> str | None:
-    """What changed since a result was made, by what its own record says of it.
+def outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """What changed since a result was made, by what its own record and the document of its study say.
+
+    A method's file that is gone counts as it was when the study was last run.
 
     Raises:
         BenchError: Its method or model is not installed here.
     """
-    return staleness(record, fingerprint(record.get("method"), data_checksum, record.get("model")))
+    method = record.get("method")
+    place = (_table(study, "spec").get("method_files") or {}).get(method)
+    found = fingerprint(None if place else method, study.get("data_checksum"), record.get("model"))
+    if place:
+        try:
+            found["method_source"] = source_hash("methods", place)
+        except BenchError:
+            found |= {"method_source": then} if (then := _table(study, "method_sources").get(method)) else {}
+    return staleness(record, found)
+
+
+def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, Mapping) else {}

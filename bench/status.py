@@ -90,7 +90,7 @@ def _judged(record: Mapping[str, Any], study: Mapping[str, Any], holder: LeaseVi
         return ORPHANED, f"its process is gone since some time after {record['started']}; the same command goes on"
     if status in ("done", "unreachable"):
         try:
-            stale = outdated(record, study.get("data_checksum"))
+            stale = outdated(record, study)
         except BenchError as error:  # the method is not installed here
             stale = first_sentence(error)
         if stale is not None:

@@ -17,6 +17,7 @@ from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.models.weights import checkpoint_of
 from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, phases, planned_epochs, title
+from bench.plugins import source_hash
 from bench.records import standing
 from bench.report import write_views
 from bench.results import StudyResults
@@ -71,6 +72,7 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
         "ablations": [asdict(ablation) for ablation in plan.ablations],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
+        "method_sources": {name: source_hash("methods", place) for name, place in plan.spec.method_files.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),
     }

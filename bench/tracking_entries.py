@@ -212,7 +212,7 @@ def _outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None
     if record.get("status") not in ("done", "unreachable"):
         return None
     try:
-        return outdated(record, study.get("data_checksum"))
+        return outdated(record, study)
     except BenchError as error:  # the method is not installed here
         return first_sentence(error)
 
