@@ -17,6 +17,7 @@ from bench.method import Method, SearchJob, SearchResult
 from bench.spec import SearchSchedule
 from methods.bayesian_bits import BayesianBits
 from methods.dnas import Dnas
+from methods.haq import Haq, HaqOptions
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
@@ -30,6 +31,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "sbs_p": SbsP,
     "multi_path": MultiPath,
     "dnas": Dnas,
+    "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "bayesian_bits": BayesianBits,
     "prune_then_quantize": PruneThenQuantize,
     "quantize_then_prune": QuantizeThenPrune,
@@ -99,7 +101,7 @@ def test_a_search_goes_on_from_any_epoch_as_if_nothing_had_been(
     assert again[2] == 0
 
 
-@pytest.mark.parametrize("name", ["sbs alternating", "multi_path", "quantize_then_prune"])
+@pytest.mark.parametrize("name", ["sbs alternating", "multi_path", "haq", "quantize_then_prune"])
 def test_a_search_goes_on_from_rare_checkpoints_and_after_many_interruptions(
     make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

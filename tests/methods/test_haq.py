@@ -1,0 +1,582 @@
+"""HAQ: the walk through layers, the action wall, thresholds and quantizers, and the search as a whole."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bench.budget import parse_budget
+from bench.compression import calibrate, compress
+from bench.costs import price
+from bench.data import BatchStream
+from bench.errors import BenchError, UnreachableBudgetError
+from bench.measures import Latency, Memory
+from bench.method import SearchJob, Task
+from bench.network import trace
+from bench.plan import make_method
+from bench.policy import Policy, uniform
+from bench.quantization import Shifted
+from bench.repair import repair
+from bench.spec import AcceleratorSpec, SearchSchedule
+from bench.training import Evaluation, evaluate, reestimate_norms
+from methods.haq import (
+    Haq,
+    HaqOptions,
+    LinearWeight,
+    RangedActivation,
+    Space,
+    Trainer,
+    calibrated,
+    divergence_threshold,
+    layer_states,
+    linear_quantizer,
+    place_of,
+    sigma_of,
+    threshold_of,
+    updates_of,
+)
+
+MakeJob = Callable[..., SearchJob]
+BITS = (2, 4, 8)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- actions ------------------------------------------------------------------------------------------------------
+
+
+def published_width(action: float, low: int, high: int) -> int:
+    """Eq. 2 as it is printed, rounded as NumPy does."""
+    return int(np.round(low - 0.5 + action * (high - low + 1)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 8), (3, 6), (2, 3), (2, 16)])
+def test_an_action_is_rounded_as_published(low: int, high: int) -> None:
+    bits = range(low, high + 1)
+    inside = [action for action in np.linspace(0, 1, 841) if low <= published_width(action, low, high) <= high]
+    assert len(inside) >= 840
+    for action in inside:
+        assert bits[place_of(float(action), bits)] == published_width(action, low, high)
+    assert place_of(0.0, bits) == 0
+    assert place_of(1.0, bits) == len(bits) - 1
+
+
+@pytest.mark.parametrize(
+    ("action", "width"),
+    [(0.0, 2), (0.1, 2), (0.333, 2), (0.334, 4), (0.5, 4), (0.666, 4), (0.667, 8), (0.9, 8), (1.0, 8)],
+)
+def test_of_other_candidates_the_position_is_rounded(action: float, width: int) -> None:
+    assert BITS[place_of(action, BITS)] == width
+
+
+def test_every_candidate_has_the_same_share_of_actions() -> None:
+    for bits in (BITS, (2, 3, 4, 5, 6, 7, 8), (3,), (2, 16)):
+        places = [place_of((number + 0.5) / 4200, bits) for number in range(4200)]
+        assert np.bincount(places).tolist() == [4200 // len(bits)] * len(bits)
+
+
+# --- states -------------------------------------------------------------------------------------------------------
+
+
+def test_states_are_what_layers_are_column_by_column(mobile_job: SearchJob) -> None:
+    layers = mobile_job.task.network.middle
+    model = mobile_job.float_model()
+    columns: list[list[float]] = [[] for _ in range(8)]
+    for number, layer in enumerate(layers):
+        module: Any = model.get_submodule(layer.name)
+        conv = isinstance(module, nn.Conv2d)
+        values = (
+            [module.groups == module.in_channels > 1, module.in_channels, module.out_channels, module.stride[0]]
+            if conv
+            else [0, module.in_features, module.out_features, 0]
+        )
+        values += [module.kernel_size[0] if conv else 1, module.weight.numel(), layer.in_size[0] ** 2, number]
+        for column, value in zip(columns, values, strict=True):
+            column.append(float(value))
+    found = layer_states(layers)
+    assert found.shape == (len(layers), 8)
+    for index, column in enumerate(columns):
+        low, high = min(column), max(column)
+        assert high > low  # inverted residuals, a stride, kernels and a linear layer: nothing is alike everywhere
+        expected = [(value - low) / (high - low) for value in column]
+        assert found[:, index].tolist() == pytest.approx(expected)
+    assert {layer.depthwise for layer in layers} == {True, False}
+
+
+def test_a_column_without_differences_is_nought(small_task: Task) -> None:
+    found = layer_states(small_task.network.middle[:2])
+    assert bool(found.isfinite().all())
+    assert found[:, 0].tolist() == [0, 0]
+
+
+def test_a_walk_asks_for_weight_then_input_and_shows_the_last_width(make_job: MakeJob) -> None:
+    job, answers = make_job(), iter([0.9, 0.5, 0.1] * 20)
+    walk = Space(job, BITS).walk(lambda state: next(answers))
+    layers = len(job.task.network.middle)
+    assert walk.places == tuple([2, 1, 0] * layers)[: 2 * layers]
+    assert walk.states.shape == (2 * layers, 10)
+    assert torch.equal(walk.states[::2, :8], layer_states(job.task.network.middle))
+    assert torch.equal(walk.states[1::2, :8], walk.states[::2, :8])
+    assert walk.states[:, 9].tolist() == [1, 0] * layers
+    assert walk.states[:5, 8].tolist() == [1, 1, 0.5, 0.25, 1]
+    policy = Space(job, BITS).policy(walk.places)
+    first, second = (policy.layers[layer.name] for layer in job.task.network.middle[:2])
+    assert (first.weight_bits, first.activation_bits) == (8, 4)
+    assert (second.weight_bits, second.activation_bits) == (2, 8)
+    for edge in (job.task.network.layers[0], job.task.network.layers[-1]):
+        assert policy.layers[edge.name] == uniform(job.task.network, 8).layers[edge.name]
+
+
+# --- the action wall ----------------------------------------------------------------------------------------------
+
+
+def slow_wall(job: SearchJob, policy: Policy, bits: tuple[int, ...]) -> Policy:
+    """Layer after layer from the last, its input and then its weight, one candidate lower at each turn."""
+    while job.price(policy) > job.budget:
+        for layer in reversed(job.task.network.middle):
+            for what in ("activation_bits", "weight_bits"):
+                width = getattr(policy.layers[layer.name], what)
+                if job.price(policy) > job.budget and width > bits[0]:
+                    policy = policy.with_layer(layer.name, **{what: bits[bits.index(width) - 1]})
+    return policy
+
+
+@pytest.mark.parametrize("bits", [BITS, (2, 3, 4, 5, 6, 7, 8), (4, 6)])
+@pytest.mark.parametrize("share", [1.0, 1.3, 4.0])
+def test_the_wall_lowers_as_a_slow_version_does(make_job: MakeJob, bits: tuple[int, ...], share: float) -> None:
+    task = make_job().task
+    for measure in (make_job().measure, Memory()):
+        budget = share * measure.price(task.network, uniform(task.network, bits[0]))
+        job = make_job(measure=measure, budget=budget)
+        space = Space(job, bits)
+        draws = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            places = tuple(torch.randint(len(bits), (2 * len(task.network.middle),), generator=draws).tolist())
+            lowered = space.policy(space.within_budget(places))
+            assert job.price(lowered) <= budget
+            assert lowered == slow_wall(job, space.policy(places), bits)
+
+
+def test_what_fits_is_left_alone_and_what_cannot_fit_is_refused(make_job: MakeJob) -> None:
+    least = price(make_job().task.network, uniform(make_job().task.network, 2)).bops
+    places = (1,) * (2 * len(make_job().task.network.middle))
+    assert Space(make_job(), BITS).within_budget(places) == places  # the budget is what 4 bits cost
+    Space(make_job(budget=float(least)), BITS).check()
+    with pytest.raises(UnreachableBudgetError, match=r"least widths cost 1\.01 × the budget") as caught:
+        Haq().search(make_job(budget=0.99 * least))
+    assert caught.value.nearest == least
+    assert Haq().cheapest(make_job().task.network) == uniform(make_job().task.network, 2)
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------------
+
+
+def slow_divergence_threshold(sizes: list[float], bits: int) -> float:
+    """Bin by bin, for every number of bins that is kept."""
+    bins, nodes, most = int(np.ceil(len(sizes) ** 0.5)), 2 ** (bits - 1), max(sizes)
+    counts = [0] * bins
+    for size in sizes:
+        counts[min(int(size / most * bins), bins - 1)] += 1
+    exact = [sum(counts[: index + 1]) / len(sizes) for index in range(bins)]
+    best = (float("inf"), 0.0)
+    for kept in range(nodes + 1, bins + 1):
+        clipped = [*exact[: kept - 1], *[1.0] * (bins - kept + 1)]
+
+        def at(position: float, values: list[float]) -> float:
+            below = min(int(position + 1e-9), len(values) - 2)
+            return values[below] + (position - below) * (values[below + 1] - values[below])
+
+        knots = [at(knot * (kept - 1) / (nodes - 1), clipped[:kept]) for knot in range(nodes)]
+        coarse = [at(index * (nodes - 1) / (kept - 1), knots) for index in range(kept)] + clipped[kept:]
+        pairs = [(max(c, 1e-12), max(q, 1e-12)) for c, q in zip(exact, coarse, strict=True)]
+        divergence = sum((c - q) * np.log2(c / q) for c, q in pairs)
+        if divergence < best[0] - 1e-12:
+            best = (divergence, (kept + 0.5) * most / bins)
+    return best[1]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["normal", "uniform", "half empty", "outlier", "away from zero"])
+def test_a_threshold_is_that_of_a_slow_search(bits: int, kind: str) -> None:
+    x = drawn(900, seed=3).abs()
+    made = {
+        "normal": x,
+        "uniform": torch.rand(900, generator=torch.Generator().manual_seed(0)),
+        "half empty": (x - 0.7).relu(),
+        "outlier": torch.cat([x, torch.tensor([40.0])]),
+        "away from zero": x + 5,
+    }[kind]
+    sizes = made.double().numpy()
+    found = divergence_threshold(sizes, bits)
+    assert found == pytest.approx(slow_divergence_threshold(sizes.tolist(), bits))
+    if kind == "outlier" and bits == 2:
+        assert 1 < found < 10  # it is clipped
+
+
+def test_from_five_bits_on_and_for_few_values_it_is_the_largest() -> None:
+    x = drawn(1000)
+    assert threshold_of(x, 5) == threshold_of(x, 8) == float(x.abs().max())
+    assert threshold_of(x, 4) < float(x.abs().max())
+    assert threshold_of(drawn(60), 4) == pytest.approx(float(drawn(60).abs().max()))  # 8 bins for 8 nodes
+    assert threshold_of(torch.zeros(10), 2) == 0
+
+
+def test_activations_have_at_most_a_range_of_six_and_of_their_largest() -> None:
+    quantizer = RangedActivation(8)
+    quantizer.calibrate(torch.tensor([0.0, 9.0]))
+    assert quantizer.clip.item() == 6
+    quantizer.calibrate(torch.tensor([0.0, 2.5]))
+    assert quantizer.clip.item() == 2.5
+    low = RangedActivation(2)
+    x = drawn(1000).relu()
+    low.calibrate(x)
+    assert low.clip.item() == pytest.approx(threshold_of(x, 2))
+    assert low.clip.item() < float(x.max())
+
+
+# --- quantizers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (3, 7), (4, 15), (8, 255)])
+def test_weights_have_a_level_at_zero_and_as_many_on_both_sides(bits: int, levels: int) -> None:
+    quantizer = LinearWeight(bits)
+    quantizer.threshold.fill_(0.7)
+    found = quantizer(torch.cat([torch.linspace(-1, 1, 40_001), drawn(10_000)])).unique()
+    half = levels // 2
+    assert found.tolist() == pytest.approx([0.7 * code / half for code in range(-half, half + 1)], abs=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(1, 2), (2, 4), (4, 16)])
+def test_activations_have_all_levels_from_zero(bits: int, levels: int) -> None:
+    quantizer = RangedActivation(bits)
+    quantizer.clip.data.fill_(1.5)
+    found = quantizer(torch.linspace(-1, 3, 40_001)).detach().unique()
+    assert found.tolist() == pytest.approx([1.5 * code / (levels - 1) for code in range(levels)], abs=1e-6)
+
+
+def test_gradients_pass_all_weights_and_the_range_learns_from_what_it_clips() -> None:
+    weight = torch.tensor([-3.0, -0.2, 0.4, 3.0], requires_grad=True)
+    upstream = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    quantizer = LinearWeight(2)
+    (quantizer(weight) * upstream).sum().backward()
+    assert torch.equal(weight.grad, upstream)
+    assert list(quantizer.parameters()) == []
+    x, ranged = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True), RangedActivation(4)
+    (ranged(x) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert x.grad.tolist() == [0, 2, 0]
+    assert float(ranged.clip.grad) == 3
+
+
+def test_one_bit_has_no_symmetric_form() -> None:
+    with pytest.raises(ValueError, match="least width is 2"):
+        LinearWeight(1)
+
+
+def test_own_recipe_builds_a_network_that_learns(make_job: MakeJob) -> None:
+    job = make_job()
+    policy = uniform(job.task.network, 4).with_layer("stages.1.0.conv1", weight_bits=2, activation_bits=8)
+    model = compress(job.float_model(), job.task.network, policy, quantizer=Haq().quantizer)
+    batch = job.task.data.calibration_batches(1, 8)[0]
+    calibrate(model, batch)
+    layer: Any = model.get_submodule("stages.1.0.conv1")
+    assert isinstance(layer.weight_quantizer, LinearWeight)
+    assert isinstance(layer.activation_quantizer, RangedActivation)
+    assert (layer.weight_quantizer.bits, layer.activation_quantizer.bits) == (2, 8)
+    assert len(layer.weight_quantizer(layer.weight).unique()) == 3
+    gradients = torch.autograd.grad(model(batch).square().sum(), list(model.parameters()))
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert Haq.capabilities.own_quantizer
+
+
+# --- what a policy is worth ---------------------------------------------------------------------------------------
+
+
+def test_thresholds_are_of_the_float_network_on_one_batch(make_job: MakeJob) -> None:
+    job = make_job()
+    found = calibrated(job, BITS)
+    middle = len(job.task.network.middle)
+    assert len(found) == 2 * (3 * middle + 2)
+    model, name = job.float_model().eval(), job.task.network.middle[2].name
+    seen: list[Tensor] = []
+    module: Any = model.get_submodule(name)
+    module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(job.task.data.calibration_batches(1, job.schedule.batch_size)[0])
+    for bits in BITS:
+        assert float(found[name, "weight_bits", bits]["threshold"]) == pytest.approx(threshold_of(module.weight, bits))
+        expected = min(threshold_of(seen[0], bits), 6.0)
+        assert float(found[name, "activation_bits", bits]["clip"]) == pytest.approx(expected)
+
+
+def test_inputs_that_can_be_negative_have_a_calibrated_offset(mobile_job: SearchJob) -> None:
+    trainer = Trainer(mobile_job, HaqOptions())
+    network = trainer._compressed(uniform(mobile_job.task.network, 4))
+    signed = [
+        layer.name for layer in mobile_job.task.network.layers if layer.signed_input and layer.position != "first"
+    ]
+    assert signed
+    for name in signed:
+        quantizer: Any = network.get_submodule(name).activation_quantizer
+        assert isinstance(quantizer, Shifted)
+        assert float(quantizer.offset) <= 0
+        assert float(quantizer.quantizer.clip) != 1
+    assert 0 <= trainer.try_out(uniform(mobile_job.task.network, 4), 1).top1 <= 100
+
+
+def test_an_episode_is_calibration_updates_norms_and_an_accuracy(make_job: MakeJob) -> None:
+    """The same by hand, from the pretrained weights each time, while batches go on."""
+    job = make_job(schedule=SearchSchedule(epochs=1, batch_size=96))
+    policy = uniform(job.task.network, 2)
+    trainer = Trainer(job, HaqOptions(finetune_lr=0.05))
+    found = [trainer.try_out(policy, updates) for updates in (2, 1, 0)]
+    data, order = job.task.data, job.order()
+    batches = BatchStream(data, 96, order, data.train)
+    for evaluation, updates in zip(found, (2, 1, 0), strict=True):
+        network = compress(job.float_model(), job.task.network, policy, quantizer=linear_quantizer)
+        states = calibrated(job, BITS)
+        for layer in job.task.network.layers:
+            module: Any = network.get_submodule(layer.name)
+            bits = policy.layers[layer.name].weight_bits
+            module.weight_quantizer.threshold.fill_(states[layer.name, "weight_bits", bits]["threshold"])
+            if layer.position != "first":
+                module.activation_quantizer.clip.data.fill_(states[layer.name, "activation_bits", bits]["clip"])
+        clips = [value for name, value in network.named_parameters() if name.endswith("clip")]
+        others = [value for name, value in network.named_parameters() if not name.endswith("clip")]
+        groups: list[Any] = [{"params": others}, {"params": clips, "weight_decay": 0}]
+        optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=4e-5)
+        for _ in range(updates):
+            images, labels = next(batches)
+            loss = F.cross_entropy(network.train()(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        reestimate_norms(network, data, 96)
+        assert evaluation == evaluate(network, data, data.validation)
+    assert len({evaluation.loss for evaluation in found}) == 3
+
+
+def test_rewards_are_read_on_the_images_asked_for_and_those_are_validation_images(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    assert len(Trainer(job, HaqOptions())._images) == len(job.task.data.validation)
+    few = Trainer(job, HaqOptions(reward_images=10))._images
+    again = Trainer(job, HaqOptions(reward_images=10))._images
+    assert len(few) == 10
+    known = job.task.data.validation.tensors()[0].flatten(1)
+    for image, same in zip(few.tensors()[0].flatten(1), again.tensors()[0].flatten(1), strict=True):
+        assert torch.equal(image, same)
+        assert bool((known == image).all(1).any())
+
+
+def test_scheduled_updates_are_those_of_the_schedule_spread_evenly() -> None:
+    for episodes, total in ((100, 80), (100, 10_530), (7, 7), (30, 1)):
+        options = HaqOptions(episodes=episodes, warmup_episodes=5)
+        spread = [updates_of(episode, options, total) for episode in range(episodes)]
+        assert sum(spread) == total
+        assert max(spread) - min(spread) <= 1
+    assert updates_of(3, HaqOptions(finetune_updates=4), 80) == 4
+
+
+# --- the search ---------------------------------------------------------------------------------------------------
+
+
+class Known:
+    """In the place of trained networks: the accuracy is a known function of the policy."""
+
+    float_top1 = 90.0
+    accuracy: Callable[[Policy], float]
+
+    def __init__(self, job: SearchJob, options: HaqOptions) -> None:
+        self.batches = BatchStream(job.task.data, 28, job.order(), job.task.data.train)
+        self.seen: list[tuple[Policy, int]] = []
+
+    def try_out(self, policy: Policy, updates: int) -> Evaluation:
+        return Evaluation(top1=type(self).accuracy(policy), top5=100.0, loss=1.0)
+
+
+@pytest.fixture(scope="module")
+def tiny_task(small_task: Task) -> Task:
+    """Four searched layers, 6,561 policies."""
+
+    def make_model() -> nn.Module:
+        widths = (4, 8, 4, 12, 6)
+        convs = [nn.Conv2d(low, high, 3, padding=1) for low, high in zip((1, *widths), widths, strict=False)]
+        flat = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+        return nn.Sequential(*[layer for conv in convs for layer in (conv, nn.ReLU())], flat)
+
+    shapes = trace(make_model(), small_task.data.image_shape, name="tiny", dataset="digits")
+    return Task(data=small_task.data, network=shapes, make_model=make_model)
+
+
+WEIGHT = (4.0, 3.0, 3.0, 2.0, 2.0, 3.0, 4.0, 4.0)
+"""Percent that every doubling or halving of a width away from the wanted one costs."""
+WANTED = (8, 2) * 4
+"""Weights want 8 bits and inputs 2; together that costs as much as 4 bits everywhere."""
+
+
+def known_accuracy(job: SearchJob, policy: Policy) -> float:
+    widths = [
+        width
+        for layer in job.task.network.middle
+        for width in (policy.layers[layer.name].weight_bits, policy.layers[layer.name].activation_bits)
+    ]
+    return 90 - sum(w * abs(np.log2(width / best)) for w, width, best in zip(WEIGHT, widths, WANTED, strict=True))
+
+
+def all_rewards(job: SearchJob) -> NDArray[np.float64]:
+    """Of every policy within the budget, the best first."""
+    space = Space(job, BITS)
+    policies = [space.policy(places) for places in product(range(3), repeat=8)]
+    rewards = [0.1 * (known_accuracy(job, policy) - 90) for policy in policies if job.price(policy) <= job.budget]
+    return np.asarray(sorted(rewards, reverse=True))
+
+
+@pytest.fixture
+def known_job(make_job: MakeJob, tiny_task: Task, monkeypatch: pytest.MonkeyPatch) -> SearchJob:
+    """A search whose accuracies are known."""
+    job = make_job(tiny_task, state=tiny_task.make_model().state_dict(), knobs={})
+    monkeypatch.setattr(Known, "accuracy", staticmethod(lambda policy: known_accuracy(job, policy)), raising=False)
+    monkeypatch.setattr("methods.haq.Trainer", Known)
+    return job
+
+
+def test_an_agent_finds_the_best_policy_of_a_known_problem_and_stays_there(known_job: SearchJob) -> None:
+    """Not every agent does: an actor may end at the widest widths for good, before its critic knows better."""
+    rewards, settled = all_rewards(known_job), []
+    assert len(rewards) > 1000
+    for seed in (1, 2):
+        found = Haq(HaqOptions(episodes=100)).search(replace(known_job, seed=seed))
+        history = [entry["reward"] for entry in found.record["history"]]
+        assert known_job.price(found.policy) <= known_job.budget
+        assert 0.1 * (known_accuracy(known_job, found.policy) - 90) == pytest.approx(max(history))
+        assert max(history[:20]) < rewards[0] - 0.1  # uniform actions had not found it
+        settled.append(min(history[-10:]) == pytest.approx(rewards[0]))
+    assert any(settled)  # by chance one episode in thousands is that good
+
+
+def test_a_search_returns_the_first_of_the_best_and_keeps_every_episode(known_job: SearchJob) -> None:
+    shown: list[Mapping[str, float]] = []
+    options = HaqOptions(episodes=24, warmup_episodes=20)
+    found = Haq(options).search(replace(known_job, report=shown.append))
+    entries = found.record["history"]
+    assert [entry["epoch"] for entry in entries] == list(range(1, 25))
+    assert [{key: value for key, value in entry.items() if key != "epochs"} for entry in shown] == entries
+    assert all(entry["epochs"] == 24 for entry in shown)
+    rewards = [entry["reward"] for entry in entries]
+    best = found.record["best_episode"]
+    assert rewards.index(max(rewards)) == best - 1
+    assert entries[best - 1]["cost"] == known_job.price(found.policy)
+    for entry in entries:
+        assert entry["reward"] == pytest.approx(0.1 * (entry["validation_top1"] - found.record["float_top1"]))
+        assert entry["budget_share"] == entry["cost"] / known_job.budget <= 1
+    assert found.state is known_job.pretrained
+    assert json.loads(json.dumps(found.record)) == found.record
+
+
+def test_runs_with_one_seed_agree_and_others_differ(known_job: SearchJob) -> None:
+    method = Haq(HaqOptions(episodes=6, warmup_episodes=4))
+    torch.manual_seed(1)
+    one = method.search(known_job)
+    torch.manual_seed(2)
+    same, other = method.search(known_job), method.search(replace(known_job, seed=1))
+    assert one.record == same.record
+    assert one.decisions == same.decisions
+    assert one.record != other.record
+
+
+def test_noise_fades_over_the_episodes_as_it_does_over_580() -> None:
+    published = HaqOptions(episodes=600)
+    assert [sigma_of(learning, published) for learning in (-20, -1)] == [None, None]
+    for learning in (0, 1, 100, 579):
+        assert sigma_of(learning, published) == pytest.approx(0.5 * 0.99**learning)
+    short = HaqOptions(episodes=78)
+    assert [sigma_of(learning, short) for learning in range(4)] == pytest.approx(
+        [sigma_of(10 * learning, published) for learning in range(4)]
+    )
+    assert sigma_of(3, HaqOptions(noise_decay=0.5)) == 0.0625
+
+
+def test_margins_are_the_actors_but_for_what_the_wall_has_changed(known_job: SearchJob) -> None:
+    """Boundaries lie at one third and two thirds."""
+    space, asked = Space(known_job, BITS), []
+    places = (0, 1, 2, 0, 1, 2, 0, 1)
+
+    def act(state: Tensor) -> float:
+        asked.append(state)
+        return 0.5
+
+    decisions = space.decisions(places, act)
+    assert [state[8].item() for state in asked] == [1, 0.25, 0.5, 1, 0.25, 0.5, 1, 0.25]
+    low, middle, high = (0.0, -1 / 6), (1 / 6, -1 / 6), (1 / 6, 0.0)
+    for decision, place in zip(decisions, places, strict=True):
+        assert decision.chosen == place
+        assert decision.margins == pytest.approx((low, middle, high)[place])
+    policy = space.policy(places)
+    assert [getattr(policy.layers[d.layer], d.what) for d in decisions] == [BITS[place] for place in places]
+    assert [(d.layer, d.what) for d in decisions[:2]] == [("2", "weight_bits"), ("2", "activation_bits")]
+
+
+def test_repair_fills_a_budget_that_the_wall_left_unused(known_job: SearchJob) -> None:
+    space = Space(known_job, BITS)
+    places = (0, 1, 1, 1, 1, 0, 1, 1)
+    budget = parse_budget("4bit", known_job.task.network, 0.03)
+    decisions = space.decisions(places, lambda state: 0.5)
+    raw = known_job.price(space.policy(places))
+    assert raw < 0.97 * budget.limit
+    repaired = repair(known_job.task.network, space.policy(places), decisions, budget)
+    assert raw < repaired.cost <= budget.limit
+
+
+def test_a_real_search_stays_within_every_kind_of_budget(make_job: MakeJob) -> None:
+    options = HaqOptions(episodes=3, warmup_episodes=1, bits=(2, 8))
+    for measure in (make_job().measure, Memory(), Latency(AcceleratorSpec())):
+        network = make_job().task.network
+        budget = measure.price(network, uniform(network, 4))
+        job = make_job(measure=measure, budget=budget, knobs={})
+        found = Haq(options).search(job)
+        assert measure.price(network, found.policy) <= budget
+        assert len(found.decisions) == 2 * len(network.middle)
+        assert found.quantizers == found.clips == {}
+
+
+def test_every_model_can_be_searched(mobile_job: SearchJob) -> None:
+    found = Haq(HaqOptions(episodes=2, warmup_episodes=1)).search(mobile_job)
+    assert mobile_job.price(found.policy) <= mobile_job.budget
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": 10}, "warmup_episodes is 20, so that in none of 10 episodes the agent would act; give at most 9"),
+        ({"bits": [4, 2]}, r"bits \[4, 2\] must rise, e.g. \[2, 4\]"),
+        ({"bits": [2, 2]}, r"bits \[2, 2\] must rise, e.g. \[2\]"),
+        ({"bits": [1, 2]}, "greater than or equal to 2"),
+        ({"finetune_updates": -1}, "finetune_updates"),
+        ({"noise_decay": 1.5}, "noise_decay"),
+        ({"episode": 10}, "did you mean 'episodes'"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        make_method("haq", options)
+
+
+def test_options_as_published_are_allowed() -> None:
+    options = {"bits": [2, 3, 4, 5, 6, 7, 8], "episodes": 600, "noise_decay": 0.99, "finetune_updates": 3}
+    assert make_method("haq", options).options.bits == (2, 3, 4, 5, 6, 7, 8)
+    stated = make_method("haq", {}).stated_options(None)  # type: ignore[arg-type]
+    assert (stated["episodes"], stated["warmup_episodes"], stated["bits"]) == (100, 20, [2, 4, 8])
