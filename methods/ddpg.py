@@ -3,7 +3,7 @@
 An actor μ(s) says what to do and a critic Q(s, a) what comes of it. From replayed transitions (s, a, r, s′) the critic
 learns by its squared distance to
 
-    y = r − B + γ · Q′(s′, μ′(s′))        (without the last term at the end of an episode; HAQ's Eqs. for Q̂ and loss)
+    y = r − B + γ · Q′(s′, μ′(s′))        (without the last term at the end of an episode; HAQ, "Agent")
 
 with B a moving average of rewards, and the actor by ascending Q(s, μ(s)). Targets Q′ and μ′ follow Q and μ slowly:
 θ′ ← τθ + (1 − τ)θ′. Actions are explored by normal noise that is truncated to [0, 1].
@@ -30,7 +30,7 @@ BATCH = 64
 TAU = 0.01
 """How fast targets follow (HAQ's code; 0.001 in Lillicrap et al.)."""
 DISCOUNT = 1.0
-"""γ: the reward of the end counts in full for every step (HAQ, Section 3.6)."""
+"""γ: the reward of the end counts in full for every step (HAQ, "Agent")."""
 BASELINE_RATE = 0.5
 """Of the moving average of mean rewards of batches (HAQ's code)."""
 

@@ -1,18 +1,18 @@
 """HAQ: hardware-aware automated quantization (Wang et al. 2019, arXiv 1811.08886).
 
 An agent walks through the network and says for every layer how wide its weight shall be, then how wide its input. It
-sees ten numbers of the layer (Section 3.1), answers with a number in [0, 1], and that is rounded to a width (Eq. 2):
+sees ten numbers of the layer, answers with a number in [0, 1], and that is rounded to a width ("Action Space"):
 
     b = round(b_min − 0.5 + a · (b_max − b_min + 1))
 
-What costs too much is lowered step by step until it fits the budget (Section 3.3); the cost is that of the run's
-measure in the place of the paper's lookup table. The network of these widths is calibrated, trained a little, and its
-accuracy on validation images is the reward of all steps, R = λ · (accuracy − accuracy of the float network) with
-λ = 0.1 (Section 3.5). The agent is a DDPG (Section 3.6; `methods.ddpg`): after episodes of uniform actions it follows
-its actor, with noise that fades.
+What costs too much is lowered step by step until it fits the budget; the cost is that of the run's measure in the
+place of the paper's lookup table. The network of these widths is calibrated, trained a little, and its accuracy on
+validation images is the reward of all steps, R = λ · (accuracy − accuracy of the float network) with λ = 0.1 ("Reward
+Function"). The agent is a DDPG ("Agent"; `methods.ddpg`): after episodes of uniform actions it follows its actor, with
+noise that fades.
 
-Quantizers are linear (Section 3.4): weights at T/(2^(b−1) − 1) · {−(2^(b−1) − 1), …, 2^(b−1) − 1}, which are three
-levels at 2 bits, inputs at T/(2^b − 1) · {0, …, 2^b − 1} with a range T that learns as in PACT.
+The search quantizes linearly, as the paper does (`methods.linear_quantizer`), whatever the recipe. With `recipe =
+"common"` the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` linearly.
 
 "The code" is the authors', github.com/mit-han-lab/haq; where it differs from the paper it is followed.
 """
@@ -24,10 +24,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -35,35 +33,28 @@ from bench.checkpoints import Stateful
 from bench.compression import compress, input_quantizer
 from bench.data import BatchStream
 from bench.errors import UnreachableBudgetError
-from bench.kernels import Kind
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
 from bench.network import LayerShape, NetworkShape
 from bench.options import Strict
 from bench.policy import EDGE_BITS, Policy, uniform
-from bench.quantization import QuantizerFactory, drawn_sample, positive
+from bench.quantization import QuantizerFactory
 from bench.training import Evaluation, evaluate, reestimate_norms, weight_groups
 from methods.ddpg import Agent
 from methods.decisions import What
-from methods.pact import PactActivation
+from methods.linear_quantizer import linear_quantizer
 
 REWARD_SCALE = 0.1
-"""λ of the reward, for accuracies in percent (Section 3.5)."""
+"""λ of the reward, for accuracies in percent (the code)."""
 REPLAY_PER_LAYER = 128
 """Transitions that are kept, for each layer (the code)."""
 FIRST_SIGMA, NOISE_DECAY, LEARNING_EPISODES = 0.5, 0.99, 580
-"""Of the noise, which fades by that factor each episode after the warm-up (Section 3.6), and how many there are."""
+"""Of the noise, which fades by that factor each episode after the warm-up, and how many there are (the code)."""
 MOMENTUM, WEIGHT_DECAY = 0.9, 4e-5
 """Of the fine-tuning in each episode (the code)."""
-KL_BELOW = 5
-"""Thresholds come from a divergence below this width, and from the largest value at and above it (the code)."""
-WIDEST_RANGE = 6.0
-"""An activation's range is at most that before it learns (the code)."""
 
 _WHAT: tuple[What, What] = ("weight_bits", "activation_bits")
 _STATE_SIZE = 10
-_LEAST_PROBABILITY = 1e-12
 
-Vector = NDArray[np.float64]
 Places = tuple[int, ...]
 """Positions among the candidates: weight and input of the first searched layer, then of the next, …"""
 
@@ -124,6 +115,7 @@ class Haq(Method):
         "The agent passes over the first and the last layer, which have 8 bits; the code asks it about them and "
         "ignores the answer.",
         "Normalisations are re-estimated before an accuracy is read, since an episode has few updates or none.",
+        "Clipping ranges learn without weight decay, as everywhere here.",
         "Last layers of the agent start within 0.003, which the code states and does not apply.",
         "The warm-up has exactly warmup_episodes episodes, one less than in the code.",
         "Histograms for thresholds are of at most 65,536 elements, drawn once.",
@@ -240,7 +232,7 @@ class History:
 
 
 def place_of(action: float, bits: Sequence[int]) -> int:
-    """The position among the candidates that an action means (Eq. 2).
+    """The position among the candidates that an action means ("Action Space").
 
     For candidates without gaps this is the published width, b_min + position, but that an action of exactly 0 or 1
     never rounds to a width beyond the ends. Halves are rounded to even widths, as there.
@@ -254,7 +246,7 @@ def place_of(action: float, bits: Sequence[int]) -> int:
 
 
 def layer_states(layers: Sequence[LayerShape]) -> Tensor:
-    """What the agent sees of layers apart from its own actions, (layers, 8), columns between 0 and 1 (Eq. 1).
+    """What the agent sees of layers apart from its own actions, (layers, 8), columns between 0 and 1.
 
     Whether it is depthwise, channels in and out, stride, kernel, weights, pixels of the input, number. A column in
     which all layers are alike is 0.
@@ -363,7 +355,7 @@ class Space:
         return Walk(states=torch.stack(states), actions=actions, places=tuple(places))
 
     def within_budget(self, places: Places) -> Places:
-        """The action wall (Section 3.3): widths one step lower in turn until the budget is met.
+        """The action wall: widths one step lower in turn until the budget is met.
 
         Turns go from the last layer backwards, first its input, then its weight.
 
@@ -502,103 +494,3 @@ def _calibrated_on(quantizer: nn.Module, x: Tensor) -> Mapping[str, Tensor]:
     if not isinstance(quantizer, nn.Identity):
         quantizer.calibrate(x)  # type: ignore[operator]
     return quantizer.state_dict()
-
-
-# --- quantizers --------------------------------------------------------------------------------------------------
-
-
-class _Linear(torch.autograd.Function):
-    """The nearest of evenly spaced levels in ±T, the identity in the backward pass, also beyond T (the code)."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, threshold: Tensor, count: int) -> Tensor:
-        step = threshold / count
-        return (weight.clamp(-threshold, threshold) / step).round_() * step
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        return grads[0], None, None
-
-
-class LinearWeight(nn.Module):
-    """w ↦ s · round(clamp(w, ±T)/s) with s = T/(2^(b−1) − 1); the threshold T does not learn (Section 3.4).
-
-    Args:
-        bits: Width, at least 2; with one bit there would be no level but 0.
-    """
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        if bits < 2:
-            raise ValueError(f"a symmetric linear quantizer has no levels at {bits} bit; the least width is 2")
-        self.bits = bits
-        self.threshold: Tensor
-        self.register_buffer("threshold", torch.ones(()))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight tensor of any shape."""
-        count = 2 ** (self.bits - 1) - 1
-        result: Tensor = _Linear.apply(weight, positive(self.threshold), count)  # type: ignore[no-untyped-call]
-        return result
-
-    @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Set the threshold from a weight tensor."""
-        self.threshold.fill_(threshold_of(x, self.bits))
-
-
-class RangedActivation(PactActivation):
-    """x ↦ s · round(clip(x, 0, T)/s) with s = T/(2^b − 1); the range T learns as in PACT."""
-
-    @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Set the range from a tensor as it arrives, without negative elements."""
-        self.clip.fill_(min(threshold_of(x, self.bits), float(x.max()), WIDEST_RANGE))
-
-
-def linear_quantizer(*, bits: int, kind: Kind, normalized: bool) -> nn.Module:
-    """The linear quantizer of either kind; weights are quantized as they are."""
-    return LinearWeight(bits) if kind == "weight" else RangedActivation(bits)
-
-
-def threshold_of(x: Tensor, bits: int) -> float:
-    """Where to clip a tensor of any shape, from its absolute values (Section 3.4)."""
-    sizes = drawn_sample(x.detach()).abs().double().cpu().numpy()
-    if bits >= KL_BELOW or not sizes.max() > 0:
-        return float(x.abs().max())
-    return divergence_threshold(sizes, bits)
-
-
-def divergence_threshold(sizes: Vector, bits: int) -> float:
-    """The threshold at which the distribution of values changes least by quantization (the code).
-
-    The distribution is the cumulative histogram C of √N bins. Clipped after i bins it is 1 from there on, and
-    quantized it is known at 2^(b−1) evenly spaced bins of them and linear in between; of all i the one is taken whose
-    Q has the least symmetric Kullback-Leibler divergence, Σ (C − Q) · log₂(C/Q).
-
-    Args:
-        sizes: Absolute values, shape (N,), not all 0.
-        bits: b.
-    """
-    bins, nodes = math.ceil(math.sqrt(len(sizes))), 2 ** (bits - 1)
-    counts, edges = np.histogram(sizes, bins=bins, range=(0, sizes.max()))
-    exact = np.cumsum(counts) / len(sizes)
-    if bins <= nodes:
-        return float(edges[-1])
-    candidates = range(nodes + 1, bins + 1)
-    best = min(candidates, key=lambda kept: _divergence(exact, _coarse(exact, kept, nodes)))
-    return float((best + 0.5) * edges[1])
-
-
-def _coarse(exact: Vector, kept: int, nodes: int) -> Vector:
-    """A cumulative distribution that is clipped after some bins and known at a few nodes of them."""
-    clipped = np.where(np.arange(len(exact)) < kept - 1, exact, 1.0)
-    places, knots = np.arange(kept), np.linspace(0, kept - 1, nodes)
-    clipped[:kept] = np.interp(places, knots, np.interp(knots, places, clipped[:kept]))
-    return clipped
-
-
-def _divergence(exact: Vector, coarse: Vector) -> float:
-    """Σ (C − Q) · log₂(C/Q), with bins that are empty up to there counted as almost so."""
-    one, other = np.maximum(exact, _LEAST_PROBABILITY), np.maximum(coarse, _LEAST_PROBABILITY)
-    return float(((one - other) * np.log2(one / other)).sum())
