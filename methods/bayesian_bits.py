@@ -77,10 +77,13 @@ PAPER_UPDATES = 30 * 3_336
 PAPER_TRAVEL = PAPER_LR * PAPER_UPDATES * (1 + 0.1 + 0.01) / 3
 """The way that Adam can take a gate in the paper's search, 37: its rate falls to a tenth after 10 and 20 epochs."""
 
-
-STRENGTH = Knob(low=0.003, high=1.0, log=True)
-"""The paper's μ are 0.01 to 0.2 (README). On digits (ResNet-8, 80 updates, the default rate) searches for the cost of
-uniform 4 bit ended at 0.8 × that at 0.01, at 0.5 × at 0.1 and at 0.1 × at 1."""
+STRENGTH: Mapping[Match, Knob] = {
+    "hinge": Knob(low=0.003, high=0.3, log=True),
+    "lambda": Knob(low=3e-4, high=3.0, log=True),
+}
+"""The paper's μ are 0.01 to 0.2 (README). On digits (80 updates at the default rate) searches for the cost of uniform
+4 bit end near it at 0.01 to 0.05, and at 0.1 to 0.4 of it at 0.2. Where μ alone brackets the cost it must reach both
+ends."""
 
 
 class BayesianBitsOptions(Strict):
@@ -436,7 +439,7 @@ class BayesianBits(Method):
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
         """The paper's μ."""
-        return {"strength": STRENGTH}
+        return {"strength": STRENGTH[match]}
 
     def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
         """What the search may choose: the same widths everywhere, and groups of filters where filters may go."""

@@ -605,5 +605,8 @@ def test_what_the_method_says_of_itself(network: NetworkShape) -> None:
     assert BayesianBits().stated_options(network)["group_size"] == network.group_size
     assert method.stated_options(network)["group_size"] == 8
     assert method.quantizer is RangeQuantizer
+    hinge, bracketed = method.knobs("hinge")["strength"], method.knobs("lambda")["strength"]
+    assert bracketed.low < hinge.low < 0.01  # the paper's strengths
+    assert bracketed.high > hinge.high > 0.2
     assert "2005.07093" in method.source
     assert all(sentence.endswith(".") for sentence in method.deviations)
