@@ -13,6 +13,7 @@ import click
 from bench import __version__
 from bench.cli_compare import compare, plan_seeds
 from bench.cli_cost import cost
+from bench.cli_list import list_
 from bench.cli_options import FILE, FOLDER, data_option, names, store_option, tracking_option
 from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
@@ -380,49 +381,6 @@ def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: P
         view.wait()
 
 
-@bench.command("list")
-@click.argument("kind", type=click.Choice(["methods", "models", "datasets", "presets", "reports", "forms"]))
-@click.option("--long", is_flag=True, help="Presets: how long they take with each schedule.")
-def list_(kind: str, long: bool) -> None:
-    """List what can be named on the command line, with a line on each."""
-    from bench.plugins import available, load
-    from bench.spec import preset_names, preset_summary
-
-    if long and kind != "presets":
-        raise BenchError(f"--long says how long presets take; it has no effect on {kind}")
-    if long:
-        _print_preset_times()
-        return
-    if kind == "presets":
-        entries = {name: preset_summary(name) for name in preset_names()}
-    else:
-        entries = {name: _summary(load(kind, name)) for name in available(kind)}
-    width = max(len(name) for name in entries)
-    for name, summary in entries.items():
-        click.echo(f"{name:<{width}}  {summary}")
-
-
-def _summary(plugin: Any) -> str:
-    return str(getattr(plugin, "summary", None) or (plugin.__doc__ or "").splitlines()[0])
-
-
-def _print_preset_times() -> None:
-    from bench.console import duration, make_console, simple_table
-    from bench.preset_times import seconds
-    from bench.spec import build, preset_names, read_preset, schedule_names, with_schedule
-
-    rows = []
-    for name in preset_names():
-        specs = [build([with_schedule(read_preset(name), schedule)]) for schedule in schedule_names()]
-        times = [seconds(spec) for spec in specs]
-        runs = len(specs[0].methods) * len(specs[0].budgets)
-        rows.append([name, str(runs), *("unknown" if time is None else duration(time) for time in times)])
-    columns = {"preset": False, "rows": True, **dict.fromkeys(schedule_names(), True)}
-    console = make_console()
-    console.print(simple_table("presets, roughly, on two cores", columns, rows))
-    console.print("bench run --preset P --schedule S --dry-run measures on this machine", highlight=False)
-
-
 _VERDICTS = {"yes": "pass", "no": "FAIL", "deviation": "note"}
 
 
@@ -453,5 +411,5 @@ def verify(out: Path | None) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (cost, speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
+for _command in (list_, cost, speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
     bench.add_command(_command)

@@ -53,6 +53,23 @@ class Capabilities:
     one_stage: bool = False
     data_parallel: bool = False
 
+    def in_words(self) -> tuple[str, ...]:
+        """For `bench list methods --long`."""
+        budgets = {
+            "strength": "a strength is tuned onto the budget",
+            "direct": "answers a budget in one search",
+            "ignored": "a reference without a budget",
+        }
+        abilities = {
+            "removes filters": self.prunes,
+            "chooses widths layer by layer": self.mixed_precision,
+            "searches at full precision": self.full_precision,
+            "has a quantizer of its own (recipe = own)": self.own_quantizer,
+            "trained once in its paper, fine-tuned here": self.one_stage,
+            "runs on several devices": self.data_parallel,
+        }
+        return budgets[self.budget], *(words for words, has in abilities.items() if has)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knob:

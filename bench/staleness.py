@@ -56,13 +56,13 @@ def outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
         BenchError: Its method or model is not installed here.
     """
     method = record.get("method")
-    place = (_table(study, "spec").get("method_files") or {}).get(method)
+    place = (_table(study, "spec").get("method_files") or {}).get(str(method))
     found = fingerprint(None if place else method, study.get("data_checksum"), record.get("model"))
     if place:
         try:
             found["method_source"] = source_hash("methods", place)
         except BenchError:
-            found |= {"method_source": then} if (then := _table(study, "method_sources").get(method)) else {}
+            found |= {"method_source": then} if (then := _table(study, "method_sources").get(str(method))) else {}
     return staleness(record, found)
 
 

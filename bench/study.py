@@ -16,7 +16,7 @@ from bench.endings import Ending
 from bench.execution import Workbench, load_checkpoint
 from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.models.weights import checkpoint_of
-from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, phases, planned_epochs, title
+from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, method_of_study, phases, planned_epochs, title
 from bench.plugins import source_hash
 from bench.records import standing
 from bench.report import write_views
@@ -73,6 +73,7 @@ def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
         "method_sources": {name: source_hash("methods", place) for name, place in plan.spec.method_files.items()},
+        "one_stage": [name for name in plan.spec.methods if method_of_study(plan.spec, name).capabilities.one_stage],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),
     }

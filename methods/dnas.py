@@ -4,9 +4,6 @@ Quantizers as the paper's Appendix F states them: DoReFa-Net (Zhou et al. 2016, 
 PACT (Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a clipping level that starts at 1 for activations.
 Candidates {2, 4, 8}: the printed costs of DNAS lie on the lattice of exactly these widths. With `recipe = "common"`
 the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` with DoReFa and PACT.
-
-Left aside: the original's cost factor β(log cost)^γ (the harness hands every search the same cost term) and drawing
-several networks from the final distribution (the argmax is taken).
 """
 
 from typing import Any
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 from bench.kernels import Kind, steps
 from bench.method import Capabilities
 from bench.quantization import QuantizerFactory
-from methods.multi_path import MultiPath
+from methods.multi_path import CHOICES, MultiPath
 from methods.pact import PactActivation
 
 
@@ -63,6 +60,15 @@ class Dnas(MultiPath):
     """DNAS."""
 
     summary = "Multi-path differentiable search: separate weights per candidate, Gumbel-softmax, DoReFa and PACT"
+    source = (
+        "Wu et al. 2018, Mixed Precision Quantization of ConvNets via Differentiable Neural Architecture Search, "
+        "arXiv 1812.00090; quantizers as in the SBS paper's Appendix F"
+    )
+    deviations = (
+        "The cost term is the harness's; the paper multiplies the loss by β(log cost)^γ.",
+        "The argmax of the final distribution is taken; the paper draws several networks from it.",
+        *CHOICES,
+    )
     capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True, data_parallel=True)
 
     @property

@@ -3,10 +3,6 @@
 Each searched layer has one weight. Its quantized forms, and those of its input, are averaged with softmax weights of
 learned logits, and convolved once (the paper's composite convolution). Weights and logits learn in the same step on
 the training data, without noise; the cost is the product of expected widths; the final width is the argmax.
-
-What differs from the paper: the common quantizer stands in the place of its fixed Gaussian steps, first and last layer
-have 8 bits and are counted, the search starts from pretrained weights, the cost term is the harness's, and logits
-learn by Adam with a rate that follows from the length of the search, since 25 epochs of SGD are not given here.
 """
 
 import torch
@@ -28,6 +24,17 @@ class Edmips(PathMethod):
     """EdMIPS with the common quantizer."""
 
     summary = "EdMIPS: one weight under a softmax mixture of widths, weights and logits trained together"
+    source = (
+        "Cai and Vasconcelos 2020, Rethinking Differentiable Search for Mixed-Precision Neural Networks, "
+        "arXiv 2004.05795"
+    )
+    deviations = (
+        "The common quantizer stands in the place of the paper's fixed Gaussian steps.",
+        "First and last layer have 8 bits and are counted.",
+        "The search starts from pretrained weights.",
+        "The cost term is the harness's.",
+        "Logits learn by Adam with a rate that follows from the length of the search; the paper has 25 epochs of SGD.",
+    )
 
     def network(self, job: SearchJob) -> PathNetwork:
         """With one weight for all paths of a layer."""

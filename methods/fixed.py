@@ -27,6 +27,7 @@ class Fixed(Method):
     """Uniform precision, quantized by the common quantizer."""
 
     summary = "Uniform precision: the largest k bits that fit the budget"
+    source = "this project: the baseline of the SBS paper's tables, with the common quantizer"
     capabilities = Capabilities(budget="direct", data_parallel=True)
     Options = FixedOptions
     options: FixedOptions

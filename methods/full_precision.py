@@ -8,6 +8,7 @@ class FullPrecision(Method):
     """Nothing is compressed; fine-tuning is the same as everybody's."""
 
     summary = "Reference: no compression, fine-tuned as long as the others"
+    source = "this project: the reference of every study"
     capabilities = Capabilities(budget="ignored", data_parallel=True)
 
     def search(self, job: SearchJob) -> SearchResult:

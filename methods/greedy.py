@@ -44,6 +44,7 @@ class Greedy(Method):
     """Sensitivity tensor by tensor, then a greedy knapsack."""
 
     summary = "Sensitivity of every tensor at every width, then steps down in the order of loss per saved cost"
+    source = "this project: a baseline, sensitivities and a greedy knapsack as in common use"
     capabilities = Capabilities(budget="direct", mixed_precision=True)
     Options = GreedyOptions
     options: GreedyOptions

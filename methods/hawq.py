@@ -8,10 +8,6 @@ squared quantization error; from HAWQ-V3 (Yao et al. 2021, arXiv 2011.10680) the
 Traces are Hutchinson's, E[vᵀHv] with v of random signs, for all tensors by one Hessian-vector product a draw: products
 between different tensors have mean zero. They are taken on the pretrained float network in evaluation mode; draws end
 when every running mean changes by less than a thousandth, or after 100 (PyHessian's rule).
-
-What differs from the papers: the common quantizer stands in the place of theirs, errors are in the units of the float
-weights, activations have a trace of their own (`activations = "traced"`; "tied" gives inputs the width of the weights,
-the published choice of V3), negative traces count as zero, and the network is fine-tuned like everybody's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +57,16 @@ class Hawq(Method):
     """Hessian traces and an integer programme."""
 
     summary = "HAWQ: average Hessian trace × quantization error, widths by an exact integer programme"
+    source = (
+        "Dong et al. 2020, HAWQ-V2, arXiv 1911.03852, for sensitivities; Yao et al. 2021, HAWQ-V3, arXiv 2011.10680, "
+        "for the allocation"
+    )
+    deviations = (
+        "The common quantizer stands in the place of the papers'; errors are in the units of the float weights.",
+        "Activations have a trace and a width of their own; activations = 'tied' gives inputs the width of the "
+        "weights, the published choice of V3.",
+        "Negative traces count as zero.",
+    )
     capabilities = Capabilities(budget="direct", mixed_precision=True)
     Options = HawqOptions
     options: HawqOptions

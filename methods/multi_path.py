@@ -5,18 +5,16 @@ independently, mixed by Gumbel-softmax probabilities. Convolution is linear in i
 the sum over all (weight, activation) paths Σ_ij p_i q_j conv(x_j, w_i) equals one convolution of the mixed input
 with the mixed weight; that is computed, and it is the same function at a fraction of the price.
 
+The cost R is the product of expected widths; the final width is the argmax.
+
 `multi_path` is this scheme with SBS's quantizer: the paper's "without bit sharing" (Section 5.1). `dnas` differs in
 its quantizers.
-
-Choices where sources differ or are silent: soft mixtures, one Gumbel draw a layer and step; all paths start from the
-pretrained weights; logits start at 0 and learn on a held-out part of the training data (20 %), weights on the rest;
-cost enters as λ log R with R the product of expected widths; the final width is the argmax.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +39,13 @@ from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.decisions import bits_decision
 from methods.history import History
 from methods.shared_network import edge_layer
+
+CHOICES = (
+    "Where sources differ or are silent: soft mixtures, one Gumbel draw a layer and step; all paths start from the "
+    "pretrained weights.",
+    "Logits start at 0 and learn on a held-out fifth of the training data, weights on the rest.",
+)
+"""Of multi-path searches, where what is published leaves a choice."""
 
 
 class PathOptions(Strict):
@@ -336,6 +341,8 @@ class MultiPath(PathMethod):
     """Multi-path search with SBS's quantizer."""
 
     summary = "SBS without bit sharing: separate weights per candidate, Gumbel-softmax, the common quantizer"
+    source = "the SBS paper's Section 5.1, 'without bit sharing': the scheme of DNAS with the quantizer of SBS"
+    deviations: ClassVar[tuple[str, ...]] = CHOICES
     Options = MultiPathOptions
     options: MultiPathOptions
 

@@ -5,8 +5,6 @@ number of ways in which the layers that are left can fill what is left of the bu
 fine grid of costs), and widths are drawn with the odds that follow. A draw that rounding has put outside is rejected,
 which leaves the rest equally likely. With `draws` above 1 the best of several is taken, by validation accuracy after
 calibration and without training.
-
-Filters are kept: among policies that may drop any, nearly all drop about half.
 """
 
 from collections.abc import Sequence
@@ -49,6 +47,8 @@ class RandomPolicy(Method):
     """Widths drawn uniformly among those that meet the budget."""
 
     summary = "Control: widths drawn at random, uniformly among all that meet the budget; or the best of several"
+    source = "this project: a control, what no search should be worse than"
+    deviations = ("Filters are kept: among policies that may drop any, nearly all drop about half.",)
     capabilities = Capabilities(budget="direct", mixed_precision=True, data_parallel=True)
     Options = RandomOptions
     options: RandomOptions

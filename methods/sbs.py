@@ -13,7 +13,7 @@ Where the paper is silent or its letter does not work, the choice is an option b
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -378,7 +378,7 @@ class Sbs(SharingMethod):
 
     summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
     source = SOURCE
-    deviations = (*_OF_SEARCHES, *_OF_PRUNING)
+    deviations: ClassVar[tuple[str, ...]] = (*_OF_SEARCHES, *_OF_PRUNING)
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
     task_gradient = True
 

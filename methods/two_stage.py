@@ -24,6 +24,8 @@ from bench.spec import Match
 from methods.sbs import (
     PRUNING_STRENGTH,
     QUANTIZATION_STRENGTH,
+    SOURCE,
+    Sbs,
     SharingMethod,
     cheapest_policy,
     search_space,
@@ -40,6 +42,12 @@ _STAGE_TOLERANCE = 0.03
 class _TwoStage(SharingMethod):
     """What both orders share."""
 
+    deviations = (
+        *Sbs.deviations,
+        "How the stages share the compression is tuned on validation images: the first has a budget of its own, at a "
+        "tuned part of the way to the run's, and is repaired onto it; the paper found it by experiments.",
+        "Both stages together have the epochs of one search.",
+    )
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
 
     first_strength: ClassVar[Knob]
@@ -99,6 +107,7 @@ class PruneThenQuantize(_TwoStage):
     """SBS-P, then SBS-Q on the filters that are left."""
 
     summary = "Two stages: filter pruning at full precision, then mixed-precision quantization of what is left"
+    source = f"{SOURCE}, Section 5.2 and Table 7"
     capabilities = replace(_TwoStage.capabilities, full_precision=True)
     first_strength, second_strength = PRUNING_STRENGTH, QUANTIZATION_STRENGTH
 
@@ -119,6 +128,7 @@ class QuantizeThenPrune(_TwoStage):
     """SBS-Q, then SBS-P at the widths found."""
 
     summary = "Two stages: mixed-precision quantization, then filter pruning at the widths found"
+    source = f"{SOURCE}, Section 5.2 and Table 7"
     first_strength, second_strength = QUANTIZATION_STRENGTH, PRUNING_STRENGTH
 
     def first_space(self, network: NetworkShape) -> SearchSpace:

@@ -1,7 +1,7 @@
 """A baseline: the same share of filters taken from every layer that can lose some, at one width in bits.
 
 What remains when nothing is chosen layer by layer. Of each prunable layer the filters with the largest sum of absolute
-weights stay (Li et al. 2017, arXiv 1608.08710); the share is the largest that fits the budget.
+weights stay; the share is the largest that fits the budget.
 """
 
 from typing import Annotated
@@ -31,6 +31,11 @@ class Width(Method):
     """A uniformly narrower network in uniform precision."""
 
     summary = "Uniformly narrower: the same share of filters from every prunable layer, at uniform precision"
+    source = "Li, Kadav, Durdanovic, Samet and Graf 2017, Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
+    deviations = (
+        "One share for all layers, the largest that fits the budget; the paper sets it by hand, stage by stage.",
+        "The narrower network is quantized to one width as well.",
+    )
     capabilities = Capabilities(budget="direct", prunes=True, data_parallel=True)
     Options = WidthOptions
     options: WidthOptions

@@ -168,8 +168,17 @@ def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
     references = sorted({row.method for row in rows if not row.budget})
     if references:
         yield f"References without a budget: {', '.join(references)}"
+    yield from _one_stage(rows, results)
     yield from _unfinished(runs)
     yield from _failures(runs, name)
+
+
+def _one_stage(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
+    """Which methods of the table are not trained here as their papers do."""
+    known = results.study.get("one_stage") or ()
+    found = dict.fromkeys(row.method for row in rows if row.method.partition("[")[0] in known)
+    if found:
+        yield f"Trained once in their papers, here searched and then fine-tuned like all others: {', '.join(found)}"
 
 
 def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iterator[str]:

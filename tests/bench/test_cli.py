@@ -22,6 +22,7 @@ from bench.checks import CheckLine
 from bench.cli import _seeds
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.plan import make_plan, phases, title
+from bench.plugins import available, load
 from bench.report import Figure
 from bench.spec import preset_names
 from bench.store import read_json
@@ -498,5 +499,33 @@ def test_presets_say_how_long_they_take_with_each_schedule(bench: Callable[..., 
     assert all(time.split()[1] in ("s", "min", "h", "d") for times in rows.values() for time in times[1:])
 
 
-def test_long_is_for_presets_alone(bench: Callable[..., Any]) -> None:
-    assert "--long says how long presets take; it has no effect on models" in bench("list", "models", "--long").err
+def test_long_is_for_methods_and_presets_alone(bench: Callable[..., Any]) -> None:
+    told = "--long tells more of methods and of presets; it has no effect on models"
+    assert told in bench("list", "models", "--long").refusal
+
+
+def test_methods_tell_all_of_themselves(bench: Callable[..., Any]) -> None:
+    answer = bench("list", "methods", "--long")
+    assert (answer.status, answer.err) == (0, "")
+    told = {block.splitlines()[0]: block for block in answer.out.split("\n\n")}
+    assert told.keys() == available("methods").keys()
+    for name, block in told.items():
+        method = load("methods", name)
+        words = " ".join(block.split())
+        for text in (method.summary, method.source, *method.deviations, *method.Options.model_fields):
+            assert text and " ".join(text.split()) in words, (name, text)
+    assert "can: a strength is tuned onto the budget, removes filters, chooses widths layer by layer" in " ".join(
+        told["sbs"].split()
+    )
+    assert "bits = [2, 4, 8]" in told["sbs"] and "bits (absent)" in told["fixed"]
+
+
+def test_a_list_can_be_of_some(bench: Callable[..., Any]) -> None:
+    assert bench("list", "methods", "fixed").out.startswith("fixed  Uniform precision")
+    assert bench("list", "models", "resnet8", "resnet20").out.count("\n") == 2
+    Path("mine.py").write_text("from methods.fixed import Fixed\n\n\nclass Mine(Fixed):\n    summary = 'My own'\n")
+    told = bench("list", "methods", "--long", "mine.py:Mine").out
+    assert told.startswith("mine\n    My own\n    source:") and "can:" in told
+    assert "unknown method 'fixd': did you mean 'fixed'?" in bench("list", "methods", "fixd").refusal
+    assert "unknown model 'resnet9'" in bench("list", "models", "resnet9").refusal
+    assert "unknown preset 'quik': did you mean 'quick'?" in bench("list", "presets", "quik").refusal

@@ -87,6 +87,14 @@ def test_references_have_no_budget_and_no_difference(mixed: SimpleNamespace) -> 
     assert "References without a budget: full_precision" in table.notes
 
 
+def test_methods_that_their_papers_train_once_are_marked(mixed: SimpleNamespace) -> None:
+    document = mixed.document()
+    said = "Trained once in their papers, here searched and then fine-tuned like all others: sbs"
+    for known, expected in ((None, False), ([], False), (["sbs", "not in the table"], True)):
+        results = StudyResults(mixed.store, document if known is None else {**document, "one_stage": known})
+        assert (said in Comparison().build(results)[0].notes) is expected
+
+
 def test_notes_say_what_is_missing_and_how_it_was_matched(mixed: SimpleNamespace) -> None:
     text = notes(table_of(mixed))
     assert "3 of 14 runs without a result yet: 1 running, 1 missing, 1 damaged" in text
