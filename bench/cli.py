@@ -18,6 +18,7 @@ from bench.cli_options import FILE, FOLDER, data_option, names, store_option, tr
 from bench.cli_speed import speed
 from bench.cli_store import archive, clean, doctor, restore
 from bench.cli_tracking import sync
+from bench.cli_validate import validate
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -411,5 +412,5 @@ def verify(out: Path | None) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-for _command in (list_, cost, speed, clean, archive, restore, doctor, sync, compare, plan_seeds):
+for _command in (list_, cost, speed, clean, archive, restore, doctor, sync, compare, plan_seeds, validate):
     bench.add_command(_command)

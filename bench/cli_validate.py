@@ -1,0 +1,106 @@
+"""The command that checks whether a method keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli_options import data_option
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.validation.suite import Finding
+
+
+@click.command()
+@click.argument("method")
+@click.option("--model", default="resnet8", show_default=True, help="Name of a model.")
+@click.option(
+    "--dataset", default="digits", show_default=True, help="Name of a data set, of which some images are used."
+)
+@click.option("--set", "settings", multiple=True, metavar="options.NAME.KEY=VALUE", help="Options of the method.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_option
+def validate(
+    method: str, model: str, dataset: str, settings: tuple[str, ...], data_dir: Path | None, *, as_json: bool
+) -> int:
+    """Check that METHOD, a name or path/to/file.py:Class, keeps the contract of methods.
+
+    \b
+    bench validate sbs
+    bench validate path/to/file.py:Class
+    """  # noqa: D301  (click wants the character)
+    import json
+
+    from bench.__main__ import EXIT_SOME_FAILED
+    from bench.method_files import with_files
+    from bench.validation.subject import Subject, make_ground
+    from bench.validation.suite import CHECKS
+    from bench.validation.suite import validate as findings_of
+
+    named = with_files({"methods": [method]})
+    (name,) = named["methods"]
+    place = named.get("method_files", {}).get(name)
+    _check_method(name, _options(name, settings), place)
+    subject = Subject(
+        name=name,
+        ground=make_ground(model, dataset, data_dir),
+        options=_options(name, settings),
+        place=place,
+    )
+    found = []
+    if not as_json:
+        click.echo(f"{name}{f' ({place})' if place else ''} on {model}, {dataset}")
+    width = max(len(check.name) for check in CHECKS)
+    for finding in findings_of(subject):
+        found.append(finding)
+        if not as_json:
+            click.echo(_line(finding, width))
+    failed = sum(finding.verdict == "FAIL" for finding in found)
+    if as_json:
+        document = {"method": name, "model": model, "dataset": dataset, "failed": failed}
+        click.echo(json.dumps({**document, "checks": [asdict(finding) for finding in found]}, indent=1))
+    else:
+        click.echo(_verdict(name, failed, found))
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _check_method(name: str, options: Mapping[str, Any], place: str | None) -> None:
+    """Refuse an unknown method or option before data are read."""
+    from bench.plan import make_method
+
+    make_method(name, options, place)
+
+
+def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The method's options among settings.
+
+    Raises:
+        BenchError: A setting is about something else.
+    """
+    from bench.spec import merge, parse_setting
+
+    values: dict[str, Any] = {}
+    for setting in settings:
+        parsed = parse_setting(setting)
+        owner = parsed.get("options")
+        if not isinstance(owner, dict) or not isinstance(owner.get(name), dict):
+            raise BenchError(f"--set {setting} is no option of {name}; allowed here: --set options.{name}.KEY=VALUE")
+        values = merge(values, owner[name])
+    return values
+
+
+def _line(finding: Finding, width: int) -> str:
+    see = f" [see {finding.see}]" if finding.see else ""
+    return f"{finding.verdict:<4}  {finding.check:<{width}}  {finding.found}{see}"
+
+
+def _verdict(name: str, failed: int, found: Sequence[Finding]) -> str:
+    if failed:
+        return f"{failed} of {len(found)} checks failed"
+    skipped = sum(finding.verdict == "n/a" for finding in found)
+    return f"{name} keeps the contract: {len(found) - skipped} checks passed, {skipped} do not apply"
