@@ -222,6 +222,15 @@ def test_its_folder_is_no_part_of_a_runs_identity(file: Path, tiny: SimpleNamesp
     assert [unit.identity for unit in named.runs] != [unit.identity for unit in here.runs]
 
 
+def test_the_server_of_processes_imports_what_is_a_module(file: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    """Neither a method in a file nor a model that is named by its place stands in its way."""
+    (tmp_path / "my_nets.py").write_text("from bench.models.resnet import resnet8 as make\n")
+    sys.path.append(str(tmp_path))
+    task = {**tiny.values["task"], "model": "my_nets:make"}
+    study = tiny.Workshop(spec_of(tiny, f"{file}:FourBits", "fixed", task=task), tmp_path / "store").study
+    assert study.modules == ["datasets.synthetic", "methods.fixed", "my_nets"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"jobs": 2, "backend": "loky"}, {}], ids=["loky", "alone"])
 def test_a_study_with_it_in_a_process_of_its_own(
