@@ -22,6 +22,7 @@ gradients. Start and rule of the gates are VIBNet's. Everything else that no sou
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -49,6 +50,7 @@ from methods.learned_range import (
     bounded,
     least_error,
     levels_of,
+    passed_on,
     quantize,
     range_optimizer,
 )
@@ -59,9 +61,9 @@ _LINEAR = ("clip_step", "clip_range")
 _ALL = (*_LINEAR, "clip_exponent")
 _FIXED = ("clip_range", "clip_exponent")
 """What a quantizer of fixed width has."""
-STRENGTH = Knob(low=0.01, high=0.5, log=True)
-"""On digits with ResNet-8, 0.01 costs 1.4 to 1.6 × what 4 bits do and 0.1 as much; from 0.5 on widths fall faster than
-the weights can follow."""
+STRENGTH = Knob(low=0.03, high=0.5, log=True)
+"""On digits with ResNet-8 and plain λ log R, 0.01 ends at 1.5 × what 4 bits cost and 0.1 at as much; from 0.5 on widths
+fall faster than the weights can follow."""
 _RANGES = 20
 """How many ranges up to the largest value are tried in calibration."""
 
@@ -72,6 +74,8 @@ class DjpqOptions(WidthOptions):
     Attributes:
         bits: Candidate widths for weights and activations, rising; the nearest to the continuous width is taken. Powers
             of two are the paper's restricted variant (DJPQ-restrict), all from 2 to 8 its unrestricted one.
+        rounding: Whether continuous widths are rounded when the search ends, or in every step of it (straight-through):
+            then its network has and costs what a policy says, but learns less of the widths between.
         exponent: Whether t is learned, or stays 1: the paper's non-linear and linear quantizers.
         exponent_bounds: Between which t is kept.
         start_bits: The width at which steps and ranges start, with the range of least squared error.
@@ -85,6 +89,7 @@ class DjpqOptions(WidthOptions):
     """
 
     bits: WidthCandidates = (2, 4, 8)
+    rounding: Literal["end", "search"] = "end"
     exponent: Literal["learned", "linear"] = "learned"
     exponent_bounds: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
     start_bits: Annotated[int, Field(ge=2, le=16)] = 8
@@ -107,24 +112,39 @@ class DjpqQuantizer(LearnedQuantizer):
         bits: Of the start of a search, or fixed.
         kind: Weights or activations.
         searching: Whether the width is still to be found.
+        candidates: The widths to which a search rounds the present one; it does not when absent.
 
     Attributes:
         clip_exponent: t.
     """
 
-    def __init__(self, *, bits: int, kind: Kind, searching: bool = False) -> None:
+    def __init__(
+        self, *, bits: int, kind: Kind, searching: bool = False, candidates: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__(bits=bits, kind=kind, searching=searching)
         self.clip_exponent = nn.Parameter(torch.ones(()))
+        self.levels: Tensor | None
+        held = None if candidates is None else [float(levels_of(width, self.signed)) for width in candidates]
+        self.register_buffer("levels", None if held is None else torch.tensor(held), persistent=False)
         if not searching:
             del self.clip_step
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor of any shape."""
         if self.searching:
-            return quantize(x, self.clip_step, self.clip_range, self.clip_exponent, signed=self.signed)
+            return quantize(x, self._searched_step(), self.clip_range, self.clip_exponent, signed=self.signed)
         limit, exponent = (positive(bounded(p, positive(p))) for p in (self.clip_range, self.clip_exponent))
         step = limit**exponent / levels_of(self.bits, self.signed)
         return quantize(x, step, limit, exponent, signed=self.signed)
+
+    def _searched_step(self) -> Tensor:
+        """D, or that of the nearest candidate, with the gradient of d."""
+        if self.levels is None:
+            return self.clip_step
+        power = self.clip_range.detach() ** self.clip_exponent.detach()
+        widths = torch.log2(self.levels + 1)
+        nearest = (widths - torch.log2(power / self.clip_step.detach() + 1)).abs().argmin()
+        return passed_on(power / self.levels[nearest], self.clip_step)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -183,8 +203,8 @@ class ChannelGates(nn.Module):
     def excess(self) -> Tensor:
         """By how much the log α of each group exceeds the threshold, shape (G,)."""
         log_alpha = self.log_variance - torch.log(self.mean.square().clamp_min(SMALLEST**2))
-        sums = torch.zeros_like(self.groups.sizes).index_add(0, self.groups.owner, log_alpha)
-        return sums / self.groups.sizes - self._threshold
+        sizes = self.groups.sizes.to(log_alpha.dtype)
+        return torch.zeros_like(sizes).index_add(0, self.groups.owner, log_alpha) / sizes - self._threshold
 
     def opened(self) -> Tensor:
         """1 for groups that stay, shape (G,), the most telling one among them always; with a sigmoid's slope."""
@@ -267,7 +287,7 @@ class DjpqNetwork(RangeNetwork):
         super().__init__(
             job,
             options.bits,
-            DjpqQuantizer,
+            partial(DjpqQuantizer, candidates=options.bits if options.rounding == "search" else None),
             start_bits=options.start_bits,
             layer=self._gated,
             pruned=self.gates,
@@ -291,7 +311,14 @@ class DjpqNetwork(RangeNetwork):
         return torch.stack(found).sum() if found else torch.zeros((), device=self.signed.device)
 
     def widths(self) -> Tensor:
-        """Log2(q^t/d + 1), and 1 more for weights."""
+        """The continuous widths, or the candidates to which the search rounds them."""
+        widths = self.continuous_widths()
+        if self.options.rounding == "end":
+            return widths
+        return passed_on(self.candidates[self.chosen()], widths)
+
+    def continuous_widths(self) -> Tensor:
+        """Log2(q^t/d + 1), and 1 more for weights, shape (2, L), differentiable."""
         step, limit, exponent = (self.stacked(name) for name in _ALL)
         return (torch.log2(limit**exponent / step + 1) + self.signed).double()
 
@@ -299,7 +326,7 @@ class DjpqNetwork(RangeNetwork):
     def margins(self) -> Tensor:
         """From the middle between two candidates."""
         middles = (self.candidates[1:] + self.candidates[:-1]) / 2
-        return self.widths().unsqueeze(2) - middles
+        return self.continuous_widths().unsqueeze(2) - middles
 
     @torch.no_grad()
     def chosen(self) -> Tensor:
@@ -360,7 +387,12 @@ class DjpqNetwork(RangeNetwork):
         """Widths, exponents, and the channels that are left."""
         exponents = self.stacked("clip_exponent").T.tolist()
         channels = {name: int(gates.count()) for name, gates in self.gates.items()}
-        return {**super().figures(), "exponents": dict(zip(self.layers, exponents, strict=True)), "channels": channels}
+        widths = self.continuous_widths().T.tolist()
+        return {
+            "widths": dict(zip(self.layers, widths, strict=True)),
+            "exponents": dict(zip(self.layers, exponents, strict=True)),
+            "channels": channels,
+        }
 
 
 def _multiplied_by(gates: ChannelGates) -> Callable[[nn.Module, Any, Tensor], Tensor]:

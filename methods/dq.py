@@ -44,6 +44,7 @@ from methods.learned_range import (
     bounded,
     least_error,
     levels_of,
+    passed_on,
     quantize,
     range_optimizer,
 )
@@ -85,11 +86,6 @@ class DqOptions(WidthOptions):
     start_bits: Annotated[int, Field(ge=2, le=16)] = 4
     start: Literal["paper", "calibrated"] = "paper"
     range_travel: Annotated[float, Field(gt=0)] = 4.0
-
-
-def passed_on(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of one tensor, exactly, with the gradient of another (straight-through)."""
-    return hard.detach() + (soft - soft.detach())
 
 
 def grid(step: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:

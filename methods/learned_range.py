@@ -74,6 +74,11 @@ def levels_of(bits: int | Tensor, signed: bool | Tensor) -> int | Tensor:
     return levels
 
 
+def passed_on(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of one tensor, exactly, with the gradient of another (straight-through)."""
+    return hard.detach() + (soft - soft.detach())
+
+
 class _Quantize(torch.autograd.Function):
     """Q; its gradients are those of the formula with rounding taken for the identity (straight-through).
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.compression import calibrate, compress
 from bench.costs import price
 from bench.data import Arrays, TaskData
 from bench.method import SearchJob, Task
 from bench.models.resnet import resnet8, resnet20
 from bench.network import NetworkShape, trace
-from bench.policy import uniform
+from bench.policy import Policy, uniform
 from bench.seeds import generator
 from bench.spec import Schedule, SearchSchedule
-from bench.training import fit
+from bench.training import fit, reestimate_norms
 from datasets.digits import Digits
 
 CPU = torch.device("cpu")
@@ -214,3 +216,57 @@ def watched() -> Callable[[Task, Watch], Task]:
         return replace(task, make_model=make_model)
 
     return watch_task
+
+
+class Branches(nn.Module):
+    """Two convolutions side by side, of which the idle one says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(1, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.idle, self.idle_norm = nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.busy, self.busy_norm = nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, 10)
+        for parameter in (self.idle.weight, self.idle_norm.weight):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        x = F.relu(self.busy_norm(self.busy(x)) + self.idle_norm(self.idle(x)))
+        return self.fc(x.amax((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def known_best(task: Task) -> tuple[SearchJob, Policy]:
+    """A job on a network of two layers whose best policy is known: the best of all that have 2 or 4 bits and cost no
+    more than the busy layer at 4 and the idle one at 2 bits.
+    """
+    shapes = trace(Branches(), task.data.image_shape, name="branches", dataset="digits")
+    of_branches = Task(data=task.data, network=shapes, make_model=Branches)
+    torch.manual_seed(0)
+    model = Branches()
+    fit(model, task.data, Schedule(epochs=5, batch_size=64, decay="one_cycle"), generator("tests"), quiet)
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    budget = price(shapes, uniform(shapes, 4).with_layer("idle", weight_bits=2, activation_bits=2)).bops
+    schedule = SearchSchedule(epochs=4, batch_size=64)
+    job = job_of(of_branches, state, budget=float(budget), schedule=schedule)
+    found: dict[float, Policy] = {}
+    for widths in product((2, 4), repeat=4):
+        policy = uniform(shapes, 4)
+        for name, (weight, activation) in (("idle", widths[:2]), ("busy", widths[2:])):
+            policy = policy.with_layer(name, weight_bits=weight, activation_bits=activation)
+        if job.price(policy) <= budget:
+            found[_loss(job, policy)] = policy
+    assert 1 < len(found) < 16
+    return job, found[min(found)]
+
+
+def _loss(job: SearchJob, policy: Policy) -> float:
+    """What a policy does to the trained network, without training."""
+    data = job.task.data
+    network = compress(job.float_model(), job.task.network, policy)
+    calibrate(network, data.calibration_batches(1, 256)[0])
+    reestimate_norms(network, data, 128)
+    images, labels = next(data.training_batches(1000, generator("tests")))
+    with torch.no_grad():
+        return F.cross_entropy(network.eval()(images), labels).item()

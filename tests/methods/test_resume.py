@@ -16,7 +16,9 @@ from bench.execution import Curves
 from bench.method import Method, SearchJob, SearchResult
 from bench.spec import SearchSchedule
 from methods.bayesian_bits import BayesianBits
+from methods.djpq import Djpq
 from methods.dnas import Dnas
+from methods.dq import Dq
 from methods.haq import Haq, HaqOptions
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
@@ -31,6 +33,8 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "sbs_p": SbsP,
     "multi_path": MultiPath,
     "dnas": Dnas,
+    "dq": Dq,
+    "djpq": Djpq,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "bayesian_bits": BayesianBits,
     "prune_then_quantize": PruneThenQuantize,
