@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from bench.cli_options import data_option
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
+    from bench.validation.subject import Subject
     from bench.validation.suite import Finding
 
 
@@ -37,43 +38,40 @@ def validate(
     import json
 
     from bench.__main__ import EXIT_SOME_FAILED
-    from bench.method_files import with_files
-    from bench.validation.subject import Subject, make_ground
-    from bench.validation.suite import CHECKS
     from bench.validation.suite import validate as findings_of
 
-    named = with_files({"methods": [method]})
-    (name,) = named["methods"]
-    place = named.get("method_files", {}).get(name)
-    _check_method(name, _options(name, settings), place)
-    subject = Subject(
-        name=name,
-        ground=make_ground(model, dataset, data_dir),
-        options=_options(name, settings),
-        place=place,
-    )
+    subject = _subject(method, settings, model, dataset, data_dir)
     found = []
     if not as_json:
-        click.echo(f"{name}{f' ({place})' if place else ''} on {model}, {dataset}")
-    width = max(len(check.name) for check in CHECKS)
+        click.echo(f"{subject.name}{f' ({subject.place})' if subject.place else ''} on {model}, {dataset}")
     for finding in findings_of(subject):
         found.append(finding)
         if not as_json:
-            click.echo(_line(finding, width))
+            click.echo(_line(finding))
     failed = sum(finding.verdict == "FAIL" for finding in found)
     if as_json:
-        document = {"method": name, "model": model, "dataset": dataset, "failed": failed}
+        document = {"method": subject.name, "model": model, "dataset": dataset, "failed": failed}
         click.echo(json.dumps({**document, "checks": [asdict(finding) for finding in found]}, indent=1))
     else:
-        click.echo(_verdict(name, failed, found))
+        click.echo(_verdict(subject.name, failed, found))
     return EXIT_SOME_FAILED if failed else 0
 
 
-def _check_method(name: str, options: Mapping[str, Any], place: str | None) -> None:
-    """Refuse an unknown method or option before data are read."""
-    from bench.plan import make_method
+def _subject(method: str, settings: Sequence[str], model: str, dataset: str, data_dir: Path | None) -> Subject:
+    """The method with its options on a small task.
 
+    Raises:
+        BenchError: The method or an option is unknown, which is told before data are read, or the data are missing.
+    """
+    from bench.method_files import with_files
+    from bench.plan import make_method
+    from bench.validation.subject import Subject, make_ground
+
+    named = with_files({"methods": [method]})
+    (name,) = named["methods"]
+    place, options = named.get("method_files", {}).get(name), _options(name, settings)
     make_method(name, options, place)
+    return Subject(name=name, ground=make_ground(model, dataset, data_dir), options=options, place=place)
 
 
 def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +92,10 @@ def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _line(finding: Finding, width: int) -> str:
+def _line(finding: Finding) -> str:
+    from bench.validation.suite import CHECKS
+
+    width = max(len(check.name) for check in CHECKS)
     see = f" [see {finding.see}]" if finding.see else ""
     return f"{finding.verdict:<4}  {finding.check:<{width}}  {finding.found}{see}"
 

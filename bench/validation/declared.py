@@ -30,7 +30,7 @@ def summary_and_source(subject: Subject) -> str:
     deviations: Any = kind.deviations
     if not isinstance(deviations, tuple) or not all(isinstance(text, str) and text.strip() for text in deviations):
         raise Violation("'deviations' is no tuple of sentences; one sentence needs a comma behind it: ('It differs.',)")
-    return f"from {source}; {len(deviations)} deviations"
+    return f"from {source}; deviations: {len(deviations)}"
 
 
 def options(subject: Subject) -> str:
@@ -46,7 +46,7 @@ def options(subject: Subject) -> str:
         json.dumps(stated, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise Violation(f"stated_options cannot be written as JSON, which identifies runs: {error}") from error
-    return f"{len(kind.model_fields)} options; unknown names and wrong values are refused in one line"
+    return f"{', '.join(kind.model_fields) or 'none'}: unknown names and wrong values are refused in one line"
 
 
 def _refused(subject: Subject, option: str, value: Any) -> None:
