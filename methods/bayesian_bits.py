@@ -426,6 +426,7 @@ class BayesianBits(Method):
         "With match = hinge the regulariser acts only while the discrete network costs more than the budget.",
         "Weights have the schedule's decay and rate in the search; the paper has none and 3e-3.",
         "In fine-tuning ranges are trained by SGD like clip values; the paper keeps Adam.",
+        "MACs weigh the regulariser whatever the budget limits.",
     )
     capabilities = Capabilities(
         budget="strength", prunes=True, mixed_precision=True, own_quantizer=True, data_parallel=True
@@ -472,6 +473,7 @@ class BayesianBits(Method):
             policy=network.policy(decisions),
             state=network.state(job.pretrained),
             quantizers=network.ranges(),
+            normalized_weights=True,  # of the common recipe, as for everybody; the paper's quantizer takes them raw
             decisions=decisions,
             record={
                 "start_top1": start_top1,
