@@ -430,7 +430,7 @@ class Djpq(Method):
         "The network is fine-tuned at the found widths like all others.",
     )
     capabilities = Capabilities(
-        budget="strength", prunes=True, mixed_precision=True, own_quantizer=True, one_stage=True, data_parallel=True
+        budget="strength", prunes=True, mixed_precision=True, own_quantizer=True, data_parallel=True
     )
     Options = DjpqOptions
     options: DjpqOptions

@@ -31,7 +31,7 @@ from torch import Tensor
 from bench.kernels import Kind
 from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
 from bench.network import NetworkShape
-from bench.policy import Policy
+from bench.policy import Policy, uniform
 from bench.quantization import QuantizerFactory, positive
 from bench.spec import Match
 from bench.training import sgd, weight_groups
@@ -241,7 +241,7 @@ class Dq(Method):
 
     def cheapest(self, network: NetworkShape) -> Policy:
         """The least candidate everywhere."""
-        return learned_range.cheapest(network, self.options.bits)
+        return uniform(network, min(self.options.bits))
 
     @property
     def quantizer(self) -> QuantizerFactory:

@@ -27,7 +27,7 @@ from bench.checkpoints import Stateful
 from bench.compression import QuantizedLayer, calibrate, input_quantizer, replace_layer
 from bench.kernels import Kind
 from bench.method import Decision, SearchJob
-from bench.network import LayerShape, NetworkShape
+from bench.network import LayerShape
 from bench.options import Strict
 from bench.policy import EDGE_BITS, Policy, uniform
 from bench.quantization import Shifted, drawn_sample
@@ -40,6 +40,15 @@ from methods.shared_network import edge_layer
 
 WidthCandidates = Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=2)]
 """A signed grid with 0 needs two bits at least."""
+
+_WIDTHS: tuple[What, What] = ("weight_bits", "activation_bits")
+_KINDS: tuple[Kind, Kind] = ("weight", "activation")
+"""The order of a layer's two quantizers."""
+_MOMENTUM = 0.9
+"""Of steps, ranges and exponents, as of everything in DQ's code."""
+_LOWERED_AFTER = (0.5, 0.75)
+"""Shares of the search after which their rate falls to a tenth; in DQ's code 80 and 120 epochs of 160."""
+_NOTHING: Mapping[str, Stateful] = {}
 
 SMALLEST = 1e-6
 """Steps and ranges stay above it whatever an optimizer did."""
@@ -385,17 +394,7 @@ class RangeNetwork(ABC):
         return {"widths": dict(zip(self.layers, widths, strict=True))}
 
 
-_MOMENTUM = 0.9
-_LOWERED_AFTER = (0.5, 0.75)
-"""Of 160 epochs at 80 and 120."""
-_WIDTHS: tuple[What, What] = ("weight_bits", "activation_bits")
-_KINDS: tuple[Kind, Kind] = ("weight", "activation")
-
-
 # --- the search -------------------------------------------------------------------------------------------------
-
-
-NOTHING: Mapping[str, Stateful] = {}
 
 
 def start(job: SearchJob, network: RangeNetwork) -> float:
@@ -418,7 +417,7 @@ def train(
     rates: torch.optim.lr_scheduler.LRScheduler,
     *,
     penalty: Callable[[], Tensor],
-    carried: Mapping[str, Stateful] = NOTHING,
+    carried: Mapping[str, Stateful] = _NOTHING,
     before: Callable[[int], None] | None = None,
 ) -> History:
     """Weights and quantizers in the same step, by cross-entropy and what is added to it.
@@ -460,7 +459,7 @@ def train(
 def range_optimizer(
     job: SearchJob, network: RangeNetwork, names: Iterable[str], travel: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD for parameters of the quantizers: momentum 0.9, a tenth of the rate after 1/2 and 3/4 (DQ's code).
+    """SGD for parameters of the quantizers, with the momentum of DQ's code and its rate that falls twice.
 
     Args:
         job: The search.
@@ -471,8 +470,3 @@ def range_optimizer(
     optimizer = torch.optim.SGD(network.parameters(*names), lr=travel / job.steps, momentum=_MOMENTUM, fused=True)
     milestones = [round(share * job.steps) for share in _LOWERED_AFTER]
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-
-
-def cheapest(network: NetworkShape, bits: Sequence[int]) -> Policy:
-    """The least candidate everywhere."""
-    return uniform(network, min(bits))

@@ -272,6 +272,8 @@ SEARCHES: dict[str, dict[str, float]] = {
     "dnas": {"strength": 0.3},
     "multi_path": {"strength": 0.3},
     "bayesian_bits": {"strength": 0.03},
+    "dq": {"strength": 30.0},
+    "djpq": {"strength": 0.3},
     "prune_then_quantize": {"strength": 0.3, "first_strength": 3.0, "split": 0.3},
     "quantize_then_prune": {"strength": 3.0, "first_strength": 0.3, "split": 0.3},
 }
