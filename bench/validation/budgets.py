@@ -24,7 +24,7 @@ def within_reach(subject: Subject) -> str:
     share = subject.price(policy) / limit
     if moved is None and subject.strength_is_tuned:
         raise NotApplicable(
-            f"no decisions: tuning alone must land in the window; the plain search ends at {share:.2f} of it"
+            f"no decisions: tuning alone must land in the window; the plain search ends at {share:.2f} of the budget"
         )
     if share > 1:
         how = (

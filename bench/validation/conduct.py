@@ -155,7 +155,10 @@ def resume(subject: Subject) -> str:
         if difference(subject.search("repeated", subject.job()), expected) is not None:
             raise NotApplicable("not even without an interruption the same bits come out: see 'repeats'")
         how = "it goes on from its checkpoint" if again else "it begins anew"
-        raise Violation(f"interrupted at training batch {batches // 2 + 1} of {batches}, {how} and {found}")
+        raise Violation(
+            f"interrupted at training batch {batches // 2 + 1} of {batches}, {how} and {found}; hand job.epochs "
+            "all that is carried over: model, every optimizer, generators, records"
+        )
     if again:
         return f"same bits after an interruption at batch {batches // 2 + 1} of {batches}, from the checkpoint"
     return "same bits after an interruption, from the beginning: hand job.epochs(parts) what is carried over to go on"

@@ -443,9 +443,9 @@ def test_stale_results_by_method(fake: FakeStore) -> None:
 
 
 def test_the_results_of_a_method_that_is_not_installed(fake: FakeStore) -> None:
-    fake.run("haq", 0, 60.0)
+    fake.run("gone", 0, 60.0)
     fake.document()
-    assert "1 results of haq: unknown method 'haq'" in only(doctor_health.stale(visit(fake.root))).found
+    assert "1 results of gone: unknown method 'gone'" in only(doctor_health.stale(visit(fake.root))).found
 
 
 def test_the_tracking_database(fake: FakeStore) -> None:
