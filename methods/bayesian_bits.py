@@ -51,9 +51,8 @@ from methods.gates import FilterGroups
 from methods.history import History
 from methods.quantizers import check_chain
 from methods.residual_bits import RangeQuantizer, gated_quantization
-from methods.sbs import cheapest_policy
 from methods.shared_layers import LayerSpace
-from methods.shared_network import edge_layer, shares
+from methods.shared_network import cheapest_policy, edge_layer, shares
 
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1
 """Temperature and stretch of the hard-concrete distribution (Louizos et al., Section 4.1; the authors' code)."""

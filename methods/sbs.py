@@ -26,7 +26,7 @@ from bench.compression import calibrate
 from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
 from bench.network import NetworkShape
 from bench.options import Strict
-from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
+from bench.policy import Policy
 from bench.repair import policy_of
 from bench.spec import Match
 from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
@@ -39,7 +39,7 @@ from methods.shared_layers import (
     LayerSettings,
     LayerSpace,
 )
-from methods.shared_network import SearchSpace, SharedNetwork, Start
+from methods.shared_network import SearchSpace, SharedNetwork, Start, cheapest_policy
 from methods.starts import MetricScale, scale_metrics, shut_bits
 
 PAPER_THRESHOLD_LR = 1e-3
@@ -343,23 +343,6 @@ def search_space(
             group_size=(options.group_size or network.group_size) if prune and layer.prunable else 0,
         )
     return space
-
-
-def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
-    """The policy of a space with every gate shut but that of one group a layer, the smallest."""
-    edge = FULL_PRECISION_BITS if all(choice.weight_bits == FULL_PRECISION for choice in space.values()) else EDGE_BITS
-    layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
-    for name, choice in space.items():
-        kept = _last_group(network[name].out_channels, choice.group_size) if choice.group_size else choice.kept_filters
-        layers[name] = LayerPolicy(
-            weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
-        )
-    return Policy(model=network.model, dataset=network.dataset, layers=layers)
-
-
-def _last_group(filters: int, size: int) -> tuple[int, ...]:
-    """The group that takes what is left: none is smaller."""
-    return tuple(range((filters - 1) // size * size, filters))
 
 
 class SharingMethod(Method):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.compression import QuantizedLayer, input_quantizer, replace_layer
 from bench.method import Decision, SearchJob
-from bench.network import LayerShape
+from bench.network import LayerShape, NetworkShape
 from bench.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
 from bench.quantization import QuantizerFactory, UniformQuantizer, clips_of, read_clips, restore_clips
 from bench.relaxed import Choice
@@ -171,6 +171,23 @@ class _WithCost(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(images), self._network.relaxed_cost()
+
+
+def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
+    """The policy of a space with every gate shut but that of one group a layer, the smallest."""
+    edge = FULL_PRECISION_BITS if all(choice.weight_bits == FULL_PRECISION for choice in space.values()) else EDGE_BITS
+    layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
+    for name, choice in space.items():
+        kept = _last_group(network[name].out_channels, choice.group_size) if choice.group_size else choice.kept_filters
+        layers[name] = LayerPolicy(
+            weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
+        )
+    return Policy(model=network.model, dataset=network.dataset, layers=layers)
+
+
+def _last_group(filters: int, size: int) -> tuple[int, ...]:
+    """The group that takes what is left: none is smaller."""
+    return tuple(range((filters - 1) // size * size, filters))
 
 
 def edge_layer(

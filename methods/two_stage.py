@@ -27,14 +27,13 @@ from methods.sbs import (
     SOURCE,
     Sbs,
     SharingMethod,
-    cheapest_policy,
     search_space,
     share_bits,
     with_fixed_bits,
     with_fixed_filters,
 )
 from methods.shared_layers import FULL_PRECISION
-from methods.shared_network import SearchSpace, Start
+from methods.shared_network import SearchSpace, Start, cheapest_policy
 
 _STAGE_TOLERANCE = 0.03
 

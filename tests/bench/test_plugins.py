@@ -226,7 +226,8 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
     of_sbs = ["cost_only", "prune_then_quantize", "quantize_then_prune", "sbs", "sbs_p", "sbs_q"]
     of_paths = ["dnas", "edmips", "multi_path"]
     assert (stale["sbs"], stale["multi_path"]) == (of_sbs, of_paths)
-    assert stale["gates"] == stale["quantizers"] == stale["shared_network"] == sorted([*of_sbs, *of_paths])
+    of_blocks = sorted([*of_sbs, *of_paths, "bayesian_bits", "djpq", "dq"])
+    assert stale["gates"] == stale["quantizers"] == stale["shared_network"] == of_blocks
     assert not {"fixed", "full_precision", "random", "greedy", "width", "hawq"} & {
         name for names in stale.values() for name in names
     }

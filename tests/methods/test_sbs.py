@@ -27,12 +27,11 @@ from methods.sbs import (
     SbsP,
     SbsQ,
     _Trace,
-    cheapest_policy,
     search_space,
     threshold_rate,
 )
 from methods.shared_layers import LayerSettings, SharedLayer
-from methods.shared_network import SharedNetwork, Start
+from methods.shared_network import SharedNetwork, Start, cheapest_policy
 
 Vector = NDArray[np.float64]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]
