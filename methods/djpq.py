@@ -23,10 +23,10 @@ gradients. Start and rule of the gates are VIBNet's. Everything else that no sou
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
@@ -77,7 +77,7 @@ class DjpqOptions(WidthOptions):
         rounding: Whether continuous widths are rounded when the search ends, or in every step of it (straight-through):
             then its network has and costs what a policy says, but learns less of the widths between.
         exponent: Whether t is learned, or stays 1: the paper's non-linear and linear quantizers.
-        exponent_bounds: Between which t is kept.
+        exponent_bounds: Between which t is kept; 1 lies between them.
         start_bits: The width at which steps and ranges start, with the range of least squared error.
         gamma: γ, weight of the information bottleneck. With `match = "hinge"` it acts above the budget only, like λ.
         threshold: The log α above which a channel goes (VIBNet: 0).
@@ -100,6 +100,13 @@ class DjpqOptions(WidthOptions):
     range_travel: Annotated[float, Field(gt=0)] = 4.0
     mean_travel: Annotated[float, Field(gt=0)] = 2.0
     variance_travel: Annotated[float, Field(gt=0)] = 18.0
+
+    @model_validator(mode="after")
+    def _exponents_start_inside(self) -> Self:
+        low, high = self.exponent_bounds
+        if not low <= 1 <= high:
+            raise ValueError(f"exponent_bounds {[low, high]} must enclose 1, where exponents start, e.g. [0.5, 2.0]")
+        return self
 
 
 # --- the quantizer ----------------------------------------------------------------------------------------------

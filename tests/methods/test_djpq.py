@@ -394,7 +394,15 @@ def test_widths_are_candidates_and_exponents_learn_where_they_may(make_job: Make
 
 
 @pytest.mark.parametrize(
-    "options", [{"bits": (4, 2)}, {"bits": (1, 2)}, {"exponent_bounds": (0.0, 2.0)}, {"gamma": -1.0}, {"softness": 0.0}]
+    "options",
+    [
+        {"bits": (4, 2)},
+        {"bits": (1, 2)},
+        {"exponent_bounds": (0.0, 2.0)},
+        {"exponent_bounds": (2.0, 0.5)},
+        {"gamma": -1.0},
+        {"softness": 0.0},
+    ],
 )
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
