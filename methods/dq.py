@@ -224,7 +224,7 @@ class Dq(Method):
         "The squared hinge is on what the budget limits, one for weights and inputs together, relative to the budget; "
         "the paper has one on the memory of each.",
         'With match = "lambda" the term is λ log C, as for all methods.',
-        "The cost's slope at a width is that of the step down to the next candidate, where the paper's is a smooth one.",
+        "The cost's slope at a width is that of the step down to the next candidate; the paper's is a smooth one.",
         "First and last layer have 8 bits, and biases are not quantized; the paper learns the widths of all.",
         "Widths stay between the lowest and the highest candidate; the paper's form can exceed 8 bits.",
         "Steps and ranges have a rate of their own, which follows from the length of the search.",
