@@ -14,8 +14,8 @@ noise that fades.
 The search quantizes linearly, as the paper does (`methods.linear_quantizer`), whatever the recipe. With `recipe =
 "common"` the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` linearly.
 
-Measured here: on small problems of known accuracies agents of 100 episodes often end at a corner of the space and do not
-find the best policy; what a search returns is then the best of its random episodes (`tests/methods/test_haq.py`).
+Measured here: on small problems of known accuracies agents of 100 episodes often end at a corner of the space and do
+not find the best policy; what a search returns is then the best of its random episodes (`tests/methods/test_haq.py`).
 
 "The code" is the authors', github.com/mit-han-lab/haq; where it differs from the paper it is followed.
 """

@@ -334,7 +334,7 @@ def known_job(make_job: MakeJob, tiny_task: Task, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_agent_finds_the_best_policy_of_a_known_problem_and_stays_there(known_job: SearchJob) -> None:
-    """It can; not that it always does. Problem and seeds were chosen so: of seeds 0 to 3, 1 and 2 settle on the optimum.
+    """It can, not that it always does; problem and seeds were chosen: of seeds 0 to 3, 1 and 2 settle on the optimum.
 
     On four others (monotone accuracy of 4 and 5 layers, mixed wishes of 3 and 5) no agent of 100 episodes settled on
     it: the actor tends to end at the widest widths for good, before its critic knows better.
