@@ -1,20 +1,26 @@
 """Publishes studies in `docs/results`: `.venv/bin/python docs/make_results.py STORE STUDY…`.
 
 Each study gets a folder with its numbers, specification, versions, and all tables and figures of its reports. Tables
-between `<!-- results: STUDY -->` and `<!-- end -->` in README.md and in `docs/results/README.md` are replaced by the
-study's comparison, so that no figure of a run is ever typed.
+between `<!-- results: STUDY -->` or `<!-- answers: STUDY -->` and `<!-- end -->` in README.md and in
+`docs/results/README.md` are replaced by the study's comparison, and by what its runs say to the questions in
+`docs/results/questions.toml`, so that no figure of a run is ever typed.
 """
 
 import json
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
+from bench.pairs import Cell, cells, difference, p_to_correct
 from bench.plugins import load
-from bench.report import DEFAULT_REPORT, Document, make_document, write_tables
+from bench.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
 from bench.results import StudyResults
+from bench.statistics import MIN_PAIRS, PairedDifference, holm
 from bench.store import Store
+from bench.wording import TOO_FEW, interval, number, probability
 
 _DOCS = Path(__file__).resolve().parent
 _RESULTS = _DOCS / "results"
@@ -34,7 +40,8 @@ def main(arguments: list[str]) -> None:
         folder = _RESULTS / name
         folder.mkdir(parents=True, exist_ok=True)
         publish(results, folder)
-        fill_in(name, load("forms", "markdown").render(make_document(results, [DEFAULT_REPORT]), _WIDTH))
+        fill_in(f"results: {name}", _markdown(make_document(results, [DEFAULT_REPORT])))
+        fill_in(f"answers: {name}", _markdown(answers(results)))
         print(f"{folder.name}: {len(list(folder.iterdir()))} files")  # noqa: T201
 
 
@@ -67,9 +74,40 @@ def _draw(document: Document, folder: Path) -> None:
         save((figure.still or figure.draw)(), folder / f"{figure.name}.svg")
 
 
-def fill_in(study: str, table: str) -> None:
-    """Put a study's table into every page that has a place for it."""
-    place = re.compile(rf"(<!-- results: {re.escape(study)} -->\n).*?(<!-- end -->)", re.DOTALL)
+def answers(results: StudyResults) -> Document:
+    """What the study says to the questions asked of it: paired differences, p corrected over all questions."""
+    asked = tomllib.loads((_RESULTS / "questions.toml").read_text()).get(results.name, [])
+    found = {cell.method: cell for cell in cells(results)}
+    pairs = [_pair(found, *entry["pair"]) for entry in asked]
+    corrected = holm([p_to_correct(pair) for pair in pairs])
+    rows = [_row(entry, pair, p) for entry, pair, p in zip(asked, pairs, corrected, strict=True)]
+    titles = ("Question", "A", "B", "n", "A − B", "95 % interval", "p", "Smallest seen")
+    columns = tuple(Column(title=title, align="left" if index < 3 else "right") for index, title in enumerate(titles))
+    table = Table(name="answers", title="", columns=columns, rows=tuple(rows))
+    return Document(study=results.name, sections=(Section(name="answers", title="", parts=(table,)),))
+
+
+def _pair(found: dict[str, Cell], first: str, second: str) -> PairedDifference | None:
+    return difference(found[first].top1, found[second].top1) if first in found and second in found else None
+
+
+def _row(entry: dict[str, Any], pair: PairedDifference | None, p: float) -> tuple[str, ...]:
+    """A question with its answer in points of Top-1; the last cell is the smallest difference that n would show."""
+    if pair is None:
+        return (entry["question"], *entry["pair"], "0", "", "", "", "")
+    tested = probability(p) if pair.n >= MIN_PAIRS else TOO_FEW
+    figures = (f"{pair.mean:+.2f}", interval(pair.interval, "+"), tested, number(pair.detectable))
+    return (entry["question"], *entry["pair"], str(pair.n), *figures)
+
+
+def _markdown(document: Document) -> str:
+    text: str = load("forms", "markdown").render(document, _WIDTH)
+    return text
+
+
+def fill_in(name: str, table: str) -> None:
+    """Put a table into every page that has a place of that name."""
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     for page in _PAGES:
         text = page.read_text()
         page.write_text(place.sub(lambda found: f"{found[1]}\n{table.strip()}\n\n{found[2]}", text))

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -28,7 +28,7 @@ class _Row:
 
     method: str
     budget: str
-    widths: Sequence[dict[str, Widths]]
+    widths: Sequence[Mapping[str, Widths]]
     pruned: float
 
     def of_both(self) -> list[Widths]:
