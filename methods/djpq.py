@@ -61,9 +61,9 @@ _LINEAR = ("clip_step", "clip_range")
 _ALL = (*_LINEAR, "clip_exponent")
 _FIXED = ("clip_range", "clip_exponent")
 """What a quantizer of fixed width has."""
-STRENGTH = Knob(low=0.03, high=0.5, log=True)
-"""On digits with ResNet-8 and plain λ log R, 0.01 ends at 1.5 × what 4 bits cost and 0.1 at as much; from 0.5 on widths
-fall faster than the weights can follow."""
+STRENGTH = Knob(low=0.03, high=1.0, log=True)
+"""On digits with ResNet-8 and plain λ log R, 0.01 ends at 1.5 × what 4 bits cost, 0.1 at as much and 1 at a tenth.
+Budgets of 3 bit need more than 0.3, where on so short a search widths fall faster than the weights can follow."""
 _RANGES = 20
 """How many ranges up to the largest value are tried in calibration."""
 
