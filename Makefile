@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/bench run --methods sbs,dnas,fixed,full_precision
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # Every preset with the quick schedule, made shorter, and all its reports: an hour or so.
 long: setup

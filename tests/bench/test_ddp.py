@@ -26,8 +26,9 @@ from bench.errors import BenchError, NonFiniteLossError
 from bench.execution import Workbench
 from bench.leases import Leases
 from bench.machine import resolve_device
-from bench.method import Capabilities, SearchJob, Task
+from bench.method import Capabilities, Method, SearchJob, SearchResult, Task
 from bench.plan import make_method, make_plan
+from bench.policy import uniform
 from bench.records import new_record
 from bench.replicas import ReplicaLostError
 from bench.replicated import Assignment, work_together
@@ -654,10 +655,14 @@ def test_combinations_that_contradict(tiny: SimpleNamespace, changes: dict[str, 
         tiny.spec({"devices": 2}, changes)
 
 
-class Single:
+class Single(Method):
     """A method that says nothing of several devices."""
 
+    summary = "for tests"
     capabilities = Capabilities(budget="ignored")
+
+    def search(self, job: SearchJob) -> SearchResult:
+        return SearchResult(policy=uniform(job.task.network, 4), state=job.pretrained)
 
 
 def test_methods_that_cannot_are_named(tiny: SimpleNamespace, plugin: Callable[..., None]) -> None:
