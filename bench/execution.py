@@ -347,7 +347,7 @@ class _Searched:
         self.peak_memory_mb = document.pop("peak_memory_mb")
         document["policy"] = policy_from_json(document["policy"])
         document["decisions"] = [_decision(fields) for fields in document["decisions"]]
-        self.result = SearchResult(state=state["state"], quantizers=state["quantizers"], **document)
+        self.result = SearchResult(state=state["state"], quantizers=state.get("quantizers", {}), **document)
 
 
 def _decision(fields: Mapping[str, Any]) -> Decision:
