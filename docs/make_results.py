@@ -83,7 +83,7 @@ def answers(results: StudyResults) -> Document:
     rows = [_row(entry, pair, p) for entry, pair, p in zip(asked, pairs, corrected, strict=True)]
     titles = ("Question", "A", "B", "n", "A − B", "95 % interval", "p", "Smallest seen")
     columns = tuple(Column(title=title, align="left" if index < 3 else "right") for index, title in enumerate(titles))
-    table = Table(name="answers", title="", columns=columns, rows=tuple(rows))
+    table = Table(name="answers", title=f"{results.name}: questions", columns=columns, rows=tuple(rows))
     return Document(study=results.name, sections=(Section(name="answers", title="", parts=(table,)),))
 
 
