@@ -55,9 +55,17 @@ def publish(results: StudyResults, folder: Path) -> None:
     (folder / "versions.json").write_text(json.dumps(_versions(results), indent=1) + "\n")
     document = make_document(results)
     for path in write_tables(document, folder):
-        if path.suffix != ".md":
+        if path.suffix == ".md":
+            path.write_text(_anywhere(path.read_text(), results.store))
+        else:
             path.unlink()
     _draw(document, folder)
+
+
+def _anywhere(text: str, store: Store) -> str:
+    """Commands and folders without the places that they had on the machine of the study."""
+    text = text.replace(str(store.root), "STORE")
+    return re.sub(r"--data-dir \S+", "--data-dir DIR", text)
 
 
 def _versions(results: StudyResults) -> dict[str, object]:
