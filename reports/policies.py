@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.policy import FULL_PRECISION_BITS
 from bench.report import Column, Figure, Part, Report, Table
 from bench.results import IDENTITY, StudyResults, section
 from bench.statistics import mean, std
@@ -39,6 +40,11 @@ class _Layer:
         """Method and budget."""
         return f"{self.method} {self.budget}".strip()
 
+    @property
+    def quantized(self) -> bool:
+        """Whether some run has it below full precision."""
+        return any(width < FULL_PRECISION_BITS for key in BITS for width in self.values[key])
+
 
 class Policies(Report):
     """Bits and filters of every layer."""
@@ -55,7 +61,9 @@ class Policies(Report):
         kept, left_out = _within(lines)
         layers = [layer for line in kept for layer in line]
         notes = ("Layers in the network's order; bars: means over seeds, lines: ± one standard deviation", *left_out)
-        parts: list[Part] = [_figure_of_bits(layers, notes)]
+        parts: list[Part] = []
+        if any(layer.quantized for layer in layers):
+            parts.append(_figure_of_bits(layers, notes))
         if any(layer.values["pruned"] for layer in layers):
             parts.append(_figure_of_filters(layers, notes))
         return [*parts, _table(layers, left_out)]
@@ -104,6 +112,12 @@ def _pruned(entry: Mapping[str, Any], filters: Any) -> dict[str, float]:
 
 
 def _figure_of_bits(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
+    """Without lines at full precision, beside whose 32 bits no others could be told apart."""
+    quantized = {layer.line for layer in layers if layer.quantized}
+    plain = unique(layer.line for layer in layers if layer.line not in quantized)
+    if plain:
+        notes = (*notes, f"At full precision throughout, not drawn: {', '.join(plain)}")
+    layers = [layer for layer in layers if layer.line in quantized]
     rows = [
         {"line": layer.line, "layer": layer.layer, "what": what, **spread_of(layer.values[key])}
         for layer in layers

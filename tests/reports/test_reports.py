@@ -220,6 +220,19 @@ def test_policies_of_one_method_are_shown_at_a_time(pruned: Any) -> None:
     assert "params" not in figure.still().to_dict() and "facet" in figure.still().to_dict()
 
 
+def test_a_network_at_full_precision_does_not_set_the_scale_of_bits(pruned: Any) -> None:
+    (reference,) = pruned.seeds("full_precision", [72.0], budget="")
+    layers = {"zz.first": layer(32, 32, None), "aa.second": layer(32, 32, None)}
+    write_json(
+        pruned.store.unit("runs", reference) / "policy.json",
+        {"model": "resnet8", "dataset": "digits", "layers": layers},
+    )
+    figure = figures_of(Policies(), pruned)["policy-bits"]
+    assert {row["mean"] for row in rows_in(figure, "what")} == {8.0, 4.0, 3.0}
+    assert any("full_precision" in note and "not drawn" in note for note in figure.notes)
+    assert "32.00" in {row["Weight bits"] for row in records(table_of(Policies(), pruned, "policies"))}
+
+
 # --- convergence ----------------------------------------------------------------------------------------------
 
 

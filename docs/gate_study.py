@@ -1,0 +1,260 @@
+"""Measures what SBS's gates can know: what closing each one costs, beside the signals that could tell.
+
+    .venv/bin/python docs/gate_study.py --data-dir DIR            ResNet-20 on CIFAR-100, about ten minutes on one core
+
+For every tensor of a pretrained network at the start of a search, once with all other tensors at their widest candidate
+and once at their narrowest, the loss is taken at each of the tensor's widths. The rise from a width to the one below is
+what closing that gate costs. Beside it stand
+
+* the task's gradient on the gate while it is open, and while it is shut, each as the rise that it predicts to first
+  order;
+* the gate's metric, in whose order (over share of the cost) SBS closes gates;
+* the rise that HAWQ estimates from the Hessian.
+
+The points are kept as CSV in `docs/results/gates`, with rank correlations in `docs/results/README.md` and a figure.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from make_results import fill_in
+from torch import Tensor
+
+from bench.charts import save
+from bench.compression import calibrate
+from bench.execution import Workbench, load_checkpoint
+from bench.method import SearchJob
+from bench.plan import make_plan
+from bench.seeds import derive, start_process_deterministically
+from bench.spec import build, read_toml
+from bench.store import Store
+from bench.training import reestimate_norms
+from methods.decisions import What
+from methods.gates import surrogate_slope
+from methods.hawq import hutchinson, loss_graph, sensitivity
+from methods.sbs import SbsOptions, search_space
+from methods.shared_layers import LayerSettings, SharedLayer
+from methods.shared_network import SharedNetwork, Start
+
+_RESULTS = Path(__file__).resolve().parent / "results"
+_CHAIN = (2, 4, 8)
+_MARGIN = 0.05
+"""Between a gate's threshold and its metric; metrics of activations vary by less from batch to batch."""
+_DRAWS = 50
+_SIGNALS = {
+    "from_open": "gradient, open gate",
+    "from_shut": "gradient, shut gate",
+    "metric": "metric",
+    "hessian": "Hessian",
+}
+_TENSORS: dict[What, str] = {"weight_bits": "weights", "activation_bits": "activations"}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One searched tensor.
+
+    Attributes:
+        layer: The name of its layer.
+        what: Whose width it is.
+        module: The layer.
+        metric: Of its gates, calibrated, shape (K − 1,).
+    """
+
+    layer: str
+    what: What
+    module: SharedLayer
+    metric: Tensor
+
+    @property
+    def thresholds(self) -> Tensor:
+        """α of its gates, shape (K − 1,)."""
+        of_weight = self.what == "weight_bits"
+        return self.module.thresholds_weight if of_weight else self.module.thresholds_activation
+
+    @torch.no_grad()
+    def choose(self, candidate: int) -> None:
+        """Open its gates up to a candidate and shut the others."""
+        shut = torch.arange(len(self.metric), device=self.metric.device) >= candidate
+        self.thresholds.copy_(self.metric + torch.where(shut, _MARGIN, -_MARGIN))
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The loss with one tensor at one width, and dL/dg of its gates, shape (K − 1,)."""
+
+    loss: float
+    gradient: Tensor
+
+
+class Probe:
+    """A search's network at its start, and fixed batches.
+
+    Args:
+        bench: Task and schedule.
+        batches: How many training batches the loss is taken on, with the batches' own statistics as in a search.
+    """
+
+    def __init__(self, bench: Workbench, batches: int) -> None:
+        start_process_deterministically(derive("gate study"), bench.spec.threads)
+        state = bench.task.make_model()
+        load_checkpoint(state, Path(str(bench.spec.task.checkpoint)), bench.spec.task.model)
+        self.job = SearchJob(
+            task=bench.task,
+            pretrained=state.state_dict(),
+            knobs={},
+            budget=float("inf"),
+            match="hinge",
+            schedule=bench.spec.search,
+            seed=0,
+            report=lambda _: None,
+        )
+        size = bench.spec.search.batch_size
+        loader = bench.task.data.training_batches(size, self.job.order("gates"))
+        self.batches = [batch for batch, _ in zip(loader, range(batches), strict=False)]
+        self.network = self._network(size)
+        self.tensors = list(self._tensors())
+
+    def _network(self, batch_size: int) -> SharedNetwork:
+        space = search_space(self.job.task.network, SbsOptions(bits=_CHAIN), prune=False)
+        settings = LayerSettings(
+            gate_place="next_input",
+            group_metric="raw",
+            weight_normalization=True,
+            task_gradient=True,
+            calibration_bits=4,
+        )
+        network = SharedNetwork(self.job, space, settings, Start(state=self.job.pretrained, clips={}))
+        calibrate(network.model, self.batches[0][0])
+        reestimate_norms(network.model, self.job.task.data, batch_size)
+        network.model.train()
+        return network
+
+    def _tensors(self) -> Iterator[_Tensor]:
+        sums = {name: torch.zeros_like(layer.thresholds_activation) for name, layer in self.network.layers.items()}
+        with torch.no_grad():
+            for images, _ in self.batches:
+                self.network.model(images)
+                for name, layer in self.network.layers.items():
+                    sums[name] += layer.activation_metric
+        for name, layer in self.network.layers.items():
+            yield _Tensor(name, "weight_bits", layer, layer.weight_metric.detach())
+            yield _Tensor(name, "activation_bits", layer, sums[name].detach() / len(self.batches))
+
+    def at(self, tensor: _Tensor, candidate: int, base: int) -> _Point:
+        """With one tensor at a candidate and all others at another."""
+        for other in self.tensors:
+            other.choose(base)
+        tensor.choose(candidate)
+        loss, gradient = 0.0, torch.zeros_like(tensor.metric)
+        for images, labels in self.batches:
+            found = F.cross_entropy(self.network.model(images), labels)
+            (of_threshold,) = torch.autograd.grad(found, [tensor.thresholds])
+            loss += found.item() / len(self.batches)
+            gradient += of_threshold / len(self.batches)
+        return _Point(loss, -gradient / surrogate_slope(tensor.metric - tensor.thresholds.detach()))
+
+    def hessian(self) -> dict[tuple[str, What], list[float]]:
+        """By layer and tensor: what HAWQ estimates for closing each gate."""
+        graph = loss_graph(self.job, 128)
+        traces = hutchinson(graph, self.job.noise("signs"), _DRAWS, 1e-3)
+        omega = sensitivity(self.job.task.network, graph.tensors, traces, _CHAIN)
+        return {key: [low - high for low, high in pairwise(values)] for key, values in omega.items()}
+
+    def rows(self) -> Iterator[dict[str, object]]:
+        """One row for each gate, with the others open and with the others shut."""
+        hessian = self.hessian()
+        for base, others in ((len(_CHAIN) - 1, "open"), (0, "shut")):
+            for tensor in self.tensors:
+                points = [self.at(tensor, candidate, base) for candidate in range(len(_CHAIN))]
+                for level, (shut, opened) in enumerate(pairwise(points)):
+                    yield {
+                        "others": others,
+                        "layer": tensor.layer,
+                        "tensor": _TENSORS[tensor.what],
+                        "gate": f"{_CHAIN[level + 1]} to {_CHAIN[level]} bit",
+                        "rise": shut.loss - opened.loss,
+                        "from_open": -opened.gradient[level].item(),
+                        "from_shut": -shut.gradient[level].item(),
+                        "metric": tensor.metric[level].item(),
+                        "hessian": hessian[tensor.layer, tensor.what][level],
+                    }
+                print(others, tensor.layer, tensor.what, flush=True)  # noqa: T201
+
+
+def correlations(points: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's ρ of every signal with the rise, over the tensors of one kind and over all."""
+    from scipy.stats import spearmanr
+
+    everything = points.assign(tensor="all")
+    rows = []
+    for (others, gate, tensor), group in pd.concat([points, everything]).groupby(["others", "gate", "tensor"]):
+        of_signals = {title: spearmanr(group[key], group["rise"]).statistic for key, title in _SIGNALS.items()}
+        rows.append({"Other gates": others, "Gate": gate, "Tensors": tensor, "n": len(group), **of_signals})
+    return pd.DataFrame(rows)
+
+
+def draw(points: pd.DataFrame) -> alt.TopLevelMixin:
+    """What each gradient predicts over what happens; on the line it is right."""
+    long = points.melt(["others", "tensor", "gate", "rise"], ["from_open", "from_shut"], "side", "predicted")
+    long["side"] = long["side"].map(_SIGNALS)
+    long["state"] = long["gate"] + ", others " + long["others"]
+    least, most = float(long["rise"].min()), float(long["rise"].max())
+    dots = (
+        alt.Chart()
+        .mark_point(size=25, filled=True, opacity=0.8)
+        .encode(
+            alt.X("rise:Q", title="rise of the loss when the gate closes"),
+            alt.Y("predicted:Q", title="predicted by the gradient"),
+            alt.Color("tensor:N", title=None),
+            alt.Shape("tensor:N", title=None),
+        )
+    )
+    ends = pd.DataFrame({"rise": [least, most], "predicted": [least, most]})
+    line = alt.Chart(ends).mark_line(strokeDash=[4, 3], color="#777777").encode(x="rise:Q", y="predicted:Q")
+    both = alt.layer(line, dots, data=long).properties(width=190, height=170)
+    return both.facet(row=alt.Row("side:N", title=None), column=alt.Column("state:N", title=None)).resolve_scale(
+        x="independent", y="independent"
+    )
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    numbers = [*_SIGNALS.values()]
+    cells = [
+        [f"{value:+.2f}" if name in numbers else str(value) for name, value in row.items()]
+        for row in table.to_dict("records")
+    ]
+    rule = ["--:" if name in ("n", *numbers) else "---" for name in table.columns]
+    return "\n".join(line(row) for row in (list(table.columns), rule, *cells))
+
+
+def main() -> None:
+    """Measure, keep the points, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spec", type=Path, default=_RESULTS / "evidence.toml")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--store", type=Path, default=Path("bench-store"))
+    options = parser.parse_args()
+    spec = build([read_toml(options.spec)])
+    bench = Workbench(spec, Store(options.store), options.data_dir, make_plan(spec).network)
+    points = pd.DataFrame(Probe(bench, options.batches).rows())
+    folder = _RESULTS / "gates"
+    folder.mkdir(exist_ok=True)
+    points.to_csv(folder / "gates.csv", index=False, float_format="%.6g")
+    fill_in("gates", _markdown(correlations(points)))
+    save(draw(points), folder / "gradients.svg")
+
+
+if __name__ == "__main__":
+    main()
