@@ -202,27 +202,30 @@ def correlations(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame) -> alt.TopLevelMixin:
-    """What each gradient predicts over what happens; on the line it is right."""
-    long = points.melt(["others", "tensor", "gate", "rise"], ["from_open", "from_shut"], "side", "predicted")
-    long["side"] = long["side"].map(_SIGNALS)
-    long["state"] = long["gate"] + ", others " + long["others"]
-    least, most = float(long["rise"].min()), float(long["rise"].max())
+    """What three signals say of closing gates from 4 to 2 bit, over what happens; a gradient is right on the line."""
+    lowest = points[points["gate"] == f"{_CHAIN[1]} to {_CHAIN[0]} bit"]
+    rows = [
+        alt.hconcat(*[_panel(group, signal, others) for others, group in lowest.groupby("others")])
+        for signal in ("from_open", "from_shut", "metric")
+    ]
+    return alt.vconcat(*rows)
+
+
+def _panel(points: pd.DataFrame, signal: str, others: str) -> alt.LayerChart:
     dots = (
-        alt.Chart()
-        .mark_point(size=25, filled=True, opacity=0.8)
+        alt.Chart(points)
+        .mark_point(size=30, filled=True, opacity=0.8)
         .encode(
-            alt.X("rise:Q", title="rise of the loss when the gate closes"),
-            alt.Y("predicted:Q", title="predicted by the gradient"),
+            alt.X("rise:Q", title=f"rise of the loss when the gate closes, others {others}"),
+            alt.Y(f"{signal}:Q", title=_SIGNALS[signal]),
             alt.Color("tensor:N", title=None),
             alt.Shape("tensor:N", title=None),
         )
     )
-    ends = pd.DataFrame({"rise": [least, most], "predicted": [least, most]})
-    line = alt.Chart(ends).mark_line(strokeDash=[4, 3], color="#777777").encode(x="rise:Q", y="predicted:Q")
-    both = alt.layer(line, dots, data=long).properties(width=190, height=170)
-    return both.facet(row=alt.Row("side:N", title=None), column=alt.Column("state:N", title=None)).resolve_scale(
-        x="independent", y="independent"
-    )
+    ends = [float(points["rise"].min()), float(points["rise"].max())]
+    line = alt.Chart(pd.DataFrame({"rise": ends, signal: ends})).mark_line(strokeDash=[4, 3], color="#777777")
+    layers = [dots] if signal == "metric" else [line.encode(x="rise:Q", y=f"{signal}:Q"), dots]
+    return alt.layer(*layers).properties(width=300, height=150)
 
 
 def _markdown(table: pd.DataFrame) -> str:

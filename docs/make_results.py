@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,29 +84,32 @@ def _draw(document: Document, folder: Path) -> None:
 
 
 def answers(results: StudyResults) -> Document:
-    """What the study says to the questions asked of it: paired differences, p corrected over all questions."""
+    """What the study says to the questions asked of it, budget by budget: paired differences, p corrected over all."""
     asked = tomllib.loads((_RESULTS / "questions.toml").read_text()).get(results.name, [])
-    found = {cell.method: cell for cell in cells(results)}
-    pairs = [_pair(found, *entry["pair"]) for entry in asked]
+    found = {(cell.method, cell.budget): cell for cell in cells(results)}
+    places = [(entry, budget) for entry in asked for budget in results.study["spec"]["budgets"]]
+    pairs = [_pair([found.get((method, budget)) for method in entry["pair"]]) for entry, budget in places]
     corrected = holm([p_to_correct(pair) for pair in pairs])
-    rows = [_row(entry, pair, p) for entry, pair, p in zip(asked, pairs, corrected, strict=True)]
-    titles = ("Question", "A", "B", "n", "A − B", "95 % interval", "p", "Smallest seen")
-    columns = tuple(Column(title=title, align="left" if index < 3 else "right") for index, title in enumerate(titles))
+    rows = [_row(entry, budget, pair, p) for (entry, budget), pair, p in zip(places, pairs, corrected, strict=True)]
+    titles = ("Question", "A", "B", "Budget", "n", "A − B", "95 % interval", "p", "Smallest seen")
+    columns = tuple(Column(title=title, align="left" if index < 4 else "right") for index, title in enumerate(titles))
     table = Table(name="answers", title=f"{results.name}: questions", columns=columns, rows=tuple(rows))
     return Document(study=results.name, sections=(Section(name="answers", title="", parts=(table,)),))
 
 
-def _pair(found: dict[str, Cell], first: str, second: str) -> PairedDifference | None:
-    return difference(found[first].top1, found[second].top1) if first in found and second in found else None
+def _pair(sides: Sequence[Cell | None]) -> PairedDifference | None:
+    first, second = sides
+    return None if first is None or second is None else difference(first.top1, second.top1)
 
 
-def _row(entry: dict[str, Any], pair: PairedDifference | None, p: float) -> tuple[str, ...]:
+def _row(entry: dict[str, Any], budget: str, pair: PairedDifference | None, p: float) -> tuple[str, ...]:
     """A question with its answer in points of Top-1; the last cell is the smallest difference that n would show."""
+    place = (entry["question"], *entry["pair"], budget)
     if pair is None:
-        return (entry["question"], *entry["pair"], "0", "", "", "", "")
+        return (*place, "0", "", "", "", "")
     tested = probability(p) if pair.n >= MIN_PAIRS else TOO_FEW
     figures = (f"{pair.mean:+.2f}", interval(pair.interval, "+"), tested, number(pair.detectable))
-    return (entry["question"], *entry["pair"], str(pair.n), *figures)
+    return (*place, str(pair.n), *figures)
 
 
 def _markdown(document: Document) -> str:
