@@ -159,7 +159,7 @@ class _Ledger:
             for name, layers in self._priced.items()
         }
         self._policy = policy_of(base, decisions)
-        self._changes: dict[tuple[int, int], float] = {}
+        self._changes: dict[tuple[tuple[int, int], ...], float] = {}
 
     def state(self) -> tuple[int, ...]:
         """What is chosen."""
@@ -169,11 +169,11 @@ class _Ledger:
         """What the decisions stand for."""
         return self._policy
 
-    def change(self, move: Move) -> float:
-        """By how much a move changes the cost."""
-        key = (move.index, move.chosen)
+    def change(self, *moves: Move) -> float:
+        """By how much moves, made together, change the cost."""
+        key = tuple((move.index, move.chosen) for move in moves)
         if key not in self._changes:
-            self._changes[key] = self._change([move])
+            self._changes[key] = self._change(moves)
         return self._changes[key]
 
     def change_of_both(self, first: Move, second: Move) -> float:
@@ -181,7 +181,7 @@ class _Ledger:
         layers = self.decisions[first.index].layer, self.decisions[second.index].layer
         if self._involved[layers[0]].isdisjoint(self._involved[layers[1]]):
             return self.change(first) + self.change(second)
-        return self._change([first, second])
+        return self.change(first, second)
 
     def make(self, move: Move) -> None:
         """Move a decision."""
@@ -190,7 +190,9 @@ class _Ledger:
         self.decisions[move.index] = replace(self.decisions[move.index], chosen=move.chosen)
         outdated = {name for name, involved in self._involved.items() if not involved.isdisjoint(self._involved[layer])}
         self._changes = {
-            key: change for key, change in self._changes.items() if self.decisions[key[0]].layer not in outdated
+            key: change
+            for key, change in self._changes.items()
+            if outdated.isdisjoint(self.decisions[index].layer for index, _ in key)
         }
 
     def _change(self, moves: Sequence[Move]) -> float:

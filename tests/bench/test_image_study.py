@@ -16,7 +16,7 @@ SMALL = {
     "pretrain.epochs": 1,
     "search.epochs": 1,
     "finetune.epochs": 1,
-    "tuning.trials": 2,
+    "tuning.trials": 1,
     "tuning.finetune_epochs": 0,
     "threads": 1,
     **{f"{stage}.batch_size": 8 for stage in ("pretrain", "search", "finetune")},
