@@ -369,8 +369,10 @@ class TaskData:
     def calibration_batches(self, count: int, batch_size: int) -> Sequence[Tensor]:
         """A fixed choice of training images without augmentation, for statistics and metrics.
 
-        The whole batches on every replica, for passes inside `replicas.alone`.
+        As in training a last, smaller batch is dropped, which might hold one image: a batch normalisation has no
+        statistics of one value a channel. The whole batches on every replica, for passes inside `replicas.alone`.
         """
+        count = min(count, self.batches_per_epoch(batch_size))
         chosen = torch.randperm(len(self.train), generator=generator("calibration"))[: count * batch_size]
         with replicas.alone():
             return [self.normalize(images) for images, _ in self.train.take(chosen).unchanged(batch_size)]

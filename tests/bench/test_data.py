@@ -301,6 +301,13 @@ def test_calibration_batches_are_fixed_training_images_without_repeats() -> None
     assert set(numbers) <= set(_numbers(data.normalize(data.train.images)))
 
 
+def test_calibration_batches_are_whole_where_images_do_not_suffice() -> None:
+    data = _task_data()
+    images = len(data.train)
+    assert [len(batch) for batch in data.calibration_batches(2, images - 1)] == [images - 1]
+    assert [len(batch) for batch in data.calibration_batches(2, images + 1)] == [images]
+
+
 def test_parts_do_not_overlap() -> None:
     data = _task_data(validation_fraction=0.25)
     train, validation = (set(_numbers(data.normalize(part.images))) for part in (data.train, data.validation))
