@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spec", type=Path, default=_RESULTS / "evidence.toml")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--store", type=Path, default=Path("bench-store"))
     options = parser.parse_args()
     spec = build([read_toml(options.spec)])
