@@ -15,7 +15,7 @@ The points are kept as CSV in `docs/results/gates`, with rank correlations in `d
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ import altair as alt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from make_results import fill_in
+from make_results import fill_in, markdown
 from torch import Tensor
 
 from bench.charts import save
@@ -32,6 +32,7 @@ from bench.compression import calibrate
 from bench.execution import Workbench, load_checkpoint
 from bench.method import SearchJob
 from bench.plan import make_plan
+from bench.report import Column, Document, Section, Table
 from bench.seeds import derive, start_process_deterministically
 from bench.spec import build, read_toml
 from bench.store import Store
@@ -39,8 +40,8 @@ from bench.training import reestimate_norms
 from methods.decisions import What
 from methods.gates import surrogate_slope
 from methods.hawq import hutchinson, loss_graph, sensitivity
-from methods.sbs import SbsOptions, search_space
-from methods.shared_layers import LayerSettings, SharedLayer
+from methods.sbs import SbsOptions, layer_settings, search_space
+from methods.shared_layers import SharedLayer
 from methods.shared_network import SharedNetwork, Start
 
 _RESULTS = Path(__file__).resolve().parent / "results"
@@ -123,14 +124,9 @@ class Probe:
         self.tensors = list(self._tensors())
 
     def _network(self, batch_size: int) -> SharedNetwork:
-        space = search_space(self.job.task.network, SbsOptions(bits=_CHAIN), prune=False)
-        settings = LayerSettings(
-            gate_place="next_input",
-            group_metric="raw",
-            weight_normalization=True,
-            task_gradient=True,
-            calibration_bits=4,
-        )
+        options = SbsOptions(bits=_CHAIN)
+        space = search_space(self.job.task.network, options, prune=False)
+        settings = layer_settings(options)
         network = SharedNetwork(self.job, space, settings, Start(state=self.job.pretrained, clips={}))
         calibrate(network.model, self.batches[0][0])
         reestimate_norms(network.model, self.job.task.data, batch_size)
@@ -228,17 +224,16 @@ def _panel(points: pd.DataFrame, signal: str, others: str) -> alt.LayerChart:
     return alt.layer(*layers).properties(width=300, height=150)
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
+def table(found: pd.DataFrame) -> Document:
+    """The correlations as the project writes its tables."""
     numbers = [*_SIGNALS.values()]
-    cells = [
-        [f"{value:+.2f}" if name in numbers else str(value) for name, value in row.items()]
-        for row in table.to_dict("records")
+    columns = [Column(title=title, align="right" if title in ("n", *numbers) else "left") for title in found.columns]
+    rows = [
+        tuple(f"{value:+.2f}" if title in numbers else str(value) for title, value in row.items())
+        for row in found.to_dict("records")
     ]
-    rule = ["--:" if name in ("n", *numbers) else "---" for name in table.columns]
-    return "\n".join(line(row) for row in (list(table.columns), rule, *cells))
+    part = Table(name="gates", title="gates: rank correlations", columns=tuple(columns), rows=tuple(rows))
+    return Document(study="gates", sections=(Section(name="gates", title="", parts=(part,)),))
 
 
 def main() -> None:
@@ -255,7 +250,7 @@ def main() -> None:
     folder = _RESULTS / "gates"
     folder.mkdir(exist_ok=True)
     points.to_csv(folder / "gates.csv", index=False, float_format="%.6g")
-    fill_in("gates", _markdown(correlations(points)))
+    fill_in("gates", markdown(table(correlations(points))))
     save(draw(points), folder / "gradients.svg")
 
 

@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> None:
         folder = _RESULTS / name
         folder.mkdir(parents=True, exist_ok=True)
         publish(results, folder)
-        fill_in(f"results: {name}", _markdown(make_document(results, [DEFAULT_REPORT])))
-        fill_in(f"answers: {name}", _markdown(answers(results)))
+        fill_in(f"results: {name}", markdown(make_document(results, [DEFAULT_REPORT])))
+        fill_in(f"answers: {name}", markdown(answers(results)))
         print(f"{folder.name}: {len(list(folder.iterdir()))} files")  # noqa: T201
 
 
@@ -112,7 +112,8 @@ def _row(entry: dict[str, Any], budget: str, pair: PairedDifference | None, p: f
     return (*place, str(pair.n), *figures)
 
 
-def _markdown(document: Document) -> str:
+def markdown(document: Document) -> str:
+    """A document as it stands in pages."""
     text: str = load("forms", "markdown").render(document, _WIDTH)
     return text
 

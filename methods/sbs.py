@@ -130,6 +130,23 @@ def threshold_rate(options: SbsOptions, steps: int) -> float:
     return options.threshold_lr
 
 
+def layer_settings(options: SbsOptions, *, task_gradient: bool = True) -> LayerSettings:
+    """How the shared layers of a search behave.
+
+    Args:
+        options: See `SbsOptions`.
+        task_gradient: Whether the task loss reaches the gates.
+    """
+    return LayerSettings(
+        gate_place=options.gate_place,
+        group_metric=options.group_metric,
+        weight_normalization=options.weight_normalization,
+        task_gradient=task_gradient,
+        calibration_bits=4,
+        clip_sharing=options.clip_sharing,
+    )
+
+
 def share_bits(
     job: SearchJob,
     space: SearchSpace,
@@ -149,14 +166,7 @@ def share_bits(
         term: The cost term.
         task_gradient: Whether the task loss reaches the gates.
     """
-    settings = LayerSettings(
-        gate_place=options.gate_place,
-        group_metric=options.group_metric,
-        weight_normalization=options.weight_normalization,
-        task_gradient=task_gradient,
-        calibration_bits=4,
-        clip_sharing=options.clip_sharing,
-    )
+    settings = layer_settings(options, task_gradient=task_gradient)
     network = SharedNetwork(job, space, settings, start)
     data = job.task.data
     if options.clip_init == "calibrated" and not start.clips:

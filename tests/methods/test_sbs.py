@@ -27,10 +27,11 @@ from methods.sbs import (
     SbsP,
     SbsQ,
     _Trace,
+    layer_settings,
     search_space,
     threshold_rate,
 )
-from methods.shared_layers import LayerSettings, SharedLayer
+from methods.shared_layers import SharedLayer
 from methods.shared_network import SharedNetwork, Start, cheapest_policy
 
 Vector = NDArray[np.float64]
@@ -345,13 +346,7 @@ def test_calibrated_clips_start_near_the_pretrained_accuracy(
 
 
 def plain_network(job: SearchJob) -> SharedNetwork:
-    settings = LayerSettings(
-        gate_place="next_input",
-        group_metric="raw",
-        weight_normalization=True,
-        task_gradient=True,
-        calibration_bits=4,
-    )
+    settings = layer_settings(SbsOptions())
     space = search_space(job.task.network, SbsOptions(), prune=True)
     return SharedNetwork(job, space, settings, Start(state=job.pretrained, clips={}))
 

@@ -24,17 +24,11 @@ from bench.repair import policy_of
 from bench.spec import AcceleratorSpec
 from bench.training import reestimate_norms
 from methods.gates import opened
-from methods.sbs import SbsOptions, search_space
+from methods.sbs import SbsOptions, layer_settings, search_space
 from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer
 from methods.shared_network import SharedNetwork, Start, shares
 
-DEFAULT = LayerSettings(
-    gate_place="next_input",
-    group_metric="raw",
-    weight_normalization=True,
-    task_gradient=True,
-    calibration_bits=4,
-)
+DEFAULT = layer_settings(SbsOptions())
 
 
 def shared(

@@ -15,8 +15,16 @@ from bench.method import SearchJob
 from bench.quantization import best_clip, standardize
 from methods import starts
 from methods.hawq import squared_error
-from methods.sbs import Sbs, SbsOptions, SbsQ, _calibrated_metrics, _set_rate, search_space, threshold_rate
-from methods.shared_layers import LayerSettings
+from methods.sbs import (
+    Sbs,
+    SbsOptions,
+    SbsQ,
+    _calibrated_metrics,
+    _set_rate,
+    layer_settings,
+    search_space,
+    threshold_rate,
+)
 from methods.shared_network import SharedNetwork, Start
 
 MakeJob = Callable[..., SearchJob]
@@ -25,13 +33,7 @@ LEVELS = 2
 
 def network_of(job: SearchJob, **settings: Any) -> SharedNetwork:
     """A calibrated sharing network with pruning, before its search."""
-    plain = LayerSettings(
-        gate_place="next_input",
-        group_metric="raw",
-        weight_normalization=True,
-        task_gradient=True,
-        calibration_bits=4,
-    )
+    plain = layer_settings(SbsOptions())
     space = search_space(job.task.network, SbsOptions(), prune=True)
     network = SharedNetwork(job, space, replace(plain, **settings), Start(state=job.pretrained, clips={}))
     calibrate(network.model, job.task.data.calibration_batches(1, 28)[0])
