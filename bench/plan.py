@@ -398,9 +398,7 @@ class _Builder:
         self.spec, self.variant = spec, variant
         self.pretrainings, self.tunings = pretrainings, tunings
         dump = spec.model_dump(mode="json")
-        # What a data set has no choice in is not named, as it was before there was a choice.
-        later = ("image_size", "classes")
-        self._task = {key: value for key, value in dump["task"].items() if key not in later or value is not None}
+        self._task = dump["task"]
         checkpoint = checkpoint_of(spec.task)
         if checkpoint is not None:
             self._task = {**self._task, "checkpoint": _checkpoint_hash(checkpoint)}

@@ -27,6 +27,8 @@ Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+_UNNAMED = Field(exclude_if=lambda value: value is None)
+"""Of values that came later: where they are absent they are not named, so that older results keep their ids."""
 
 PUBLISHED_WEIGHTS = "torchvision"
 """As a checkpoint: the weights that torchvision publishes for the model."""
@@ -55,8 +57,8 @@ class TaskSpec(Strict):
     model: str = "resnet20"
     validation_fraction: Fraction = 0.1
     train_images: Count | None = None
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    classes: Annotated[int, Field(ge=2)] | None = None
+    image_size: Annotated[Annotated[int, Field(ge=8)] | None, _UNNAMED] = None
+    classes: Annotated[Annotated[int, Field(ge=2)] | None, _UNNAMED] = None
     checkpoint: str | None = None
     init: Literal["pretrained", "scratch"] = "pretrained"
 
@@ -71,6 +73,7 @@ class Schedule(Strict):
         decay: "step" divides by 10 at the milestones, "cosine" falls to 0, "one_cycle" rises and falls.
         milestones: Epochs at which "step" divides.
         momentum, nesterov, weight_decay: Of SGD.
+        max_grad_norm: Gradients of a larger norm, over all weights, are scaled down to it before an update.
     """
 
     epochs: Count = 1
@@ -81,6 +84,7 @@ class Schedule(Strict):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_grad_norm: Annotated[Positive | None, _UNNAMED] = None
 
     @model_validator(mode="after")
     def _milestones_have_an_effect(self) -> Self:
@@ -100,6 +104,7 @@ class SearchSchedule(Strict):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_grad_norm: Annotated[Positive | None, _UNNAMED] = None
 
 
 class FinetuneSchedule(Schedule):

@@ -57,14 +57,17 @@ class Meter:
         """
         loss = float(replicas.mean(self._loss)) / self._batches
         if not math.isfinite(loss):
-            raise NonFiniteLossError(f"the training loss became {loss}; a smaller learning rate may help")
+            raise NonFiniteLossError(
+                f"the training loss became {loss}; a smaller learning rate (lr) or a limit of gradients "
+                "(max_grad_norm) may help"
+            )
         images = self._images * replicas.count()
         return {"loss": loss, "accuracy": 100 * int(replicas.total(self._correct)) / images}
 
 
 def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSchedule) -> torch.optim.SGD:
-    """SGD with the schedule's rate, momentum and decay for groups that state no other."""
-    return torch.optim.SGD(
+    """SGD with the schedule's rate, momentum and decay for groups that state no other, and its limit of gradients."""
+    optimizer = torch.optim.SGD(
         [dict(group) for group in groups],
         lr=schedule.lr,
         momentum=schedule.momentum,
@@ -72,6 +75,24 @@ def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSched
         weight_decay=schedule.weight_decay,
         fused=True,  # one pass over all parameters; networks have some hundred small ones
     )
+    if schedule.max_grad_norm is not None:
+        limit_gradients(optimizer, schedule.max_grad_norm)
+    return optimizer
+
+
+def limit_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Before each update scale the gradients of all its parameters down to a norm that they exceed together.
+
+    A filter whose quantized weights are all 0 has an output without variance, and batch normalisation multiplies the
+    gradient of what has none by 1/√ε, some 300. In depthwise layers, of which MobileNets have many in a row, such
+    filters are common at few bits.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def limit(*_: object) -> None:
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+    optimizer.register_step_pre_hook(limit)
 
 
 def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Sequence[Mapping[str, object]]:

@@ -330,8 +330,12 @@ def test_what_a_data_set_has_no_choice_in_is_refused(tiny: SimpleNamespace, key:
 
 
 def test_identities_do_not_name_what_there_is_no_choice_in(tiny: SimpleNamespace) -> None:
-    """Results from before there were such data sets stay what they are."""
-    assert not {"image_size", "classes"} & set(make_plan(tiny.spec()).pretrainings[0].document["task"])
+    """Results from before there was such a choice stay what they are."""
+    plain = make_plan(tiny.spec())
+    documents = [unit.document for unit in (*plain.pretrainings, *plain.runs)]
+    assert not [key for key in ("image_size", "classes", "max_grad_norm") if key in json.dumps(documents)]
+    limited = make_plan(tiny.spec({"finetune": {"max_grad_norm": 5.0}}))
+    assert not {run.identity for run in plain.runs} & {run.identity for run in limited.runs}
 
 
 @pytest.mark.parametrize("method", ["sbs_p", "prune_then_quantize"])

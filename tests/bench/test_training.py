@@ -98,6 +98,27 @@ def test_no_nesterov_without_momentum(schedule: Schedule | SearchSchedule) -> No
     assert (group["momentum"], group["nesterov"], group["lr"]) == (0.0, False, schedule.lr)
 
 
+# --- the limit of gradients ---
+
+
+@pytest.mark.parametrize("schedule", [Schedule, SearchSchedule])
+@pytest.mark.parametrize("largest", [None, 1e-3, 2.5, 13.0, 1e6])
+def test_gradients_are_scaled_to_the_norm_that_they_exceed(
+    schedule: type[Schedule] | type[SearchSchedule], largest: float | None
+) -> None:
+    starts = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+    gradients = [torch.tensor([3.0, -4.0]), torch.tensor([[12.0]])]  # together of norm 13
+    parameters = [nn.Parameter(start.clone()) for start in starts]
+    settings = schedule(lr=0.5, momentum=0.0, weight_decay=0.0, max_grad_norm=largest)
+    optimizer = sgd([{"params": [parameter]} for parameter in parameters], settings)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+    scale = 1.0 if largest is None else min(1.0, largest / 13)
+    for parameter, start, gradient in zip(parameters, starts, gradients, strict=True):
+        assert torch.allclose(parameter, start - 0.5 * scale * gradient, rtol=1e-5, atol=0)
+
+
 # --- groups ---
 
 
@@ -137,7 +158,7 @@ def test_the_meter_refuses_a_loss_that_is_no_number(loss: float) -> None:
     meter = Meter(CPU)
     for value in (1.0, loss, 1.0):
         meter.add(torch.tensor(value), torch.zeros(2, 3), torch.tensor([0, 1]))
-    with pytest.raises(NonFiniteLossError, match=r"the training loss became (nan|-?inf); a smaller learning rate"):
+    with pytest.raises(NonFiniteLossError, match=r"loss became (nan|-?inf); a smaller learning rate .* or a limit"):
         meter.figures()
 
 

@@ -43,7 +43,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(*arguments: object) -> str:
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.long
@@ -60,7 +62,8 @@ def test_a_preset_runs_to_its_end_and_is_reported(preset: str, store: Path, tmp_
         "run", "--preset", preset, "--schedule", "quick", "--seeds", seeds, "--in-process", "--store", store, *shorter
     )
     runs = pd.read_csv(store / "studies" / spec.name / "runs.csv")
-    assert set(runs["status"]) <= {"done", "unreachable"}
+    ended = runs[["method", "budget", "seed", "status", "reason"]]
+    assert set(runs["status"]) <= {"done", "unreachable"}, ended.to_string()
     assert set(runs["method"].str.partition("[")[0]) == set(spec.methods)
     assert set(runs["model"]) == {spec.task.model, *spec.further_models}
     bench("report", spec.name, "--store", store, "--out", tmp_path)
