@@ -226,12 +226,24 @@ def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
     return sorted(effective, key=lambda move: (move.margin, move.index))
 
 
+def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> bool:
+    """Whether all moves together come as far as the window; where they do not, no two of them do.
+
+    Far from the budget that spares the price of every pair. All moves go in the same direction.
+    """
+    after = cost + ledger.change(*moves)
+    return after <= budget.limit if cost > budget.limit else after >= budget.low
+
+
 def _landing(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> Sequence[Move] | None:
     """The fewest moves, then the least sum of margins, that end inside the window in at most two."""
     for move in moves:
         if budget.matches(cost + ledger.change(move)):
             return [move]
-    pairs = sorted(combinations(moves[:_PAIR_CANDIDATES], 2), key=lambda pair: pair[0].margin + pair[1].margin)
+    candidates = moves[:_PAIR_CANDIDATES]
+    if not _within_reach(ledger, cost, candidates, budget):
+        return None
+    pairs = sorted(combinations(candidates, 2), key=lambda pair: pair[0].margin + pair[1].margin)
     for pair in pairs:
         if budget.matches(cost + ledger.change_of_both(*pair)):
             return pair

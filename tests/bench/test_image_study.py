@@ -37,20 +37,26 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def study(data: Path, store: Path, *arguments: str) -> pd.DataFrame:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: what two studies have in common is done once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def study(data: Path, store: Path, name: str, *arguments: str) -> pd.DataFrame:
     """The runs of a study that was worked on in this test's process tree."""
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     command = [sys.executable, "-m", "bench", "run", "--dataset", "imagefolder", "--data-dir", str(data)]
-    command += ["--store", str(store), "--device", "cpu", "--in-process", "--set", "name=study", "--seeds", "1"]
+    command += ["--store", str(store), "--device", "cpu", "--in-process", "--name", name, "--seeds", "1"]
     ran = subprocess.run([*command, *settings, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    runs = pd.read_csv(store / "studies" / "study" / "runs.csv")
+    runs = pd.read_csv(store / "studies" / name / "runs.csv")
     assert list(runs["status"]) == ["done"] * len(runs)
     return runs
 
 
-def test_resnet18_at_a_bop_budget(photographs: Path, tmp_path: Path) -> None:
-    runs = study(photographs, tmp_path, "--model", "resnet18", "--methods", "sbs,full_precision")
+def test_resnet18_at_a_bop_budget(photographs: Path, store: Path) -> None:
+    runs = study(photographs, store, "bops", "--model", "resnet18", "--methods", "sbs,full_precision")
     sbs = runs[runs["method"] == "sbs"].iloc[0]
     assert bool(sbs["within_budget"])
     assert 0.97 * sbs["budget_cost"] <= sbs["cost"] == sbs["bops"] <= sbs["budget_cost"]
@@ -58,10 +64,8 @@ def test_resnet18_at_a_bop_budget(photographs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("budget", "figure"), [("0.9x:ms", "latency_ms"), ("0.9x:mJ", "energy_mj")])
-def test_mobilenet_v2_at_a_budget_of_the_accelerator(
-    photographs: Path, tmp_path: Path, budget: str, figure: str
-) -> None:
-    runs = study(photographs, tmp_path, "--model", "mobilenet_v2", "--methods", "sbs", "--budget", budget)
+def test_mobilenet_v2_at_a_budget_of_the_accelerator(photographs: Path, store: Path, budget: str, figure: str) -> None:
+    runs = study(photographs, store, figure, "--model", "mobilenet_v2", "--methods", "sbs", "--budget", budget)
     (run,) = runs.to_dict("records")
     assert run["within_budget"] and run["budget_measure"] == figure.partition("_")[0]
     assert 0.97 * run["budget_cost"] <= run["cost"] == run[figure] <= run["budget_cost"]
