@@ -14,8 +14,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/bench run --methods sbs,dnas,fixed,full_precision
 
+# One process more than two cores: a fifth of the time tests wait for processes of their own.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # Every preset with the quick schedule, made shorter, and all its reports: an hour or so.
 long: setup
