@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> None:
     for name in arguments[1:]:
         results = StudyResults(store, store.load_study(name))
         folder = _RESULTS / name
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a table that an earlier state had would stay, e.g. of failures
+        folder.mkdir(parents=True)
         publish(results, folder)
         fill_in(f"results: {name}", markdown(make_document(results, [DEFAULT_REPORT])))
         fill_in(f"answers: {name}", markdown(answers(results)))
