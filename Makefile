@@ -14,7 +14,7 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/bench run --methods sbs,dnas,fixed,full_precision
 
-# One process more than two cores: a fifth of the time tests wait for processes of their own.
+# One process more than two cores: a sixth of the time tests wait for processes of their own.
 test: setup
 	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 

@@ -229,7 +229,8 @@ def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
 def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> bool:
     """Whether all moves together come as far as the window; where they do not, no two of them do.
 
-    Far from the budget that spares the price of every pair. All moves go in the same direction.
+    Far from the budget that spares the price of every pair. It takes for granted that a move which changes the cost in
+    the wanted direction does so beside the others, too.
     """
     after = cost + ledger.change(*moves)
     return after <= budget.limit if cost > budget.limit else after >= budget.low

@@ -158,7 +158,8 @@ def test_the_meter_refuses_a_loss_that_is_no_number(loss: float) -> None:
     meter = Meter(CPU)
     for value in (1.0, loss, 1.0):
         meter.add(torch.tensor(value), torch.zeros(2, 3), torch.tensor([0, 1]))
-    with pytest.raises(NonFiniteLossError, match=r"loss became (nan|-?inf); a smaller learning rate .* or a limit"):
+    said = r"the training loss became (nan|-?inf); a smaller learning rate \(lr\) or a limit of gradients"
+    with pytest.raises(NonFiniteLossError, match=said):
         meter.figures()
 
 
