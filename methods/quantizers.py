@@ -53,6 +53,7 @@ def bit_sharing_literal(
     kind: Kind,
     mask: Tensor | None = None,
     scale: Tensor | float = 1.0,
+    probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 10 term by term; D is the identity in the backward pass, H the sigmoid's slope (Eq. 12).
 
@@ -60,10 +61,11 @@ def bit_sharing_literal(
     """
     z = normalize(x, clip, kind)
     gates = gate(scale * metrics_literal(z, bits, mask), thresholds)
+    used = gates if probed is None else gates - (gates * probed).detach()
     offsets = torch.zeros_like(z)
     for index in reversed(range(1, len(bits))):
         residual = straight_through(z - straight_through(z, bits[index - 1]), bits[index])
-        offsets = gates[index - 1] * (residual + offsets)
+        offsets = used[index - 1] * (residual + offsets)
     return denormalize(straight_through(z, bits[0]) + offsets, clip, kind), gates
 
 
@@ -88,6 +90,7 @@ def bit_sharing(
     kind: Kind,
     mask: Tensor | None = None,
     scale: Tensor | None = None,
+    probed: Tensor | None = None,
     *,
     task_gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,15 +104,17 @@ def bit_sharing(
         kind: Weights or activations.
         mask: 1 for elements that count in the metrics; without gradient.
         scale: Factors of the metrics, shape (K − 1,); 1 when absent.
+        probed: 1 for gates that act as if they were shut, shape (K − 1,); none when absent. The task's gradient on
+            such a gate is that of a shut one.
         task_gradient: Whether the task loss reaches the gates; the control `cost_only` switches it off.
 
     Returns:
         The quantized tensor; the gates g_b2, …, g_bK, shape (K − 1,), each the result of its own threshold
-        whatever the gates before it; and their metrics, shape (K − 1,), without gradient.
+        whatever the gates before it, probed or not; and their metrics, shape (K − 1,), without gradient.
     """
     form = _BitSharing if clip.ndim == 0 else _ByWidth
     result: tuple[Tensor, Tensor, Tensor] = form.apply(  # type: ignore[no-untyped-call]
-        x, clip, thresholds, tuple(bits), kind, mask, scale, task_gradient
+        x, clip, thresholds, tuple(bits), kind, mask, scale, probed, task_gradient
     )
     return result
 
@@ -131,19 +136,21 @@ class _BitSharing(torch.autograd.Function):
         kind: Kind,
         mask: Tensor | None,
         scale: Tensor | None,
+        probed: Tensor | None,
         task_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         measured = _scaled(mean_errors(x, clip, bits[:-1], kind, mask), scale, x, kind)
         gates = (measured >= thresholds).to(thresholds.dtype)
-        values = quantized(x, clip, opened([steps(width) for width in bits], gates), kind)
-        ctx.save_for_backward(x, clip, values, gates, measured - thresholds)
+        used = _used(gates, probed)
+        values = quantized(x, clip, opened([steps(width) for width in bits], used), kind)
+        ctx.save_for_backward(x, clip, values, used, measured - thresholds)
         ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient
         ctx.mark_non_differentiable(measured)
         return values, gates, measured
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
-        x, clip, values, gates, excess = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, clip, values, used, excess = ctx.saved_tensors
         to_gates = ctx.task_gradient and len(ctx.bits) > 1
         counts = [steps(width) for width in ctx.bits] if to_gates else []
         found = gradients(grads[0], x, values, clip, ctx.kind, counts)
@@ -151,8 +158,8 @@ class _BitSharing(torch.autograd.Function):
         if to_gates:
             scale = clip if ctx.kind == "activation" else 2 * clip
             # ⟨grad, r_j⟩ with r_j = z_bj − z_b(j−1), by Theorem 1
-            grad_gates = grad_gates + scale * _gate_products(found.levels.diff(), gates)
-        return found.to_x, found.to_clip, -grad_gates * surrogate_slope(excess), None, None, None, None, None
+            grad_gates = grad_gates + scale * _gate_products(found.levels.diff(), used)
+        return found.to_x, found.to_clip, -grad_gates * surrogate_slope(excess), *[None] * 6
 
 
 class _ByWidth(torch.autograd.Function):
@@ -173,22 +180,24 @@ class _ByWidth(torch.autograd.Function):
         kind: Kind,
         mask: Tensor | None,
         scale: Tensor | None,
+        probed: Tensor | None,
         task_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         found = [mean_errors(x, clip, [width], kind, mask) for clip, width in zip(clips, bits[:-1], strict=False)]
         measured = _scaled(torch.cat([clips.new_zeros(0), *found]), scale, x, kind)
         gates = (measured >= thresholds).to(thresholds.dtype)
-        active = gates.cumprod(0).sum().long()
+        used = _used(gates, probed)
+        active = used.cumprod(0).sum().long()
         counts = clips.new_tensor([steps(width) for width in bits])
         values = quantized(x, _entry(clips, active), _entry(counts, active), kind)
-        ctx.save_for_backward(x, clips, values, gates, measured - thresholds, active)
+        ctx.save_for_backward(x, clips, values, used, measured - thresholds, active)
         ctx.bits, ctx.kind, ctx.task_gradient = bits, kind, task_gradient
         ctx.mark_non_differentiable(measured)
         return values, gates, measured
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
-        x, clips, values, gates, excess, active = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, clips, values, used, excess, active = ctx.saved_tensors
         found = gradients(grads[0], x, values, _entry(clips, active), ctx.kind)
         grad_gates = grads[1]
         if ctx.task_gradient and len(ctx.bits) > 1:
@@ -196,9 +205,9 @@ class _ByWidth(torch.autograd.Function):
                 gradients(grads[0], x, quantized(x, clip, steps(width), ctx.kind), clip, ctx.kind).value
                 for clip, width in zip(clips, ctx.bits, strict=True)
             ]
-            grad_gates = grad_gates + _gate_products(torch.stack(products).diff(), gates)
+            grad_gates = grad_gates + _gate_products(torch.stack(products).diff(), used)
         to_clips = torch.zeros_like(clips).index_copy(0, active.view(1), found.to_clip.view(1))
-        return found.to_x, to_clips, -grad_gates * surrogate_slope(excess), None, None, None, None, None
+        return found.to_x, to_clips, -grad_gates * surrogate_slope(excess), *[None] * 6
 
 
 def _scaled(measured: Tensor, scale: Tensor | None, x: Tensor, kind: Kind) -> Tensor:
@@ -206,6 +215,11 @@ def _scaled(measured: Tensor, scale: Tensor | None, x: Tensor, kind: Kind) -> Te
     if kind == "activation":  # weights are the same on all replicas
         measured = replicas.mean(measured, weight=len(x))
     return measured if scale is None else measured * scale
+
+
+def _used(gates: Tensor, probed: Tensor | None) -> Tensor:
+    """The gates that act: all but the probed ones."""
+    return gates if probed is None else gates * (1 - probed)
 
 
 def _entry(values: Tensor, index: Tensor) -> Tensor:

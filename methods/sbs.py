@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.checkpoints import Stateful
+from bench.checkpoints import GeneratorState, Stateful
 from bench.compression import calibrate
 from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
 from bench.network import NetworkShape
@@ -97,6 +97,8 @@ class SbsOptions(Strict):
         metric_scale: The paper's metrics; or all alike at the start of a search; or by second-order sensitivity.
         threshold_decay: A constant rate of the thresholds, as in the paper, or one that falls to 0 at the end, over the
             same way.
+        gate_probes: The share of the gates of bits that each update takes for shut, open or not, so that the task
+            tells what closing them costs; 0, as in the paper, for none.
     """
 
     bits: tuple[Annotated[int, Field(ge=1, le=16)], ...] = (2, 4, 8)
@@ -114,6 +116,7 @@ class SbsOptions(Strict):
     clip_sharing: ClipSharing = "one"
     metric_scale: MetricScale = "plain"
     threshold_decay: Literal["constant", "linear"] = "constant"
+    gate_probes: Annotated[float, Field(ge=0, lt=1, exclude_if=lambda value: value == 0)] = 0.0
 
     @model_validator(mode="after")
     def _bits_form_a_chain(self) -> Self:
@@ -267,18 +270,20 @@ class _Trace:
 
 def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: CostTerm) -> _Trace:
     """The loop of Algorithm 1."""
-    trace = _Trace(network, job.steps)
+    trace, noise = _Trace(network, job.steps), job.noise("probes")
     weights, of_weights, of_activations = _optimizers(job, network, options)
     rate = threshold_rate(options, job.steps)
     network.model.train()
     forward = job.in_training(network.with_cost())
     carried: dict[str, Stateful] = {"model": network.model, "trace": trace, "weights": weights}
     carried |= {"of_weights": of_weights, "of_activations": of_activations}
+    carried |= {"noise": GeneratorState(noise)}
     for epoch, batches in job.epochs(carried):
         meter = Meter(job.task.device)
         for images, labels in batches:
             if options.threshold_decay == "linear":
                 _set_rate((of_weights, of_activations), 2 * (1 - trace.step / job.steps) * rate)
+            network.probe(options.gate_probes, noise)
             logits, cost = forward(images)
             loss = F.cross_entropy(logits, labels)
             network.model.zero_grad(set_to_none=True)
@@ -292,6 +297,7 @@ def _train(job: SearchJob, network: SharedNetwork, options: SbsOptions, term: Co
             meter.add(loss, logits, labels)
             trace.add(cost)
         job.report({**trace.end_epoch(epoch, meter.figures(), term), "epochs": job.schedule.epochs})
+    network.probe(0, noise)
     return trace
 
 

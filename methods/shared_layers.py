@@ -72,6 +72,8 @@ class SharedLayer(nn.Module):
         thresholds_weight, thresholds_activation: α_b2 … α_bK of weights and of inputs.
         threshold_filters: α_b1, one for the layer.
         offset_activation: β where the input can be negative; see `Shifted`.
+        probed_weight, probed_activation: Gates of bits that the next passes take for shut, 1 for such a one, shape
+            (K − 1,); `None` while there are no probes.
         weight_gates, activation_gates, group_gates: Gates of the latest forward pass, differentiable.
         weight_metric, activation_metric, group_metric: Their metrics.
         channel_gates: The gate of each filter by its own decision; `None` when there is none.
@@ -109,6 +111,8 @@ class SharedLayer(nn.Module):
         self.register_buffer("scale_weight", torch.ones_like(self.thresholds_weight.detach()))
         self.register_buffer("scale_activation", torch.ones_like(self.thresholds_activation.detach()))
         self.register_buffer("scale_filters", self.weight.new_ones(()))
+        self.probed_weight: Tensor | None = None
+        self.probed_activation: Tensor | None = None
         self.threshold_filters: nn.Parameter | None = None
         self.groups: FilterGroups | None = None
         if space.group_size:
@@ -155,6 +159,7 @@ class SharedLayer(nn.Module):
                 "weight",
                 survivors,
                 self.scale_weight,
+                self.probed_weight,
                 task_gradient=self.settings.task_gradient,
             )
         if self.settings.gate_place == "weight" and self.channel_gates is not None:
@@ -184,6 +189,7 @@ class SharedLayer(nn.Module):
             "activation",
             None if channels is None else _along(channels.detach(), 1, x),
             self.scale_activation,
+            self.probed_activation,
             task_gradient=self.settings.task_gradient,
         )
         return values if offset is None else values + offset

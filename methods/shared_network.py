@@ -113,6 +113,18 @@ class SharedNetwork:
             out_channels=torch.stack(outputs),
         )
 
+    @torch.no_grad()
+    def probe(self, share: float, noise: torch.Generator) -> None:
+        """Let a share of the gates of bits, drawn anew, act as if they were shut in the passes that follow.
+
+        Args:
+            share: Between 0, which ends probing, and 1.
+            noise: Draws them.
+        """
+        for layer in self.layers.values():
+            layer.probed_weight = _drawn(layer.thresholds_weight, share, noise)
+            layer.probed_activation = _drawn(layer.thresholds_activation, share, noise)
+
     def with_cost(self) -> nn.Module:
         """A module that maps images to logits and to `relaxed_cost`; it shares the network's parameters."""
         return _WithCost(self)
@@ -220,6 +232,11 @@ def shares(gates: Sequence[Tensor]) -> Tensor:
         reached.append(reached[-1] * column)
     left = torch.stack([*reached[1:], torch.zeros_like(reached[0])], dim=1)
     return torch.stack(reached, dim=1) - left
+
+
+def _drawn(like: Tensor, share: float, noise: torch.Generator) -> Tensor | None:
+    """1 with probability `share`, 0 otherwise, in the shape of another tensor; `None` without a share."""
+    return (torch.rand(like.shape, generator=noise) < share).to(like) if share else None
 
 
 def _choice(space: LayerSpace) -> Choice:

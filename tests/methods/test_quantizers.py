@@ -130,13 +130,23 @@ class Outcome(NamedTuple):
     to_thresholds: Tensor
 
 
-def run(case: Case, bits: Sequence[int], kind: Kind, *, literal: bool, task_gradient: bool = True) -> Outcome:
+def run(
+    case: Case,
+    bits: Sequence[int],
+    kind: Kind,
+    *,
+    literal: bool,
+    task_gradient: bool = True,
+    probed: Tensor | None = None,
+) -> Outcome:
     leaves = [tensor.clone(memory_format=torch.preserve_format).requires_grad_() for tensor in case[:3]]
     x, clip, thresholds = leaves
     if literal:
-        value, gates = bit_sharing_literal(x, clip, thresholds, bits, kind, case.mask)
+        value, gates = bit_sharing_literal(x, clip, thresholds, bits, kind, case.mask, probed=probed)
     else:
-        value, gates, _ = bit_sharing(x, clip, thresholds, bits, kind, case.mask, task_gradient=task_gradient)
+        value, gates, _ = bit_sharing(
+            x, clip, thresholds, bits, kind, case.mask, None, probed, task_gradient=task_gradient
+        )
     loss = (value * case.grad).sum() + (gates * case.grad_gates).sum()
     return Outcome(value.detach(), gates.detach(), *torch.autograd.grad(loss, leaves))
 
@@ -179,6 +189,47 @@ def test_value_and_gradients_are_the_equations(
         task = difference(case, pattern, index, bits, kind)
         total = task + float(case.grad_gates[index])
         assert found.to_thresholds[index].item() == pytest.approx(-total * float(slopes[index]), abs=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+@pytest.mark.parametrize("per_width", [False, True])
+def test_a_probed_gate_acts_as_a_shut_one(
+    kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...], per_width: bool
+) -> None:
+    """Value and task's gradients are those with the gate shut; the gate itself, its cost and slope are its own."""
+    case = make_case(kind, bits, pattern, masked=False, channels_last=False, dtype=torch.float64)
+    if per_width:
+        case = case._replace(clip=case.clip * torch.linspace(0.8, 1.2, len(bits), dtype=torch.float64))
+    for probed in product((0.0, 1.0), repeat=len(pattern)):
+        found = run(case, bits, kind, literal=False, probed=torch.tensor(probed, dtype=torch.float64))
+        shut = shut_as_well(case, probed)
+        expected = run(shut, bits, kind, literal=False)
+        assert found.gates.tolist() == list(pattern)
+        for name in ("value", "to_x", "to_clip"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        slopes = [slope_at(some, bits, kind) for some in (case, shut)]
+        assert torch.allclose(found.to_thresholds / slopes[0], expected.to_thresholds / slopes[1], atol=1e-10)
+
+
+def shut_as_well(case: Case, probed: Sequence[float]) -> Case:
+    """The same with thresholds of probed gates above any metric."""
+    return case._replace(thresholds=case.thresholds + 2.0 * torch.tensor(probed, dtype=case.thresholds.dtype))
+
+
+def slope_at(case: Case, bits: Sequence[int], kind: Kind) -> Tensor:
+    """S(1 − S) of each gate, from its metric."""
+    *_, measured = bit_sharing(case.x, case.clip, case.thresholds, bits, kind, case.mask)
+    share = torch.sigmoid(measured - case.thresholds)
+    return share * (1 - share)
+
+
+@pytest.mark.parametrize(("kind", "bits", "pattern"), CASES)
+def test_both_forms_probe_alike(kind: Kind, bits: tuple[int, ...], pattern: tuple[int, ...]) -> None:
+    case = make_case(kind, bits, pattern, masked=True, channels_last=False, dtype=torch.float64)
+    for probed in product((0.0, 1.0), repeat=len(pattern)):
+        forms = [run(case, bits, kind, literal=form, probed=torch.tensor(probed).double()) for form in (False, True)]
+        for name, found, expected in zip(Outcome._fields, *forms, strict=True):
+            assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10), name
 
 
 def difference(case: Case, pattern: Sequence[int], index: int, bits: Sequence[int], kind: Kind) -> float:
