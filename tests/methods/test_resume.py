@@ -30,6 +30,7 @@ KNOBS = {"strength": 0.3, "first_strength": 2.0, "split": 0.5}
 METHODS: Mapping[str, Callable[[], Method]] = {
     "sbs alternating": Sbs,
     "sbs joint": lambda: Sbs(SbsOptions(gate_training="joint", final_gates="last")),
+    "sbs probing": lambda: Sbs(SbsOptions(gate_probes=0.3)),
     "sbs_p": SbsP,
     "multi_path": MultiPath,
     "dnas": Dnas,

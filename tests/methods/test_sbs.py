@@ -466,6 +466,7 @@ VARIANTS: Sequence[Mapping[str, Any]] = [
     {"search_downsampling": False, "gate_training": "joint"},
     {"clip_sharing": "per_width"},
     {"metric_scale": "start", "threshold_decay": "linear"},
+    {"gate_probes": 0.3},
     {"metric_scale": "hessian", "clip_sharing": "per_width", "threshold_decay": "linear"},
 ]
 
@@ -654,6 +655,7 @@ def test_nothing_in_the_space_is_cheaper_than_the_cheapest(group_size: int, netw
         ({"gate_training": "both"}, "gate_training"),
         ({"clip_init": "one"}, "clip_init"),
         ({"final_gates": "first"}, "final_gates"),
+        ({"gate_probes": 1.0}, "gate_probes"),
         ({"lambda": 1.0}, "lambda"),
     ],
 )

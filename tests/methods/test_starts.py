@@ -160,6 +160,32 @@ def test_the_rate_is_that_of_both_optimizers() -> None:
     assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [0.25, 0.25]
 
 
+def test_probes_change_the_network_but_neither_its_gates_nor_its_cost(make_job: MakeJob) -> None:
+    job = make_job()
+    network = network_of(job)
+    images = job.task.data.calibration_batches(1, 28)[0]
+    forward = network.with_cost()
+    outputs, cost = forward(images)
+    network.probe(0.5, job.noise("probes"))
+    probed, same_cost = forward(images)
+    assert not torch.allclose(probed, outputs, atol=1e-3)
+    assert torch.equal(same_cost, cost)
+    assert all(layer.weight_gates.all() and layer.activation_gates.all() for layer in network.layers.values())
+    network.probe(0, job.noise("probes"))
+    assert torch.equal(forward(images)[0], outputs)
+
+
+def test_the_share_of_probes_is_the_one_asked_for(make_job: MakeJob) -> None:
+    job = make_job()
+    network, noise = network_of(job), job.noise("probes")
+    drawn = []
+    for _ in range(200):
+        network.probe(0.3, noise)
+        drawn += [p for layer in network.layers.values() for p in (layer.probed_weight, layer.probed_activation)]
+    share = torch.cat([p for p in drawn if p is not None])
+    assert float(share.mean()) == pytest.approx(0.3, abs=5 * (0.21 / len(share)) ** 0.5)
+
+
 def test_layers_without_a_choice_have_nothing_to_scale(make_job: MakeJob) -> None:
     """Shortcuts at a fixed width among layers with gates."""
     for scale in ("start", "hessian"):
