@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
 
+NO_BUDGET = "none"
 _WIDE = 10.0
 """Costs that differ by more than this factor stand on a logarithmic axis."""
 _MARGIN = 0.3
@@ -49,7 +50,8 @@ def _parts(done: "pd.DataFrame", kind: Measured) -> list[Part]:
     suffix = "" if kind is BOPS else f"_{kind.measure}"
     text = (
         "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
-        "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure",
+        "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure. "
+        "Dotted: the mean of what has no budget, whatever it costs",
         *note,
     )
     return [
@@ -67,7 +69,7 @@ def _points(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
     return [
         {
             "method": run["line"],
-            "budget": run["budget"] or "none",
+            "budget": run["budget"] or NO_BUDGET,
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
             "cost": plotted(run[kind.column] / kind.per_unit),
@@ -87,7 +89,7 @@ def _means(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": str(first["line"]),
-                "budget": str(first["budget"]) or "none",
+                "budget": str(first["budget"]) or NO_BUDGET,
                 "n": len(group),
                 "top1": mean(group["top1"]),
                 "std": std(group["top1"]),
@@ -156,28 +158,43 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
 
     from bench.charts import GREY
 
-    costs = [row["cost"] for row in means]
+    budgeted = [index for index, row in enumerate(means) if row["budget"] != NO_BUDGET] or range(len(means))
+    costs = [means[index]["cost"] for index in budgeted]
     scale = alt.Scale(type="log", nice=False, padding=20) if max(costs) > _WIDE * min(costs) else alt.Scale(zero=False)
     x = alt.X("cost:Q", title=kind.title, scale=scale, axis=alt.Axis(format=",.3~f"))
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
     plain = [_plain(row) for row in means]
-    centres = alt.Chart(data(plain))
-    edge = alt.Chart(data([plain[index] for index in front]))
+    references = [row for index, row in enumerate(plain) if index not in budgeted]
+    centres = alt.Chart(data([plain[index] for index in budgeted]))
+    edge = alt.Chart(data([plain[index] for index in front if index in budgeted]))
+    points = [run for run in runs if not references or run["budget"] != NO_BUDGET]
     low, high = alt.Y("low:Q", title=title, scale=height), alt.Y2("high:Q")
     return alt.layer(
+        *([_levels(references, y, colour, kind)] if references else []),
         edge.mark_line(color=GREY, strokeDash=[5, 4], interpolate="step-after").encode(x=x, y=y),
         edge.mark_point(color=GREY, filled=False, shape="circle", size=320).encode(x=x, y=y),
         centres.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
         centres.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
         centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
-        alt.Chart(data(runs))
+        alt.Chart(data(points))
         .mark_point(filled=True, size=28, opacity=0.5)
         .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(kind, ("seed", "run"))),
         centres.mark_point(filled=True, size=110, opacity=1).encode(
             x=x, y=y, color=colour, shape=shape, tooltip=_hover(kind, ("n", "std", "interval"))
         ),
+    )
+
+
+def _levels(references: Rows, y: "alt.Y", colour: "alt.Color", kind: Measured) -> "alt.LayerChart":
+    """A named line for each method without a budget, whose cost would stretch the axis."""
+    import altair as alt
+
+    lines = alt.Chart(data(references)).encode(y=y, color=colour)
+    return alt.layer(
+        lines.mark_rule(strokeDash=[1, 3], strokeWidth=1.8).encode(tooltip=_hover(kind, ("n", "std", "interval"))),
+        lines.mark_text(align="left", baseline="bottom", dx=4, dy=-2).encode(x=alt.value(0), text="method:N"),
     )
 
 

@@ -167,6 +167,23 @@ def test_the_tradeoff_shows_every_run_and_every_mean(tmp_path: Path) -> None:
     ]
 
 
+def test_what_has_no_budget_is_a_line_that_stretches_no_axis(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [70.0, 72.0], budget="3bit", metrics={"bops": 30e6})
+    fake.seeds("full_precision", [80.0, 81.0], budget="", metrics={"bops": 4000e6})
+    figure = figures_of(Tradeoff(), fake)["tradeoff"]
+    drawn = figure.draw().to_dict()
+    lines, *others = drawn["layer"]
+    levels = drawn["datasets"][lines["data"]["name"]]
+    assert [(row["method"], row["top1"]) for row in levels] == [("full_precision", 80.5)]
+    assert "cost" not in str(lines["layer"][0]["encoding"].get("x"))
+    assert "log" not in str([layer["encoding"]["x"] for layer in others])
+    assert {row["cost"] for row in rows_in(figure, "run")} == {30.0}
+    fake = fake_store.FakeStore(tmp_path / "alone")
+    fake.seeds("full_precision", [80.0, 81.0], budget="", metrics={"bops": 4000e6})
+    assert {row["cost"] for row in rows_in(figures_of(Tradeoff(), fake)["tradeoff"], "run")} == {4000.0}
+
+
 def test_too_many_points_are_thinned_and_it_is_said() -> None:
     rows = [{"x": number} for number in range(3 * MOST_POINTS + 1)]
     kept, notes = thinned(rows, "runs")
