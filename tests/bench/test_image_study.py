@@ -63,9 +63,13 @@ def test_resnet18_at_a_bop_budget(photographs: Path, store: Path) -> None:
     assert sbs["latency_ms"] > 0 and pd.isna(runs[runs["method"] == "full_precision"].iloc[0]["latency_ms"])
 
 
-@pytest.mark.parametrize(("budget", "figure"), [("0.9x:ms", "latency_ms"), ("0.9x:mJ", "energy_mj")])
-def test_mobilenet_v2_at_a_budget_of_the_accelerator(photographs: Path, store: Path, budget: str, figure: str) -> None:
-    runs = study(photographs, store, figure, "--model", "mobilenet_v2", "--methods", "sbs", "--budget", budget)
-    (run,) = runs.to_dict("records")
-    assert run["within_budget"] and run["budget_measure"] == figure.partition("_")[0]
-    assert 0.97 * run["budget_cost"] <= run["cost"] == run[figure] <= run["budget_cost"]
+def test_mobilenet_v2_at_budgets_of_the_accelerator(photographs: Path, store: Path) -> None:
+    """At the paper's rate four updates move no threshold far, so that repair has little to price."""
+    budgets = {"0.9x:ms": "latency_ms", "0.9x:mJ": "energy_mj"}
+    of_the_study = ("--model", "mobilenet_v2", "--methods", "sbs", "--budget", ",".join(budgets))
+    runs = study(photographs, store, "accelerator", *of_the_study, "--set=options.sbs.threshold_lr=paper")
+    assert set(runs["budget"]) == set(budgets)
+    for run in runs.to_dict("records"):
+        figure = budgets[run["budget"]]
+        assert run["within_budget"] and run["budget_measure"] == figure.partition("_")[0]
+        assert 0.97 * run["budget_cost"] <= run["cost"] == run[figure] <= run["budget_cost"]
