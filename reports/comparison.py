@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _Namer = Callable[[Mapping[Any, Any]], str]
 
+_TRIALS_A_KNOB = 3
+"""Fewer leave a method of several knobs behind its place: with 10 trials instead of 3 for three knobs, quantizing before
+pruning gained nine points (`docs/results`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Row:
@@ -236,6 +240,9 @@ def _matching_notes(results: StudyResults) -> Iterator[str]:
             for record in done
         ]
         yield f"Tuning: {'; '.join(parts)}"
+    knobs = [(name(record), len(section(record, "knobs")), int(record["trials_used"])) for record in done]
+    if few := [f"{who} ({count})" for who, count, trials in knobs if count > 1 and trials < _TRIALS_A_KNOB * count]:
+        yield f"Few trials for several knobs, more may well change the row: {', '.join(few)}"
     repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_cost"] > 0)]
     if len(repaired):
         shares = repaired.assign(share=repaired["raw_cost"] / repaired["budget_cost"])

@@ -287,6 +287,17 @@ def test_tables_are_written_beside_the_study(mixed: SimpleNamespace) -> None:
     assert json.loads((folder / "study.json").read_text()) == document
 
 
+@pytest.mark.parametrize(("knobs", "trials", "few"), [(3, 8, True), (3, 9, False), (2, 5, True), (1, 1, False)])
+def test_few_trials_for_several_knobs_are_told(tmp_path: Path, knobs: int, trials: int, few: bool) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [70.0, 71.0])
+    identity = fake.tuning("sbs", [0.1] * trials)
+    record = fake.store.record("tuning", identity)
+    fake.store.write_record("tuning", identity, record | {"knobs": {f"knob {index}": 0.1 for index in range(knobs)}})
+    said = f"Few trials for several knobs, more may well change the row: sbs 4bit ({knobs})"
+    assert (said in table_of(fake).notes) == few
+
+
 def test_notes_say_what_matching_took(mixed: SimpleNamespace) -> None:
     notes = " | ".join(table_of(mixed).notes)
     assert re.search(r"Tuning: \w+ 4bit \d+ trials, chosen strength ", notes)
