@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _Namer = Callable[[Mapping[Any, Any]], str]
 
 _TRIALS_A_KNOB = 3
-"""Fewer leave a method of several knobs behind its place: with 10 trials instead of 3 for three knobs, quantizing before
-pruning gained nine points (`docs/results`)."""
+"""Fewer may leave a method of several knobs behind its place: with ten trials instead of three for its three knobs,
+quantizing before pruning gained nine points (`docs/results`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
