@@ -256,19 +256,29 @@ def alike(trials: Sequence[Trial]) -> bool:
     """
     if len(trials) < _ALIKE_TRIALS:
         return False
-    shares = [trial.validation_top1 / 100 for trial in trials]
-    mean = sum(shares) / len(shares)
-    error = math.sqrt(2 * mean * (1 - mean) / trials[0].validation_images)
-    return max(shares) - min(shares) <= 2 * error
+    accuracies = [trial.validation_top1 for trial in trials]
+    return max(accuracies) - min(accuracies) <= _noise(trials)
+
+
+def _noise(trials: Sequence[Trial]) -> float:
+    """Two standard errors of a difference of their accuracies, in points."""
+    mean = sum(trial.validation_top1 for trial in trials) / len(trials) / 100
+    return 200 * math.sqrt(2 * mean * (1 - mean) / trials[0].validation_images)
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged: int) -> Trial:
-    """By validation accuracy among trials inside the window, those that landed first; else the dearest allowed."""
+    """By validation accuracy among trials inside the window; else the dearest allowed.
+
+    Searches that landed go before those that repair brought there, as long as validation cannot tell that the best of
+    all is better: a strength of which more is known is worth some noise, but no accuracy.
+    """
     inside = [trial for trial in trials if trial.within_budget]
     if inside and spec.match == "lambda":  # a hit needs no repair; a miss that lies nearer does
         return min(inside, key=lambda t: (not budget.matches(t.raw_cost), abs(math.log(t.raw_cost / budget.limit))))
     if inside:
-        return max(inside, key=lambda trial: (trial.landed, trial.validation_top1, -trial.validation_loss))
+        best = max(inside, key=_merit)
+        landed = [t for t in inside if t.landed and best.validation_top1 - t.validation_top1 <= _noise([best, t])]
+        return max(landed, key=_merit, default=best)
     allowed = [trial for trial in trials if trial.cost <= budget.limit]
     if allowed:
         return max(allowed, key=lambda trial: trial.cost)
@@ -278,6 +288,10 @@ def _choose(trials: Sequence[Trial], budget: Budget, spec: TuningSpec, diverged:
         + (f"; {diverged} more diverged" if diverged else ""),
         nearest,
     )
+
+
+def _merit(trial: Trial) -> tuple[float, float]:
+    return trial.validation_top1, -trial.validation_loss
 
 
 def strong_enough(knobs: Mapping[str, Knob], budget: Budget, completed: Sequence[Trial]) -> dict[str, Knob]:
