@@ -187,7 +187,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
     )
 
 
-def _levels(references: Rows, y: "alt.Y", colour: "alt.Color", kind: Measured) -> "alt.LayerChart":
+def _levels(references: Rows, y: "alt.Y", colour: "alt.Color", kind: Measured) -> "alt.LayerChart | alt.FacetChart":
     """A named line for each method without a budget, whose cost would stretch the axis."""
     import altair as alt
 
