@@ -67,6 +67,7 @@ def publish(results: StudyResults, folder: Path) -> None:
 def _anywhere(text: str, store: Store) -> str:
     """Commands and folders without the places that they had on the machine of the study."""
     text = text.replace(str(store.root), "STORE")
+    text = re.sub(r"--spec \S*/", "--spec docs/results/", text)
     return re.sub(r"--data-dir \S+", "--data-dir DIR", text)
 
 
