@@ -160,7 +160,8 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
 
     budgeted = [index for index, row in enumerate(means) if row["budget"] != NO_BUDGET] or range(len(means))
     costs = [means[index]["cost"] for index in budgeted]
-    scale = alt.Scale(type="log", nice=False, padding=20) if max(costs) > _WIDE * min(costs) else alt.Scale(zero=False)
+    wide = max(costs) > _WIDE * min(costs)
+    scale = alt.Scale(type="log", nice=False, padding=20) if wide else alt.Scale(zero=False, padding=12)
     x = alt.X("cost:Q", title=kind.title, scale=scale, axis=alt.Axis(format=",.3~f"))
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
