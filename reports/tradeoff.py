@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
 
-NO_BUDGET = "none"
+_NO_BUDGET = "none"
 _WIDE = 10.0
 """Costs that differ by more than this factor stand on a logarithmic axis."""
 _MARGIN = 0.3
@@ -69,7 +69,7 @@ def _points(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
     return [
         {
             "method": run["line"],
-            "budget": run["budget"] or NO_BUDGET,
+            "budget": run["budget"] or _NO_BUDGET,
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
             "cost": plotted(run[kind.column] / kind.per_unit),
@@ -89,7 +89,7 @@ def _means(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": str(first["line"]),
-                "budget": str(first["budget"]) or NO_BUDGET,
+                "budget": str(first["budget"]) or _NO_BUDGET,
                 "n": len(group),
                 "top1": mean(group["top1"]),
                 "std": std(group["top1"]),
@@ -158,7 +158,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
 
     from bench.charts import GREY
 
-    budgeted = [index for index, row in enumerate(means) if row["budget"] != NO_BUDGET] or range(len(means))
+    budgeted = [index for index, row in enumerate(means) if row["budget"] != _NO_BUDGET] or range(len(means))
     costs = [means[index]["cost"] for index in budgeted]
     wide = max(costs) > _WIDE * min(costs)
     scale = alt.Scale(type="log", nice=False, padding=20) if wide else alt.Scale(zero=False, padding=12)
@@ -170,7 +170,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
     references = [row for index, row in enumerate(plain) if index not in budgeted]
     centres = alt.Chart(data([plain[index] for index in budgeted]))
     edge = alt.Chart(data([plain[index] for index in front if index in budgeted]))
-    points = [run for run in runs if not references or run["budget"] != NO_BUDGET]
+    points = [run for run in runs if not references or run["budget"] != _NO_BUDGET]
     low, high = alt.Y("low:Q", title=title, scale=height), alt.Y2("high:Q")
     return alt.layer(
         *([_levels(references, y, colour, kind)] if references else []),

@@ -273,6 +273,7 @@ def test_hinge_prefers_searches_that_came_to_the_budget_as_long_as_that_costs_no
         return replace(made, validation_images=images)
 
     assert tune(tuning(KNOBS, spec(trials=4)), search)[0].number == chosen
+    assert tune(tuning(KNOBS, spec(trials=1)), search)[0].number == 0
 
 
 def test_hinge_tries_no_strength_that_has_been_too_weak() -> None:
