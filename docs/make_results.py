@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,28 @@ def publish(results: StudyResults, folder: Path) -> None:
     document = make_document(results)
     for path in write_tables(document, folder):
         if path.suffix == ".md":
-            path.write_text(_anywhere(path.read_text(), results.store))
+            path.write_text(_anywhere(path.read_text(), results.store, _specification(study)))
         else:
             path.unlink()
     _draw(document, folder)
 
 
-def _anywhere(text: str, store: Store) -> str:
-    """Commands and folders without the places that they had on the machine of the study."""
+def _specification(study: Mapping[str, Any]) -> str:
+    """The published file that the study was run from, by the name that its command gave it."""
+    stated = re.search(r"--spec[ =](\S+)", str(study["command"]))
+    if stated is None:
+        raise SystemExit(f"the study was run as '{study['command']}'; run it with --spec docs/results/NAME.toml")
+    return f"docs/results/{Path(stated[1]).name}"
+
+
+def _anywhere(text: str, store: Store, specification: str) -> str:
+    """Commands and folders without the places that they had on the machine of the study.
+
+    A row's command names the specification that its run left in the store, which is not published; the study's own
+    makes the same run.
+    """
+    text = re.sub(r"--spec \S+", f"--spec {specification}", text)
     text = text.replace(str(store.root), "STORE")
-    text = re.sub(r"--spec \S*/", "--spec docs/results/", text)
     return re.sub(r"--data-dir \S+", "--data-dir DIR", text)
 
 
