@@ -56,9 +56,10 @@ def publish(results: StudyResults, folder: Path) -> None:
     (folder / "specification.json").write_text(json.dumps(study["spec"], indent=1) + "\n")
     (folder / "versions.json").write_text(json.dumps(_versions(results), indent=1) + "\n")
     document = make_document(results)
+    specification = _specification(study)
     for path in write_tables(document, folder):
         if path.suffix == ".md":
-            path.write_text(_anywhere(path.read_text(), results.store, _specification(study)))
+            path.write_text(_anywhere(path.read_text(), results.store, specification))
         else:
             path.unlink()
     _draw(document, folder)
@@ -76,7 +77,7 @@ def _anywhere(text: str, store: Store, specification: str) -> str:
     """Commands and folders without the places that they had on the machine of the study.
 
     A row's command names the specification that its run left in the store, which is not published; the study's own
-    makes the same run.
+    makes the same run, in an ablation beside the other variants.
     """
     text = re.sub(r"--spec \S+", f"--spec {specification}", text)
     text = text.replace(str(store.root), "STORE")
