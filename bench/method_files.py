@@ -18,6 +18,7 @@ from typing import Any
 
 from bench import plugins
 from bench.errors import BenchError, unknown_name
+from bench.source_hash import hash_sources, imported_modules, module_file, module_file_of_import
 
 _ENTRY = re.compile(r"(?:(?P<name>[^=/\\]+)=)?(?P<file>.+?\.py)(?::(?P<kind>.*))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -143,7 +144,7 @@ def _check_neighbours(path: Path) -> None:
         BenchError: Something else has such a name, e.g. the neighbour of another method's file.
     """
     for name, file in _neighbours(path):
-        found = plugins.module_file(name) if "." not in name else file
+        found = module_file(name) if "." not in name else file
         if found is not None and found.resolve() != file.resolve():
             raise BenchError(
                 f"'{path}' imports '{name}', which is {found} here and not the file beside it; rename that file"
@@ -160,10 +161,9 @@ def source_hash(place: str) -> str:
         BenchError: The file cannot be read.
     """
     path = Path(place.rpartition(":")[0])
-    digest = hashlib.sha256(hashlib.sha256(_read(path)).digest())
-    for name, file in sorted(_imported(path)):
-        digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    imported = dict(_imported(path))
+    sources = {"file": _read(path), **{name: file.read_bytes() for name, file in imported.items()}}
+    return hash_sources(sources, {"bench", *imported})
 
 
 def _read(path: Path) -> bytes:
@@ -188,7 +188,7 @@ def _imported(path: Path) -> Iterator[tuple[str, Path]]:
             continue
         seen.add(name)
         top = name.partition(".")[0]
-        file = plugins.module_file_of_import(name) if top in packages else _beside(path.parent, name)
+        file = module_file_of_import(name) if top in packages else _beside(path.parent, name)
         if file is not None:
             yield name, file
             waiting += _names_in(file, f"{name}.__init__" if file.name == "__init__.py" else name)
@@ -197,7 +197,7 @@ def _imported(path: Path) -> Iterator[tuple[str, Path]]:
 def _names_in(file: Path, module: str) -> list[str]:
     """What a file imports, with the packages on the way; nothing when it is no Python, which running it will tell."""
     try:
-        names = plugins.imported_modules(file.read_bytes(), module)
+        names = imported_modules(file.read_bytes(), module)
     except (SyntaxError, ValueError, OSError):
         return []
     return [".".join(name.split(".")[: depth + 1]) for name in names for depth in range(len(name.split(".")))]

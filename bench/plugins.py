@@ -1,17 +1,15 @@
 """Finds methods, models, data sets, reports and so on through entry points, loading only what is asked for."""
 
-import ast
-import hashlib
 import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import bench
 from bench.errors import BenchError, unknown_name
+from bench.source_hash import hash_sources, imported_modules, may_be_module, module_file
 
 Kind = Literal["methods", "models", "datasets", "reports", "forms", "checks"]
 
@@ -119,45 +117,9 @@ def _source_hash(module: str, packages: frozenset[str]) -> str:
             waiting += [
                 name
                 for name in imported_modules(sources[found], found)
-                if name.partition(".")[0] in packages and _may_be_module(name)
+                if name.partition(".")[0] in packages and may_be_module(name)
             ]
-    digest = hashlib.sha256()
-    for found, source in sorted(sources.items()):
-        digest.update(found.encode() + b"\0" + hashlib.sha256(source).digest())
-    return digest.hexdigest()
-
-
-def module_file(module: str) -> Path | None:
-    """The file of a module; `None` when there is none, e.g. because the name is a function's."""
-    try:
-        spec = find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None
-
-
-def module_file_of_import(name: str) -> Path | None:
-    """The file of a name in an import statement; `None` when it is no module's."""
-    return module_file(name) if _may_be_module(name) else None
-
-
-def _may_be_module(name: str) -> bool:
-    """Whether a name can be a module's: only packages have modules in them, and looking would import the rest."""
-    parent = name.rpartition(".")[0]
-    return not parent or ((path := module_file(parent)) is not None and path.name == "__init__.py")
-
-
-def imported_modules(source: bytes, module: str) -> list[str]:
-    """Names in import statements, also inside functions; `from a import b` may mean the module `a.b`."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".")[: -node.level] if node.level else []
-            base = ".".join([*parents, *filter(None, [node.module])])
-            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return found
+    return hash_sources(sources, packages | {"bench"})
 
 
 def _check_own_packages() -> None:

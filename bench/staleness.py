@@ -5,6 +5,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.plugins import source_hash
+from bench.source_hash import VERSION
 
 COUNTER_VERSION = 1
 """Of the cost counter, stored with every result; raised whenever `bench.costs` counts differently."""
@@ -43,8 +44,14 @@ def staleness(record: Mapping[str, Any], current: Mapping[str, Any]) -> str | No
         current: The fingerprint, as far as it is known now.
     """
     then = record.get("fingerprint") or {}
-    changed = [_CHANGES[key] for key, value in current.items() if then.get(key) != value]
+    changed = [_name(key, then.get(key)) for key, value in current.items() if then.get(key) != value]
     return f"{' and '.join(changed)} changed" if changed else None
+
+
+def _name(key: str, then: object) -> str:
+    """Name what changed; a source that an earlier release hashed may itself be the same."""
+    by_older_rule = key.endswith("_source") and isinstance(then, str) and not then.startswith(f"{VERSION}:")
+    return f"rule for identifying {_CHANGES[key]}s" if by_older_rule else _CHANGES[key]
 
 
 def outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:

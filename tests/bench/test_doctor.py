@@ -435,7 +435,7 @@ def test_leases_of_the_dead_and_units_that_only_say_they_run(fake: FakeStore) ->
 def test_stale_results_by_method(fake: FakeStore) -> None:
     for seed in (0, 1):
         record = fake.store.record("runs", f"fixed-4bit-{seed}")
-        changed = record["fingerprint"] | {"method_source": "another"}
+        changed = record["fingerprint"] | {"method_source": "syntax-1:another"}
         fake.store.write_record("runs", f"fixed-4bit-{seed}", record | {"fingerprint": changed})
     finding = only(doctor_health.stale(visit(fake.root)))
     assert (finding.status, finding.found) == (WARN, "2 results of fixed: method source changed")

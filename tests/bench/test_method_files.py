@@ -190,7 +190,7 @@ def test_its_source_follows_it_and_what_lies_beside_it_but_not_its_place(file: P
     neighbour(file).write_text("WIDTH = 5\n")
     assert now(file) != first
     neighbour(file).write_text("WIDTH = 4\n")
-    file.write_text(file.read_text() + "# changed\n")
+    file.write_text(file.read_text() + "changed = 1\n")
     assert now(file) != first
 
 
@@ -253,7 +253,7 @@ def test_a_study_with_it_in_a_process_of_its_own(
     if how:
         return
     text, store = file.read_text(), found.store
-    file.write_text(text + "# changed\n")
+    file.write_text(text + "changed = 1\n")
     assert read(store).runs["reason"].tolist() == ["method source changed"]
     file.write_text(text)
     moved = file.rename(file.with_name("renamed.py"))  # its neighbour stays
@@ -261,7 +261,7 @@ def test_a_study_with_it_in_a_process_of_its_own(
     assert {state.state for state in unit_states(store, store.load_study("tiny"))} == {"done"}
     again = worked(moved)
     assert again.runs["started"].tolist() == found.runs["started"].tolist()  # everything was there
-    moved.write_text(text + "# changed\n")
+    moved.write_text(text + "changed = 1\n")
     assert worked(moved).runs["status"].tolist() == ["done"]
     assert len(list((store.root / "runs").glob("*.stale-1"))) == 1
 
@@ -271,7 +271,7 @@ def test_another_method_of_the_same_name_in_the_store_is_not_taken_for_it(
 ) -> None:
     """Neither while its own file is there, nor when it is gone."""
     first, other = f"{file}:FourBits", file.with_name("other.py")
-    other.write_text(file.read_text() + "# another one\n")
+    other.write_text(file.read_text() + "ANOTHER = 1\n")
     store = tiny.work(spec_of(tiny, first, name="one"), tmp_path / "store").store
     tiny.work(spec_of(tiny, f"{other}:FourBits", name="two"), tmp_path / "store")
     for _ in range(2):

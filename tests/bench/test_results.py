@@ -143,7 +143,7 @@ def test_reading_results_never_imports_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"method_source": "another"}, "method source changed"),
+        ({"method_source": "syntax-1:another"}, "method source changed"),
         ({"data_checksum": "e" * 64}, "data changed"),
         ({"cost_counter": 0}, "cost counter changed"),
     ],

@@ -30,9 +30,9 @@ def test_a_result_depends_on_its_method_the_data_and_the_counter() -> None:
         ({}, None),
         ({"data_checksum": "e" * 64}, "data changed"),
         ({"cost_counter": COUNTER_VERSION - 1}, "cost counter changed"),
-        ({"method_source": "another"}, "method source changed"),
+        ({"method_source": "syntax-1:another"}, "method source changed"),
         ({"method_source": None}, "method source changed"),
-        ({"data_checksum": "e" * 64, "method_source": "another"}, "data and method source changed"),
+        ({"data_checksum": "e" * 64, "method_source": "syntax-1:another"}, "data and method source changed"),
         ({"something else": 1}, None),
     ],
     ids=str,
@@ -62,7 +62,7 @@ def test_a_changed_building_block_makes_stale_who_imports_it(monkeypatch: pytest
     original = Path.read_bytes
 
     def changed(path: Path) -> bytes:
-        return original(path) + (b"\n# changed" if path.name == "shared_layers.py" else b"")
+        return original(path) + (b"\nchanged = 1" if path.name == "shared_layers.py" else b"")
 
     monkeypatch.setattr(Path, "read_bytes", changed)
     plugins._source_hash.cache_clear()
