@@ -1,6 +1,6 @@
 """The harness: specification, planning, running, matching of budgets, costs, training and tracking.
 
-It knows no method, data set or report by name; `bench.plugins` finds them through entry points.
+It knows no method, data set or report by name; `bench.plugins.registry` finds them through entry points.
 """
 
 import sys

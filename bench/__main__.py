@@ -12,7 +12,7 @@ def main() -> None:
     """Run `bench`; exits with the statuses that `docs/command-line.md` lists."""
     import click
 
-    from bench.cli import bench
+    from bench.cli.main import bench
 
     logging.basicConfig(level=logging.WARNING, format="bench: %(message)s")
     stdout = sys.stdout

@@ -12,17 +12,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
-from bench.costs import price
-from bench.data import TaskData
-from bench.forward import PLAIN, Forward
-from bench.measures import BOPS, Measure
-from bench.network import NetworkShape
-from bench.options import Strict
-from bench.policy import FULL_PRECISION_BITS, Policy, uniform
-from bench.quantization import QuantizerFactory, UniformQuantizer
-from bench.seeds import generator
-from bench.spec import Match, Schedule, SearchSchedule
+from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
+from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
+from bench.compression.shapes import NetworkShape
+from bench.costs.counter import price
+from bench.costs.measures import BOPS, Measure
+from bench.data.dataset import TaskData
+from bench.spec.options import Strict
+from bench.spec.schema import Match, Schedule, SearchSchedule
+from bench.spec.seeds import generator
+from bench.training.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
+from bench.training.forward import PLAIN, Forward
 
 
 class NoOptions(Strict):

@@ -36,7 +36,13 @@ Start = Literal["fork", "forkserver"]
 
 _PATIENCE = timedelta(minutes=10)
 """For a replica that does not answer. One that dies is noticed at once, by its parent."""
-_PRELOADED = ("torch", "torch._inductor", "lightning_fabric", "bench.replicated", "bench.execution")
+_PRELOADED = (
+    "torch",
+    "torch._inductor",
+    "lightning_fabric",
+    "bench.execution.replica_worker",
+    "bench.execution.stages",
+)
 _OF_OTHER_LAUNCHERS = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
 _DRIFT = 1e-4
 """Relative; a share's own gradient is another direction altogether, rounding differently is below 1e-6."""

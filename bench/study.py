@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Protocol
 
-from bench.endings import Ending
-from bench.execution import Workbench, load_checkpoint
-from bench.leases import Leases, LeaseView, remove_dead_sessions, sessions
+from bench.execution.records import standing
+from bench.execution.scheduler import Study, session, wait_for_supervisors, work_off
+from bench.execution.settings import How
+from bench.execution.stages import Workbench, load_checkpoint
 from bench.models.weights import checkpoint_of
-from bench.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, method_of_study, phases, planned_epochs, title
-from bench.plugins import source_hash
-from bench.records import standing
-from bench.report import write_views
-from bench.results import StudyResults
-from bench.running import How
-from bench.scheduling import Study, session, wait_for_supervisors, work_off
-from bench.store import Store, write_checked
-from bench.tracking import VIEWS_LOCK, Tracker
+from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, method_of_study, phases, planned_epochs, title
+from bench.plugins.registry import source_hash
+from bench.reporting.mlflow.tracker import VIEWS_LOCK, Tracker
+from bench.reporting.report import write_views
+from bench.results.tables import StudyResults
+from bench.store.files import Store, write_checked
+from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
+from bench.store.outcomes import Ending
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.data import Arrays, Augmentation, Dataset, as_uint8, split
+from bench.data.dataset import Arrays, Augmentation, Dataset, as_uint8, split
 
 _TEST_FRACTION = 0.2
 

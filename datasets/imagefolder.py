@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Self
 
+from bench.data.image_files import classes_in
+from bench.data.image_loading import ImageDataset, ImageFiles
 from bench.errors import BenchError
-from bench.image_files import classes_in
-from bench.image_loading import ImageDataset, ImageFiles
 
 _TRAIN = "train"
 _TEST = ("test", "val")

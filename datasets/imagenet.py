@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Self
 
+from bench.data.image_loading import ImageDataset, ImageFiles
 from bench.errors import BenchError
-from bench.image_loading import ImageDataset, ImageFiles
 from datasets._files import data_folder
 
 _CLASSES = 1000

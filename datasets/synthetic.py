@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.data import Arrays, Augmentation, Dataset
-from bench.seeds import generator
+from bench.data.dataset import Arrays, Augmentation, Dataset
+from bench.spec.seeds import generator
 
 _CLASSES = 10
 _SIDE = 16

@@ -27,16 +27,16 @@ import torch.nn.functional as F
 from make_results import fill_in, markdown
 from torch import Tensor
 
-from bench.charts import save
-from bench.compression import calibrate
-from bench.execution import Workbench, load_checkpoint
+from bench.compression.compress import calibrate
+from bench.execution.stages import Workbench, load_checkpoint
 from bench.method import SearchJob
-from bench.plan import make_plan
-from bench.report import Column, Document, Section, Table
-from bench.seeds import derive, start_process_deterministically
-from bench.spec import build, read_toml
-from bench.store import Store
-from bench.training import reestimate_norms
+from bench.planning.plan import make_plan
+from bench.reporting.charts import save
+from bench.reporting.report import Column, Document, Section, Table
+from bench.spec.schema import build, read_toml
+from bench.spec.seeds import derive, start_process_deterministically
+from bench.store.files import Store
+from bench.training.loop import reestimate_norms
 from methods.decisions import What
 from methods.gates import surrogate_slope
 from methods.hawq import hutchinson, loss_graph, sensitivity

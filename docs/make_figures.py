@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bench.charts import save
-from bench.report import Figure
+from bench.reporting.charts import save
+from bench.reporting.report import Figure
 from methods.checks import regression, theorem
 
 _FOLDER = Path(__file__).resolve().parent / "figures"

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.pairs import Cell, cells, difference, p_to_correct
-from bench.plugins import load
-from bench.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
-from bench.results import StudyResults
-from bench.statistics import MIN_PAIRS, PairedDifference, holm
-from bench.store import Store
-from bench.wording import TOO_FEW, interval, number, probability
+from bench.plugins.registry import load
+from bench.reporting.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
+from bench.reporting.wording import TOO_FEW, interval, number, probability
+from bench.results.groups import Cell, cells, difference, p_to_correct
+from bench.results.statistics import MIN_PAIRS, PairedDifference, holm
+from bench.results.tables import StudyResults
+from bench.store.files import Store
 
 _DOCS = Path(__file__).resolve().parent
 _RESULTS = _DOCS / "results"
@@ -92,7 +92,7 @@ def _versions(results: StudyResults) -> dict[str, object]:
 
 
 def _draw(document: Document, folder: Path) -> None:
-    from bench.charts import save
+    from bench.reporting.charts import save
 
     for figure in document.figures:
         save((figure.still or figure.draw)(), folder / f"{figure.name}.svg")

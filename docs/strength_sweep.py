@@ -16,16 +16,16 @@ import altair as alt
 import pandas as pd
 from torch import Tensor
 
-from bench.charts import save
-from bench.costs import price
-from bench.execution import Workbench, load_checkpoint
+from bench.compression.policy import Policy, uniform
+from bench.costs.counter import price
+from bench.execution.stages import Workbench, load_checkpoint
 from bench.method import SearchJob
-from bench.plan import make_method, make_plan
-from bench.policy import Policy, uniform
-from bench.seeds import derive, generator, start_process_deterministically
-from bench.spec import build, read_preset, with_schedule
-from bench.store import Store
-from bench.training import fit
+from bench.planning.plan import make_method, make_plan
+from bench.reporting.charts import save
+from bench.spec.schema import build, read_preset, with_schedule
+from bench.spec.seeds import derive, generator, start_process_deterministically
+from bench.store.files import Store
+from bench.training.loop import fit
 
 _FOLDER = Path(__file__).resolve().parent / "figures"
 _LINES = {

@@ -33,19 +33,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.checkpoints import GeneratorState, Stateful
-from bench.compression import QuantizedLayer, calibrate, replace_layer
-from bench.costs import price
-from bench.kernels import Kind
+from bench.compression.compress import QuantizedLayer, calibrate, replace_layer
+from bench.compression.kernels import Kind
+from bench.compression.policy import EDGE_BITS, Policy, uniform
+from bench.compression.quantizer import QuantizerFactory, Shifted, clip_parameters, positive
+from bench.compression.shapes import LayerShape, NetworkShape
+from bench.costs.counter import price
+from bench.costs.relaxed import Choice
+from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.network import LayerShape, NetworkShape
-from bench.options import Strict
-from bench.policy import EDGE_BITS, Policy, uniform
-from bench.quantization import QuantizerFactory, Shifted, clip_parameters, positive
-from bench.relaxed import Choice
-from bench.repair import policy_of
-from bench.spec import Match
-from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from bench.spec.options import Strict
+from bench.spec.schema import Match
+from bench.training.checkpoints import GeneratorState, Stateful
+from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.decisions import gates_decision, group_decisions
 from methods.gates import FilterGroups
 from methods.history import History

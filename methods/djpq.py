@@ -30,15 +30,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.checkpoints import GeneratorState
-from bench.compression import QuantizedLayer
-from bench.kernels import Kind
+from bench.compression.compress import QuantizedLayer
+from bench.compression.kernels import Kind
+from bench.compression.policy import Policy, uniform
+from bench.compression.quantizer import QuantizerFactory, positive
+from bench.compression.shapes import LayerShape, NetworkShape
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.network import LayerShape, NetworkShape
-from bench.policy import Policy, uniform
-from bench.quantization import QuantizerFactory, positive
-from bench.spec import Match
-from bench.training import sgd, weight_groups
+from bench.spec.schema import Match
+from bench.training.checkpoints import GeneratorState
+from bench.training.loop import sgd, weight_groups
 from methods import learned_range
 from methods.gates import FilterGroups, gate
 from methods.learned_range import (

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.kernels import Kind, steps
+from bench.compression.kernels import Kind, steps
+from bench.compression.quantizer import QuantizerFactory
 from bench.method import Capabilities
-from bench.quantization import QuantizerFactory
 from methods.multi_path import CHOICES, MultiPath
 from methods.pact import PactActivation
 

@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from bench.kernels import Kind
+from bench.compression.kernels import Kind
+from bench.compression.policy import Policy, uniform
+from bench.compression.quantizer import QuantizerFactory, positive
+from bench.compression.shapes import NetworkShape
 from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.policy import Policy, uniform
-from bench.quantization import QuantizerFactory, positive
-from bench.spec import Match
-from bench.training import sgd, weight_groups
+from bench.spec.schema import Match
+from bench.training.loop import sgd, weight_groups
 from methods import learned_range
 from methods.learned_range import (
     LearnedQuantizer,

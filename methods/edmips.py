@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from bench import replicas
-from bench.checkpoints import Stateful
+from bench.compression.quantizer import UniformQuantizer
 from bench.method import SearchJob
-from bench.quantization import UniformQuantizer
-from bench.training import Meter, sgd, weight_groups
+from bench.training.checkpoints import Stateful
+from bench.training.loop import Meter, sgd, weight_groups
 from methods.history import History
 from methods.multi_path import PathMethod, PathNetwork, PathOptions
 

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bench.compression.policy import Policy, uniform
+from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.options import Strict
-from bench.policy import Policy, uniform
+from bench.spec.options import Strict
 
 _WIDEST = 16
 

@@ -1,7 +1,7 @@
 """The reference: the network at full precision, trained on as long as every compressed one."""
 
+from bench.compression.policy import FULL_PRECISION_BITS, uniform
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.policy import FULL_PRECISION_BITS, uniform
 
 
 class FullPrecision(Method):

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.compression import calibrate, compress
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
+from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
+from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.options import Strict
-from bench.policy import FULL_PRECISION_BITS, Policy, uniform
-from bench.repair import policy_of
-from bench.seeds import generator
+from bench.spec.options import Strict
+from bench.spec.seeds import generator
 from methods.decisions import What, bits_decision
 
 _WHAT: tuple[What, What] = ("weight_bits", "activation_bits")

@@ -32,16 +32,16 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench.checkpoints import Stateful
-from bench.compression import compress, input_quantizer
-from bench.data import BatchStream
+from bench.compression.compress import compress, input_quantizer
+from bench.compression.policy import EDGE_BITS, Policy, uniform
+from bench.compression.quantizer import QuantizerFactory
+from bench.compression.shapes import LayerShape, NetworkShape
+from bench.data.dataset import BatchStream
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.network import LayerShape, NetworkShape
-from bench.options import Strict
-from bench.policy import EDGE_BITS, Policy, uniform
-from bench.quantization import QuantizerFactory
-from bench.training import Evaluation, evaluate, reestimate_norms, weight_groups
+from bench.spec.options import Strict
+from bench.training.checkpoints import Stateful
+from bench.training.loop import Evaluation, evaluate, reestimate_norms, weight_groups
 from methods.ddpg import Agent
 from methods.decisions import What
 from methods.linear_quantizer import linear_quantizer

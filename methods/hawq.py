@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from bench.compression.policy import Policy, uniform
+from bench.compression.quantizer import Shifted, UniformQuantizer, standardize
+from bench.compression.shapes import LayerShape, NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.network import LayerShape, NetworkShape
-from bench.options import Strict
-from bench.policy import Policy, uniform
-from bench.quantization import Shifted, UniformQuantizer, standardize
-from bench.seeds import generator
+from bench.spec.options import Strict
+from bench.spec.seeds import generator
 from methods.decisions import What, bits_decision
 
 Tensors = Mapping[tuple[str, What], Tensor]

@@ -23,17 +23,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.checkpoints import Stateful
-from bench.compression import QuantizedLayer, calibrate, input_quantizer, replace_layer
-from bench.kernels import Kind
+from bench.compression.compress import QuantizedLayer, calibrate, input_quantizer, replace_layer
+from bench.compression.kernels import Kind
+from bench.compression.policy import EDGE_BITS, Policy, uniform
+from bench.compression.quantizer import Shifted, drawn_sample
+from bench.compression.shapes import LayerShape
+from bench.costs.relaxed import Choice, Interpolation
+from bench.matching.repair import policy_of
 from bench.method import Decision, SearchJob
-from bench.network import LayerShape
-from bench.options import Strict
-from bench.policy import EDGE_BITS, Policy, uniform
-from bench.quantization import Shifted, drawn_sample
-from bench.relaxed import Choice, Interpolation
-from bench.repair import policy_of
-from bench.training import Meter, evaluate, reestimate_norms
+from bench.spec.options import Strict
+from bench.training.checkpoints import Stateful
+from bench.training.loop import Meter, evaluate, reestimate_norms
 from methods.decisions import What
 from methods.history import History
 from methods.shared_network import edge_layer

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.kernels import Kind
-from bench.quantization import drawn_sample, positive
+from bench.compression.kernels import Kind
+from bench.compression.quantizer import drawn_sample, positive
 from methods.pact import PactActivation
 
 KL_BELOW = 5

@@ -22,20 +22,20 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.checkpoints import GeneratorState, Stateful
-from bench.compression import QuantizedLayer, calibrate, geometry_of, input_quantizer, replace_layer
-from bench.data import BatchStream
-from bench.kernels import blocks, gradients, in_one, quantized, steps
+from bench.compression.compress import QuantizedLayer, calibrate, geometry_of, input_quantizer, replace_layer
+from bench.compression.kernels import blocks, gradients, in_one, quantized, steps
+from bench.compression.policy import EDGE_BITS, Policy, uniform
+from bench.compression.quantizer import QuantizerFactory, UniformQuantizer, clips_of, positive, read_clips
+from bench.compression.shapes import LayerShape, NetworkShape
+from bench.costs.relaxed import Choice
+from bench.data.dataset import BatchStream
+from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.network import LayerShape, NetworkShape
-from bench.options import Strict
-from bench.policy import EDGE_BITS, Policy, uniform
-from bench.quantization import QuantizerFactory, UniformQuantizer, clips_of, positive, read_clips
-from bench.relaxed import Choice
-from bench.repair import policy_of
-from bench.seeds import generator
-from bench.spec import Match
-from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from bench.spec.options import Strict
+from bench.spec.schema import Match
+from bench.spec.seeds import generator
+from bench.training.checkpoints import GeneratorState, Stateful
+from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.decisions import bits_decision
 from methods.history import History
 from methods.shared_network import edge_layer

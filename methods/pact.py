@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.kernels import blocks, in_one, steps
-from bench.quantization import positive
+from bench.compression.kernels import blocks, in_one, steps
+from bench.compression.quantizer import positive
 
 
 class _Pact(torch.autograd.Function):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bench import replicas
-from bench.kernels import Kind, gradients, mean_errors, quantized, steps
-from bench.quantization import denormalize, discretize, normalize, straight_through
+from bench.compression.kernels import Kind, gradients, mean_errors, quantized, steps
+from bench.compression.quantizer import denormalize, discretize, normalize, straight_through
 from methods.gates import gate, opened, surrogate_slope
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.kernels import Kind, blocks, in_one, inner, steps
-from bench.quantization import positive
+from bench.compression.kernels import Kind, blocks, in_one, inner, steps
+from bench.compression.quantizer import positive
 
 _CLIP_SHRINK = 1e-7
 """The clip range is that much shorter than the range: bounds of a signed one lie half-way between two codes, and must

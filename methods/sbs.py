@@ -2,7 +2,7 @@
 
 The search of the paper's Section 3 and Algorithm 1. Equations are where they are used:
 
-* quantizer, Eqs. 1–4: `bench.quantization`;
+* quantizer, Eqs. 1–4: `bench.compression.quantizer`;
 * decomposition, Theorem 1 and Eq. 8, and gated quantization, Eq. 10: `methods.quantizers`;
 * pruning gates, Eq. 11, and the surrogate gradient, Eq. 12: `methods.gates`;
 * layers, and the network of them with its cost R, Eq. 14: `methods.shared_layers`, `methods.shared_network`;
@@ -21,15 +21,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import replicas
-from bench.checkpoints import GeneratorState, Stateful
-from bench.compression import calibrate
+from bench.compression.compress import calibrate
+from bench.compression.policy import Policy
+from bench.compression.shapes import NetworkShape
+from bench.matching.repair import policy_of
 from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.options import Strict
-from bench.policy import Policy
-from bench.repair import policy_of
-from bench.spec import Match
-from bench.training import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from bench.spec.options import Strict
+from bench.spec.schema import Match
+from bench.training.checkpoints import GeneratorState, Stateful
+from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.quantizers import check_chain
 from methods.shared_layers import (
     FULL_PRECISION,

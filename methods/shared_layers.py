@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.compression import geometry_of
-from bench.kernels import Kind
-from bench.network import LayerShape
-from bench.policy import FULL_PRECISION_BITS, LayerPolicy
-from bench.quantization import Shifted, UniformQuantizer, best_clip, positive, standardize
+from bench.compression.compress import geometry_of
+from bench.compression.kernels import Kind
+from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy
+from bench.compression.quantizer import Shifted, UniformQuantizer, best_clip, positive, standardize
+from bench.compression.shapes import LayerShape
 from methods.gates import FilterGroups, opened
 from methods.quantizers import bit_sharing
 

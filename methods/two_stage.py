@@ -15,12 +15,12 @@ from dataclasses import replace
 from math import exp, log
 from typing import ClassVar
 
-from bench.budget import Budget
+from bench.compression.policy import Policy
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import Budget
+from bench.matching.repair import repair
 from bench.method import Capabilities, Knob, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.policy import Policy
-from bench.repair import repair
-from bench.spec import Match
+from bench.spec.schema import Match
 from methods.sbs import (
     PRUNING_STRENGTH,
     QUANTIZATION_STRENGTH,

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.pairs import Cell, baseline_of, cells, common_seeds
-from bench.report import Column, Report, Table
-from bench.results import StudyResults
-from bench.statistics import Interval
-from bench.task_statistics import Estimate, average_ranks, interquartile_mean, probability_of_improvement
-from bench.wording import count, interval, listed, number
+from bench.reporting.report import Column, Report, Table
+from bench.reporting.wording import count, interval, listed, number
+from bench.results.groups import Cell, baseline_of, cells, common_seeds
+from bench.results.statistics import Interval
+from bench.results.tables import StudyResults
+from bench.results.task_statistics import Estimate, average_ranks, interquartile_mean, probability_of_improvement
 
 MANY_TASKS = 6
 """With fewer tasks ranks tell little."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.results import IDENTITY, StudyResults
-from bench.wording import MILLION, TOO_FEW, difference, interval, number
+from bench.reporting.wording import MILLION, TOO_FEW, difference, interval, number
+from bench.results.tables import IDENTITY, StudyResults
 
 if TYPE_CHECKING:
     import pandas as pd

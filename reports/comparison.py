@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench import pairs, statistics
-from bench.endings import RETRIABLE
-from bench.report import Column, Report, Table
-from bench.results import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
-from bench.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
+from bench.reporting.report import Column, Report, Table
+from bench.results import groups as pairs
+from bench.results import statistics
+from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
+from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
+from bench.store.outcomes import RETRIABLE
 from reports.cells import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
 from reports.measured import Measured, limited
 

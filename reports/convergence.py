@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.report import Column, Figure, Part, Report, Table
-from bench.results import StudyResults
-from bench.statistics import mean, std
+from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.results.statistics import mean, std
+from bench.results.tables import StudyResults
 from reports.cells import figure, named_runs, spread
 from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.statistics import mean, std
+from bench.results.statistics import mean, std
 
 if TYPE_CHECKING:
     import altair as alt
@@ -99,7 +99,7 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
     """
     import altair as alt
 
-    from bench.charts import GREY
+    from bench.reporting.charts import GREY
 
     colour = method_colour(methods)
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("method", "budget")] + [

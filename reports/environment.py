@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.report import Column, Report, Table
-from bench.results import StudyResults, section
+from bench.reporting.report import Column, Report, Table
+from bench.results.tables import StudyResults, section
 
 _PARTS = ("versions", "hardware")
 

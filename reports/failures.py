@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.leases import Leases
-from bench.report import Column, Report, Table
-from bench.results import DAMAGED, FAILURES, MISSING, STALE, StudyResults, section
+from bench.reporting.report import Column, Report, Table
+from bench.results.tables import DAMAGED, FAILURES, MISSING, STALE, StudyResults, section
+from bench.store.leases import Leases
 from reports.repeating import continuation, repetition
 
 _OPEN = "running"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.wording import MILLION
+from bench.reporting.wording import MILLION
 
 if TYPE_CHECKING:
     import pandas as pd

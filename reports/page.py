@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.report import Column, Document, Figure, Form, Part, Table
+from bench.reporting.report import Column, Document, Figure, Form, Part, Table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")
@@ -43,7 +43,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownTable:
-    """A table as the template shows it: see `bench.report.Table`.
+    """A table as the template shows it: see `bench.reporting.report.Table`.
 
     Attributes:
         identity: In the page.
@@ -109,7 +109,7 @@ def page(document: Document, _: int = 0) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from bench.charts import COLOURS, DARK_COLOURS
+    from bench.reporting.charts import COLOURS, DARK_COLOURS
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -147,7 +147,7 @@ def _places(document: Document) -> dict[str, str]:
 
 
 def _shown(part: Part, places: dict[str, str]) -> ShownTable | ShownFigure:
-    from bench.charts import page_specification
+    from bench.reporting.charts import page_specification
 
     identity = f"part-{part.name}"
     if isinstance(part, Figure):
@@ -181,7 +181,7 @@ def _libraries() -> _Libraries:
 
     import vl_convert
 
-    from bench.charts import vega_lite_version
+    from bench.reporting.charts import vega_lite_version
 
     folder = files("itables") / "html"
     module = base64.b64encode((folder / "dt_bundle.js").read_bytes()).decode()

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.policy import FULL_PRECISION_BITS
-from bench.report import Column, Figure, Part, Report, Table
-from bench.results import IDENTITY, StudyResults, section
-from bench.statistics import mean, std
+from bench.compression.policy import FULL_PRECISION_BITS
+from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.results.statistics import mean, std
+from bench.results.tables import IDENTITY, StudyResults, section
 from reports.cells import named_runs, spread
 from reports.drawing import both, spread_of, unique
 

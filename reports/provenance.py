@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.report import Column, Report, Table
-from bench.results import DAMAGED, IDENTITY, MISSING, StudyResults, section
+from bench.reporting.report import Column, Report, Table
+from bench.results.tables import DAMAGED, IDENTITY, MISSING, StudyResults, section
 from reports.cells import anchor, named_runs, number
 from reports.repeating import repetition
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.published import Printed, printed
-from bench.report import Column, Report, Table
-from bench.results import StudyResults, section
+from bench.reporting.report import Column, Report, Table
+from bench.results.published import Printed, printed
+from bench.results.tables import StudyResults, section
 from reports.cells import MILLION, number, spread
 
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.endings import RETRIABLE
-from bench.results import StudyResults
+from bench.results.tables import StudyResults
+from bench.store.outcomes import RETRIABLE
 
 _AGAIN = "-again"
 _LONGEST_NAME = 100

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from bench.report import Column, Figure, Part, Report, Table
-from bench.results import StudyResults
-from bench.statistics import mean, std, t_interval
+from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.results.statistics import mean, std, t_interval
+from bench.results.tables import StudyResults
 from reports.cells import anchor, interval, named_runs, number, spread
 from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.drawing import number as plotted
@@ -156,7 +156,7 @@ def _cells(row: Mapping[str, Any], kind: Measured, *, on_front: bool) -> tuple[s
 def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int], kind: Measured) -> "alt.TopLevelMixin":
     import altair as alt
 
-    from bench.charts import GREY
+    from bench.reporting.charts import GREY
 
     budgeted = [index for index, row in enumerate(means) if row["budget"] != _NO_BUDGET] or range(len(means))
     costs = [means[index]["cost"] for index in budgeted]

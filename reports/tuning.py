@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.report import Column, Figure, Part, Report, Table
-from bench.results import StudyResults, section
+from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.results.tables import StudyResults, section
 from reports.cells import figure, number, yes_no
 from reports.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
 from reports.drawing import number as plotted
@@ -119,7 +119,7 @@ def _layers(rows: Rows, x: _Axis, y: _Axis, low: float) -> "list[alt.Chart]":
     """Layers of a chart without data."""
     import altair as alt
 
-    from bench.charts import GREY
+    from bench.reporting.charts import GREY
 
     last = max(row[_OVER.field] for row in rows)
     methods = unique(row["method"] for row in rows)

@@ -13,21 +13,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its pool would be
 import pytest
 import torch
 
-from bench import execution, plugins, scheduling, worker
-from bench.data import TaskData
-from bench.endings import Ending
-from bench.execution import Workbench
-from bench.leases import LeaseView
+from bench.data.dataset import TaskData
+from bench.execution import scheduler as scheduling
+from bench.execution import stages as execution
+from bench.execution import worker
+from bench.execution.scheduler import Study, work_off
+from bench.execution.settings import How
+from bench.execution.stages import Workbench
+from bench.execution.supervisor import work_here
+from bench.execution.worker import Order
 from bench.method import SearchJob
-from bench.plan import Plan, Unit, kind_of, make_plan, stored_specification, title
-from bench.running import How
-from bench.scheduling import Study, work_off
-from bench.spec import StudySpec, build
-from bench.store import Store, write_checked
+from bench.planning.plan import Plan, Unit, kind_of, make_plan, stored_specification, title
+from bench.plugins import registry as plugins
+from bench.spec.schema import StudySpec, build
+from bench.store.files import Store, write_checked
+from bench.store.leases import LeaseView
+from bench.store.outcomes import Ending
 from bench.study import run_study
-from bench.supervisor import work_here
-from bench.training import fit
-from bench.worker import Order
+from bench.training.loop import fit
 
 _SCHEDULE = {"epochs": 1, "batch_size": 32, "lr": 0.05}
 TINY: dict[str, Any] = {

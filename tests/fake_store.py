@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.spec import build
-from bench.staleness import fingerprint
-from bench.store import Store, manifest, read_checked, write_checked, write_json, write_text
+from bench.spec.schema import build
+from bench.store.files import Store, manifest, read_checked, write_checked, write_json, write_text
+from bench.store.staleness import fingerprint
 
 BUDGET_BOPS = 40e6
 MODEL = "resnet8"

@@ -5,7 +5,7 @@ import inspect
 from torch import nn
 
 from bench.errors import BenchError
-from bench.plugins import load
+from bench.plugins.registry import load
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -102,7 +102,7 @@ def _mobilenet(model: nn.Module, *, expansion: str) -> nn.Module:
 
 
 def _stating(model: nn.Module, **statements: object) -> nn.Module:
-    """A model with what `bench.network.trace` reads of it."""
+    """A model with what `bench.compression.shapes.trace` reads of it."""
     for name, value in statements.items():
         setattr(model, name, value)
     return model

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.spec import PUBLISHED_WEIGHTS, TaskSpec
+from bench.spec.schema import PUBLISHED_WEIGHTS, TaskSpec
 
 _VERSION = "IMAGENET1K_V1"
 """The weights that the paper's full-precision rows were made with, where torchvision has several."""

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bench.checks import CheckLine
-from bench.quantization import positive, quantize
-from bench.report import Figure
-from bench.seeds import generator
+from bench.compression.quantizer import positive, quantize
+from bench.diagnostics.verify import CheckLine
+from bench.reporting.report import Figure
+from bench.spec.seeds import generator
 from methods.quantizers import bit_sharing
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench import quantization
-from bench.checks import CheckLine
-from bench.kernels import steps
-from bench.report import Figure
-from bench.seeds import generator
+from bench.compression import quantizer as quantization
+from bench.compression.kernels import steps
+from bench.diagnostics.verify import CheckLine
+from bench.reporting.report import Figure
+from bench.spec.seeds import generator
 from methods import quantizers
 
 if TYPE_CHECKING:

@@ -16,18 +16,18 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import checkpoints as checkpoints_module
-from bench import execution
-from bench import leases as leases_module
-from bench import store as store_module
+from bench.compression.policy import uniform
 from bench.errors import BenchError
-from bench.leases import Leases
+from bench.execution import stages as execution
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.plan import Plan, make_plan, phases, title
-from bench.plugins import load
-from bench.policy import uniform
-from bench.results import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
-from bench.store import Store, load_state, read_json
+from bench.planning.plan import Plan, make_plan, phases, title
+from bench.plugins.registry import load
+from bench.results.tables import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
+from bench.store import files as store_module
+from bench.store import leases as leases_module
+from bench.store.files import Store, load_state, read_json
+from bench.store.leases import Leases
+from bench.training import checkpoints as checkpoints_module
 
 TIMES = ["search_seconds_mean", "tuning_seconds", "peak_memory_mb"]
 

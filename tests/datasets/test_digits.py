@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from bench.data import TaskData
+from bench.data.dataset import TaskData
 from datasets.digits import Digits
 
 

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.data import TaskData
+from bench.data.dataset import TaskData
 from bench.errors import BenchError
 from bench.models.resnet import resnet8
-from bench.seeds import generator
-from bench.spec import Schedule
-from bench.training import evaluate, fit
+from bench.spec.schema import Schedule
+from bench.spec.seeds import generator
+from bench.training.loop import evaluate, fit
 from datasets.imagefolder import ImageFolder
 from tests.datasets.images import make_folder
 

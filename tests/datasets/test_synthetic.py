@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeClassifier
 
-from bench.data import Arrays, TaskData
+from bench.data.dataset import Arrays, TaskData
 from datasets.synthetic import Synthetic
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.store import read_json
+from bench.store.files import read_json
 from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, Outcome
 from tests.faults.study import NAME, Command
 

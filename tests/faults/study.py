@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.leases import Leases
-from bench.store import Store, load_state, read_checked, read_json
+from bench.store.files import Store, load_state, read_checked, read_json
+from bench.store.leases import Leases
 from tests.faults import processes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from bench import leases as leases_module
-from bench import scheduling, supervisor
-from bench.endings import Ending, ending_of
 from bench.errors import BenchError
-from bench.leases import Leases
-from bench.running import seconds_from_environment
-from bench.store import Store, write_bytes, write_checked
-from bench.tracking import Tracker
+from bench.execution import scheduler as scheduling
+from bench.execution import supervisor
+from bench.execution.settings import seconds_from_environment
+from bench.reporting.mlflow.tracker import Tracker
+from bench.store import leases as leases_module
+from bench.store.files import Store, write_bytes, write_checked
+from bench.store.leases import Leases
+from bench.store.outcomes import Ending, ending_of
 from tests.faults import damage, places
 from tests.faults import study as study_module
 from tests.faults.faults import EQUAL, SKIPPED, TOLD, Arena, Outcome

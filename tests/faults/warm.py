@@ -16,7 +16,7 @@ def main() -> None:
     import optuna
     import torch._inductor
 
-    import bench.execution
+    import bench.execution.stages
     import bench.study
     import reports.comparison  # noqa: F401
     from bench.__main__ import main as bench_main

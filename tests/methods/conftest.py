@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression import calibrate, compress
-from bench.costs import price
-from bench.data import Arrays, TaskData
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import Policy, uniform
+from bench.compression.shapes import NetworkShape, trace
+from bench.costs.counter import price
+from bench.data.dataset import Arrays, TaskData
 from bench.method import SearchJob, Task
 from bench.models.resnet import resnet8, resnet20
-from bench.network import NetworkShape, trace
-from bench.policy import Policy, uniform
-from bench.seeds import generator
-from bench.spec import Schedule, SearchSchedule
-from bench.training import fit, reestimate_norms
+from bench.spec.schema import Schedule, SearchSchedule
+from bench.spec.seeds import generator
+from bench.training.loop import fit, reestimate_norms
 from datasets.digits import Digits
 
 CPU = torch.device("cpu")

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bench.compression import QuantizedLayer, calibrate, compress
-from bench.costs import price
-from bench.kernels import Kind
+from bench.compression.compress import QuantizedLayer, calibrate, compress
+from bench.compression.kernels import Kind
+from bench.compression.policy import Policy, uniform
+from bench.compression.quantizer import Shifted, clip_parameters
+from bench.compression.shapes import NetworkShape, trace
+from bench.costs.counter import price
 from bench.method import SearchJob, SearchResult, Task
-from bench.network import NetworkShape, trace
-from bench.policy import Policy, uniform
-from bench.quantization import Shifted, clip_parameters
-from bench.seeds import generator
-from bench.spec import Schedule, SearchSchedule
-from bench.training import evaluate, fit, reestimate_norms, weight_groups
+from bench.spec.schema import Schedule, SearchSchedule
+from bench.spec.seeds import generator
+from bench.training.loop import evaluate, fit, reestimate_norms, weight_groups
 from methods.bayesian_bits import (
     FIRST_PHI,
     LAST_OPEN_PHI,

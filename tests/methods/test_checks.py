@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench import quantization
-from bench.checks import CheckLine
-from bench.plugins import available, load
-from bench.report import Figure
-from bench.seeds import generator
+from bench.compression import quantizer as quantization
+from bench.diagnostics.verify import CheckLine
+from bench.plugins.registry import available, load
+from bench.reporting.report import Figure
+from bench.spec.seeds import generator
 from methods import quantizers
 from methods.checks import regression, theorem
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.forward import Forward
-from bench.kernels import Kind
-from bench.network import LayerShape
-from bench.quantization import UniformQuantizer
+from bench.compression.kernels import Kind
+from bench.compression.quantizer import UniformQuantizer
+from bench.compression.shapes import LayerShape
+from bench.training.forward import Forward
 from methods.quantizers import bit_sharing
 from methods.shared_layers import LayerSettings, LayerSpace, SharedLayer
 

@@ -9,17 +9,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bench.budget import parse_budget
-from bench.compression import calibrate, compress, replace_layer
-from bench.costs import price
-from bench.execution import reduced_form
-from bench.measures import BOPS, Latency, Measure, Memory
+from bench.compression.compress import calibrate, compress, replace_layer
+from bench.compression.policy import Policy, check, uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import parse_budget
+from bench.costs.counter import price
+from bench.costs.measures import BOPS, Latency, Measure, Memory
+from bench.execution.stages import reduced_form
+from bench.matching.repair import repair
 from bench.method import SearchJob, Task
-from bench.network import NetworkShape
-from bench.policy import Policy, check, uniform
-from bench.repair import repair
-from bench.spec import AcceleratorSpec, SearchSchedule
-from bench.training import reestimate_norms
+from bench.spec.schema import AcceleratorSpec, SearchSchedule
+from bench.training.loop import reestimate_norms
 from methods.djpq import (
     ChannelGates,
     Djpq,

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.compression import calibrate, compress
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import uniform
+from bench.compression.quantizer import UniformQuantizer
 from bench.method import SearchJob, Task
-from bench.policy import uniform
-from bench.quantization import UniformQuantizer
 from methods.dnas import Dnas, DorefaWeight, PactActivation, dorefa_pact
 from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions
 

@@ -9,16 +9,16 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from bench.budget import parse_budget
-from bench.compression import QuantizedLayer, calibrate, compress, replace_layer
-from bench.execution import _Found
-from bench.measures import BOPS, Latency, Measure, Memory
+from bench.compression.compress import QuantizedLayer, calibrate, compress, replace_layer
+from bench.compression.policy import LayerPolicy, Policy, uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import parse_budget
+from bench.costs.measures import BOPS, Latency, Measure, Memory
+from bench.execution.stages import _Found
+from bench.matching.repair import repair
 from bench.method import SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.policy import LayerPolicy, Policy, uniform
-from bench.repair import repair
-from bench.spec import AcceleratorSpec, SearchSchedule
-from bench.training import reestimate_norms
+from bench.spec.schema import AcceleratorSpec, SearchSchedule
+from bench.training.loop import reestimate_norms
 from methods.dq import Dq, DqNetwork, DqOptions, DqQuantizer, dq_quantizer, grid, penalty, squared_hinge
 from methods.learned_range import levels_of
 

@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from bench.costs import price
+from bench.compression.policy import Policy, uniform
+from bench.compression.quantizer import UniformQuantizer, quantize_literal, standardize
+from bench.compression.shapes import LayerShape, NetworkShape
+from bench.costs.counter import price
 from bench.method import SearchJob, Task
-from bench.network import LayerShape, NetworkShape
-from bench.policy import Policy, uniform
-from bench.quantization import UniformQuantizer, quantize_literal, standardize
-from bench.spec import SearchSchedule
+from bench.spec.schema import SearchSchedule
 from methods.edmips import Edmips
 from methods.multi_path import MixedLayer, PathNetwork, PathOptions
 

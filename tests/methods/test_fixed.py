@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bench.budget import parse_budget
-from bench.costs import price
+from bench.compression.policy import uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import parse_budget
+from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
 from bench.method import SearchJob
-from bench.network import NetworkShape
-from bench.policy import uniform
 from methods.fixed import Fixed, FixedOptions
 from methods.full_precision import FullPrecision
 

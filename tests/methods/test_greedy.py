@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.costs import price
+from bench.compression.policy import uniform
+from bench.compression.quantizer import best_clip, quantize_literal, standardize
+from bench.compression.shapes import NetworkShape
+from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
+from bench.matching.repair import policy_of
 from bench.method import SearchJob
-from bench.network import NetworkShape
-from bench.policy import uniform
-from bench.quantization import best_clip, quantize_literal, standardize
-from bench.repair import policy_of
 from methods.decisions import bits_decision
 from methods.greedy import Greedy, GreedyOptions, Losses, _batches, sensitivities, step_down
 

@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.budget import parse_budget
-from bench.compression import calibrate, compress
-from bench.costs import price
-from bench.data import BatchStream
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import Policy, uniform
+from bench.compression.quantizer import Shifted
+from bench.compression.shapes import trace
+from bench.costs.budget import parse_budget
+from bench.costs.counter import price
+from bench.costs.measures import Latency, Memory
+from bench.data.dataset import BatchStream
 from bench.errors import BenchError, UnreachableBudgetError
-from bench.measures import Latency, Memory
+from bench.matching.repair import repair
 from bench.method import SearchJob, Task
-from bench.network import trace
-from bench.plan import make_method
-from bench.policy import Policy, uniform
-from bench.quantization import Shifted
-from bench.repair import repair
-from bench.spec import AcceleratorSpec, SearchSchedule
-from bench.training import Evaluation, evaluate, reestimate_norms
+from bench.planning.plan import make_method
+from bench.spec.schema import AcceleratorSpec, SearchSchedule
+from bench.training.loop import Evaluation, evaluate, reestimate_norms
 from methods.haq import Haq, HaqOptions, Space, Trainer, calibrated, layer_states, place_of, sigma_of, updates_of
 from methods.linear_quantizer import LinearWeight, RangedActivation, linear_quantizer, threshold_of
 

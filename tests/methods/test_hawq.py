@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from bench.costs import price
+from bench.compression.policy import uniform
+from bench.compression.quantizer import best_clip, quantize_literal, standardize
+from bench.compression.shapes import LayerShape, NetworkShape
+from bench.costs.counter import price
+from bench.costs.measures import Memory
 from bench.errors import UnreachableBudgetError
-from bench.measures import Memory
 from bench.method import SearchJob
-from bench.network import LayerShape, NetworkShape
-from bench.policy import uniform
-from bench.quantization import best_clip, quantize_literal, standardize
 from methods.hawq import Hawq, HawqOptions, LossGraph, allocate, hutchinson, loss_graph, sensitivity, squared_error
 
 MakeJob = Callable[..., SearchJob]

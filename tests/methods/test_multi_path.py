@@ -9,15 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bench.compression import ConvGeometry, calibrate, compress
-from bench.costs import price
+from bench.compression.compress import ConvGeometry, calibrate, compress
+from bench.compression.policy import LayerPolicy, Policy, uniform
+from bench.compression.quantizer import QuantizerFactory, Shifted, UniformQuantizer, quantize_literal
+from bench.compression.shapes import LayerShape, trace
+from bench.costs.counter import price
+from bench.matching.repair import policy_of
 from bench.method import SearchJob, Task
-from bench.network import LayerShape, trace
-from bench.policy import LayerPolicy, Policy, uniform
-from bench.quantization import QuantizerFactory, Shifted, UniformQuantizer, quantize_literal
-from bench.repair import policy_of
-from bench.seeds import generator
-from bench.spec import SearchSchedule
+from bench.spec.schema import SearchSchedule
+from bench.spec.seeds import generator
 from methods.dnas import Dnas, dorefa_pact
 from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions, PathNetwork, mixture
 
@@ -294,7 +294,7 @@ def fingerprints(images: Tensor) -> set[bytes]:
 @pytest.fixture
 def unaltered(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
     """Images arrive as they are, so that they can be told apart."""
-    monkeypatch.setattr("bench.data.augment", lambda images, augmentation, order: images)
+    monkeypatch.setattr("bench.data.dataset.augment", lambda images, augmentation, order: images)
     return small_task
 
 

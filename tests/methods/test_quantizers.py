@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import kernels
-from bench.kernels import Kind
-from bench.kernels import mean_errors as fast_mean_errors
-from bench.quantization import discretize, normalize, quantize, quantize_literal
+from bench.compression import kernels
+from bench.compression.kernels import Kind
+from bench.compression.kernels import mean_errors as fast_mean_errors
+from bench.compression.quantizer import discretize, normalize, quantize, quantize_literal
 from methods.quantizers import bit_sharing, bit_sharing_literal, check_chain, decompose, metrics_literal
 
 KINDS: tuple[Kind, ...] = ("weight", "activation")

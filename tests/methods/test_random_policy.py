@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bench.costs import price
+from bench.compression.policy import uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.counter import price
+from bench.costs.measures import Memory
 from bench.errors import UnreachableBudgetError
-from bench.measures import Memory
 from bench.method import SearchJob
-from bench.network import NetworkShape
-from bench.policy import uniform
 from methods.random_policy import Combinations, RandomOptions, RandomPolicy
 
 MakeJob = Callable[..., SearchJob]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import checkpoints as module
-from bench.checkpoints import Checkpoints
-from bench.execution import Curves
+from bench.execution.stages import Curves
 from bench.method import Method, SearchJob, SearchResult
-from bench.spec import SearchSchedule
+from bench.spec.schema import SearchSchedule
+from bench.training import checkpoints as module
+from bench.training.checkpoints import Checkpoints
 from methods.bayesian_bits import BayesianBits
 from methods.djpq import Djpq
 from methods.dnas import Dnas

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bench.compression import compress
-from bench.costs import price
-from bench.measures import BOPS, Energy, Latency, Memory
+from bench.compression.compress import compress
+from bench.compression.policy import Policy, uniform
+from bench.compression.shapes import LayerShape, NetworkShape, trace
+from bench.costs.counter import price
+from bench.costs.measures import BOPS, Energy, Latency, Memory
+from bench.matching.repair import policy_of
 from bench.method import CostTerm, SearchJob, SearchResult, Task
-from bench.network import LayerShape, NetworkShape, trace
-from bench.policy import Policy, uniform
-from bench.repair import policy_of
-from bench.spec import AcceleratorSpec, SearchSchedule
-from bench.training import evaluate
+from bench.spec.schema import AcceleratorSpec, SearchSchedule
+from bench.training.loop import evaluate
 from methods.sbs import (
     CostOnly,
     Sbs,

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression import calibrate, compress
-from bench.costs import price
-from bench.hardware.pricing import execute_layer
-from bench.measures import BOPS, Energy, Latency, Measure, Memory
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import LayerPolicy, Policy
+from bench.compression.quantizer import Kind
+from bench.compression.shapes import LayerShape, NetworkShape
+from bench.costs.accelerator.pricing import execute_layer
+from bench.costs.counter import price
+from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
+from bench.costs.relaxed import channel_counts
+from bench.matching.repair import policy_of
 from bench.method import SearchJob
-from bench.network import LayerShape, NetworkShape
-from bench.policy import LayerPolicy, Policy
-from bench.quantization import Kind
-from bench.relaxed import channel_counts
-from bench.repair import policy_of
-from bench.spec import AcceleratorSpec
-from bench.training import reestimate_norms
+from bench.spec.schema import AcceleratorSpec
+from bench.training.loop import reestimate_norms
 from methods.gates import opened
 from methods.sbs import SbsOptions, layer_settings, search_space
 from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer

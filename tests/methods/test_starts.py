@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.compression import calibrate
-from bench.kernels import Kind
+from bench.compression.compress import calibrate
+from bench.compression.kernels import Kind
+from bench.compression.quantizer import best_clip, standardize
 from bench.method import SearchJob
-from bench.quantization import best_clip, standardize
 from methods import starts
 from methods.hawq import squared_error
 from methods.sbs import (

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import methods.two_stage
-from bench.budget import Budget
-from bench.costs import price
+from bench.compression.policy import Policy, uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import Budget
+from bench.costs.counter import price
+from bench.matching.repair import repair
 from bench.method import CostTerm, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.policy import Policy, uniform
-from bench.repair import repair
-from bench.spec import SearchSchedule
+from bench.spec.schema import SearchSchedule
 from methods.sbs import SbsOptions, share_bits
 from methods.shared_network import SearchSpace, Start
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune

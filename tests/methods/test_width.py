@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.costs import price
+from bench.compression.policy import uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
 from bench.method import SearchJob
-from bench.network import NetworkShape
-from bench.policy import uniform
 from methods.width import Width, WidthOptions
 
 MakeJob = Callable[..., SearchJob]

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import nn
 
-from bench.checkpoints import Stateful
+from bench.compression.policy import Policy, uniform
+from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
+from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.network import NetworkShape
-from bench.options import Strict
-from bench.policy import Policy, uniform
-from bench.repair import policy_of
-from bench.seeds import generator
-from bench.spec import Match
-from bench.training import evaluate, sgd, weight_groups
+from bench.spec.options import Strict
+from bench.spec.schema import Match
+from bench.spec.seeds import generator
+from bench.training.checkpoints import Stateful
+from bench.training.loop import evaluate, sgd, weight_groups
 from methods.decisions import bits_decision
 
 WIDTHS = (2, 4, 8)

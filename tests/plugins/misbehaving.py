@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from bench.compression.policy import uniform
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.options import Strict
-from bench.policy import uniform
-from bench.training import fit
+from bench.spec.options import Strict
+from bench.training.loop import fit
 
 
 class MisbehavingOptions(Strict):
@@ -79,7 +79,7 @@ class Misbehaving(Method):
 
 
 def _training(schedule: object) -> object:
-    from bench.spec import Schedule, SearchSchedule
+    from bench.spec.schema import Schedule, SearchSchedule
 
     assert isinstance(schedule, SearchSchedule)
     return Schedule(epochs=1, batch_size=schedule.batch_size, lr=1e30)

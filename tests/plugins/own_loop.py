@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from bench.compression.policy import uniform
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.options import Strict
-from bench.policy import uniform
+from bench.spec.options import Strict
 
 
 class OwnLoopOptions(Strict):

@@ -1,19 +1,16 @@
 """The ablation table: which runs it compares with which, and what it says of them."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.report import Table
-from bench.results import StudyResults
-from bench.statistics import compare_pairs
+from bench.reporting.report import Table
+from bench.results.statistics import compare_pairs
+from bench.results.tables import StudyResults
 from reports.ablation import Ablation
 from reports.comparison import Comparison
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from tests import fake_store
 
 DEFAULT = [71.0, 72.5, 73.0, 71.5, 72.0, 73.5]
 CHANGED = [70.0, 71.0, 72.0, 70.5, 70.0, 72.0]

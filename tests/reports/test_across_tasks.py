@@ -1,17 +1,15 @@
 """The table over several tasks."""
 
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench.report import DEFAULT_REPORT, Table, make_document
-from bench.results import StudyResults
-from bench.task_statistics import interquartile_mean, probability_of_improvement
+from bench.reporting.report import DEFAULT_REPORT, Table, make_document
+from bench.results.tables import StudyResults
+from bench.results.task_statistics import interquartile_mean, probability_of_improvement
 from reports.across_tasks import AcrossTasks
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from tests import fake_store
 
 FIXED = {"resnet8": [70.0, 71.0, 72.0], "resnet20": [80.0, 82.0, 81.0], "resnet56": [85.0, 84.0, 86.0]}
 SBS = {"resnet8": [71.0, 71.5, 71.9], "resnet20": [82.0, 82.0, 83.0], "resnet56": [85.5, 85.0, 85.5]}

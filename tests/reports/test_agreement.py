@@ -3,18 +3,15 @@
 import itertools
 import math
 import random
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from bench.results import StudyResults
+from bench.results.tables import StudyResults
 from reports.agreement import Agreement, kappa
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from tests import fake_store
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,21 +4,19 @@ import csv
 import io
 import json
 import re
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from bench.errors import BenchError
-from bench.plugins import available, load
-from bench.report import Column, Table, make_document, write_tables
-from bench.results import StudyResults
-from bench.statistics import smallest_detectable
+from bench.plugins.registry import available, load
+from bench.reporting.report import Column, Table, make_document, write_tables
+from bench.results.statistics import smallest_detectable
+from bench.results.tables import StudyResults
 from reports.comparison import Comparison
 from reports.renderers import comma_separated, escape_latex, latex, markdown, terminal
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from tests import fake_store
 
 SBS = [71.0, 72.5, 73.0, 71.5, 72.0, 73.5]
 FIXED = [70.0, 71.0, 72.0, 70.5, 70.0, 72.0]

@@ -1,19 +1,18 @@
 """The page in a browser: sorting, hovering, choosing, links, dark and narrow; nothing leaves for the network."""
 
-import runpy
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.report import make_document
-from bench.results import StudyResults
-from bench.store import write_json
+from bench.reporting.report import make_document
+from bench.results.tables import StudyResults
+from bench.store.files import write_json
 from reports.page import page
+from tests import fake_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +22,6 @@ pytestmark = [
 ]
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here; it comes with .[dev]")
 
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 ALL = ["comparison", "tradeoff", "policies", "convergence", "tuning", "failures", "provenance", "environment"]

@@ -1,20 +1,17 @@
 """The paper's figures, and the table that sets ours beside them."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.costs import price
-from bench.plan import model_shape
-from bench.policy import FULL_PRECISION_BITS, uniform
-from bench.published import printed
-from bench.results import StudyResults
+from bench.compression.policy import FULL_PRECISION_BITS, uniform
+from bench.costs.counter import price
+from bench.planning.plan import model_shape
+from bench.results.published import printed
+from bench.results.tables import StudyResults
 from reports.published import Published
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from tests import fake_store
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import re
-import runpy
 import shlex
 import shutil
 import statistics
@@ -17,20 +16,19 @@ import textwrap
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench import report as bench_report
-from bench.cli import _specification, _stated
+from bench.cli.main import _specification, _stated
 from bench.errors import BenchError
-from bench.leases import Leases
-from bench.plan import make_plan
-from bench.plugins import available, load
-from bench.report import Figure, Report, Table, make_document, write_document, write_tables
-from bench.results import StudyResults
-from bench.store import Store, write_json
+from bench.planning.plan import make_plan
+from bench.plugins.registry import available, load
+from bench.reporting import report as bench_report
+from bench.reporting.report import Figure, Report, Table, make_document, write_document, write_tables
+from bench.results.tables import StudyResults
+from bench.store.files import Store, write_json
+from bench.store.leases import Leases
 from reports.comparison import Comparison
 from reports.convergence import Convergence
 from reports.drawing import MOST_POINTS, thinned
@@ -41,8 +39,7 @@ from reports.policies import Policies
 from reports.provenance import Provenance
 from reports.tradeoff import Tradeoff, pareto_front
 from reports.tuning import Tuning
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from tests import fake_store
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 ALL = ["comparison", "tradeoff", "policies", "convergence", "tuning", "failures", "provenance", "environment"]
@@ -110,8 +107,8 @@ def test_half_written_files_stop_no_report(tmp_path: Path, content: str) -> None
 
 def test_reports_import_no_torch(finished: Any) -> None:
     program = (
-        "import sys; from pathlib import Path; from bench.store import Store; from bench.results import StudyResults\n"
-        "from bench.report import make_document; from bench.plugins import load\n"
+        "import sys; from pathlib import Path; from bench.store.files import Store; from bench.results.tables import StudyResults\n"
+        "from bench.reporting.report import make_document; from bench.plugins.registry import load\n"
         f"store = Store(Path({str(finished.store.root)!r}))\n"
         "document = make_document(StudyResults(store, store.load_study(None)))\n"
         "load('forms', 'html').render(document, 100); print(len(document.sections), 'torch' in sys.modules)"

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.data import TaskData
-from bench.image_files import Framing, decode
-from bench.image_loading import Answer, ImageDataset, ImageFiles, Loader, Reader, Request
-from bench.machine import resolve_device
-from bench.seeds import generator
+from bench.data.dataset import TaskData
+from bench.data.image_files import Framing, decode
+from bench.data.image_loading import Answer, ImageDataset, ImageFiles, Loader, Reader, Request
+from bench.spec.seeds import generator
+from bench.store.machine import resolve_device
 from datasets.imagefolder import ImageFolder
 
 _CHUNK = 32

@@ -8,20 +8,17 @@ epochs; one run in twenty failed. Reports are made as `bench report STUDY --out 
 
 import argparse
 import random
-import runpy
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from bench.report import make_document, write_document
-from bench.results import StudyResults
-from bench.store import write_bytes
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
+from bench.reporting.report import make_document, write_document
+from bench.results.tables import StudyResults
+from bench.store.files import write_bytes
+from tests import fake_store
 
 METHODS = [
     *("sbs", "sbs_q", "sbs_p", "cost_only", "dnas", "multi_path"),
@@ -94,7 +91,7 @@ def fill(root: Path, runs: int, budgets: int) -> dict[str, Any]:
 
 def measure(runs: int, budgets: int, root: Path, out: Path) -> None:
     """Make a store and everything that there is to say of it, and print what it took."""
-    from bench.store import Store
+    from bench.store.files import Store
 
     document = fill(root, runs, budgets)
     began = time.perf_counter()

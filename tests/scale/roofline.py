@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression import calibrate, compress
-from bench.costs import price
-from bench.execution import on_device
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import FULL_PRECISION_BITS, uniform
+from bench.compression.shapes import NetworkShape, trace
+from bench.costs.counter import price
+from bench.execution.stages import on_device
 from bench.models.resnet import resnet20
-from bench.network import NetworkShape, trace
-from bench.policy import FULL_PRECISION_BITS, uniform
-from bench.spec import Schedule
-from bench.training import sgd, weight_groups
+from bench.spec.schema import Schedule
+from bench.training.loop import sgd, weight_groups
 
 _FLOAT = 4
 _PASSES = {"convolution": 3 + 3, "normalisation": 3 + 3, "activation": 2 + 3}

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.forward import Forward
-from bench.machine import resolve_device
+from bench.diagnostics.speed.growth import CHAINS
+from bench.diagnostics.speed.measure import Candidate, Setting, head, measure
 from bench.method import SearchJob, SearchResult
-from bench.plan import make_method
-from bench.speed import Candidate, Setting, head, measure
-from bench.speed_growth import CHAINS
+from bench.planning.plan import make_method
+from bench.store.machine import resolve_device
+from bench.training.forward import Forward
 from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions
 
 

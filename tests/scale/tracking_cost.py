@@ -6,7 +6,6 @@ Made-up runs, five seeds a cell. `--server` goes through an MLflow server on thi
 """
 
 import argparse
-import runpy
 import socket
 import sys
 import tempfile
@@ -14,15 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from bench.tracking import Tracker, resolve_uri
-from bench.ui import Ui, _start_server, ui_command
+from bench.reporting.mlflow.tracker import Tracker, resolve_uri
+from bench.reporting.mlflow.ui import Ui, _start_server, ui_command
+from tests import fake_store
 
 SEEDS = 5
-
-fake_store = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fake_store.py")))
 
 
 class Calls:

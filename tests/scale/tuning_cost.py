@@ -23,16 +23,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.compression.policy import policy_from_json
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
-from bench.execution import Desk, Workbench, _compressed, _decision, _finetune, _search, check_reachable, pretrain
-from bench.matching import Trial, Tuning, tune
-from bench.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, trial_of
-from bench.policy import policy_from_json
-from bench.repair import repair
-from bench.seeds import derive
-from bench.spec import build, canonical_hash, read_preset, with_schedule
-from bench.store import Store, load_state, read_json, write_json
-from bench.training import evaluate
+from bench.execution.stages import (
+    Desk,
+    Workbench,
+    _compressed,
+    _decision,
+    _finetune,
+    _search,
+    check_reachable,
+    pretrain,
+)
+from bench.matching.repair import repair
+from bench.matching.tune import Trial, Tuning, tune
+from bench.planning.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, trial_of
+from bench.spec.schema import build, canonical_hash, read_preset, with_schedule
+from bench.spec.seeds import derive
+from bench.store.files import Store, load_state, read_json, write_json
+from bench.training.loop import evaluate
 
 METHODS = [
     *("sbs", "sbs_q", "sbs_p", "cost_only"),

@@ -1,0 +1,64 @@
+"""Commands on differences: how large one is, and how many seeds it would take to find one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from bench.cli.options import store_option
+from bench.errors import BenchError
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@store_option
+def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
+    """Compare two methods, runs or studies: paired difference, costs, and policies layer by layer.
+
+    \b
+    bench compare sbs fixed               two methods of the latest study
+    bench compare quick/sbs/4bit other/sbs/4bit
+    bench compare 9603492b 2c94           two runs, by the beginning of their ids
+    bench compare quick other             all methods that two studies share
+    """  # noqa: D301  (click wants the character)
+    import json
+
+    from bench.cli.console import show
+    from bench.reporting import compare as compared
+    from bench.reporting import compare_layers as layers
+    from bench.results.selection import select
+    from bench.store.files import Store
+
+    store = Store(store_dir)
+    found = compared.compare(select(store, first), select(store, second))
+    if as_json:
+        click.echo(json.dumps(compared.to_json(found) | {"layers": layers.to_json(found)}, indent=1))
+    else:
+        show([compared.table(found), *layers.tables(found)])
+
+
+@click.command("plan")
+@click.argument("study", required=False)
+@click.option("--detect", type=float, required=True, metavar="POINTS", help="Difference in Top-1 to find, e.g. 0.3.")
+@click.option("--baseline", default=None, help="Method to compare with.  [default: the study's]")
+@store_option
+def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir: Path) -> None:
+    """Tell how many seeds and hours a difference takes, from the spread of the study's runs so far."""
+    from bench.cli.console import show
+    from bench.reporting.power import forecast, nothing_to_say, table
+    from bench.results.tables import StudyResults
+    from bench.store.files import Store
+
+    if not (math.isfinite(detect) and 0 < detect <= 100):
+        raise BenchError(f"--detect {detect:g} is no difference in Top-1; give points above 0 up to 100, e.g. 0.3")
+    store = Store(store_dir)
+    found = forecast(StudyResults(store, store.load_study(study)), detect, baseline)
+    unsaid = nothing_to_say(found)
+    if unsaid is not None:
+        click.echo(unsaid)
+    else:
+        show([table(found)])

@@ -1,0 +1,153 @@
+"""What the terminal shows: live progress, plain lines where there is no terminal, and tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
+    from bench.planning.plan import Plan
+    from bench.reporting.report import Table as ReportTable
+    from bench.store.leases import LeaseView
+
+_FILE_WIDTH = 120
+_PLAIN_INTERVAL = 10.0
+"""Seconds between lines on epochs where there is no terminal."""
+_FIGURES = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f} %", "budget_share": "cost {:.2f} × budget"}
+
+
+class LiveWatcher:
+    """Live progress of a study: a bar over all epochs with the time left, and what is worked on.
+
+    Where the output is not a terminal, plain lines say the same now and then.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not self._live,
+            speed_estimate_period=600,
+        )
+        self._study: TaskID | None = None
+        self._finished_epochs = 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, plan: Plan, epochs: int) -> None:
+        """Show the study's size."""
+        spec = plan.spec
+        self.note(
+            f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
+            f"{len(plan.tunings)} tunings of at most {spec.tuning.trials} trials, {len(plan.runs)} runs, "
+            f"on {spec.device}"
+        )
+        self._study = self._progress.add_task(spec.name, total=epochs, detail="")
+
+    def note(self, text: str) -> None:
+        """Say something."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
+        """Say how a unit ended."""
+        self.note(f"  {title}: {outcome}")
+        self._finished_epochs += epochs
+        self._advance(0)
+
+    def at_work(self, units: Sequence[LeaseView]) -> None:
+        """Show what is worked on."""
+        lines = [progress_line(unit) for unit in units]
+        self._advance(sum(int(unit.progress.get("done", 0)) for unit in units))
+        if self._study is not None:
+            self._progress.update(self._study, detail="; ".join(lines))
+        if lines and not self._live and time.monotonic() - self._last_line > _PLAIN_INTERVAL:
+            for line in lines:
+                self.note(f"    {line}")
+            self._last_line = time.monotonic()
+
+    def _advance(self, under_way: int) -> None:
+        if self._study is not None:
+            self._progress.update(self._study, completed=self._finished_epochs + under_way)
+
+
+def progress_line(unit: LeaseView) -> str:
+    """How far a unit is: "run sbs 4bit seed 0: search 3/8, loss 1.204"."""
+    progress = unit.progress
+    parts = [f"{unit.title}: {progress.get('phase', '')} {progress.get('epoch', 0):.0f}"]
+    if "epochs" in progress:
+        parts[0] += f"/{progress['epochs']:.0f}"
+    # Methods report what they have.
+    parts += [form.format(progress[name]) for name, form in _FIGURES.items() if name in progress]
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "45 s", "12 min", "3.4 h", "2.1 d"."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 86_400:.1f} d"
+
+
+def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]]) -> Table:
+    """A table for the terminal.
+
+    Args:
+        title: Shown above it.
+        columns: Headings, and whether they are right-aligned.
+        rows: Cells.
+    """
+    table = Table(title=title, title_justify="left")
+    for heading, right in columns.items():
+        table.add_column(heading, justify="right" if right else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # brackets, e.g. of an error, are no markup
+    return table
+
+
+def make_console() -> Console:
+    """The terminal; as wide as a table needs where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+def show(tables: Sequence[ReportTable]) -> None:
+    """Print tables of reports as wide as the terminal is; columns that do not fit are left out and named."""
+    from bench.plugins.registry import load
+    from bench.reporting.report import Document, Section
+
+    document = Document(study="", sections=(Section(name="", title="", parts=tuple(tables)),))
+    click.echo(load("forms", "terminal").render(document, make_console().width))

@@ -1,0 +1,148 @@
+"""The command that lists what can be named on the command line."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.errors import BenchError, unknown_name
+
+if TYPE_CHECKING:
+    from bench.method import Method
+
+_KINDS = ["methods", "models", "datasets", "presets", "reports", "forms"]
+_INDENT = 4
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(_KINDS))
+@click.argument("names", nargs=-1, metavar="[NAMES]...")
+@click.option("--long", is_flag=True, help="Methods: source, options, deviations. Presets: how long they take.")
+def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
+    """List what can be named on the command line, or some of it, with a line on each.
+
+    \b
+    bench list methods
+    bench list methods --long sbs dnas          where they come from, what they can do, their options
+    bench list presets --long                   how long they take with each schedule
+    """  # noqa: D301  (click wants the character)
+    if long and kind not in ("methods", "presets"):
+        raise BenchError(f"--long tells more of methods and of presets; it has no effect on {kind}")
+    if long and kind == "presets":
+        _print_preset_times(_chosen(kind, names, _preset_names()))
+    elif long:
+        click.echo("\n\n".join(_described(name, found) for name, found in _methods(names).items()))
+    else:
+        _print_lines(_entries(kind, names))
+
+
+def _print_lines(entries: Mapping[str, str]) -> None:
+    width = max(len(name) for name in entries)
+    for name, summary in entries.items():
+        click.echo(f"{name:<{width}}  {summary}")
+
+
+def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
+    """A line on each, by name."""
+    from bench.plugins.registry import available, load
+    from bench.spec.schema import preset_summary
+
+    if kind == "presets":
+        return {name: preset_summary(name) for name in _chosen(kind, names, _preset_names())}
+    if kind == "methods" and names:
+        return {name: _summary(found) for name, found in _methods(names).items()}
+    return {name: _summary(load(kind, name)) for name in _chosen(kind, names, available(kind))}
+
+
+def _preset_names() -> list[str]:
+    from bench.spec.schema import preset_names
+
+    return preset_names()
+
+
+def _chosen(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Those that were named, or all.
+
+    Raises:
+        BenchError: One is unknown.
+    """
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
+    return list(names or known)
+
+
+def _summary(plugin: Any) -> str:
+    return str(getattr(plugin, "summary", None) or (plugin.__doc__ or "").splitlines()[0])
+
+
+def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
+    """The classes of methods, registered or in files, by name."""
+    from bench.planning.methods import method_class
+    from bench.plugins.method_files import with_files
+    from bench.plugins.registry import available
+
+    named = with_files({"methods": list(names or available("methods"))})
+    files = named.get("method_files", {})
+    return {name: method_class(name, files.get(name)) for name in named["methods"]}
+
+
+def _described(name: str, method: type[Method]) -> str:
+    """A method in full."""
+    from bench.cli.console import make_console
+
+    width = make_console().width
+    parts = [name, _wrapped(_summary(method), width)]
+    facts = {
+        "source": [method.source or "not stated"],
+        "can": [", ".join(method.capabilities.in_words())],
+        "options": list(_options(method)) or ["none"],
+        "deviations": list(method.deviations) or ["none stated"],
+    }
+    for heading, texts in facts.items():
+        parts += [
+            _wrapped(f"{heading + ':' if not number else '':<12}{text}", width, 12) for number, text in enumerate(texts)
+        ]
+    return "\n".join(parts)
+
+
+def _wrapped(text: str, width: int, hanging: int = 0) -> str:
+    """A text within the width of the terminal, indented."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=" " * _INDENT,
+        subsequent_indent=" " * (_INDENT + hanging),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _options(method: type[Method]) -> Iterator[str]:
+    """Each option with its default, as `--set` takes it."""
+    import json
+
+    for name, field in method.Options.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else "absent" if default is None else json.dumps(default, default=str)
+        yield f"{name} = {shown}" if shown not in ("required", "absent") else f"{name} ({shown})"
+
+
+def _print_preset_times(names: Sequence[str]) -> None:
+    from bench.cli.console import duration, make_console, simple_table
+    from bench.diagnostics.speed.preset_times import seconds
+    from bench.spec.schema import build, read_preset, schedule_names, with_schedule
+
+    rows = []
+    for name in names:
+        specs = [build([with_schedule(read_preset(name), schedule)]) for schedule in schedule_names()]
+        times = [seconds(spec) for spec in specs]
+        runs = len(specs[0].methods) * len(specs[0].budgets)
+        rows.append([name, str(runs), *("unknown" if time is None else duration(time) for time in times)])
+    columns = {"preset": False, "rows": True, **dict.fromkeys(schedule_names(), True)}
+    console = make_console()
+    console.print(simple_table("presets, roughly, on two cores", columns, rows))
+    console.print("bench run --preset P --schedule S --dry-run measures on this machine", highlight=False)

@@ -1,0 +1,154 @@
+"""Commands that look after a store: what is in the way, what is damaged, and moving studies between stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli.options import FILE, data_option, store_option
+
+if TYPE_CHECKING:
+    from bench.diagnostics.doctor.doctor import Finding
+    from bench.store.cleanup import Item
+    from bench.store.files import Store
+
+_VIEW_LOCK_SECONDS = 60.0
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--yes", is_flag=True, help="Remove it; otherwise only tell what would go.")
+@store_option
+def clean(study: str | None, yes: bool, store_dir: Path) -> int:
+    """Remove what nobody needs; with STUDY, that study and the units that only it refers to.
+
+    Nothing goes that anybody works on, nor anything of a study that is being run.
+    """
+    from bench.__main__ import EXIT_SOME_FAILED
+    from bench.store import cleanup as housekeeping
+    from bench.store.files import Store
+
+    store = Store(store_dir)
+    failures: Iterable[str] = ()
+    if yes:
+        done = housekeeping.clean(store, study)
+        sized, notes, failures = done.removed, done.notes, done.failures
+    else:
+        found = housekeeping.survey(store, study)
+        sized, notes = [(item, housekeeping.size_of(item.path)) for item in found.items], found.notes
+    _tell_items(sized, "removed" if yes else "would go")
+    _tell_usage(store)
+    for line in (*notes, *failures):
+        click.echo(f"note: {line}")
+    if sized and not yes:
+        click.echo("nothing removed; add --yes")
+    return EXIT_SOME_FAILED if failures else 0
+
+
+def _tell_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
+    from bench.store.cleanup import CATEGORIES, human
+
+    found = list(sized)
+    if not found:
+        click.echo("nothing to remove")
+    for category in CATEGORIES:
+        sizes = [size for item, size in found if item.category == category]
+        if sizes:
+            click.echo(f"{heading}  {category:<40} {len(sizes):>6} {human(sum(sizes)):>10}")
+    if found:
+        click.echo(f"{heading}  {'in all':<40} {len(found):>6} {human(sum(size for _, size in found)):>10}")
+
+
+def _tell_usage(store: Store) -> None:
+    from bench.store.cleanup import human, usage
+
+    used = usage(store)
+    kinds = ", ".join(f"{kind} {human(size)}" for kind, size in used.items() if size)
+    click.echo(f"the store holds {human(sum(used.values()))}{': ' if kinds else ''}{kinds}")
+
+
+@click.command()
+@click.argument("study")
+@click.argument("file", type=FILE, metavar="FILE.tar.gz")
+@store_option
+def archive(study: str, file: Path, store_dir: Path) -> None:
+    """Write a study with all its pretrainings, tunings and runs into one file."""
+    from bench.store import archive as archives
+    from bench.store.cleanup import human
+    from bench.store.files import Store
+
+    store = Store(store_dir)
+    warnings = archives.shortcomings(store, store.load_study(study))
+    made = archives.archive(store, study, file)
+    for line in warnings:
+        click.echo(f"warning: {line}")
+    if made.left_out:
+        click.echo(f"warning: {made.left_out} files in the study's folder are not the harness's and were left out")
+    click.echo(f"{file}: study {study}, {made.units} units, {made.files} files, {human(made.size)}")
+    click.echo(f"to bring it back: bench restore {file}")
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--name", default=None, metavar="NEW", help="Restore the study under another name.")
+@store_option
+def restore(file: Path, name: str | None, store_dir: Path) -> None:
+    """Bring an archived study into a store; what the store already has is kept."""
+    from bench.store import archive as archives
+    from bench.store.files import Store
+
+    store = Store(store_dir)
+    done = archives.restore(store, file, name)
+    click.echo(f"study {done.study}: {done.added} units added, {done.kept} kept as they were")
+    _write_tables(store, store.load_study(done.study))
+    click.echo(f"its table: bench report {done.study}")
+
+
+def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
+    """Bring the study's tables up to date: of what was kept, the archive's may say something else."""
+    from filelock import FileLock
+
+    from bench.reporting.report import write_views
+    from bench.results.tables import StudyResults
+
+    with FileLock(store.root / ".views.lock", timeout=_VIEW_LOCK_SECONDS):
+        write_views(StudyResults(store, document))
+
+
+@click.command()
+@click.option("--preset", default=None, help="Check what this named specification needs.")
+@click.option("--study", default=None, help="Check what this study of the store needs.")
+@click.option("--thorough", is_flag=True, help="Read all data sets and hash all files.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_option
+@store_option
+def doctor(
+    preset: str | None, study: str | None, thorough: bool, as_json: bool, data_dir: Path | None, store_dir: Path
+) -> int:
+    """Check this machine, the installation, the data sets and the store; say what to do about each problem."""
+    import json
+
+    from bench.__main__ import EXIT_SOME_FAILED
+    from bench.diagnostics.doctor.doctor import PROBLEM, Visit, examine
+    from bench.store.files import Store
+
+    visit = Visit(store=Store(store_dir), data_dir=data_dir, preset=preset, study=study, thorough=thorough)
+    findings = []
+    for finding in examine(visit):
+        findings.append(finding)
+        if not as_json:
+            click.echo(_line(finding))
+    problems = sum(finding.status == PROBLEM for finding in findings)
+    if as_json:
+        click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
+    else:
+        click.echo("no problems" if not problems else f"{problems} problem{'s' if problems > 1 else ''}")
+    return EXIT_SOME_FAILED if problems else 0
+
+
+def _line(finding: Finding) -> str:
+    remedy = f" → {finding.remedy}" if finding.remedy else ""
+    return f"{finding.status:<7}  {finding.check}: {finding.found}{remedy}"

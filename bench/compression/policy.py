@@ -1,0 +1,167 @@
+"""The policy: per layer the bits of weights and activations and the filters that are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError, unknown_name
+
+if TYPE_CHECKING:  # shapes are traced by PyTorch; policies are read without it
+    from bench.compression.shapes import LayerShape, NetworkShape
+
+FULL_PRECISION_BITS = 32
+EDGE_BITS = 8
+"""Bits of the first and the last layer in every quantized network (paper, Section 4.2)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPolicy:
+    """What is done to one layer. `kept_filters` lists the surviving output filters; `None` keeps all."""
+
+    weight_bits: int
+    activation_bits: int
+    kept_filters: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """The exchange format between search, costs, fine-tuning and reports."""
+
+    model: str
+    dataset: str
+    layers: Mapping[str, LayerPolicy]
+
+    def with_layer(self, name: str, **changes: Any) -> Policy:
+        """A copy in which one layer is changed."""
+        return replace(self, layers={**self.layers, name: replace(self.layers[name], **changes)})
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form: see the module's documentation of the fields in `docs/formats.md`."""
+        layers = {
+            name: {
+                "weight_bits": layer.weight_bits,
+                "activation_bits": layer.activation_bits,
+                "kept_filters": None if layer.kept_filters is None else list(layer.kept_filters),
+            }
+            for name, layer in self.layers.items()
+        }
+        return {"model": self.model, "dataset": self.dataset, "layers": layers}
+
+
+def uniform(network: NetworkShape, bits: int) -> Policy:
+    """Every layer at `bits`, the first and the last at 8; 32 bits means full precision everywhere."""
+    edge = bits if bits == FULL_PRECISION_BITS else EDGE_BITS
+    layers = {}
+    for layer in network.layers:
+        width = bits if layer.position == "middle" else edge
+        layers[layer.name] = LayerPolicy(weight_bits=width, activation_bits=width)
+    return Policy(model=network.model, dataset=network.dataset, layers=layers)
+
+
+def kept_inputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
+    """The surviving input channels of a layer; `None` when all are there."""
+    return None if layer.producer is None else policy.layers[layer.producer].kept_filters
+
+
+def kept_outputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
+    """The surviving filters of a layer, by its own decision or its leader's; `None` when all are there."""
+    return policy.layers[layer.leader or layer.name].kept_filters
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        BenchError: The file is missing, is no JSON, or does not have the policy's form.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"cannot read the policy file '{path}': {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, nested too deeply
+        raise BenchError(f"the policy file '{path}' is not valid JSON: {error}") from error
+    return policy_from_json(document, where=f"the policy file '{path}'")
+
+
+def policy_from_json(document: Any, *, where: str = "the policy") -> Policy:
+    """Build a policy from its JSON form.
+
+    Raises:
+        BenchError: A field is missing, has the wrong type, or is unknown.
+    """
+    fields = _expect_keys(document, {"model", "dataset", "layers"}, where)
+    for key in ("model", "dataset"):
+        if not isinstance(fields[key], str):
+            raise BenchError(f"{where}: '{key}' must be a name, got {fields[key]!r}")
+    if not isinstance(fields["layers"], dict) or not fields["layers"]:
+        raise BenchError(f"{where}: 'layers' must be a non-empty object of layer names")
+    layers = {}
+    for name, entry in fields["layers"].items():
+        values = _expect_keys(entry, {"weight_bits", "activation_bits", "kept_filters"}, f"{where}, layer '{name}'")
+        layers[name] = LayerPolicy(
+            weight_bits=_expect_bits(values["weight_bits"], f"{where}, layer '{name}', weight_bits"),
+            activation_bits=_expect_bits(values["activation_bits"], f"{where}, layer '{name}', activation_bits"),
+            kept_filters=_expect_filters(values["kept_filters"], f"{where}, layer '{name}', kept_filters"),
+        )
+    return Policy(model=fields["model"], dataset=fields["dataset"], layers=layers)
+
+
+def check(network: NetworkShape, policy: Policy) -> None:
+    """Make sure that a policy fits a network.
+
+    Raises:
+        BenchError: A layer is missing or unknown, or filters are kept that do not exist or may not be pruned.
+    """
+    names = {layer.name for layer in network.layers}
+    for name in policy.layers:
+        if name not in names:
+            raise unknown_name("layer in the policy", name, names, f"bench cost --model {network.model} --bits 8")
+    for layer in network.layers:
+        if layer.name not in policy.layers:
+            raise BenchError(f"the policy says nothing of layer '{layer.name}' of {network.model}; add it")
+        kept = policy.layers[layer.name].kept_filters
+        if kept is None:
+            continue
+        if not layer.prunable:
+            follows = "" if layer.leader is None else f" by itself, it goes with '{layer.leader}'"
+            raise BenchError(
+                f"layer '{layer.name}' of {network.model} cannot be pruned{follows}; its kept_filters must be null"
+            )
+        rising = all(low < high for low, high in pairwise(kept))
+        if not kept or not rising or kept[0] < 0 or kept[-1] >= layer.out_channels:
+            raise BenchError(
+                f"layer '{layer.name}' keeps filters {list(kept)[:4]}…; "
+                f"allowed: one or more of 0 to {layer.out_channels - 1}, in rising order"
+            )
+
+
+def _expect_keys(value: Any, keys: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BenchError(f"{where} must be an object with {', '.join(sorted(keys))}, got {type(value).__name__}")
+    for key in value:
+        if key not in keys:
+            raise unknown_name(f"key in {where}", key, keys, "bench cost --help")
+    for key in sorted(keys):
+        if key not in value:
+            raise BenchError(f"{where} lacks '{key}'")
+    return value
+
+
+def _expect_bits(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= FULL_PRECISION_BITS:
+        raise BenchError(f"{where} is {value!r}; allowed: a whole number from 1 to {FULL_PRECISION_BITS}")
+    return value
+
+
+def _expect_filters(value: Any, where: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    whole = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if not whole or sorted(set(value)) != value:
+        raise BenchError(f"{where} must be null or a list of different whole numbers in rising order")
+    return tuple(value)

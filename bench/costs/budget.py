@@ -1,0 +1,113 @@
+"""Budgets: what a user writes, and the window of costs that counts as matched."""
+
+import re
+from dataclasses import dataclass
+
+from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
+from bench.compression.shapes import NetworkShape
+from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
+from bench.errors import BenchError
+from bench.spec.schema import AcceleratorSpec
+
+_ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)")
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
+_SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
+_MEASURES = ("KB", "ms", "mJ")
+_FORMS = (
+    "allowed: '4bit' (what uniform 4 bit costs), '630.6M' (BOPs), '0.016x' (of full precision), '395KB' (memory), "
+    "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same of memory, of latency, of energy)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """A budget for a network.
+
+    Attributes:
+        text: As the user wrote it.
+        limit: The most a policy may cost, in the measure's unit.
+        tolerance: Width of the window below it, relative.
+        measure: What it limits.
+    """
+
+    text: str
+    limit: float
+    tolerance: float
+    measure: Measure = BOPS
+
+    @property
+    def low(self) -> float:
+        """The least cost that counts as matched."""
+        return (1 - self.tolerance) * self.limit
+
+    def matches(self, cost: float) -> bool:
+        """Whether a cost lies inside the window."""
+        return self.low <= cost <= self.limit
+
+    def price(self, network: NetworkShape, policy: Policy) -> float:
+        """What a policy costs in the budget's measure."""
+        return self.measure.price(network, policy)
+
+
+def parse_budget(
+    text: str, network: NetworkShape, tolerance: float, accelerator: AcceleratorSpec | None = None
+) -> Budget:
+    """Read a budget.
+
+    Args:
+        text: In one of the forms.
+        network: The shapes.
+        tolerance: Width of the window.
+        accelerator: On what latency and energy are estimated; the default one when absent.
+
+    Raises:
+        BenchError: The text has none of the forms, or asks for more than the uncompressed network costs.
+    """
+    measure, limit = _read(text, network, accelerator or AcceleratorSpec())
+    most = measure.price(network, uniform(network, measure.widest))
+    if not 0 < limit <= most:
+        raise BenchError(
+            f"budget '{text}' is {measure.in_words(limit)}; it must be above 0 and at most what {network.model} costs "
+            f"{_at(measure.widest)}, {measure.in_words(most)}"
+        )
+    return Budget(text=text, limit=limit, tolerance=tolerance, measure=measure)
+
+
+def _at(bits: int) -> str:
+    return "at full precision" if bits == FULL_PRECISION_BITS else f"at {bits} bits"
+
+
+def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
+    """What a text limits, and to how much."""
+    relative, colon, unit = text.partition(":")
+    if colon and unit in _MEASURES:
+        measure = _measure(unit, accelerator)
+        limit = _relative(relative, network, measure)
+    elif measured := _MEASURED.fullmatch(text):
+        measure, limit = _measure(measured[2], accelerator), float(measured[1]) * _SIZES[measured[2]]
+    elif absolute := _ABSOLUTE.fullmatch(text):
+        measure, limit = BOPS, float(absolute[1]) * _UNITS[absolute[2]]
+    else:
+        measure, limit = BOPS, _relative(text, network, BOPS)
+    if limit is None:
+        raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
+    return measure, limit
+
+
+def _relative(text: str, network: NetworkShape, measure: Measure) -> float | None:
+    """What a uniform width costs, or a share of the dearest one; `None` for other texts."""
+    if bits := re.fullmatch(r"(\d+)bit", text):
+        width = int(bits[1])
+        if not 1 <= width <= measure.widest:
+            raise BenchError(f"budget '{text}': bits go from 1 to {measure.widest}")
+        return measure.price(network, uniform(network, width))
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
+        return float(share[1]) * measure.price(network, uniform(network, measure.widest))
+    return None
+
+
+def _measure(unit: str, accelerator: AcceleratorSpec) -> Measure:
+    if unit in ("KB", "MB"):
+        return Memory()
+    return Latency(accelerator) if unit == "ms" else Energy(accelerator)

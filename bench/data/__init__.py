@@ -1,0 +1,1 @@
+"""Data sets: what one must provide, the split, and batches on the training device."""

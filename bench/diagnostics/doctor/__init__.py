@@ -1,0 +1,1 @@
+"""`bench doctor`: what is wrong with a machine, an installation or a store, and what to do about it."""

@@ -1,0 +1,190 @@
+"""The checks of `bench doctor` that look at the machine and at what is installed."""
+
+import os
+import platform
+import shutil
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import bench
+from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_PROJECT = "sbs-bench"
+_CONNECT_SECONDS = 2.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+
+
+def python(_: Visit) -> Iterator[Finding]:
+    """Whether this Python is one that the project runs on."""
+    from packaging.specifiers import SpecifierSet
+
+    required, found = project()["requires-python"], platform.python_version()
+    fits = SpecifierSet(required).contains(found, prereleases=True)
+    remedy = "" if fits else f"make a new environment with Python {required} and install the project in it"
+    yield Finding(check="python", status=OK if fits else PROBLEM, found=found, remedy=remedy)
+
+
+def project() -> Mapping[str, Any]:
+    """What the project asks for, by the checkout where there is one: an editable installation may be older."""
+    file = Path(bench.__file__).resolve().parent.parent / "pyproject.toml"
+    if file.is_file():
+        declared: Mapping[str, Any] = tomllib.loads(file.read_text())["project"]
+        if declared["name"] == _PROJECT:
+            return declared
+    installed = metadata.metadata(_PROJECT)
+    return {
+        "requires-python": installed["Requires-Python"],
+        "dependencies": installed.get_all("Requires-Dist") or [],
+    }
+
+
+def torch(visit: Visit) -> Iterator[Finding]:
+    """Whether PyTorch can be imported."""
+    error = visit.torch.get("errors", {}).get("torch")
+    if error is None:
+        yield Finding(check="torch", status=OK, found=f"torch {visit.torch['torch']}")
+        return
+    installed = _version("torch")
+    remedy = "pip install torch" if installed is None else f"pip install --force-reinstall torch=={installed}"
+    yield Finding(check="torch", status=PROBLEM, found=f"cannot be imported: {one_line(error)}", remedy=remedy)
+
+
+def torchvision(visit: Visit) -> Iterator[Finding]:
+    """Whether torchvision can be imported and is the one for the installed PyTorch."""
+    ours, theirs = _version("torchvision"), _version("torch")
+    if ours is None:
+        yield Finding(check="torchvision", status=PROBLEM, found="not installed", remedy="pip install torchvision")
+        return
+    pin = torchvision_pin()
+    fits = pin is None or theirs is None or pin.specifier.contains(theirs, prereleases=True)
+    pair = f"'{pin or 'torch'}' 'torchvision=={ours}'"
+    error = visit.torch.get("errors", {}).get("torchvision")
+    if not fits:
+        found, remedy = f"torchvision {ours} needs {pin}; torch {theirs} is installed", f"pip install {pair}"
+        yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
+    elif error is not None and not visit.torch_is_broken:
+        nms = "torchvision::nms" in error  # the sign of binaries that were built for another PyTorch
+        found = f"was built for another torch than {theirs}" if nms else f"cannot be imported: {one_line(error)}"
+        remedy = f"pip install --force-reinstall {pair}"
+        yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
+    else:
+        yield Finding(check="torchvision", status=OK, found=f"torchvision {ours} fits torch {theirs}")
+
+
+def torchvision_pin() -> "Requirement | None":
+    """What the installed torchvision says of the PyTorch that it needs."""
+    from packaging.requirements import Requirement
+
+    needs = [Requirement(text) for text in metadata.requires("torchvision") or ()]
+    return next((need for need in needs if need.name == "torch"), None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def dependencies(_: Visit) -> Iterator[Finding]:
+    """Whether every package is there in a version that the project allows."""
+    from packaging.requirements import Requirement
+
+    needs = [Requirement(text) for text in project()["dependencies"]]
+    asked = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    wrong = 0
+    for need in asked:
+        found = _version(need.name)
+        if found is None or not need.specifier.contains(found, prereleases=True):
+            wrong += 1
+            words = "is not installed" if found is None else f"{found} is installed"
+            yield Finding(
+                check="dependencies", status=PROBLEM, found=f"{need} is needed; {words}", remedy=f"pip install '{need}'"
+            )
+    if not wrong:
+        yield Finding(check="dependencies", status=OK, found=f"{len(asked)} packages as required")
+
+
+def devices(visit: Visit) -> Iterator[Finding]:
+    """What there is to compute on, and whether it is what the specification names."""
+    if visit.torch_is_broken:
+        yield Finding(check="devices", status=WARN, found=f"{cores()} CPU cores; cards show when torch imports")
+        return
+    cards = visit.torch.get("cards") or []
+    named = ", ".join(f"{name} ({memory / 1e9:.0f} GB)" for name, memory in cards) or "no CUDA card"
+    found = f"{cores()} CPU cores, {named}"
+    wanted = "" if visit.spec is None else visit.spec.device
+    if wanted.startswith("cuda") and int(wanted.partition(":")[2] or 0) >= len(cards):
+        yield Finding(check="devices", status=PROBLEM, found=f"{found}; device '{wanted}' is asked for", remedy=_CPU)
+    elif not cards and shutil.which("nvidia-smi") is not None:
+        built = visit.torch.get("cuda")
+        why = "this torch is built without CUDA" if built is None else f"this torch needs a driver for CUDA {built}"
+        remedy = "see `nvidia-smi`, and install the torch that fits its driver (pytorch.org/get-started)"
+        yield Finding(check="devices", status=WARN, found=f"{found}; a driver is there, {why}", remedy=remedy)
+    else:
+        yield Finding(check="devices", status=OK, found=found)
+
+
+_CPU = "add --device cpu to `bench run`"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(visit: Visit) -> Iterator[Finding]:
+    """How many runs fit onto the cores at once."""
+    from bench.spec.schema import StudySpec
+
+    each = (visit.spec or StudySpec()).threads
+    setting = os.environ.get("OMP_NUM_THREADS")
+    omp = "is not set" if setting is None else f"is {setting}; runs set their own number"
+    found = f"{cores()} cores, {each} threads a run: up to --jobs {max(1, cores() // each)}; OMP_NUM_THREADS {omp}"
+    if each > cores():
+        remedy = f"add --set threads={cores()}, which makes other results than {each} threads do"
+        yield Finding(check="threads", status=WARN, found=found, remedy=remedy)
+    else:
+        yield Finding(check="threads", status=OK, found=found)
+
+
+def tracking(_: Visit) -> Iterator[Finding]:
+    """Whether the MLflow server that the environment names answers."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        yield Finding(
+            check="tracking", status=OK, found="MLFLOW_TRACKING_URI is not set: MLflow's data is in the store"
+        )
+        return
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
+    if parts.hostname is None or scheme not in _PORTS:
+        yield Finding(check="tracking", status=OK, found=f"MLFLOW_TRACKING_URI is {uri}, on this machine")
+        return
+    shown = f"{parts.scheme}://{parts.hostname}:{parts.port or _PORTS[scheme]}"  # without the password
+    try:
+        with socket.create_connection((parts.hostname, parts.port or _PORTS[scheme]), timeout=_CONNECT_SECONDS):
+            yield Finding(check="tracking", status=OK, found=f"{shown} of MLFLOW_TRACKING_URI answers")
+    except OSError as error:
+        remedy = "start it, or `unset MLFLOW_TRACKING_URI`; runs do not need it"
+        found = f"{shown} of MLFLOW_TRACKING_URI does not answer: {error.strerror or error}"
+        yield Finding(check="tracking", status=WARN, found=found, remedy=remedy)
+
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("python", python),
+    ("torch", torch),
+    ("torchvision", torchvision),
+    ("dependencies", dependencies),
+    ("devices", devices),
+    ("threads", threads),
+    ("tracking", tracking),
+)

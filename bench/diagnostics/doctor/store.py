@@ -1,0 +1,160 @@
+"""The checks of `bench doctor` that look at whether a store can be worked in."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line
+from bench.errors import BenchError
+from bench.store.archive import free_bytes, nearest_folder
+from bench.store.cleanup import (
+    file_system_now,
+    human,
+    make_scratch,
+    read_claims,
+    size_of,
+    survey,
+    units,
+    units_of,
+    usage,
+)
+from bench.store.files import Store, UnitKind, write_bytes
+from bench.store.leases import Leases
+from bench.store.outcomes import RESULTS
+
+_FLOOR_BYTES = 1_000_000_000
+"""A small study with its tables and its MLflow database fits into this."""
+_SKEW_SECONDS = 5.0
+_LOCK_SECONDS = 60.0
+_REFUSED = 3
+_LOCKED_ELSEWHERE = f"""
+import sys
+from filelock import FileLock, Timeout
+try:
+    FileLock(sys.argv[1], timeout=0).acquire()
+except Timeout:
+    sys.exit({_REFUSED})
+"""
+_ELSEWHERE = "put the store on another file system with --store DIR, or mount this one with locks (NFS: version 4)"
+
+
+def writable(visit: Visit) -> Iterator[Finding]:
+    """Whether the store can be written, or made."""
+    root = visit.store.root
+    try:
+        with _scratch(root) as folder:
+            made = "can be written" if root.is_dir() else f"is not there yet and can be made in {folder.parent}"
+            yield Finding(check="store", status=OK, found=f"'{root}' {made}")
+    except BenchError as error:
+        found, _, remedy = str(error).partition("; ")
+        yield Finding(check="store", status=PROBLEM, found=found, remedy=remedy)
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """An empty folder on the store's file system, gone after the block."""
+    folder = make_scratch(Store(nearest_folder(root)), "doctor")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def locks(visit: Visit) -> Iterator[Finding]:
+    """Whether a lock that this process has is refused to another one."""
+    try:
+        with _scratch(visit.store.root) as folder:
+            leases = Leases(folder)
+            with leases.lock():
+                status = _locked_elsewhere(leases.folder / ".lock")
+    except BenchError as error:
+        yield Finding(check="locks", status=PROBLEM, found=one_line(error), remedy=_ELSEWHERE)
+        return
+    if status == _REFUSED:
+        yield Finding(check="locks", status=OK, found="a lock is refused to a second process")
+    else:
+        words = "a second process gets a lock that is held" if status == 0 else f"a second process fails ({status})"
+        yield Finding(check="locks", status=PROBLEM, found=words, remedy=_ELSEWHERE)
+
+
+def _locked_elsewhere(lock: Path) -> int:
+    """The exit status of a process that asks for a lock."""
+    command = [sys.executable, "-P", "-c", _LOCKED_ELSEWHERE, str(lock)]
+    return subprocess.run(command, capture_output=True, timeout=_LOCK_SECONDS, check=False).returncode  # noqa: S603
+
+
+def atomic_writes(visit: Visit) -> Iterator[Finding]:
+    """Whether a file can be synchronised, and renamed over another one."""
+    with _scratch(visit.store.root) as folder:
+        try:
+            for content in (b"first", b"second"):
+                write_bytes(folder / "file", content)
+            fault = None if (folder / "file").read_bytes() == b"second" else "a renamed file has its old content"
+        except OSError as error:
+            fault = f"a file cannot be synchronised and renamed: {error.strerror}"
+    if fault is None:
+        yield Finding(check="atomic writes", status=OK, found="files are synchronised and renamed")
+    else:
+        yield Finding(check="atomic writes", status=PROBLEM, found=fault, remedy=_ELSEWHERE)
+
+
+def clock(visit: Visit) -> Iterator[Finding]:
+    """Whether the clock that stamps the store's files is that of this machine."""
+    with _scratch(visit.store.root) as folder:
+        skew = file_system_now(folder) - time.time()
+    if abs(skew) > _SKEW_SECONDS:
+        found = f"files in the store are stamped {skew:+.0f} s from this machine's time"
+        remedy = "set both machines' clocks, e.g. with NTP; ages in `bench status` are wrong until then"
+        yield Finding(check="clock", status=WARN, found=found, remedy=remedy)
+    else:
+        yield Finding(check="clock", status=OK, found="that of the store's file system agrees with this machine's")
+
+
+def space(visit: Visit) -> Iterator[Finding]:
+    """Whether what the stored studies still need fits onto the disk."""
+    free, needed = free_bytes(visit.store.root), max(_FLOOR_BYTES, _still_needed(visit.store))
+    found = f"{human(free)} free, about {human(needed)} needed"
+    if free < needed:
+        remedy = "see what `bench clean` would free, or give another disk with --store DIR"
+        yield Finding(check="disk", status=PROBLEM, found=found, remedy=remedy)
+    else:
+        yield Finding(check="disk", status=OK, found=found)
+
+
+def _still_needed(store: Store) -> int:
+    """Bytes that the open units of all studies will take, judged by those of their kind that have finished."""
+    wanted = set().union(*map(units_of, read_claims(store).studies.values()))
+    finished = {unit for unit in units(store) if (store.record(*unit) or {}).get("status") in RESULTS}
+    count = Counter(kind for kind, _ in finished)
+    size: Counter[UnitKind] = Counter()
+    for unit in finished:
+        size[unit[0]] += size_of(store.unit(*unit))
+    return sum(size[kind] // max(1, count[kind]) for kind, _ in wanted - finished)
+
+
+def disk_use(visit: Visit) -> Iterator[Finding]:
+    """What the store holds by kind, and what of it nobody needs."""
+    if not visit.store.root.is_dir():
+        yield Finding(check="disk use", status=OK, found="nothing yet")
+        return
+    used = usage(visit.store)
+    kinds = ", ".join(f"{kind} {human(size)}" for kind, size in used.items() if size)
+    spare = sum(size_of(item.path) for item in survey(visit.store).items)
+    found = f"{human(sum(used.values()))} in the store{': ' if kinds else ''}{kinds}"
+    remedy = f"`bench clean` would free {human(spare)}" if spare else ""
+    yield Finding(check="disk use", status=OK, found=found, remedy=remedy)
+
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("store", writable),
+    ("locks", locks),
+    ("atomic writes", atomic_writes),
+    ("clock", clock),
+    ("disk", space),
+    ("disk use", disk_use),
+)

@@ -1,0 +1,1 @@
+"""`bench speed` and estimates: how long training steps and studies take."""

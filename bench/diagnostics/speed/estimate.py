@@ -1,0 +1,154 @@
+"""Estimates how long a study will take, from a few measured steps of every kind of work in it."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bench.compression.compress import calibrate, compress
+from bench.compression.policy import uniform
+from bench.data.dataset import TaskData
+from bench.execution.stages import Workbench
+from bench.method import SearchJob, Task
+from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, method_of_study, phases
+from bench.spec.schema import Schedule
+from bench.spec.seeds import generator, start_process_deterministically
+from bench.store.files import Store, UnitKind
+from bench.training.loop import fit
+
+_FEW, _MORE = 2, 5
+_FINETUNE_BITS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Seconds of a training step and of what is done once around it."""
+
+    step: float
+    once: float
+
+    def of(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        return self.once + steps * self.step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Measured step times, and what they mean for each unit.
+
+    Attributes:
+        searches: By label.
+        training: Of the float network.
+        finetuning: Of a uniformly quantized network.
+    """
+
+    searches: Mapping[str, StepTime]
+    training: StepTime
+    finetuning: StepTime
+    data: TaskData
+
+    def seconds(self, unit: Unit) -> float:
+        """Seconds that a unit will take."""
+        spec = unit.spec
+        per_epoch = self.data.batches_per_epoch
+        if isinstance(unit, TuningUnit | RunUnit):
+            search = self.searches.get(unit.label)
+            searching = 0.0 if search is None else search.of(spec.search.epochs * per_epoch(spec.search.batch_size))
+            epochs = spec.tuning.finetune_epochs if isinstance(unit, TuningUnit) else spec.finetune.epochs
+            finetuning = self.finetuning.of(epochs * per_epoch(spec.finetune.batch_size))
+            return (searching + finetuning) * (spec.tuning.trials if isinstance(unit, TuningUnit) else 1)
+        steps = spec.pretrain.epochs * per_epoch(spec.pretrain.batch_size) if "schedule" in unit.document else 0
+        return self.training.of(steps)
+
+
+def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
+    """Measure a few steps of each kind of work on one model.
+
+    Args:
+        tunings: Those on the workbench's model.
+        bench: With data and model.
+    """
+    spec, task = bench.spec, bench.task
+    start_process_deterministically(0, spec.threads)
+    searches = {unit.label: _search_time(unit, task) for unit in tunings}
+    float_model = task.make_model()
+    quantized = compress(float_model, task.network, uniform(task.network, _FINETUNE_BITS))
+    calibrate(quantized, task.data.calibration_batches(1, spec.finetune.batch_size)[0])
+
+    def training(model: nn.Module, schedule: Schedule) -> StepTime:
+        def work(batches: int) -> None:
+            short = schedule.model_copy(update={"epochs": 1, "decay": "cosine", "milestones": ()})
+            few = _limited(task.data, batches * schedule.batch_size)
+            fit(model, few, short, generator("estimate"), _ignore)
+
+        return _measure(work)
+
+    return Estimate(
+        searches=searches,
+        training=training(float_model, spec.pretrain),
+        finetuning=training(quantized, spec.finetune),
+        data=task.data,
+    )
+
+
+def _search_time(unit: TuningUnit, task: Task) -> StepTime:
+    schedule, match = unit.spec.search, unit.spec.tuning.match
+    method = method_of_study(unit.spec, unit.method)
+    knobs = {name: math.sqrt(knob.low * knob.high) for name, knob in method.knobs(match).items()}
+    state = task.make_model().state_dict()
+
+    def work(batches: int) -> None:
+        data = _limited(task.data, batches * schedule.batch_size)
+        method.search(
+            SearchJob(
+                task=Task(data=data, network=task.network, make_model=task.make_model),
+                pretrained=state,
+                knobs=knobs,
+                budget=unit.budget.limit,
+                measure=unit.budget.measure,
+                match=match,
+                schedule=schedule.model_copy(update={"epochs": 1}),
+                seed=0,
+                report=_ignore,
+            )
+        )
+
+    return _measure(work)
+
+
+def _measure(work: Callable[[int], None]) -> StepTime:
+    """The slope and the offset between few and more steps."""
+    work(1)
+    seconds = []
+    for batches in (_FEW, _MORE):
+        began = time.perf_counter()
+        work(batches)
+        seconds.append(time.perf_counter() - began)
+    step = max((seconds[1] - seconds[0]) / (_MORE - _FEW), seconds[1] / _MORE / 10)
+    return StepTime(step=step, once=max(0.0, seconds[1] - _MORE * step))
+
+
+def _limited(data: TaskData, images: int) -> TaskData:
+    """The same data with fewer training images."""
+    import copy
+
+    limited = copy.copy(data)
+    limited.train = data.train.take(torch.arange(min(images, len(data.train))))
+    return limited
+
+
+def _ignore(_: Mapping[str, float]) -> None:
+    """Measured steps report nothing."""
+
+
+def unit_states(plan: Plan, store: Store) -> list[tuple[UnitKind, Unit, str]]:
+    """Every unit with the state that the store has it in."""
+    found: list[tuple[UnitKind, Unit, str]] = []
+    for kind, units in phases(plan):
+        for unit in units:
+            record = store.record(kind, unit.identity)
+            found.append((kind, unit, "to do" if record is None else str(record.get("status"))))
+    return found

@@ -1,0 +1,1 @@
+"""Execution: runs the units of a plan in processes of their own."""

@@ -1,0 +1,1 @@
+"""Matching: how a method is tuned and repaired onto a budget."""

@@ -1,0 +1,251 @@
+"""Repair: moves the fewest decisions of smallest margin so that a policy ends inside the budget's window.
+
+The costs that a network can have are a coarse lattice, and searches hover around their budget; without this
+last step two methods would be compared at costs that differ by more than the window. What was moved is
+recorded, and raw and repaired cost are both reported.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from bench.compression.policy import LayerPolicy, Policy
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import Budget
+from bench.method import Decision
+
+_PAIR_CANDIDATES = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One decision set to a neighbouring option.
+
+    Attributes:
+        index: Position of the decision.
+        chosen: The new option.
+        margin: How clearly the search had preferred the other side.
+    """
+
+    index: int
+    chosen: int
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repair:
+    """The outcome of a repair.
+
+    Attributes:
+        policy: The policy after it.
+        decisions: The decisions after it.
+        raw_cost, cost: Before and after, in the unit of what the budget limits.
+        moved: How many decisions differ from the search's.
+    """
+
+    policy: Policy
+    decisions: Sequence[Decision]
+    raw_cost: float
+    cost: float
+    moved: int
+
+
+def policy_of(base: Policy, decisions: Iterable[Decision]) -> Policy:
+    """The policy that decisions stand for; what none of them touches stays as in `base`.
+
+    Args:
+        base: Lists all filters of every layer that has filter decisions.
+        decisions: The choices.
+    """
+    members: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        members.setdefault(decision.layer, []).append(decision)
+    changed = {name: layer_policy_of(base.layers[name], made) for name, made in members.items()}
+    return replace(base, layers={**base.layers, **changed})
+
+
+def layer_policy_of(base: LayerPolicy, decisions: Iterable[Decision]) -> LayerPolicy:
+    """The same for one layer, from the decisions about it."""
+    widths: dict[str, int] = {}
+    dropped: set[int] = set()
+    about_filters = False
+    for decision in decisions:
+        value = decision.options[decision.chosen]
+        if decision.what != "filters":
+            widths[decision.what] = value
+            continue
+        about_filters = True
+        dropped.update(() if value else decision.filters)
+    kept = base.kept_filters
+    if about_filters:
+        kept = _remaining(base, dropped) if dropped else None
+    return LayerPolicy(
+        weight_bits=widths.get("weight_bits", base.weight_bits),
+        activation_bits=widths.get("activation_bits", base.activation_bits),
+        kept_filters=kept,
+    )
+
+
+def _remaining(base: LayerPolicy, gone: set[int]) -> tuple[int, ...]:
+    if base.kept_filters is None:
+        raise ValueError("the base policy of a layer with filter decisions must list its filters")
+    return tuple(filter_ for filter_ in base.kept_filters if filter_ not in gone)
+
+
+def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Repair:
+    """Bring a policy into the window of a budget, if its decisions allow it.
+
+    First single moves, then pairs of moves of small margin; when none lands in the window, the move of
+    smallest margin towards it is made and the search for a landing goes on from there. What cannot be brought
+    inside ends at the dearest policy met that costs no more than the budget.
+
+    Args:
+        network: The shapes.
+        policy: The search's policy, consistent with `decisions`.
+        decisions: What may be moved.
+        budget: The target.
+    """
+    ledger = _Ledger(network, _with_all_filters(network, policy, decisions), decisions, budget)
+    cost = raw = budget.price(network, policy)
+    best: tuple[float, list[Decision]] | None = (raw, list(decisions)) if raw <= budget.limit else None
+    seen: set[tuple[int, ...]] = set()
+    while not budget.matches(cost) and (state := ledger.state()) not in seen:
+        seen.add(state)
+        moves = _moves(ledger, towards_less=cost > budget.limit)
+        landing = _landing(ledger, cost, moves, budget)
+        if landing is None and not moves:
+            break
+        for move in landing or moves[:1]:
+            ledger.make(move)
+        cost = budget.price(network, ledger.policy())
+        if cost <= budget.limit and (best is None or cost > best[0]):
+            best = (cost, list(ledger.decisions))
+    final = ledger.decisions if best is None else best[1]
+    repaired = policy_of(ledger.base, final)
+    moved = sum(before.chosen != after.chosen for before, after in zip(decisions, final, strict=True))
+    return Repair(policy=repaired, decisions=final, raw_cost=raw, cost=budget.price(network, repaired), moved=moved)
+
+
+def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence[Decision]) -> Policy:
+    """The policy with every filter listed in the layers that have filter decisions."""
+    for name in {decision.layer for decision in decisions if decision.what == "filters"}:
+        policy = policy.with_layer(name, kept_filters=tuple(range(network[name].out_channels)))
+    return policy
+
+
+class _Ledger:
+    """Decisions as they stand, and what each move of one would change.
+
+    A move changes the price of its layer and of those that share its channels, so only these are priced, and a change
+    is priced again only after one of the layers that it depends on has moved. Networks have some thousand decisions.
+
+    Attributes:
+        base: The policy that decisions change; lists all filters.
+        decisions: As they stand.
+    """
+
+    def __init__(self, network: NetworkShape, base: Policy, decisions: Sequence[Decision], budget: Budget) -> None:
+        self.base, self.decisions = base, list(decisions)
+        self._budget = budget
+        self._members: dict[str, list[int]] = {}
+        for index, decision in enumerate(decisions):
+            self._members.setdefault(decision.layer, []).append(index)
+        self._priced = {
+            name: [layer for layer in network.layers if name in (layer.name, layer.producer, layer.leader)]
+            for name in self._members
+        }
+        self._involved = {
+            name: {involved for layer in layers for involved in (layer.name, layer.producer, layer.leader)} - {None}
+            for name, layers in self._priced.items()
+        }
+        self._policy = policy_of(base, decisions)
+        self._changes: dict[tuple[tuple[int, int], ...], float] = {}
+
+    def state(self) -> tuple[int, ...]:
+        """What is chosen."""
+        return tuple(decision.chosen for decision in self.decisions)
+
+    def policy(self) -> Policy:
+        """What the decisions stand for."""
+        return self._policy
+
+    def change(self, *moves: Move) -> float:
+        """By how much moves, made together, change the cost."""
+        key = tuple((move.index, move.chosen) for move in moves)
+        if key not in self._changes:
+            self._changes[key] = self._change(moves)
+        return self._changes[key]
+
+    def change_of_both(self, first: Move, second: Move) -> float:
+        """By how much two moves together change the cost."""
+        layers = self.decisions[first.index].layer, self.decisions[second.index].layer
+        if self._involved[layers[0]].isdisjoint(self._involved[layers[1]]):
+            return self.change(first) + self.change(second)
+        return self.change(first, second)
+
+    def make(self, move: Move) -> None:
+        """Move a decision."""
+        layer = self.decisions[move.index].layer
+        self._policy = self._after([move])
+        self.decisions[move.index] = replace(self.decisions[move.index], chosen=move.chosen)
+        outdated = {name for name, involved in self._involved.items() if not involved.isdisjoint(self._involved[layer])}
+        self._changes = {
+            key: change
+            for key, change in self._changes.items()
+            if outdated.isdisjoint(self.decisions[index].layer for index, _ in key)
+        }
+
+    def _change(self, moves: Sequence[Move]) -> float:
+        after = self._after(moves)
+        moved = {self.decisions[move.index].layer for move in moves}
+        layers = {layer.name: layer for name in moved for layer in self._priced[name]}.values()
+        price = self._budget.measure.price_layer
+        return sum(price(after, layer) - price(self._policy, layer) for layer in layers)
+
+    def _after(self, moves: Sequence[Move]) -> Policy:
+        """The policy that moves lead to."""
+        chosen = {move.index: move.chosen for move in moves}
+        policy = self._policy
+        for name in {self.decisions[index].layer for index in chosen}:
+            members = [(index, self.decisions[index]) for index in self._members[name]]
+            made = [replace(made, chosen=chosen[index]) if index in chosen else made for index, made in members]
+            policy = replace(policy, layers={**policy.layers, name: layer_policy_of(self.base.layers[name], made)})
+        return policy
+
+
+def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
+    """Moves by one option that change the cost in the wanted direction, smallest margin first."""
+    step = -1 if towards_less else 1
+    found = []
+    for index, decision in enumerate(ledger.decisions):
+        chosen = decision.chosen + step
+        if 0 <= chosen < len(decision.options):
+            boundary = min(decision.chosen, chosen)
+            found.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
+    effective = [move for move in found if step * ledger.change(move) > 0]
+    return sorted(effective, key=lambda move: (move.margin, move.index))
+
+
+def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> bool:
+    """Whether all moves together come as far as the window; where they do not, no two of them do.
+
+    Far from the budget that spares the price of every pair. It takes for granted that a move which changes the cost in
+    the wanted direction does so beside the others, too.
+    """
+    after = cost + ledger.change(*moves)
+    return after <= budget.limit if cost > budget.limit else after >= budget.low
+
+
+def _landing(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> Sequence[Move] | None:
+    """The fewest moves, then the least sum of margins, that end inside the window in at most two."""
+    for move in moves:
+        if budget.matches(cost + ledger.change(move)):
+            return [move]
+    candidates = moves[:_PAIR_CANDIDATES]
+    if not _within_reach(ledger, cost, candidates, budget):
+        return None
+    pairs = sorted(combinations(candidates, 2), key=lambda pair: pair[0].margin + pair[1].margin)
+    for pair in pairs:
+        if budget.matches(cost + ledger.change_of_both(*pair)):
+            return pair
+    return None

@@ -1,0 +1,1 @@
+"""Planning: which units of work a study consists of."""

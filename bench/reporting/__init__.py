@@ -1,0 +1,1 @@
+"""Reporting: tables, figures and comparisons, and the words that they use."""

@@ -1,0 +1,171 @@
+"""The difference of two sides' policies, layer by layer, each averaged over the side's runs."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.compression.policy import LayerPolicy, Policy, load_policy
+from bench.errors import BenchError
+from bench.reporting.compare import Comparison, Line, known
+from bench.reporting.report import Column, Table
+from bench.reporting.wording import count
+from bench.results.groups import Cell
+from bench.results.tables import StudyResults, section
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerMeans:
+    """What is done to one layer, averaged over runs.
+
+    Attributes:
+        weight_bits: Mean bits of weights.
+        activation_bits: Mean bits of the layer's input.
+        kept: Mean share of its filters that survive, 0 to 1; NaN where a run does not say how many there were.
+    """
+
+    weight_bits: float
+    activation_bits: float
+    kept: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideLayers:
+    """The policies of one side.
+
+    Attributes:
+        layers: By name, in the order of the network.
+        policies: How many were averaged.
+        missing: How many runs have none that can be read.
+    """
+
+    layers: Mapping[str, LayerMeans]
+    policies: int
+    missing: int
+
+
+def layers_of(results: StudyResults, cell: Cell) -> SideLayers:
+    """The mean policy of a cell's runs.
+
+    Args:
+        results: The study that the runs belong to.
+        cell: Of whose runs all count that have a policy, paired or not.
+    """
+    found = [(policy, identity) for identity in cell.runs if (policy := _policy(results, identity)) is not None]
+    entries: dict[str, list[tuple[LayerPolicy, Any]]] = {}
+    for policy, identity in found:
+        filters = section(results.record("runs", identity) or {}, "filters")
+        for name, layer in policy.layers.items():
+            entries.setdefault(name, []).append((layer, filters.get(name)))
+    layers = {name: _averaged(runs) for name, runs in entries.items()}
+    return SideLayers(layers=layers, policies=len(found), missing=len(cell.runs) - len(found))
+
+
+def _policy(results: StudyResults, identity: str) -> Policy | None:
+    try:
+        return load_policy(results.store.unit("runs", identity) / "policy.json")
+    except BenchError:
+        return None
+
+
+def _averaged(runs: Sequence[tuple[LayerPolicy, Any]]) -> LayerMeans:
+    return LayerMeans(
+        weight_bits=_mean([layer.weight_bits for layer, _ in runs]),
+        activation_bits=_mean([layer.activation_bits for layer, _ in runs]),
+        kept=_mean([_share(layer, filters) for layer, filters in runs]),
+    )
+
+
+def _share(layer: LayerPolicy, filters: Any) -> float:
+    """The share of a layer's filters that survive."""
+    if layer.kept_filters is None:
+        return 1.0
+    return len(layer.kept_filters) / filters if isinstance(filters, int) and filters > 0 else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --- as a table ---------------------------------------------------------------------------------------------------
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """One table for each line with cells of its own; none for studies, of which methods have to be named."""
+    return [_table(comparison, line, number) for number, line in enumerate(_lines(comparison))]
+
+
+def _lines(comparison: Comparison) -> Iterator[Line]:
+    if comparison.first.kind != "study":
+        yield from (line for line in comparison.lines if not line.pooled)
+
+
+def _sides(comparison: Comparison, line: Line) -> tuple[SideLayers, SideLayers]:
+    return layers_of(comparison.first.results, line.first), layers_of(comparison.second.results, line.second)
+
+
+def _table(comparison: Comparison, line: Line, number: int) -> Table:
+    first, second = _sides(comparison, line)
+    names = list(dict.fromkeys([*first.layers, *second.layers]))
+    return Table(
+        name=f"layers-{number}",
+        title=" ".join(filter(None, ("Policies, layer by layer", line.label and f"at {line.label}"))),
+        columns=_COLUMNS,
+        rows=tuple((name, *_cells(first.layers.get(name), second.layers.get(name))) for name in names),
+        notes=tuple(_notes(first, second, names)),
+    )
+
+
+_COLUMNS = (
+    Column(title="Layer", align="left"),
+    *(
+        Column(title=title, drop=drop)
+        for figure, short in (("w bits", "w"), ("a bits", "a"), ("filters %", "filters"))
+        for title, drop in ((f"{figure} A", 0), (f"{figure} B", 0), (f"{short} A − B", 1))
+    ),
+)
+
+
+def _cells(first: LayerMeans | None, second: LayerMeans | None) -> Iterator[str]:
+    for figure, scale, digits in (("weight_bits", 1, 2), ("activation_bits", 1, 2), ("kept", 100, 1)):
+        a, b = (math.nan if side is None else scale * getattr(side, figure) for side in (first, second))
+        yield _short(a, digits)
+        yield _short(b, digits)
+        yield "" if math.isnan(a - b) else "0" if a == b else f"{a - b:+.{digits}f}"
+
+
+def _short(value: float, digits: int) -> str:
+    """A number with decimals only where it has any."""
+    return "" if math.isnan(value) else f"{value:.{digits}f}".rstrip("0").rstrip(".")
+
+
+def _notes(first: SideLayers, second: SideLayers, names: Sequence[str]) -> Iterator[str]:
+    both = [name for name in names if name in first.layers and name in second.layers]
+    changed = sum(_differ(first.layers[name], second.layers[name]) for name in both)
+    yield f"{changed} of {count(len(both), 'layer')} that both have differ"
+    yield f"Means over the policies of {count(first.policies, 'run')} of A and {count(second.policies, 'run')} of B"
+    for side, name in ((first, "A"), (second, "B")):
+        if side.missing:
+            yield f"{name}: {count(side.missing, 'run')} without a readable policy left out"
+        if any(math.isnan(layer.kept) for layer in side.layers.values()):
+            yield f"{name}: a run does not say how many filters a pruned layer had; the layer's share is left out"
+
+
+def _differ(first: LayerMeans, second: LayerMeans) -> bool:
+    """Whether anything that is known of both is different."""
+    figures = zip(asdict(first).values(), asdict(second).values(), strict=True)
+    return any(abs(a - b) > 0 for a, b in figures)
+
+
+def to_json(comparison: Comparison) -> list[dict[str, Any]]:
+    """The mean policies of both sides, line by line."""
+    found = []
+    for line in _lines(comparison):
+        sides = zip(("first", "second"), _sides(comparison, line), strict=True)
+        found.append({"label": line.label, **{side: _side_json(layers) for side, layers in sides}})
+    return found
+
+
+def _side_json(side: SideLayers) -> dict[str, Any]:
+    layers = {name: {key: known(value) for key, value in asdict(means).items()} for name, means in side.layers.items()}
+    return {"policies": side.policies, "missing": side.missing, "layers": layers}

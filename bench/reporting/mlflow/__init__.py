@@ -1,0 +1,1 @@
+"""The MLflow view of studies, and its user interface."""

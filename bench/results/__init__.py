@@ -1,0 +1,1 @@
+"""Results: tables, pairs, statistics and states, read from the store."""

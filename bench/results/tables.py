@@ -1,0 +1,275 @@
+"""The numbers of a study as two tables, read from the run folders: one line a run, one line a row of the comparison.
+
+Missing and damaged records are part of a study's normal life: nothing here raises because of one.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError
+from bench.store.files import Store, UnitKind, read_json, write_text
+from bench.store.staleness import outdated
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAILURES = frozenset({"failed", "diverged", "timeout", "oom", "killed", "interrupted", "skipped", "unreachable"})
+"""Statuses of runs that ended without a result."""
+
+FINISHED = FAILURES | {"done"}
+"""Statuses of runs that need no further work."""
+
+MISSING, DAMAGED, STALE = "missing", "damaged", "stale"
+"""Status in `StudyResults.runs` of a run without a readable record, and of one whose result is out of date."""
+
+IDENTITY = ("model", "dataset", "method", "budget")
+"""What tells the lines of `StudyResults.lines` apart."""
+
+_TEXTS = ("status", "reason", "recipe", "match", "tuning", "budget_measure", "started", "finished")
+_TIMES = ("search_seconds", "finetune_seconds", "total_seconds")
+_METRICS = (
+    *(
+        "top1",
+        "top5",
+        "loss",
+        "validation_top1",
+        "bops",
+        "cost",
+        "raw_cost",
+        "repaired_gates",
+        "memory_kb",
+        "memory_bits",
+        "peak_memory_bits",
+        "latency_ms",
+        "energy_mj",
+    ),
+    *("macs", "parameters", "start_top1", "pretrained_top1"),
+)
+_NUMBERS = ("budget_cost", "peak_memory_mb", *_METRICS, *_TIMES)
+
+RUN_COLUMNS = (
+    *(
+        "id",
+        *IDENTITY,
+        "seed",
+        "budget_cost",
+        "budget_measure",
+        "status",
+        "reason",
+        "recipe",
+        "match",
+        "tuning",
+        "within_budget",
+    ),
+    *_METRICS,
+    *_TIMES,
+    *("peak_memory_mb", "options", "started", "finished"),
+)
+"""Columns that `StudyResults.runs` always has; figures and knobs that only some methods have come after them."""
+
+RESULT_COLUMNS = (
+    *IDENTITY,
+    *("n", "n_failed", "top1_mean", "top1_std", "top5_mean", "top5_std", "bops_mean", "bops_std"),
+    *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "within_budget"),
+    *("cost_mean", "latency_ms_mean", "energy_mj_mean"),
+)
+"""Columns of `StudyResults.lines`."""
+
+
+_MEANS = ("top1", "top5", "bops", "memory_kb", "search_seconds", "cost", "latency_ms", "energy_mj")
+
+
+class StudyResults:
+    """The numbers of one study, each file read once.
+
+    Attributes:
+        store: Where the runs are.
+        study: The study's document.
+        name: Of the study.
+        spec: Its specification.
+    """
+
+    def __init__(self, store: Store, study: Mapping[str, Any]) -> None:
+        self.store = store
+        self.study = study
+        self.name = str(study["name"])
+        self.spec = section(study, "spec")
+        self._records: dict[tuple[UnitKind, str], dict[str, Any] | None] = {}
+
+    def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
+        """A unit's record; `None` when there is none that can be read."""
+        key = (kind, identity)
+        if key not in self._records:
+            self._records[key] = read_record(self.store, kind, identity)
+        return self._records[key]
+
+    def place(self, unit: str) -> Mapping[str, Any]:
+        """Model, data set, method (with the option that an ablation changes), budget and seed of a tuning or run.
+
+        Nothing in documents of studies from before there were ablations.
+        """
+        return section(section(self.study, "places"), unit)
+
+    def tunings(self) -> list[dict[str, Any]]:
+        """The records of all tunings that there are, each with its place."""
+        names = map(str, self.study.get("tunings") or ())
+        found = [(self.record("tuning", name), self.place(name)) for name in names]
+        return [{**record, **place} for record, place in found if record is not None]
+
+    def trials(self, tuning: str) -> list[dict[str, Any]]:
+        """The trials of a tuning that ended with a network, by number."""
+        folder = self.store.unit("tuning", tuning) / "trials"
+        numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+        found = [read_json(folder / str(number) / "trial.json") for number in numbers]
+        return [trial for trial in found if isinstance(trial, dict)]
+
+    def file(self, run: str, name: str) -> Any:
+        """The content of a JSON file that a run left, `policy.json` or `curves.json`; `None` when it cannot be read."""
+        return read_json(self.store.unit("runs", run) / name)
+
+    @cached_property
+    def runs(self) -> "pd.DataFrame":
+        """One line for each run of the study, in the study's order.
+
+        Runs without a record have the status "missing", those whose record is not as it was written "damaged", and
+        those that were made with another method source, other data or another cost counter "stale", with the reason.
+        Percentages are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`. The method of a run that
+        belongs to an ablation has the changed option in brackets: `sbs[group_size=4]`.
+        """
+        return _runs_frame(self)
+
+    @cached_property
+    def lines(self) -> "pd.DataFrame":
+        """One line for each (model, data set, method, budget) of which at least one run has a record.
+
+        `n` counts runs that are done and `n_failed` those that ended otherwise; runs not yet run are neither.
+        All figures are over the runs that are done; `peak_memory_mb` is their largest. `tuning_seconds` is the
+        time of all tuning trials, 0 when nothing was tuned. `within_budget` is empty without a budget or a run
+        that is done.
+        """
+        return _lines_frame(self)
+
+    def write(self) -> None:
+        """Write `runs.csv` and `results.csv` into the study's folder."""
+        folder = self.store.study(self.name)
+        write_text(folder / "runs.csv", self.runs.to_csv(index=False))
+        write_text(folder / "results.csv", self.lines.to_csv(index=False))
+
+
+def _runs_frame(results: StudyResults) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = [_run_row(results, str(identity)) for identity in results.study.get("runs") or ()]
+    extra = dict.fromkeys(key for row in rows for key in row if key not in RUN_COLUMNS)
+    frame = pd.DataFrame(rows, columns=[*RUN_COLUMNS, *extra])
+    for column in (*_NUMBERS, *extra):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    frame["seed"] = pd.to_numeric(frame["seed"], errors="coerce").astype("Int64")
+    return frame
+
+
+def _lines_frame(results: StudyResults) -> "pd.DataFrame":
+    import pandas as pd
+
+    known = results.runs[~results.runs["status"].isin((MISSING, DAMAGED))]
+    groups = known.groupby(list(IDENTITY), sort=False)
+    rows = [
+        dict(zip(IDENTITY, key, strict=True)) | _aggregate(group, results)
+        for key, group in groups
+        if isinstance(key, tuple)
+    ]
+    return pd.DataFrame(rows, columns=list(RESULT_COLUMNS)).astype({"n": int, "n_failed": int})
+
+
+def read_record(store: Store, kind: UnitKind, identity: str) -> dict[str, Any] | None:
+    """A unit's record; `None` when there is none that is a JSON object."""
+    record = store.record(kind, identity)
+    return record if isinstance(record, dict) else None
+
+
+def section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An inner table of a record; empty when it is missing or something else."""
+    value = record.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
+    record = results.record("runs", identity)
+    if record is None:
+        return _row_without_record(results, identity)
+    stale = _stale(record, results.study)
+    outdated = {} if stale is None else {"status": STALE, "reason": stale}
+    return {
+        **dict(_figures(record)),
+        "id": identity,
+        **{key: _text(record.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        "method": results.place(identity).get("method", _text(record.get("method"))),
+        **outdated,
+        **{key: record.get(key) for key in ("seed", "budget_cost", "peak_memory_mb")},
+        "within_budget": _truth(record.get("within_budget")),
+        "options": json.dumps(section(record, "options"), sort_keys=True),
+    }
+
+
+def _stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Why a result is out of date, as far as that can be told without the data."""
+    if record.get("status") not in ("done", "unreachable"):
+        return None
+    try:
+        return outdated(record, study)
+    except BenchError as error:  # the method is not installed here
+        return first_sentence(error)
+
+
+def first_sentence(error: BenchError) -> str:
+    """An error's text up to its hint."""
+    return str(error).partition(":")[0]
+
+
+def _row_without_record(results: StudyResults, identity: str) -> dict[str, Any]:
+    """What can still be said of a run that left no readable record: where it stands, or at least its task."""
+    damaged = (results.store.unit("runs", identity) / "record.json").exists()
+    place = results.place(identity) or section(results.spec, "task")
+    return {
+        "id": identity,
+        **{key: _text(place.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        "seed": place.get("seed"),
+        "status": DAMAGED if damaged else MISSING,
+        "reason": "the record is not as it was written" if damaged else "",
+    }
+
+
+def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from section(record, "metrics").items()
+    yield from section(record, "times").items()
+    yield from ((f"knob_{name}", value) for name, value in section(record, "knobs").items())
+
+
+def _aggregate(runs: "pd.DataFrame", results: StudyResults) -> dict[str, Any]:
+    done = runs[runs["status"] == "done"]
+    return {
+        "n": len(done),
+        "n_failed": int(runs["status"].isin(FAILURES).sum()),
+        **{f"{figure}_mean": done[figure].mean() for figure in _MEANS},
+        **{f"{figure}_std": done[figure].std(ddof=1) for figure in ("top1", "top5", "bops")},
+        "tuning_seconds": sum(_tuning_seconds(results, tuning) for tuning in sorted(set(runs["tuning"]) - {""})),
+        "peak_memory_mb": done["peak_memory_mb"].max(),
+        "within_budget": all(done["within_budget"].eq(True)) if len(done) and runs["budget"].iloc[0] else None,
+    }
+
+
+def _tuning_seconds(results: StudyResults, identity: str) -> float:
+    value = (results.record("tuning", identity) or {}).get("tuning_seconds")
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _text(value: Any) -> str:
+    """A field for a table: text on one line, empty for none."""
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None

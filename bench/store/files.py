@@ -1,0 +1,262 @@
+"""The store: a folder of run folders. It alone is the truth; tables and tracking are views of it.
+
+    <store>/pretrained/<id>/         spec.json record.json curves.json model.pt
+    <store>/tuning/<id>/             spec.json record.json trials/<n>/
+    <store>/tuning/<id>/trials/<n>/  spec.json record.json trial.json
+    <store>/runs/<id>/               spec.json record.json policy.json curves.json search.json network.pt
+    <store>/studies/<name>/          study.json results.csv runs.csv table.md table.tex
+    <store>/leases/                  who is working on what, see `bench.store.leases`
+
+Every unit's folder also has output.log, error.txt after a failure, and checkpoints/ while it is worked on.
+An id is the hash of the unit's part of the specification, so asking for the same thing twice finds it; a trial's
+id is its tuning's and its number.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import BenchError
+
+Status = Literal[
+    "running",
+    "done",
+    "unreachable",
+    "failed",
+    "diverged",
+    "timeout",
+    "oom",
+    "killed",
+    "interrupted",
+    "skipped",
+]
+"""How far a unit is: at work; done; its budget cannot be reached (a result); an exception; a loss that is not finite;
+over the time limit; out of memory; its process was lost; stopped by the user; what it needs did not finish."""
+
+UnitKind = Literal["pretrained", "tuning", "trials", "runs"]
+
+CHECKSUM = "checksum"
+"""The field of a record that tells whether the rest of it is as it was written."""
+
+_HASHED_BYTES = 1 << 20
+"""Files up to this size are hashed whenever they are checked, larger ones on demand."""
+
+
+class Store:
+    """Reads and writes units and studies. Every file appears whole or not at all.
+
+    Args:
+        root: The store's folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def unit(self, kind: UnitKind, identity: str) -> Path:
+        """The folder of a unit."""
+        if kind == "trials":
+            tuning, _, number = identity.rpartition("-")
+            return self.root / "tuning" / tuning / "trials" / number
+        return self.root / kind / identity
+
+    def study(self, name: str) -> Path:
+        """The folder of a study."""
+        return self.root / "studies" / name
+
+    def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
+        """The record of a unit; `None` when it was never started, or its record is damaged or another unit's."""
+        record = read_checked(self.unit(kind, identity) / "record.json")
+        return None if record is None or record.get("id", identity) != identity else record
+
+    def write_record(self, kind: UnitKind, identity: str, record: Mapping[str, Any]) -> None:
+        """Write the record of a unit with its checksum."""
+        write_checked(self.unit(kind, identity) / "record.json", record)
+
+    def damage(self, kind: UnitKind, identity: str, record: Mapping[str, Any], *, thorough: bool = False) -> str | None:
+        """What is wrong with the files that a finished unit left, in words; `None` when they are as written.
+
+        Args:
+            kind: Of the unit.
+            identity: Of the unit.
+            record: Its record, which lists its files.
+            thorough: Hash large files too; otherwise only their size is compared.
+        """
+        folder = self.unit(kind, identity)
+        for name, expected in record.get("files", {}).items():
+            try:
+                size = (folder / name).stat().st_size
+                hashed = thorough or size <= _HASHED_BYTES
+                intact = size == expected["bytes"] and (not hashed or file_hash(folder / name) == expected["sha256"])
+            except OSError:
+                return f"{name} is missing"
+            if not intact:
+                return f"{name} is damaged"
+        return None
+
+    def studies(self) -> list[str]:
+        """Names of all studies, the most recently run last."""
+        folder = self.root / "studies"
+        found = list(folder.glob("*/study.json")) if folder.is_dir() else []
+        return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+    def load_study(self, name: str | None) -> dict[str, Any]:
+        """The document of a study; of the latest one when no name is given.
+
+        Raises:
+            BenchError: There is none.
+        """
+        known = self.studies()
+        if not known:
+            raise BenchError(f"no study in the store '{self.root}'; run one first: `bench run`")
+        chosen = known[-1] if name is None else name
+        if chosen not in known:
+            raise BenchError(f"no study '{chosen}' in the store '{self.root}'; there are: {', '.join(sorted(known))}")
+        document = read_checked(self.study(chosen) / "study.json")
+        if document is None:
+            raise BenchError(
+                f"'{self.study(chosen) / 'study.json'}' is damaged; run the study's `bench run` command again, which "
+                "writes it anew and repeats nothing that has finished"
+            )
+        return document
+
+    def prepare(self) -> None:
+        """Make the store's folder.
+
+        Raises:
+            BenchError: It cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise BenchError(
+                f"cannot write to the store '{self.root}': {error.strerror}; choose another with --store DIR"
+            ) from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and checksum of files, for a unit's record."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)} for name in sorted(names)
+    }
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """A JSON object that was written with its checksum; `None` when there is none or it was changed since."""
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get(CHECKSUM) != _checksum(document):
+        return None
+    return document
+
+
+def write_checked(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with its checksum, atomically."""
+    write_json(path, {**document, CHECKSUM: _checksum(document)})
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in document.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; `None` when there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON file atomically."""
+    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Args:
+        path: The file; its folder is made when missing.
+        content: Everything in it.
+        durable: Wait until it is on the disk, so that this also holds when the machine stops.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():  # somebody's, in the place of a file: it is kept beside it
+            path.rename(path.with_name(f"{path.name}.folder-{secrets.token_hex(4)}"))
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # a full disk does not say where, and nobody knows the temporary file
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder that somebody put in its place; nothing happens when there is neither."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a dictionary of tensors atomically, readable without executing code."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a dictionary of tensors; never executes code from the file.
+
+    Raises:
+        BenchError: The file is missing, damaged, or holds something else.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BenchError(f"no checkpoint at '{path}'") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise BenchError(f"the checkpoint '{path}' cannot be read: it is damaged or holds more than tensors") from error
+    if not isinstance(state, dict):
+        raise BenchError(f"the checkpoint '{path}' holds a {type(state).__name__}; expected a dictionary of tensors")
+    return state

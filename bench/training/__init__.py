@@ -1,0 +1,1 @@
+"""Training and evaluation, and the checkpoints that let them continue."""

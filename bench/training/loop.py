@@ -1,0 +1,227 @@
+"""Training and evaluation that all stages share: pretraining, fine-tuning, and the pieces a search needs."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from bench import replicas
+from bench.compression.quantizer import clip_parameters
+from bench.data.dataset import UNREADABLE, Subset, TaskData
+from bench.errors import NonFiniteLossError
+from bench.spec.schema import Schedule, SearchSchedule
+from bench.training.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
+
+Report = Callable[[Mapping[str, float]], None]
+"""Called after each epoch with figures to show and keep."""
+
+_STATISTICS_BATCHES = 10
+_ONE_CYCLE_WARMUP = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Accuracy on a subset, in percent, and mean cross-entropy."""
+
+    top1: float
+    top5: float
+    loss: float
+
+
+class Meter:
+    """Mean loss and accuracy of an epoch, over all replicas, counted on the device without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), device=device, dtype=torch.float64)
+        self._correct = torch.zeros((), device=device, dtype=torch.int64)
+        self._images = 0
+        self._batches = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch."""
+        self._loss += loss.detach()
+        self._correct += (logits.detach().argmax(1) == labels).sum()
+        self._images += len(labels)
+        self._batches += 1
+
+    def figures(self) -> dict[str, float]:
+        """Mean training loss and accuracy in percent.
+
+        Raises:
+            NonFiniteLossError: The loss became NaN or infinite during the epoch.
+        """
+        loss = float(replicas.mean(self._loss)) / self._batches
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the training loss became {loss}; a smaller learning rate (lr) or a limit of gradients "
+                "(max_grad_norm) may help"
+            )
+        images = self._images * replicas.count()
+        return {"loss": loss, "accuracy": 100 * int(replicas.total(self._correct)) / images}
+
+
+def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSchedule) -> torch.optim.SGD:
+    """SGD with the schedule's rate, momentum and decay for groups that state no other, and its limit of gradients."""
+    optimizer = torch.optim.SGD(
+        [dict(group) for group in groups],
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        nesterov=schedule.nesterov and schedule.momentum > 0,
+        weight_decay=schedule.weight_decay,
+        fused=True,  # one pass over all parameters; networks have some hundred small ones
+    )
+    if schedule.max_grad_norm is not None:
+        limit_gradients(optimizer, schedule.max_grad_norm)
+    return optimizer
+
+
+def limit_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Before each update scale the gradients of all its parameters down to a norm that they exceed together.
+
+    A filter whose quantized weights are all 0 has an output without variance, and batch normalisation multiplies the
+    gradient of what has none by 1/√ε, some 300. In depthwise layers, of which MobileNets have many in a row, such
+    filters are common at few bits.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def limit(*_: object) -> None:
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+    optimizer.register_step_pre_hook(limit)
+
+
+def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Sequence[Mapping[str, object]]:
+    """Parameter groups of a network: weights with decay, clip values without.
+
+    Args:
+        model: The network.
+        exclude: Parameters that another optimizer trains.
+    """
+    excluded = {id(parameter) for parameter in exclude}
+    clips = [clip for clip in clip_parameters(model) if id(clip) not in excluded]
+    taken = {id(clip) for clip in clips} | excluded
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    groups: list[Mapping[str, object]] = [{"params": weights}]
+    if clips:
+        groups.append({"params": clips, "weight_decay": 0.0})
+    return groups
+
+
+def rate_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps_per_epoch: int) -> LRScheduler:
+    """The learning-rate schedule, advanced after every update."""
+    total = schedule.epochs * steps_per_epoch
+    if schedule.decay == "cosine":
+        return CosineAnnealingLR(optimizer, total)
+    if schedule.decay == "one_cycle":
+        # PyTorch divides by the length of the warm-up, which would be 0 for three updates.
+        warmup = _ONE_CYCLE_WARMUP if total != 3 else 1.5 * _ONE_CYCLE_WARMUP
+        return OneCycleLR(optimizer, schedule.lr, total_steps=total + 1, pct_start=warmup, cycle_momentum=False)
+    return MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in schedule.milestones])
+
+
+def fit(
+    model: nn.Module,
+    data: TaskData,
+    schedule: Schedule,
+    order: torch.Generator,
+    report: Report,
+    stage: Stage = UNINTERRUPTED,
+    call: Callable[..., Tensor] | None = None,
+) -> None:
+    """Train a network by cross-entropy, in place.
+
+    Args:
+        model: The network, on the data's device.
+        data: Training images come from its training part.
+        schedule: Length, rates and decay.
+        order: Draws the order of the images and their augmentation.
+        report: Called after each epoch with loss, accuracy (percent) and learning rate.
+        stage: Keeps checkpoints.
+        call: Stands for the network in the forward pass, e.g. compiled; see `bench.training.forward`.
+
+    Raises:
+        NonFiniteLossError: Training diverged.
+    """
+    optimizer = sgd(weight_groups(model), schedule)
+    rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
+    model.train()
+    forward = model if call is None else call
+    parts: dict[str, Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "rates": rates,
+        "order": GeneratorState(order),
+    }
+    for epoch in stage.epochs(schedule.epochs, parts):
+        meter = Meter(data.device)
+        for images, labels in data.training_batches(schedule.batch_size, order):
+            logits = forward(images)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            replicas.average_gradients(model.parameters())
+            optimizer.step()
+            rates.step()
+            meter.add(loss, logits, labels)
+        report(
+            {
+                "epoch": epoch + 1,
+                "epochs": schedule.epochs,
+                **meter.figures(),
+                "lr": float(rates.get_last_lr()[0]),
+            }
+        )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
+    """Accuracy and loss of a network on a subset, in evaluation mode. Top-5 is over at most all classes.
+
+    An image that cannot be read counts as wrong; the loss is the mean over the others.
+    """
+    counted = torch.zeros(4, dtype=torch.float64, device=data.device)
+    with evaluating(model):
+        for images, labels in data.evaluation_batches(subset):
+            logits = model(images)
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            readable = (labels != UNREADABLE).sum()
+            counted += torch.stack([ranked[:, 0].sum(), ranked.any(1).sum(), loss, readable])
+    top1, top5, total, readable_images = replicas.total(counted).tolist()
+    count = len(subset)
+    return Evaluation(top1=100 * top1 / count, top5=100 * top5 / count, loss=total / readable_images)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, the mode from before after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def reestimate_norms(model: nn.Module, data: TaskData, batch_size: int) -> None:
+    """Replace the stored statistics of all batch normalisations by the mean over a few training batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    was_training = model.training
+    model.train()
+    with replicas.alone():
+        for images in data.calibration_batches(_STATISTICS_BATCHES, batch_size):
+            model(images)
+    replicas.share_state(model)
+    model.train(was_training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

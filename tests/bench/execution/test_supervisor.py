@@ -1,0 +1,259 @@
+"""Processes that work on one unit each: every way in which one can end, with real ones."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.execution import supervisor
+from bench.execution.settings import Limits
+from bench.execution.supervisor import supervise, work_here
+from bench.execution.worker import HeldError
+from bench.plugins import registry as plugins
+from bench.store.files import load_state
+from bench.store.leases import born
+from bench.store.outcomes import Ending
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+MB = 1_000_000
+
+
+@pytest.fixture
+def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package with a method that misbehaves; processes find it as they find any other."""
+    info = tmp_path / "site" / "misbehaving-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bench.methods]\nmisbehaving = misbehaving:Misbehaving\n")
+    monkeypatch.syspath_prepend(info.parent)
+    monkeypatch.syspath_prepend(PLUGINS)
+    caches = (plugins.available, plugins.load, plugins._source_hash)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+class Trouble:
+    """One run of the method that misbehaves.
+
+    Attributes:
+        shop, unit, folder: Where it is worked on, it, and its folder.
+    """
+
+    def __init__(self, shop: Any, place: Path) -> None:
+        self.shop, self._place = shop, place
+        (self.unit,) = shop.plan.runs
+        self.folder: Path = shop.folder(self.unit)
+
+    def supervise(self, stop: Callable[[], bool] = lambda: False, **limits: Any) -> Ending:
+        """Work on it in a process of its own."""
+        return supervise(self.shop.order(self.unit), Limits(**limits), stop)
+
+    @property
+    def processes(self) -> list[int]:
+        """The numbers of the processes that worked on it."""
+        return [
+            int((self._place / f"attempt-{n}").read_text()) for n in range(len(list(self._place.glob("attempt-*"))))
+        ]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its record."""
+        record: dict[str, Any] = self.shop.record(self.unit)
+        return record
+
+
+@pytest.fixture
+def trouble(tiny: SimpleNamespace, copied: Path, tmp_path: Path, misbehaving: None) -> Iterator[Callable[..., Trouble]]:
+    """Makes a run that misbehaves in some way, in some of its attempts."""
+    made: list[Trouble] = []
+
+    def make(how: str, times: int = 99) -> Trouble:
+        place = tmp_path / f"{how} {times}"
+        place.mkdir()
+        options = {"misbehaving": {"how": how, "times": times, "place": str(place)}}
+        spec = tiny.spec({"methods": ["misbehaving"], "seeds": [0], "options": options})
+        made.append(Trouble(tiny.Workshop(spec, copied), place))
+        return made[-1]
+
+    yield make
+    for each in made:
+        assert list(each.shop.study.leases.all()) == []
+        assert [pid for pid in each.processes if pid != os.getpid() and born(pid) is not None] == []
+
+
+def assert_same(one: Trouble, other: Trouble) -> None:
+    """Both runs have the same numbers and, bit by bit, the same network."""
+    assert one.record["metrics"] == other.record["metrics"]
+    states = [load_state(each.folder / "network.pt") for each in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_a_process_gives_the_numbers_that_this_one_gives(trouble: Callable[..., Trouble]) -> None:
+    other, here = trouble("print"), trouble("nothing")
+    assert other.supervise() == Ending(status="done")
+    assert work_here(here.shop.order(here.unit)).status == "done"
+    assert_same(other, here)
+    (pid,) = other.processes
+    assert pid != os.getpid()
+    assert other.record["attempt"] == 1
+    said = (other.folder / "output.log").read_text().splitlines()
+    assert "this is said in a process of its own" in said and "and this is an error" in said
+    assert not (here.folder / "output.log").exists()
+
+
+def test_an_exception_is_a_failure_with_its_traceback_and_is_not_repeated(trouble: Callable[..., Trouble]) -> None:
+    run = trouble("raise")
+    assert run.supervise() == Ending(status="failed", reason="ValueError: it was told to")
+    assert (run.record["status"], run.record["reason"]) == ("failed", "ValueError: it was told to")
+    trace = (run.folder / "error.txt").read_text()
+    assert trace.startswith("Traceback") and "misbehaving.py" in trace
+    assert len(run.processes) == 1
+
+
+def test_a_loss_that_is_no_number_diverges(trouble: Callable[..., Trouble]) -> None:
+    run = trouble("diverge")
+    ending = run.supervise()
+    assert ending.status == run.record["status"] == "diverged"
+    assert ending.reason.startswith("the training loss became")
+    assert len(run.processes) == 1
+
+
+def test_over_its_time_a_process_is_ended(trouble: Callable[..., Trouble]) -> None:
+    trouble("nothing").supervise()  # from here on processes start at once
+    run = trouble("sleep")
+    began = time.monotonic()
+    assert run.supervise(seconds=6) == Ending(status="timeout", reason="not done after 6 s")
+    assert time.monotonic() - began < 60
+    assert (run.record["status"], run.record["reason"]) == ("timeout", "not done after 6 s")
+    assert len(run.processes) == 1
+
+
+def test_over_its_memory_a_process_is_ended(trouble: Callable[..., Trouble]) -> None:
+    run = trouble("memory")
+    ending = run.supervise(memory_bytes=1200 * MB)
+    assert ending.status == run.record["status"] == "oom"
+    assert ending.reason.startswith("out of memory: 1.") and ending.reason.endswith("GB used, 1.20 GB allowed")
+    assert len(run.processes) == 1
+    assert trouble("nothing").supervise(memory_bytes=4000 * MB, seconds=600).status == "done"
+
+
+@pytest.mark.parametrize("how", ["kill", "terminate", "exit"])
+def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callable[..., Trouble], how: str) -> None:
+    run, calm = trouble(how, 1), trouble("nothing")
+    assert run.supervise() == calm.supervise() == Ending(status="done")
+    assert len(run.processes) == 2
+    assert run.record["attempt"] == 2
+    assert_same(run, calm)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "reason"),
+    [
+        ("kill", "killed", "its process was killed by SIGKILL"),
+        ("exit", "killed", "its process was lost (exit status 3)"),
+        ("terminate", "interrupted", "interrupted; the same command goes on from here"),
+    ],
+)
+def test_a_process_that_is_lost_again_and_again_ends_the_unit(
+    trouble: Callable[..., Trouble], how: str, status: str, reason: str
+) -> None:
+    run = trouble(how)
+    ending = run.supervise()
+    assert (ending.status, ending.reason) == (run.record["status"], run.record["reason"]) == (status, reason)
+    assert len(run.processes) == 2
+    assert run.record["finished"] is not None and run.record["metrics"] == {}
+
+
+def test_the_same_command_works_again_on_what_was_killed(trouble: Callable[..., Trouble]) -> None:
+    run = trouble("kill", 2)
+    assert run.supervise().status == "killed"
+    assert run.supervise() == Ending(status="done")
+    assert run.record["attempt"] == 3
+
+
+def test_what_a_lost_process_had_started_ends_with_it(trouble: Callable[..., Trouble], tmp_path: Path) -> None:
+    run = trouble("child", 1)
+    assert run.supervise().status == "done"
+    assert born(int((tmp_path / "child 1" / "child").read_text())) is None
+
+
+@pytest.mark.parametrize("how", ["sleep", "ignore"])
+def test_when_the_study_stops_its_processes_do(
+    trouble: Callable[..., Trouble], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_GRACE_SECONDS", 30.0 if how == "sleep" else 0.5)
+    run = trouble(how)
+    ending = run.supervise(stop=lambda: bool(run.processes))
+    assert ending.status == run.record["status"] == "interrupted"
+    assert run.record["reason"] == "interrupted; the same command goes on from here"
+    assert len(run.processes) == 1  # not tried again
+
+
+def test_what_somebody_else_works_on_is_left_to_them(trouble: Callable[..., Trouble]) -> None:
+    run = trouble("nothing")
+    order = run.shop.order(run.unit)
+    with run.shop.study.leases.acquire(order.lease_name, "somebody else"), pytest.raises(HeldError):
+        run.supervise()
+    assert run.processes == [] and run.shop.store.record("runs", run.unit.identity) is None
+
+
+def test_a_mistake_of_the_user_is_told_from_the_process(trouble: Callable[..., Trouble]) -> None:
+    run = trouble("nothing")
+    order = run.shop.order(run.unit)
+    (run.folder / "spec.json").write_text("{")
+    ending = supervise(order, Limits(), lambda: False)
+    assert (ending.status, ending.error) == ("failed", "user")
+    assert "is missing or damaged; run the study's command again" in ending.reason
+    assert run.processes == []
+
+
+def test_ctrl_c_ends_the_process_before_it_goes_on_to_the_caller(
+    trouble: Callable[..., Trouble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trouble("sleep")
+
+    def interrupt() -> bool:
+        if run.processes:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        run.supervise(stop=interrupt)
+    assert run.record["status"] == "interrupted"
+
+
+def test_processes_inherit_nothing_from_each_other_or_from_this_one(trouble: Callable[..., Trouble]) -> None:
+    torch.manual_seed(99)
+    first = trouble("nothing")
+    first.supervise()
+    torch.manual_seed(7)
+    second = trouble("nothing", 98)
+    second.supervise()
+    assert_same(first, second)
+    assert torch.initial_seed() == 7
+
+
+def test_a_process_that_is_ended_before_it_wrote_anything_is_recorded(trouble: Callable[..., Trouble]) -> None:
+    late = trouble("nothing")
+    ending = late.supervise(seconds=1e-6)
+    assert ending.status == "timeout"
+    assert (late.record["status"], late.record["attempt"]) == ("timeout", 1)
+    assert late.record["finished"] is not None
+
+
+def test_a_process_that_is_lost_after_its_last_word_has_done_its_work(
+    trouble: Callable[..., Trouble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = trouble("nothing")
+    monkeypatch.setattr(supervisor, "_told", lambda _: None)
+    assert done.supervise() == Ending(status="done")
+    assert (done.record["status"], done.record["attempt"]) == ("done", 1)
