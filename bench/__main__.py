@@ -3,9 +3,7 @@
 import logging
 import sys
 
-from bench.errors import BenchError
-
-EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+from bench.errors import EXIT_INTERRUPTED, EXIT_USAGE, BenchError
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+"""Exit statuses of the command line besides 0: some run failed, bad usage or data, interrupted."""
+
 
 class BenchError(Exception):
     """A user's mistake or a missing thing: one clear line on stderr, exit status 2, no traceback.
@@ -40,3 +43,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], see: str) -> BenchE
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return BenchError(f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'} (see `{see}`)")
+
+
+def first_line(error: object) -> str:
+    """Return the first line of what an error says, or its type's name when it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,13 +17,14 @@ from bench.data.dataset import TaskData
 from bench.execution import scheduler as scheduling
 from bench.execution import stages as execution
 from bench.execution import worker
+from bench.execution.context import Order
 from bench.execution.scheduler import Study, work_off
 from bench.execution.settings import How
 from bench.execution.stages import Workbench
 from bench.execution.supervisor import work_here
-from bench.execution.worker import Order
 from bench.method import SearchJob
 from bench.planning.plan import Plan, Unit, kind_of, make_plan, stored_specification, title
+from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.spec.schema import StudySpec, build
 from bench.store.files import Store, write_checked
@@ -257,19 +258,19 @@ def copied(finished: Worked, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[plugins.Kind, str, Any], None]]:
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[entry_points.Kind, str, Any], None]]:
     """Registers a plug-in for one test."""
-    original = plugins.available
+    original = entry_points.available
     extra: dict[str, dict[str, Any]] = {}
 
-    def available(kind: plugins.Kind) -> Mapping[str, Any]:
+    def available(kind: entry_points.Kind) -> Mapping[str, Any]:
         return {**original(kind), **extra.get(kind, {})}
 
-    def register(kind: plugins.Kind, name: str, thing: Any) -> None:
+    def register(kind: entry_points.Kind, name: str, thing: Any) -> None:
         module = thing.__module__
         entry = SimpleNamespace(name=name, module=module, value=f"{module}:{name}", load=lambda: thing)
         extra.setdefault(kind, {})[name] = entry
 
-    monkeypatch.setattr(plugins, "available", available)
+    monkeypatch.setattr(entry_points, "available", available)
     yield register
     plugins.load.cache_clear()

@@ -114,14 +114,6 @@ def progress_line(unit: LeaseView) -> str:
     return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: "45 s", "12 min", "3.4 h", "2.1 d"."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 86_400:.1f} d"
-
-
 def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]]) -> Table:
     """A table for the terminal.
 

@@ -47,7 +47,8 @@ def _print_lines(entries: Mapping[str, str]) -> None:
 
 def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
     """A line on each, by name."""
-    from bench.plugins.registry import available, load
+    from bench.plugins.entry_points import available
+    from bench.plugins.registry import load
     from bench.spec.schema import preset_summary
 
     if kind == "presets":
@@ -82,8 +83,8 @@ def _summary(plugin: Any) -> str:
 def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
     """The classes of methods, registered or in files, by name."""
     from bench.planning.methods import method_class
+    from bench.plugins.entry_points import available
     from bench.plugins.method_files import with_files
-    from bench.plugins.registry import available
 
     named = with_files({"methods": list(names or available("methods"))})
     files = named.get("method_files", {})
@@ -132,8 +133,9 @@ def _options(method: type[Method]) -> Iterator[str]:
 
 
 def _print_preset_times(names: Sequence[str]) -> None:
-    from bench.cli.console import duration, make_console, simple_table
+    from bench.cli.console import make_console, simple_table
     from bench.diagnostics.speed.preset_times import seconds
+    from bench.reporting.wording import duration
     from bench.spec.schema import build, read_preset, schedule_names, with_schedule
 
     rows = []

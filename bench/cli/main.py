@@ -128,8 +128,8 @@ def run(
 
 
 def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> int:
-    from bench.__main__ import EXIT_SOME_FAILED
     from bench.cli.console import LiveWatcher
+    from bench.errors import EXIT_SOME_FAILED
     from bench.plugins.registry import load
     from bench.reporting.mlflow.tracker import Tracker
     from bench.reporting.report import DEFAULT_REPORT, make_document
@@ -231,9 +231,10 @@ def _seeds(text: str) -> list[int]:
 
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
-    from bench.cli.console import duration, simple_table
+    from bench.cli.console import simple_table
     from bench.diagnostics.speed.estimate import unit_states
     from bench.planning.plan import title
+    from bench.reporting.wording import duration
 
     guesses = _estimates(plan, store, data_dir)
     rows, total = [], 0.0
@@ -389,9 +390,10 @@ _VERDICTS = {"yes": "pass", "no": "FAIL", "deviation": "note"}
 @click.option("--out", type=FOLDER, default=None, help="Write the lines as a table, and figures, to this folder.")
 def verify(out: Path | None) -> int:
     """Check the paper's theorem, bounds, toy regression and printed costs against this implementation."""
-    from bench.__main__ import EXIT_SOME_FAILED
     from bench.diagnostics.verify import verification
-    from bench.plugins.registry import available, load
+    from bench.errors import EXIT_SOME_FAILED
+    from bench.plugins.entry_points import available
+    from bench.plugins.registry import load
     from bench.reporting.report import Figure, write_document
 
     lines, figures = [], []

@@ -107,8 +107,8 @@ def _check_plot(plot: Path | None, growth: str | None) -> None:
 
 def _methods(asked: Sequence[str] | None) -> dict[str, Method]:
     from bench.planning.plan import make_method
+    from bench.plugins.entry_points import available
     from bench.plugins.method_files import with_files
-    from bench.plugins.registry import available
 
     if asked is not None and len(set(asked)) < len(asked):
         raise BenchError(f"--methods {','.join(asked)} names one twice; each may appear once")

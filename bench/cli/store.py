@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 from bench.cli.options import FILE, data_option, store_option
 
 if TYPE_CHECKING:
-    from bench.diagnostics.doctor.doctor import Finding
+    from bench.diagnostics.doctor.finding import Finding
     from bench.store.cleanup import Item
     from bench.store.files import Store
 
@@ -27,7 +28,7 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
 
     Nothing goes that anybody works on, nor anything of a study that is being run.
     """
-    from bench.__main__ import EXIT_SOME_FAILED
+    from bench.errors import EXIT_SOME_FAILED
     from bench.store import cleanup as housekeeping
     from bench.store.files import Store
 
@@ -70,6 +71,24 @@ def _tell_usage(store: Store) -> None:
     click.echo(f"the store holds {human(sum(used.values()))}{': ' if kinds else ''}{kinds}")
 
 
+def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
+    """List what an archive of a study lacks, one line each."""
+    from bench.results.tables import StudyResults
+    from bench.store.cleanup import read_claims
+    from bench.store.outcomes import RESULTS
+
+    found = Counter(StudyResults(store, document).runs["status"])
+    open_ = {status: count for status, count in found.items() if status not in RESULTS}
+    lines = []
+    if open_:
+        counts = ", ".join(f"{count} {status}" for status, count in open_.items())
+        lines.append(f"{sum(open_.values())} of {sum(found.values())} runs have no result that stands: {counts}")
+    session = read_claims(store).sessions.get(str(document["name"]))
+    if session is not None:
+        lines.append(f"{session.holder} runs the study now: the archive has what was done so far")
+    return lines
+
+
 @click.command()
 @click.argument("study")
 @click.argument("file", type=FILE, metavar="FILE.tar.gz")
@@ -81,7 +100,7 @@ def archive(study: str, file: Path, store_dir: Path) -> None:
     from bench.store.files import Store
 
     store = Store(store_dir)
-    warnings = archives.shortcomings(store, store.load_study(study))
+    warnings = shortcomings(store, store.load_study(study))
     made = archives.archive(store, study, file)
     for line in warnings:
         click.echo(f"warning: {line}")
@@ -131,11 +150,12 @@ def doctor(
     """Check this machine, the installation, the data sets and the store; say what to do about each problem."""
     import json
 
-    from bench.__main__ import EXIT_SOME_FAILED
-    from bench.diagnostics.doctor.doctor import PROBLEM, Visit, examine
+    from bench.diagnostics.doctor.doctor import examine
+    from bench.diagnostics.doctor.finding import PROBLEM, DoctorRequest
+    from bench.errors import EXIT_SOME_FAILED
     from bench.store.files import Store
 
-    visit = Visit(store=Store(store_dir), data_dir=data_dir, preset=preset, study=study, thorough=thorough)
+    visit = DoctorRequest(store=Store(store_dir), data_dir=data_dir, preset=preset, study=study, thorough=thorough)
     findings = []
     for finding in examine(visit):
         findings.append(finding)

@@ -37,8 +37,8 @@ def validate(
     """  # noqa: D301  (click wants the character)
     import json
 
-    from bench.__main__ import EXIT_SOME_FAILED
     from bench.diagnostics.validation.suite import validate as findings_of
+    from bench.errors import EXIT_SOME_FAILED
 
     subject = _subject(method, settings, model, dataset, data_dir)
     found = []

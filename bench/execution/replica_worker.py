@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bench import replicas
 from bench.compression.shapes import NetworkShape
 from bench.errors import BenchError
+from bench.execution.context import Order, Watcher
 from bench.planning.plan import Unit
 from bench.replicas import ReplicaLostError
 from bench.spec.schema import StudySpec
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     import torch
 
     from bench.data.dataset import Fault
-    from bench.execution.stages import Watcher
-    from bench.execution.worker import Order
 
 _LAST_SECONDS = 2.0
 """A replica that failed stays so long: when it failed because another one died, that one is found dead before it."""
@@ -52,7 +51,7 @@ class Assignment:
         record: What the store says of it.
     """
 
-    order: "Order"
+    order: Order
     spec: StudySpec
     network: NetworkShape
     unit: Unit
@@ -74,7 +73,7 @@ class Outcome:
     traceback: str = ""
 
 
-def work_alone(assignment: Assignment, watcher: "Watcher", device: "torch.device | None" = None) -> Outcome:
+def work_alone(assignment: Assignment, watcher: Watcher, device: "torch.device | None" = None) -> Outcome:
     """Work on a unit in this process.
 
     Args:
@@ -119,7 +118,7 @@ def _failed(error: BaseException, assignment: Assignment) -> Outcome:
     return Outcome(ending=ending_of(error), record=assignment.record, traceback=text)
 
 
-def work_together(assignment: Assignment, watcher: "Watcher") -> Outcome:
+def work_together(assignment: Assignment, watcher: Watcher) -> Outcome:
     """Work on a unit with as many replicas as the specification says; this process waits for them.
 
     Raises:
@@ -181,7 +180,7 @@ class _News:
         outcomes: By replica: when it ended, and how. The clock is the host's, the same for all.
     """
 
-    def __init__(self, ends: Sequence[Connection], watcher: "Watcher") -> None:
+    def __init__(self, ends: Sequence[Connection], watcher: Watcher) -> None:
         self._ends = ends
         self._watcher = watcher
         self.outcomes: dict[int, tuple[float, Outcome]] = {}

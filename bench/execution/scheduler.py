@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from bench.errors import BenchError
+from bench.errors import EXIT_INTERRUPTED, BenchError
+from bench.execution.context import Order
 from bench.execution.records import close, ending_in, new_record, set_aside, standing
 from bench.execution.settings import How, check_how
 from bench.execution.stages import check_reachable
 from bench.execution.supervisor import supervise, work_here
-from bench.execution.worker import HeldError, Order
+from bench.execution.worker import HeldError
 from bench.matching.tune import Trial, Tuning, tune
 from bench.planning.plan import (
     TuningUnit,
@@ -37,7 +38,8 @@ from bench.planning.plan import (
     trial_of,
 )
 from bench.planning.variants import variants
-from bench.plugins.registry import Kind, module_of
+from bench.plugins.entry_points import Kind
+from bench.plugins.registry import module_of
 from bench.spec.schema import StudySpec
 from bench.spec.seeds import derive
 from bench.store.files import Store, read_checked, read_json, write_checked
@@ -52,7 +54,6 @@ _HELD_PAUSE_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 10
 _WIND_UP_SECONDS = 20.0
-_EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def _stopping(lease: Lease) -> Iterator[None]:
 
     def stop(_: int, __: Any) -> None:
         if not lease.path.exists():  # asked for the second time: processes notice by themselves that we are gone
-            os._exit(_EXIT_INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)
         lease.give_up()
         raise KeyboardInterrupt
 
@@ -256,7 +257,7 @@ def _end_with_command() -> None:
     def watch() -> None:
         while _at_work or os.getppid() == command:
             time.sleep(_LOOK_SECONDS)
-        os._exit(_EXIT_INTERRUPTED)
+        os._exit(EXIT_INTERRUPTED)
 
     threading.Thread(target=watch, name="command", daemon=True).start()
 

@@ -1,6 +1,5 @@
 """How and where a study is run: workers, limits, machines. Nothing here changes a number."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,20 +115,6 @@ def parse_size(text: str) -> int:
     if size < _LEAST_BYTES:
         raise BenchError(f"--memory-limit '{text}' is less than PyTorch itself takes; give at least 700MB")
     return size
-
-
-def seconds_from_environment(variable: str, default: float) -> float:
-    """A number of seconds from an environment variable.
-
-    Raises:
-        BenchError: It is no number from 0 upwards.
-    """
-    text = os.environ.get(variable, "").strip()
-    if not text:
-        return default
-    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) is None:
-        raise BenchError(f"{variable} is '{text}'; give a number of seconds from 0 upwards, or leave it unset")
-    return float(text)
 
 
 def _quantity(text: str, units: Mapping[str, float], option: str, example: str) -> float:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from bench.costs.measures import BOPS, Measure
 from bench.data.dataset import Dataset, TaskData
 from bench.data.image_loading import loading_workers
 from bench.errors import BenchError, UnreachableBudgetError
+from bench.execution.context import Watcher
 from bench.matching.repair import Repair, repair
 from bench.matching.tune import Trial
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
@@ -41,14 +42,6 @@ from bench.training.checkpoints import INTERVAL_SECONDS, Checkpoints
 from bench.training.forward import Forward
 from bench.training.loop import Evaluation, evaluate, fit, reestimate_norms
 from bench.training.synced_norm import share_norms
-
-
-class Watcher(Protocol):
-    """Is told how the work goes on."""
-
-    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        """An epoch of a phase ended, with its figures."""
-        ...
 
 
 class Workbench:

@@ -15,8 +15,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
+from bench.execution.context import Order
 from bench.execution.settings import Limits
-from bench.execution.worker import HeldError, Order, process_main, work
+from bench.execution.worker import HeldError, process_main, work
 from bench.store.files import Store, read_checked
 from bench.store.leases import Leases
 from bench.store.outcomes import Ending

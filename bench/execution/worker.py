@@ -8,16 +8,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from bench.errors import BenchError
+from bench.execution.context import Order
 from bench.replicas import ReplicaLostError
-from bench.store.files import Status, Store, UnitKind, read_checked, remove, write_text
+from bench.store.files import Store, read_checked, remove, write_text
 from bench.store.leases import Heartbeat, Lease, Leases, LostLeaseError
 from bench.store.outcomes import Ending, ending_of
 from bench.training.checkpoints import Checkpoints
@@ -26,40 +25,6 @@ _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 5.0
 """Between asking a process whose parent is gone to stop, and making it stop."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """What a process is to work on: a unit whose specification lies in its folder.
-
-    Attributes:
-        kind, identity: The unit.
-        title: The same in words.
-        store: The store's folder.
-        data_dir: Where data sets are looked for.
-        data_checksum: Of the data that the study is planned with.
-        retry: Failures that are to be tried again.
-        card: The graphics card that the process may see; all of them when absent.
-    """
-
-    kind: UnitKind
-    identity: str
-    title: str
-    store: Path
-    data_dir: Path | None
-    data_checksum: str
-    retry: frozenset[Status] = frozenset()
-    card: str | None = None
-
-    @property
-    def lease_name(self) -> str:
-        """The name of the unit's lease."""
-        return f"{self.kind}-{self.identity}"
-
-    @property
-    def folder(self) -> Path:
-        """The unit's folder."""
-        return Store(self.store).unit(self.kind, self.identity)
 
 
 class HeldError(Exception):

@@ -22,7 +22,7 @@ from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 from bench.costs.budget import Budget
-from bench.errors import NonFiniteLossError, UnreachableBudgetError
+from bench.errors import NonFiniteLossError, UnreachableBudgetError, first_line
 from bench.method import Knob
 from bench.spec.schema import TuningSpec
 from bench.spec.seeds import derive
@@ -159,7 +159,7 @@ def tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
     try:
         return _tune(tuning, search)
     except (StorageInternalError, SQLAlchemyError) as error:
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error.__cause__ or error)
         _log.warning("Optuna's storage %s is not up to date: %s", without_password(tuning.storage), reason)
         return _tune(replace(tuning, storage=None), search)
 

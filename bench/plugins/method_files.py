@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from bench.errors import BenchError, unknown_name
-from bench.plugins import registry as plugins
+from bench.plugins import entry_points
 from bench.plugins.source_hash import hash_sources, imported_modules, module_file, module_file_of_import
 
 _ENTRY = re.compile(r"(?:(?P<name>[^=/\\]+)=)?(?P<file>.+?\.py)(?::(?P<kind>.*))?")
@@ -86,7 +86,7 @@ def with_files(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_free(name: str, place: str, found: Mapping[str, str]) -> None:
-    known = plugins.available("methods")
+    known = entry_points.available("methods")
     taken = found.get(name) or (f"{known[name].value}, which is registered" if name in known else None)
     if taken is not None:
         raise BenchError(
@@ -180,7 +180,7 @@ def _neighbours(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _imported(path: Path) -> Iterator[tuple[str, Path]]:
     """Modules that a file imports, directly or not, from its own folder and from packages of methods; with files."""
-    packages = {entry.module.partition(".")[0] for entry in plugins.available("methods").values()}
+    packages = {entry.module.partition(".")[0] for entry in entry_points.available("methods").values()}
     waiting, seen = _names_in(path, "file"), {""}
     while waiting:
         name = waiting.pop()

@@ -1,37 +1,15 @@
-"""Finds methods, models, data sets, reports and so on through entry points, loading only what is asked for."""
+"""Find methods, models, data sets, reports and so on by name, loading only what is asked for."""
 
 import sys
-from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import bench
-from bench.errors import BenchError, unknown_name
+from bench.errors import BenchError
+from bench.plugins import entry_points, method_files
+from bench.plugins.entry_points import Kind
 from bench.plugins.source_hash import hash_sources, imported_modules, may_be_module, module_file
-
-Kind = Literal["methods", "models", "datasets", "reports", "forms", "checks"]
-
-
-@cache
-def available(kind: Kind) -> Mapping[str, EntryPoint]:
-    """All plug-ins of one kind by name, ours and other packages' alike, none of them imported.
-
-    Raises:
-        BenchError: Two packages declare the same name.
-    """
-    found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=f"bench.{kind}"):
-        if entry.name in found and found[entry.name].value != entry.value:
-            raise BenchError(
-                f"two {kind} are called '{entry.name}': {found[entry.name].value} and {entry.value}; "
-                "rename one in its package's entry points and reinstall it"
-            )
-        found[entry.name] = entry
-    if not found:
-        raise BenchError(f"no {kind} are installed; run `pip install -e .` in the checkout")
-    return found
 
 
 @cache
@@ -44,11 +22,9 @@ def load(kind: Kind, name: str) -> Any:
         BenchError: The name is unknown, or its module cannot be imported.
     """
     if _is_file(kind, name):
-        from bench.plugins.method_files import load as load_file
-
         _check_own_packages()
-        return load_file(name)
-    entry = _entry(kind, name)
+        return method_files.load(name)
+    entry = entry_points.find(kind, name)
     _check_own_packages()
     try:
         return entry.load()
@@ -66,26 +42,7 @@ def module_of(kind: Kind, name: str) -> str | None:
     Raises:
         BenchError: The name is unknown.
     """
-    return None if _is_file(kind, name) else _entry(kind, name).module
-
-
-def _entry(kind: Kind, name: str) -> EntryPoint:
-    if kind == "models" and ":" in name:
-        return _by_place(name)
-    known = available(kind)
-    if name not in known:
-        raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
-    return known[name]
-
-
-def _by_place(place: str) -> EntryPoint:
-    """A function of a module that Python can import, or of one in the working directory."""
-    module, _, function = place.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
-        raise BenchError(f"model '{place}' is not of the form package.module:function, e.g. my_nets.small:make")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    return EntryPoint(name=place, value=place, group="bench.models")
+    return None if _is_file(kind, name) else entry_points.find(kind, name).module
 
 
 def source_hash(kind: Kind, name: str) -> str:
@@ -96,13 +53,11 @@ def source_hash(kind: Kind, name: str) -> str:
     imported.
     """
     if _is_file(kind, name):
-        from bench.plugins.method_files import source_hash as hash_of_file
-
-        return hash_of_file(name)
-    entry = _entry(kind, name)
+        return method_files.source_hash(name)
+    entry = entry_points.find(kind, name)
     if module_file(entry.module) is None:
         raise BenchError(f"the module of {kind.removesuffix('s')} '{name}', {entry.module}, cannot be found from here")
-    packages = {known.module.partition(".")[0] for known in available(kind).values()}
+    packages = {known.module.partition(".")[0] for known in entry_points.available(kind).values()}
     return _source_hash(entry.module, frozenset(packages | {entry.module.partition(".")[0]}))
 
 

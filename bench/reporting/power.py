@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.cli.console import duration
 from bench.errors import unknown_name
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
-from bench.reporting.wording import count, listed, number
+from bench.reporting.wording import count, duration, listed, number
 from bench.results.groups import Cell, baseline_of, cells, difference
 from bench.results.selection import methods_of
 from bench.results.statistics import MOST_PAIRS, Interval, deviation_interval, pairs_needed

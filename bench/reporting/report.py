@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.errors import BenchError
-from bench.plugins.registry import available, load
+from bench.plugins.entry_points import available
+from bench.plugins.registry import load
 from bench.results.tables import StudyResults
 from bench.store.files import write_text
 

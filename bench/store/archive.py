@@ -15,7 +15,6 @@ import secrets
 import shutil
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -105,22 +104,6 @@ def archive(store: Store, name: str, target: Path) -> Archived:
         size=target.stat().st_size,
         left_out=left_out,
     )
-
-
-def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
-    """What an archive of a study lacks, a line each."""
-    from bench.results.tables import StudyResults
-
-    found = Counter(StudyResults(store, document).runs["status"])
-    open_ = {status: count for status, count in found.items() if status not in RESULTS}
-    lines = []
-    if open_:
-        counts = ", ".join(f"{count} {status}" for status, count in open_.items())
-        lines.append(f"{sum(open_.values())} of {sum(found.values())} runs have no result that stands: {counts}")
-    session = read_claims(store).sessions.get(str(document["name"]))
-    if session is not None:
-        lines.append(f"{session.holder} runs the study now: the archive has what was done so far")
-    return lines
 
 
 def _files(store: Store, document: Mapping[str, Any]) -> tuple[dict[str, Path], int]:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from bench import replicas
-from bench.execution.settings import seconds_from_environment
+from bench.spec.environment import seconds_from_environment
 from bench.store.files import write_bytes
 
 _log = logging.getLogger(__name__)

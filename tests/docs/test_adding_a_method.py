@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench.planning.plan import make_method
+from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.results.tables import StudyResults
 from bench.spec.schema import build
@@ -62,7 +63,7 @@ def test_the_registration_is_one(template: Path, monkeypatch: pytest.MonkeyPatch
     entries = tomllib.loads(REGISTRATION)["project"]["entry-points"]["bench.methods"]
     monkeypatch.syspath_prepend(template.parent)
     entry = EntryPoint("halve", entries["halve"], "bench.methods")
-    monkeypatch.setattr(plugins, "available", lambda kind: {"halve": entry})
+    monkeypatch.setattr(entry_points, "available", lambda kind: {"halve": entry})
     plugins.load.cache_clear()
     try:
         assert make_method("halve", {"bits": [2, 3]}).options.bits == (2, 3)

@@ -14,8 +14,8 @@ import pytest
 from bench.errors import BenchError
 from bench.execution import scheduler as scheduling
 from bench.execution import supervisor
-from bench.execution.settings import seconds_from_environment
 from bench.reporting.mlflow.tracker import Tracker
+from bench.spec.environment import seconds_from_environment
 from bench.store import leases as leases_module
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.leases import Leases

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bench.compression import quantizer as quantization
 from bench.diagnostics.verify import CheckLine
-from bench.plugins.registry import available, load
+from bench.plugins.entry_points import available
+from bench.plugins.registry import load
 from bench.reporting.report import Figure
 from bench.spec.seeds import generator
 from methods import quantizers

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from bench.errors import BenchError
-from bench.plugins.registry import available, load
+from bench.plugins.entry_points import available
+from bench.plugins.registry import load
 from bench.reporting.report import Column, Table, make_document, write_tables
 from bench.results.statistics import smallest_detectable
 from bench.results.tables import StudyResults

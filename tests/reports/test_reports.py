@@ -23,7 +23,8 @@ import pytest
 from bench.cli.main import _specification, _stated
 from bench.errors import BenchError
 from bench.planning.plan import make_plan
-from bench.plugins.registry import available, load
+from bench.plugins.entry_points import available
+from bench.plugins.registry import load
 from bench.reporting import report as bench_report
 from bench.reporting.report import Figure, Report, Table, make_document, write_document, write_tables
 from bench.results.tables import StudyResults
@@ -107,7 +108,8 @@ def test_half_written_files_stop_no_report(tmp_path: Path, content: str) -> None
 
 def test_reports_import_no_torch(finished: Any) -> None:
     program = (
-        "import sys; from pathlib import Path; from bench.store.files import Store; from bench.results.tables import StudyResults\n"
+        "import sys; from pathlib import Path; from bench.store.files import Store\n"
+        "from bench.results.tables import StudyResults\n"
         "from bench.reporting.report import make_document; from bench.plugins.registry import load\n"
         f"store = Store(Path({str(finished.store.root)!r}))\n"
         "document = make_document(StudyResults(store, store.load_study(None)))\n"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import bench
-from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
+from bench.errors import first_line
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -22,7 +23,7 @@ _CONNECT_SECONDS = 2.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
-def python(_: Visit) -> Iterator[Finding]:
+def python(_: DoctorRequest) -> Iterator[Finding]:
     """Whether this Python is one that the project runs on."""
     from packaging.specifiers import SpecifierSet
 
@@ -46,7 +47,7 @@ def project() -> Mapping[str, Any]:
     }
 
 
-def torch(visit: Visit) -> Iterator[Finding]:
+def torch(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether PyTorch can be imported."""
     error = visit.torch.get("errors", {}).get("torch")
     if error is None:
@@ -54,10 +55,10 @@ def torch(visit: Visit) -> Iterator[Finding]:
         return
     installed = _version("torch")
     remedy = "pip install torch" if installed is None else f"pip install --force-reinstall torch=={installed}"
-    yield Finding(check="torch", status=PROBLEM, found=f"cannot be imported: {one_line(error)}", remedy=remedy)
+    yield Finding(check="torch", status=PROBLEM, found=f"cannot be imported: {first_line(error)}", remedy=remedy)
 
 
-def torchvision(visit: Visit) -> Iterator[Finding]:
+def torchvision(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether torchvision can be imported and is the one for the installed PyTorch."""
     ours, theirs = _version("torchvision"), _version("torch")
     if ours is None:
@@ -72,7 +73,7 @@ def torchvision(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
     elif error is not None and not visit.torch_is_broken:
         nms = "torchvision::nms" in error  # the sign of binaries that were built for another PyTorch
-        found = f"was built for another torch than {theirs}" if nms else f"cannot be imported: {one_line(error)}"
+        found = f"was built for another torch than {theirs}" if nms else f"cannot be imported: {first_line(error)}"
         remedy = f"pip install --force-reinstall {pair}"
         yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
     else:
@@ -94,7 +95,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def dependencies(_: Visit) -> Iterator[Finding]:
+def dependencies(_: DoctorRequest) -> Iterator[Finding]:
     """Whether every package is there in a version that the project allows."""
     from packaging.requirements import Requirement
 
@@ -113,7 +114,7 @@ def dependencies(_: Visit) -> Iterator[Finding]:
         yield Finding(check="dependencies", status=OK, found=f"{len(asked)} packages as required")
 
 
-def devices(visit: Visit) -> Iterator[Finding]:
+def devices(visit: DoctorRequest) -> Iterator[Finding]:
     """What there is to compute on, and whether it is what the specification names."""
     if visit.torch_is_broken:
         yield Finding(check="devices", status=WARN, found=f"{cores()} CPU cores; cards show when torch imports")
@@ -141,7 +142,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads(visit: Visit) -> Iterator[Finding]:
+def threads(visit: DoctorRequest) -> Iterator[Finding]:
     """How many runs fit onto the cores at once."""
     from bench.spec.schema import StudySpec
 
@@ -156,7 +157,7 @@ def threads(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="threads", status=OK, found=found)
 
 
-def tracking(_: Visit) -> Iterator[Finding]:
+def tracking(_: DoctorRequest) -> Iterator[Finding]:
     """Whether the MLflow server that the environment names answers."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line, some
-from bench.errors import BenchError
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding, some
+from bench.errors import BenchError, first_line
 from bench.store.cleanup import Claims, UnitKey, folders, human, read_claims, units, units_of
 from bench.store.files import Store, UnitKind, read_json
 from bench.store.outcomes import RESULTS
 from bench.store.staleness import outdated
 
 
-def studies(visit: Visit) -> Iterator[Finding]:
+def studies(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether the document of every study is as it was written."""
     claims = read_claims(visit.store)
     for name in claims.damaged:
@@ -36,7 +36,7 @@ def all_units(store: Store) -> Iterator[tuple[UnitKind, str]]:
             yield from (("trials", f"{identity}-{path.name}") for path in trials if path.name.isdecimal())
 
 
-def records(visit: Visit) -> Iterator[Finding]:
+def records(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether every record, and every file that a finished unit lists, is as it was written."""
     store, intact, faults = visit.store, 0, []
     for kind, identity in all_units(store):
@@ -58,7 +58,7 @@ def records(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="records", status=OK, found=f"{intact} intact ({how})")
 
 
-def leases(visit: Visit) -> Iterator[Finding]:
+def leases(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether every lease has a living holder."""
     claims = read_claims(visit.store)
     found = {path.stem for path in (visit.store.root / "leases").glob("*.json")}
@@ -74,7 +74,7 @@ def leases(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="leases", status=OK, found=f"{len(claims.living)} of living holders, none of dead ones")
 
 
-def orphans(visit: Visit) -> Iterator[Finding]:
+def orphans(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether somebody works on every unit that says so."""
     store, held = visit.store, read_claims(visit.store).names
     running = [unit for unit in all_units(store) if (store.record(*unit) or {}).get("status") == "running"]
@@ -87,7 +87,7 @@ def orphans(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="units at work", status=OK, found=f"{len(running)}, each with a living process")
 
 
-def stale(visit: Visit) -> Iterator[Finding]:
+def stale(visit: DoctorRequest) -> Iterator[Finding]:
     """Which results were made with something that has changed since."""
     claims, seen = read_claims(visit.store), set[UnitKey]()
     found: Counter[tuple[str, str]] = Counter()
@@ -111,7 +111,7 @@ def _staleness(record: Mapping[str, Any] | None, document: Mapping[str, Any]) ->
     try:
         reason = outdated(record, document)
     except BenchError as error:
-        reason = one_line(error).partition(":")[0]
+        reason = first_line(error).partition(":")[0]
     return None if reason is None else (str(method or "pretraining"), reason)
 
 
@@ -124,7 +124,7 @@ def _remedy_of_stale(claims: Claims, method: str) -> str:
     return f"{some(commands, 1)}, which makes them anew" if commands else ""
 
 
-def tracking_database(visit: Visit) -> Iterator[Finding]:
+def tracking_database(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether MLflow's database in the store is intact."""
     path = visit.store.root / "mlflow.db"
     if not path.is_file():
@@ -143,7 +143,7 @@ def tracking_database(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="MLflow database", status=OK, found=f"intact, {human(path.stat().st_size)}")
     else:
         remedy = f"mv '{path}' '{path}.damaged'; the next `bench run` of each study writes it anew"
-        yield Finding(check="MLflow database", status=PROBLEM, found=f"damaged: {one_line(verdict)}", remedy=remedy)
+        yield Finding(check="MLflow database", status=PROBLEM, found=f"damaged: {first_line(verdict)}", remedy=remedy)
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import bench
-from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line, some
 from bench.diagnostics.doctor.environment import project
-from bench.errors import BenchError
-from bench.plugins.registry import Kind
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding, some
+from bench.errors import BenchError, first_line
+from bench.plugins.entry_points import Kind
 
 _PROJECT = "sbs-bench"
 _REINSTALL = "pip install -e . in the checkout"
 
 
-def datasets_name(_: Visit) -> Iterator[Finding]:
+def datasets_name(_: DoctorRequest) -> Iterator[Finding]:
     """Which of the packages called `datasets` this process gets."""
     found = _datasets_file()
     own = Path(bench.__file__).resolve().parent.parent / "datasets" / "__init__.py"
@@ -46,7 +46,7 @@ def _hugging_face() -> str:
         return ""
 
 
-def plugins(visit: Visit) -> Iterator[Finding]:
+def plugins(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether every plug-in can be loaded, and each name stands for one thing."""
     if visit.torch_is_broken:
         yield Finding(check="plug-ins", status=WARN, found="cannot be checked before torch can be imported")
@@ -93,7 +93,7 @@ def _unloadable(kind: Kind, entries: Sequence[EntryPoint]) -> Iterator[Finding]:
             yield Finding(
                 check="plug-ins",
                 status=PROBLEM,
-                found=f"{found}{type(error).__name__}: {one_line(error)}",
+                found=f"{found}{type(error).__name__}: {first_line(error)}",
                 remedy=remedy,
             )
 
@@ -102,7 +102,7 @@ def _package(entry: EntryPoint) -> str:
     return "unknown package" if entry.dist is None else str(entry.dist.name)
 
 
-def data_sets(visit: Visit) -> Iterator[Finding]:
+def data_sets(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether the files of each data set are found."""
     if visit.torch_is_broken:
         yield Finding(check="data", status=WARN, found="cannot be checked before torch can be imported")
@@ -112,7 +112,7 @@ def data_sets(visit: Visit) -> Iterator[Finding]:
             yield _data_set(visit, entry)
 
 
-def _data_set(visit: Visit, entry: EntryPoint) -> Finding:
+def _data_set(visit: DoctorRequest, entry: EntryPoint) -> Finding:
     check = f"data {entry.name}"
     try:
         kind = entry.load()
@@ -129,10 +129,10 @@ def _data_set(visit: Visit, entry: EntryPoint) -> Finding:
         found, _, remedy = str(error).partition("; ")
         return Finding(check=check, status=PROBLEM, found=found, remedy=remedy)
     except Exception as error:
-        return Finding(check=check, status=PROBLEM, found=f"{type(error).__name__}: {one_line(error)}", remedy="")
+        return Finding(check=check, status=PROBLEM, found=f"{type(error).__name__}: {first_line(error)}", remedy="")
 
 
-def _without_files(visit: Visit, entry: EntryPoint, check: str, kind: Any) -> Finding:
+def _without_files(visit: DoctorRequest, entry: EntryPoint, check: str, kind: Any) -> Finding:
     """A data set that names no files: ours come with what is installed, of others nobody knows how large they are."""
     if hasattr(kind, "folders"):
         return _image_folders(visit, check, kind)
@@ -141,14 +141,14 @@ def _without_files(visit: Visit, entry: EntryPoint, check: str, kind: Any) -> Fi
     return Finding(check=check, status=OK, found=f"of {_package(entry)}; not read without --thorough")
 
 
-def _loaded(visit: Visit, check: str, kind: Any) -> Finding:
+def _loaded(visit: DoctorRequest, check: str, kind: Any) -> Finding:
     dataset = kind.described(data_dir=visit.data_dir)
     train, test = dataset.load(visit.data_dir).parts(dataset)
     found = f"intact: {len(train)} training and {len(test)} test images"
     return Finding(check=check, status=OK, found=found)
 
 
-def _image_folders(visit: Visit, check: str, kind: Any) -> Finding:
+def _image_folders(visit: DoctorRequest, check: str, kind: Any) -> Finding:
     """A data set of image files, which nobody downloads: a problem when it is not there and is going to be needed."""
     try:
         folders: Sequence[Path] = kind.folders(visit.data_dir)
@@ -163,7 +163,7 @@ def _image_folders(visit: Visit, check: str, kind: Any) -> Finding:
     return Finding(check=check, status=OK, found=f"its images are in {where}")
 
 
-def _missing(visit: Visit, check: str, files: Sequence[Path], missing: Sequence[Path]) -> Finding:
+def _missing(visit: DoctorRequest, check: str, files: Sequence[Path], missing: Sequence[Path]) -> Finding:
     """Files that are not there: a problem when some are, or when they are going to be needed."""
     folder = files[0].parent
     wanted = visit.spec is not None or len(missing) < len(files)

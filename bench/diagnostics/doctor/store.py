@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Check, Finding, Visit, one_line
-from bench.errors import BenchError
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
+from bench.errors import BenchError, first_line
 from bench.store.archive import free_bytes, nearest_folder
 from bench.store.cleanup import (
     file_system_now,
@@ -43,7 +43,7 @@ except Timeout:
 _ELSEWHERE = "put the store on another file system with --store DIR, or mount this one with locks (NFS: version 4)"
 
 
-def writable(visit: Visit) -> Iterator[Finding]:
+def writable(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether the store can be written, or made."""
     root = visit.store.root
     try:
@@ -65,7 +65,7 @@ def _scratch(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def locks(visit: Visit) -> Iterator[Finding]:
+def locks(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether a lock that this process has is refused to another one."""
     try:
         with _scratch(visit.store.root) as folder:
@@ -73,7 +73,7 @@ def locks(visit: Visit) -> Iterator[Finding]:
             with leases.lock():
                 status = _locked_elsewhere(leases.folder / ".lock")
     except BenchError as error:
-        yield Finding(check="locks", status=PROBLEM, found=one_line(error), remedy=_ELSEWHERE)
+        yield Finding(check="locks", status=PROBLEM, found=first_line(error), remedy=_ELSEWHERE)
         return
     if status == _REFUSED:
         yield Finding(check="locks", status=OK, found="a lock is refused to a second process")
@@ -88,7 +88,7 @@ def _locked_elsewhere(lock: Path) -> int:
     return subprocess.run(command, capture_output=True, timeout=_LOCK_SECONDS, check=False).returncode  # noqa: S603
 
 
-def atomic_writes(visit: Visit) -> Iterator[Finding]:
+def atomic_writes(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether a file can be synchronised, and renamed over another one."""
     with _scratch(visit.store.root) as folder:
         try:
@@ -103,7 +103,7 @@ def atomic_writes(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="atomic writes", status=PROBLEM, found=fault, remedy=_ELSEWHERE)
 
 
-def clock(visit: Visit) -> Iterator[Finding]:
+def clock(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether the clock that stamps the store's files is that of this machine."""
     with _scratch(visit.store.root) as folder:
         skew = file_system_now(folder) - time.time()
@@ -115,7 +115,7 @@ def clock(visit: Visit) -> Iterator[Finding]:
         yield Finding(check="clock", status=OK, found="that of the store's file system agrees with this machine's")
 
 
-def space(visit: Visit) -> Iterator[Finding]:
+def space(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether what the stored studies still need fits onto the disk."""
     free, needed = free_bytes(visit.store.root), max(_FLOOR_BYTES, _still_needed(visit.store))
     found = f"{human(free)} free, about {human(needed)} needed"
@@ -137,7 +137,7 @@ def _still_needed(store: Store) -> int:
     return sum(size[kind] // max(1, count[kind]) for kind, _ in wanted - finished)
 
 
-def disk_use(visit: Visit) -> Iterator[Finding]:
+def disk_use(visit: DoctorRequest) -> Iterator[Finding]:
     """What the store holds by kind, and what of it nobody needs."""
     if not visit.store.root.is_dir():
         yield Finding(check="disk use", status=OK, found="nothing yet")

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from bench.cli import console as module
-from bench.cli.console import LiveWatcher, duration, make_console, progress_line, show, simple_table
+from bench.cli.console import LiveWatcher, make_console, progress_line, show, simple_table
 from bench.planning.plan import Plan, make_plan, planned_epochs
 from bench.reporting.report import Column, Table
+from bench.reporting.wording import duration
 from bench.store.leases import Holder, LeaseView
 
 FIGURES = {"phase": "search", "done": 1, "epoch": 1.0, "epochs": 3.0, "loss": 0.51234, "accuracy": 81.25}

@@ -21,8 +21,10 @@ from bench.diagnostics.verify import CheckLine
 from bench.execution import stages as execution
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.planning.plan import make_plan, phases, title
+from bench.plugins import entry_points
 from bench.plugins import registry as plugins
-from bench.plugins.registry import available, load
+from bench.plugins.entry_points import available
+from bench.plugins.registry import load
 from bench.reporting.mlflow.tracker import Tracker
 from bench.reporting.report import Figure
 from bench.spec.schema import preset_names
@@ -294,7 +296,7 @@ def test_the_environment_names_the_store(
 
 def test_verify_fails_when_a_check_does(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[CheckLine] = []
-    monkeypatch.setattr("bench.plugins.registry.available", lambda kind: {"one": None})
+    monkeypatch.setattr("bench.plugins.entry_points.available", lambda kind: {"one": None})
     monkeypatch.setattr("bench.plugins.registry.load", lambda kind, name: lambda: lines)
     lines.append(CheckLine(what="the theorem", figure="0.5", passed=True))
     answer = bench("verify")
@@ -318,8 +320,8 @@ def test_verify_writes_lines_and_figures(
         yield Figure(name="fig9", title="A figure", draw=lambda: chart)
         yield CheckLine(what="the bound", figure="0.7", passed=False)
 
-    known = plugins.available
-    monkeypatch.setattr(plugins, "available", lambda kind: {"one": None} if kind == "checks" else known(kind))
+    known = entry_points.available
+    monkeypatch.setattr(entry_points, "available", lambda kind: {"one": None} if kind == "checks" else known(kind))
     monkeypatch.setattr(plugins, "load", lambda kind, name: check)
     answer = bench("verify", "--out", tmp_path / "out")
     assert answer.status == 1

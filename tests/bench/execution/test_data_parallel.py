@@ -24,12 +24,12 @@ from bench.data.dataset import TaskData
 from bench.errors import BenchError, NonFiniteLossError
 from bench.execution import replica_worker as replicated
 from bench.execution import scheduler as scheduling
+from bench.execution.context import Order
 from bench.execution.records import new_record
 from bench.execution.replica_worker import Assignment, work_together
 from bench.execution.settings import How, Limits, check_how
 from bench.execution.stages import Workbench
 from bench.execution.supervisor import supervise, work_here
-from bench.execution.worker import Order
 from bench.method import Capabilities, Method, SearchJob, SearchResult, Task
 from bench.planning.plan import make_method, make_plan
 from bench.replicas import ReplicaLostError

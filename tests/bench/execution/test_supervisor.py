@@ -14,6 +14,7 @@ from bench.execution import supervisor
 from bench.execution.settings import Limits
 from bench.execution.supervisor import supervise, work_here
 from bench.execution.worker import HeldError
+from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.store.files import load_state
 from bench.store.leases import born
@@ -32,7 +33,7 @@ def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     (info / "entry_points.txt").write_text("[bench.methods]\nmisbehaving = misbehaving:Misbehaving\n")
     monkeypatch.syspath_prepend(info.parent)
     monkeypatch.syspath_prepend(PLUGINS)
-    caches = (plugins.available, plugins.load, plugins._source_hash)
+    caches = (entry_points.available, plugins.load, plugins._source_hash)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -11,7 +11,8 @@ import pytest
 from bench.compression.policy import uniform
 from bench.errors import BenchError
 from bench.execution import stages as execution
-from bench.execution.worker import HeldError, Order, _ProgressWatcher, work
+from bench.execution.context import Order
+from bench.execution.worker import HeldError, _ProgressWatcher, work
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.store.files import read_checked, write_checked
 from bench.store.leases import LeaseView, LostLeaseError

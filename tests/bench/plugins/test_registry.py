@@ -14,6 +14,7 @@ import pytest
 
 import bench
 from bench.errors import BenchError
+from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.reporting.report import Form
 
@@ -23,14 +24,14 @@ OURS = [(group.removeprefix("bench."), name) for group, names in DECLARED.items(
 
 
 @pytest.mark.parametrize(("kind", "name"), OURS)
-def test_every_plugin_of_ours_loads(kind: plugins.Kind, name: str) -> None:
+def test_every_plugin_of_ours_loads(kind: entry_points.Kind, name: str) -> None:
     assert isinstance(plugins.load(kind, name), Form) if kind == "forms" else callable(plugins.load(kind, name))
     assert len(plugins.source_hash(kind, name)) == len("syntax-1:") + 64
 
 
-@pytest.mark.parametrize("kind", get_args(plugins.Kind))
-def test_all_that_is_declared_is_available(kind: plugins.Kind) -> None:
-    missing = set(DECLARED[f"bench.{kind}"]) - set(plugins.available(kind))
+@pytest.mark.parametrize("kind", get_args(entry_points.Kind))
+def test_all_that_is_declared_is_available(kind: entry_points.Kind) -> None:
+    missing = set(DECLARED[f"bench.{kind}"]) - set(entry_points.available(kind))
     assert not missing, "the installed package is older than pyproject.toml; install it again"
 
 
@@ -44,7 +45,7 @@ def test_all_that_is_declared_is_available(kind: plugins.Kind) -> None:
         ("reports", "comparisons", "comparison"),
     ],
 )
-def test_an_unknown_name_gives_the_nearest_and_where_to_look(kind: plugins.Kind, wrong: str, nearest: str) -> None:
+def test_an_unknown_name_gives_the_nearest_and_where_to_look(kind: entry_points.Kind, wrong: str, nearest: str) -> None:
     with pytest.raises(BenchError) as caught:
         plugins.load(kind, wrong)
     message = str(caught.value)
@@ -61,7 +62,7 @@ def test_a_name_like_no_other_gives_no_guess() -> None:
 
 
 def test_looking_at_names_imports_nothing() -> None:
-    code = "import sys, bench.plugins.registry as p; p.available('datasets'); print('datasets' in sys.modules)"
+    code = "import sys, bench.plugins.entry_points as p; p.available('datasets'); print('datasets' in sys.modules)"
     assert _succeed(code) == "False"
 
 
@@ -144,7 +145,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     entries = {
         method: EntryPoint(method, f"{name}.{method}:Method", "bench.methods") for method in ("mine", "other", "nested")
     }
-    monkeypatch.setattr(plugins, "available", lambda kind: entries)
+    monkeypatch.setattr(entry_points, "available", lambda kind: entries)
 
     def write(**modules: str) -> None:
         for module, text in modules.items():
@@ -206,7 +207,8 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "import methods\n"
         f"assert methods.__file__.startswith({str(tmp_path)!r}), methods.__file__\n"
-        "from bench.plugins.registry import source_hash, available, _source_hash\n"
+        "from bench.plugins.entry_points import available\n"
+        "from bench.plugins.registry import _source_hash, source_hash\n"
         "names = sorted(n for n, e in available('methods').items() if e.module.startswith('methods.'))\n"
         "def hashes():\n"
         "    _source_hash.cache_clear()\n"

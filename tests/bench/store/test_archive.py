@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.cli.store import shortcomings
 from bench.errors import BenchError
 from bench.plugins.registry import load
 from bench.reporting.mlflow.tracker import Tracker
 from bench.results.tables import StudyResults
 from bench.store import archive as archives
-from bench.store.archive import MANIFEST, archive, restore, shortcomings
+from bench.store.archive import MANIFEST, archive, restore
 from bench.store.cleanup import clean, survey
 from bench.store.files import Store, read_checked, write_checked, write_json, write_text
 from bench.store.leases import Holder

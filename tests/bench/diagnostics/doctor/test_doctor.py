@@ -23,9 +23,10 @@ from bench.diagnostics.doctor import environment as doctor_environment
 from bench.diagnostics.doctor import health as doctor_health
 from bench.diagnostics.doctor import plugins as doctor_plugins
 from bench.diagnostics.doctor import store as doctor_store
-from bench.diagnostics.doctor.doctor import OK, PROBLEM, WARN, Finding, Visit, examine, probe_torch, some
+from bench.diagnostics.doctor.doctor import examine
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, DoctorRequest, Finding, probe_torch, some
 from bench.errors import BenchError
-from bench.plugins.registry import Kind
+from bench.plugins.entry_points import Kind
 from bench.spec.schema import build
 from bench.store.files import Store, write_json, write_text
 from bench.store.leases import Holder, Leases
@@ -49,9 +50,9 @@ def fake(tmp_path: Path) -> FakeStore:
     return fake
 
 
-def visit(root: Path, torch: Mapping[str, Any] = GOOD, **fields: Any) -> Visit:
+def visit(root: Path, torch: Mapping[str, Any] = GOOD, **fields: Any) -> DoctorRequest:
     """A visit that knows already what PyTorch is like."""
-    made = Visit(store=Store(root), **fields)
+    made = DoctorRequest(store=Store(root), **fields)
     made.__dict__["torch"] = torch
     return made
 
@@ -471,10 +472,10 @@ def test_the_tracking_database(fake: FakeStore) -> None:
 
 
 def test_a_check_that_fails_says_so_and_the_others_go_on(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: Visit) -> Any:
+    def broken(_: DoctorRequest) -> Any:
         raise RuntimeError("it is\nbroken")
 
-    def missing(_: Visit) -> Any:
+    def missing(_: DoctorRequest) -> Any:
         raise ModuleNotFoundError("No module named 'packaging'", name="packaging.version")
 
     checks = [("one", broken), ("two", missing), ("three", doctor_health.studies)]
@@ -535,8 +536,8 @@ def test_the_command_prints_a_line_a_check(
 
 def test_nothing_heavy_is_imported_before_a_check_needs_it() -> None:
     code = (
-        "import sys, bench.diagnostics.doctor.doctor, bench.cli.main, bench.diagnostics.doctor.environment, bench.diagnostics.doctor.plugins, bench.diagnostics.doctor.store\n"
-        "import bench.diagnostics.doctor.health\n"
+        "import sys, bench.cli.main\n"
+        "from bench.diagnostics.doctor import doctor, environment, health, plugins, store\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pandas', 'mlflow', 'pydantic', 'filelock')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,7 +14,7 @@ from bench.diagnostics.validation import subject as subjects
 from bench.diagnostics.validation.conduct import difference
 from bench.diagnostics.validation.subject import EndlessError, Ground, Subject, at_most, make_ground
 from bench.diagnostics.validation.suite import CHECKS, GUIDE, Finding, validate
-from bench.plugins import registry as plugins
+from bench.plugins import entry_points
 from bench.plugins.method_files import snake_case
 from tests.plugins import faulty_methods
 
@@ -59,7 +59,7 @@ def failures(subject: Subject) -> dict[str, Finding]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(plugins.available("methods")))
+@pytest.mark.parametrize("name", sorted(entry_points.available("methods")))
 def test_every_method_keeps_the_contract(ground: Ground, name: str) -> None:
     found = failures(Subject(name=name, ground=ground, options=LIGHT.get(name, {})))
     assert not found, "\n".join(f"{finding.check}: {finding.found}" for finding in found.values())
@@ -231,4 +231,4 @@ def test_options_model_and_data_can_be_chosen(bench: Callable[..., Any]) -> None
 
 def test_the_suite_knows_no_method_by_name() -> None:
     words = set(re.findall(r"\w+", "".join(path.read_text() for path in Path(subjects.__file__).parent.glob("*.py"))))
-    assert not words & (set(plugins.available("methods")) - {"random", "full_precision"})
+    assert not words & (set(entry_points.available("methods")) - {"random", "full_precision"})

@@ -6,30 +6,30 @@ from typing import Any
 
 import pytest
 
-import bench.costs.counter
-import bench.results.published
 from bench.compression.policy import Policy, uniform
 from bench.compression.shapes import NetworkShape
+from bench.costs import counter
 from bench.costs.relaxed import RelaxedBops, RelaxedMemory
 from bench.diagnostics.verify import CheckLine, accelerator, costs, printed
 from bench.diagnostics.verify.networks import MODELS, network
+from bench.results import published
 from bench.results.published import Printed
 
-PRICE_LAYER = bench.costs.price_layer
+PRICE_LAYER = counter.price_layer
 
 
 def failed(lines: Iterator[CheckLine]) -> list[str]:
     return [line.what for line in lines if not line.passed]
 
 
-def priced_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[bench.costs.LayerCost], dict[str, Any]]) -> None:
+def priced_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[counter.LayerCost], dict[str, Any]]) -> None:
     """Break the counter in one figure of every layer."""
 
-    def broken(*arguments: Any) -> bench.costs.LayerCost:
+    def broken(*arguments: Any) -> counter.LayerCost:
         cost = PRICE_LAYER(*arguments)
         return dataclasses.replace(cost, **change(cost))
 
-    monkeypatch.setattr(bench.costs, "price_layer", broken)
+    monkeypatch.setattr(counter, "price_layer", broken)
 
 
 def test_every_line_passes_and_says_something_of_its_own() -> None:
@@ -50,7 +50,7 @@ def test_networks_take_no_memory() -> None:
 
 def test_every_printed_cost_of_uniform_networks_has_a_line() -> None:
     """Counted in the file itself: rows of full and uniform precision, with each of their costs."""
-    rows = [row for table in (*map(str, range(1, 13)), "I") for row in bench.published.printed(table)]
+    rows = [row for table in (*map(str, range(1, 13)), "I") for row in published.printed(table)]
     uniform_rows = [row for row in rows if row.row in ("full_precision", "fixed")]
     values = [
         value
@@ -64,11 +64,11 @@ def test_every_printed_cost_of_uniform_networks_has_a_line() -> None:
 
 
 def test_a_row_of_which_no_width_is_known_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = bench.published.printed("1")[1]
+    row = published.printed("1")[1]
 
     def more(table: str) -> tuple[Printed, ...]:
         extra = (dataclasses.replace(row, model="resnet18"),) if table == "1" else ()
-        return (*bench.published.printed(table), *extra)
+        return (*published.printed(table), *extra)
 
     monkeypatch.setattr(printed, "printed", more)
     assert failed(printed.lines()) == ["Table 1, resnet18, fixed: a row of uniform precision"]
@@ -76,7 +76,7 @@ def test_a_row_of_which_no_width_is_known_is_no_pass(monkeypatch: pytest.MonkeyP
 
 def test_a_figure_that_is_printed_differently_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def other(table: str) -> tuple[Printed, ...]:
-        rows = bench.published.printed(table)
+        rows = published.printed(table)
         return tuple(dataclasses.replace(row, bops=row.bops + 1e5) if row.row == "fixed" else row for row in rows)
 
     monkeypatch.setattr(printed, "printed", other)
@@ -127,7 +127,7 @@ def test_wrong_edges_miss_the_printed_costs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_readers_that_do_not_shrink_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.costs, "kept_inputs", lambda policy, layer: None)
+    monkeypatch.setattr(counter, "kept_inputs", lambda policy, layer: None)
     found = failed(costs.checks())
     assert sum("hand count" in what for what in found) == 2
     assert sum("differentiable" in what for what in found) == len(MODELS)
