@@ -18,14 +18,14 @@ from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Measure
 from bench.data.dataset import TaskData
-from bench.spec.options import Strict
+from bench.spec import options
 from bench.spec.schema import Match, Schedule, SearchSchedule
 from bench.spec.seeds import generator
 from bench.training.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
 from bench.training.forward import PLAIN, Forward
 
 
-class NoOptions(Strict):
+class NoOptions(options.Options):
     """For methods without options."""
 
 
@@ -99,9 +99,9 @@ class CostTerm:
             relaxed: The differentiable cost.
             actual: The cost of the discrete network that the search would return now.
         """
-        return self.strength * torch.log(relaxed / self.budget) * self.acts(actual)
+        return self.strength * torch.log(relaxed / self.budget) * self.is_active(actual)
 
-    def acts(self, actual: Tensor) -> Tensor:
+    def is_active(self, actual: Tensor) -> Tensor:
         """1 while a cost term acts, 0 otherwise; for methods that have a term of their own in the place of λ log R.
 
         Args:
@@ -287,7 +287,7 @@ class Method(ABC):
     source: ClassVar[str] = ""
     deviations: ClassVar[tuple[str, ...]] = ()
     capabilities: ClassVar[Capabilities]
-    Options: ClassVar[type[Strict]] = NoOptions
+    Options: ClassVar[type[options.Options]] = NoOptions
 
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from bench.execution.records import standing
 from bench.execution.scheduler import Study, session, wait_for_supervisors, work_off
-from bench.execution.settings import How
+from bench.execution.settings import RunSettings
 from bench.execution.stages import Workbench, load_checkpoint
 from bench.models.weights import checkpoint_of
 from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, method_of_study, phases, planned_epochs, title
@@ -92,7 +92,9 @@ def _place(unit: TuningUnit | RunUnit) -> dict[str, Any]:
     }
 
 
-def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextManager[StudyWatcher]) -> dict[str, Any]:
+def run_study(
+    plan: Plan, how: RunSettings, tracker: Tracker, watcher: AbstractContextManager[StudyWatcher]
+) -> dict[str, Any]:
     """Work on everything that is not done yet.
 
     Args:
@@ -133,7 +135,7 @@ def run_study(plan: Plan, how: How, tracker: Tracker, watcher: AbstractContextMa
     return document
 
 
-def _checked_data(plan: Plan, how: How) -> str:
+def _checked_data(plan: Plan, how: RunSettings) -> str:
     """The checksum of data and split. What is missing or unfit ends the study here, before anything is written.
 
     Raises:

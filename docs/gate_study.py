@@ -37,12 +37,12 @@ from bench.spec.schema import build, read_toml
 from bench.spec.seeds import derive, start_process_deterministically
 from bench.store.files import Store
 from bench.training.loop import reestimate_norms
-from methods.decisions import What
-from methods.gates import surrogate_slope
 from methods.hawq import hutchinson, loss_graph, sensitivity
 from methods.sbs import SbsOptions, layer_settings, search_space
-from methods.shared_layers import SharedLayer
-from methods.shared_network import SharedNetwork, Start
+from methods.shared.decisions import What
+from methods.shared.gates import surrogate_slope
+from methods.shared.layers import SharedLayer
+from methods.shared.network import SharedNetwork, Start
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 _CHAIN = (2, 4, 8)

@@ -18,7 +18,7 @@ from typing import Any
 from bench.plugins.registry import load
 from bench.reporting.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
 from bench.reporting.wording import TOO_FEW, interval, number, probability
-from bench.results.groups import Cell, cells, difference, p_to_correct
+from bench.results.groups import RunGroup, cells, difference, p_to_correct
 from bench.results.statistics import MIN_PAIRS, PairedDifference, holm
 from bench.results.tables import StudyResults
 from bench.store.files import Store
@@ -112,7 +112,7 @@ def answers(results: StudyResults) -> Document:
     return Document(study=results.name, sections=(Section(name="answers", title="", parts=(table,)),))
 
 
-def _pair(sides: Sequence[Cell | None]) -> PairedDifference | None:
+def _pair(sides: Sequence[RunGroup | None]) -> PairedDifference | None:
     first, second = sides
     return None if first is None or second is None else difference(first.top1, second.top1)
 

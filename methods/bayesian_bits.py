@@ -42,17 +42,17 @@ from bench.costs.counter import price
 from bench.costs.relaxed import Choice
 from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.schema import Match
 from bench.training.checkpoints import GeneratorState, Stateful
 from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
-from methods.decisions import gates_decision, group_decisions
-from methods.gates import FilterGroups
-from methods.history import History
-from methods.quantizers import check_chain
-from methods.residual_bits import RangeQuantizer, gated_quantization
-from methods.shared_layers import LayerSpace
-from methods.shared_network import cheapest_policy, edge_layer, shares
+from methods.shared.bit_sharing import check_chain
+from methods.shared.decisions import gates_decision, group_decisions
+from methods.shared.gates import FilterGroups
+from methods.shared.history import History
+from methods.shared.layers import LayerSpace
+from methods.shared.network import cheapest_policy, edge_layer, shares
+from methods.shared.residual_bits import RangeQuantizer, gated_quantization
 
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1
 """Temperature and stretch of the hard-concrete distribution (Louizos et al., Section 4.1; the authors' code)."""
@@ -85,7 +85,7 @@ STRENGTH: Mapping[Match, Knob] = {
 ends."""
 
 
-class BayesianBitsOptions(Strict):
+class BayesianBitsOptions(Options):
     """Options of Bayesian Bits. The value `paper` means: as the paper states it.
 
     Attributes:
@@ -502,7 +502,7 @@ def _train(job: SearchJob, network: BayesianNetwork, options: BayesianBitsOption
             outputs = forward(images)
             loss = F.cross_entropy(outputs, labels)
             network.model.zero_grad(set_to_none=True)
-            cost = term.strength * network.regulariser() * term.acts(network.actual_cost())
+            cost = term.strength * network.regulariser() * term.is_active(network.actual_cost())
             (loss + cost).backward()  # type: ignore[no-untyped-call]
             replicas.average_gradients(network.model.parameters())
             of_weights.step()

@@ -5,7 +5,7 @@ continuous in training,
 
     Q(x) = sign(x) · d · ⌊min(|x|, q)^t / d⌉        b = log2(q^t/d + 1) + 1        (inputs: no sign, no + 1)
 
-with the gradients of `methods.learned_range`: dQ/dd the rounding error, dQ/dq = sign(x)·t·q^(t−1) outside the range,
+with the gradients of `methods.shared.learned_range`: dQ/dd the rounding error, dQ/dq = sign(x)·t·q^(t−1) outside the range,
 dQ/dt = sign(x)·|x|^t·log|x|.
 
 Pruning: the variational information bottleneck of VIBNet (Dai et al. 2018, arXiv 1802.10399). Each channel that may go
@@ -39,9 +39,9 @@ from bench.method import Capabilities, Decision, Knob, Method, SearchJob, Search
 from bench.spec.schema import Match
 from bench.training.checkpoints import GeneratorState
 from bench.training.loop import sgd, weight_groups
-from methods import learned_range
-from methods.gates import FilterGroups, gate
-from methods.learned_range import (
+from methods.shared import learned_range
+from methods.shared.gates import FilterGroups, gate
+from methods.shared.learned_range import (
     SMALLEST,
     LearnedQuantizer,
     RangeNetwork,
@@ -509,5 +509,5 @@ def _optimizers(
 def penalty(job: SearchJob, network: DjpqNetwork) -> Tensor:
     """What is added to the cross-entropy, a scalar."""
     term, actual = job.cost_term(), network.actual_cost()
-    information = network.options.gamma * network.information() * term.acts(actual)
+    information = network.options.gamma * network.information() * term.is_active(actual)
     return information + term(network.relaxed_cost(), actual)

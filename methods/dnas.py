@@ -15,7 +15,7 @@ from bench.compression.kernels import Kind, steps
 from bench.compression.quantizer import QuantizerFactory
 from bench.method import Capabilities
 from methods.multi_path import CHOICES, MultiPath
-from methods.pact import PactActivation
+from methods.shared.pact import PactActivation
 
 
 class _Round(torch.autograd.Function):

@@ -35,8 +35,8 @@ from bench.compression.shapes import NetworkShape
 from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
 from bench.spec.schema import Match
 from bench.training.loop import sgd, weight_groups
-from methods import learned_range
-from methods.learned_range import (
+from methods.shared import learned_range
+from methods.shared.learned_range import (
     LearnedQuantizer,
     RangeNetwork,
     WidthCandidates,

@@ -13,8 +13,8 @@ from bench.compression.quantizer import UniformQuantizer
 from bench.method import SearchJob
 from bench.training.checkpoints import Stateful
 from bench.training.loop import Meter, sgd, weight_groups
-from methods.history import History
 from methods.multi_path import PathMethod, PathNetwork, PathOptions
+from methods.shared.history import History
 
 _FIRST_LOGIT = 0.01
 """Where all logits start (the authors' code)."""

@@ -8,12 +8,12 @@ from bench.compression.policy import Policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 
 _WIDEST = 16
 
 
-class FixedOptions(Strict):
+class FixedOptions(Options):
     """Options of fixed precision.
 
     Attributes:

@@ -21,14 +21,14 @@ from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.seeds import generator
-from methods.decisions import What, bits_decision
+from methods.shared.decisions import What, bits_decision
 
 _WHAT: tuple[What, What] = ("weight_bits", "activation_bits")
 
 
-class GreedyOptions(Strict):
+class GreedyOptions(Options):
     """Options of the greedy baseline.
 
     Attributes:

@@ -8,10 +8,10 @@ sees ten numbers of the layer, answers with a number in [0, 1], and that is roun
 What costs too much is lowered step by step until it fits the budget; the cost is that of the run's measure in the
 place of the paper's lookup table. The network of these widths is calibrated, trained a little, and its accuracy on
 validation images is the reward of all steps, R = λ · (accuracy − accuracy of the float network) with λ = 0.1 ("Reward
-Function"). The agent is a DDPG ("Agent"; `methods.ddpg`): after episodes of uniform actions it follows its actor, with
+Function"). The agent is a DDPG ("Agent"; `methods.shared.ddpg`): after episodes of uniform actions it follows its actor, with
 noise that fades.
 
-The search quantizes linearly, as the paper does (`methods.linear_quantizer`), whatever the recipe. With `recipe =
+The search quantizes linearly, as the paper does (`methods.shared.linear_quantizer`), whatever the recipe. With `recipe =
 "common"` the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` linearly.
 
 Measured here: on small problems of known accuracies agents of 100 episodes often end at a corner of the space and do
@@ -39,12 +39,12 @@ from bench.compression.shapes import LayerShape, NetworkShape
 from bench.data.dataset import BatchStream
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.training.checkpoints import Stateful
 from bench.training.loop import Evaluation, evaluate, reestimate_norms, weight_groups
-from methods.ddpg import Agent
-from methods.decisions import What
-from methods.linear_quantizer import linear_quantizer
+from methods.shared.ddpg import Agent
+from methods.shared.decisions import What
+from methods.shared.linear_quantizer import linear_quantizer
 
 REWARD_SCALE = 0.1
 """λ of the reward, for accuracies in percent (the code)."""
@@ -62,7 +62,7 @@ Places = tuple[int, ...]
 """Positions among the candidates: weight and input of the first searched layer, then of the next, …"""
 
 
-class HaqOptions(Strict):
+class HaqOptions(Options):
     """Options of HAQ.
 
     Attributes:

@@ -26,16 +26,16 @@ from bench.compression.quantizer import Shifted, UniformQuantizer, standardize
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.seeds import generator
-from methods.decisions import What, bits_decision
+from methods.shared.decisions import What, bits_decision
 
 Tensors = Mapping[tuple[str, What], Tensor]
 Sensitivity = Mapping[tuple[str, What], Sequence[float]]
 """By layer and tensor: Ω at every candidate width."""
 
 
-class HawqOptions(Strict):
+class HawqOptions(Options):
     """Options of HAWQ.
 
     Attributes:

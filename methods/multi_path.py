@@ -31,14 +31,14 @@ from bench.costs.relaxed import Choice
 from bench.data.dataset import BatchStream
 from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.schema import Match
 from bench.spec.seeds import generator
 from bench.training.checkpoints import GeneratorState, Stateful
 from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
-from methods.decisions import bits_decision
-from methods.history import History
-from methods.shared_network import edge_layer
+from methods.shared.decisions import bits_decision
+from methods.shared.history import History
+from methods.shared.network import edge_layer
 
 CHOICES = (
     "Where sources differ or are silent: soft mixtures, one Gumbel draw a layer and step; all paths start from the "
@@ -48,7 +48,7 @@ CHOICES = (
 """Of multi-path searches, where what is published leaves a choice."""
 
 
-class PathOptions(Strict):
+class PathOptions(Options):
     """Options of every search in a network with all paths.
 
     Attributes:

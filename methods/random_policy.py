@@ -21,7 +21,7 @@ from bench.compression.policy import EDGE_BITS, Policy, uniform
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.training.loop import evaluate, reestimate_norms
 
 _CELLS = 20_000
@@ -31,7 +31,7 @@ _TRIES = 1000
 Floats = NDArray[np.float64]
 
 
-class RandomOptions(Strict):
+class RandomOptions(Options):
     """Options of the random control.
 
     Attributes:

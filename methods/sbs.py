@@ -3,9 +3,9 @@
 The search of the paper's Section 3 and Algorithm 1. Equations are where they are used:
 
 * quantizer, Eqs. 1–4: `bench.compression.quantizer`;
-* decomposition, Theorem 1 and Eq. 8, and gated quantization, Eq. 10: `methods.quantizers`;
-* pruning gates, Eq. 11, and the surrogate gradient, Eq. 12: `methods.gates`;
-* layers, and the network of them with its cost R, Eq. 14: `methods.shared_layers`, `methods.shared_network`;
+* decomposition, Theorem 1 and Eq. 8, and gated quantization, Eq. 10: `methods.shared.bit_sharing`;
+* pruning gates, Eq. 11, and the surrogate gradient, Eq. 12: `methods.shared.gates`;
+* layers, and the network of them with its cost R, Eq. 14: `methods.shared.layers`, `methods.shared.network`;
 * L = L_ce + λ log R, Eq. 13, and Algorithm 1: here.
 
 Where the paper is silent or its letter does not work, the choice is an option below; `docs/sbs.md` says why.
@@ -26,12 +26,13 @@ from bench.compression.policy import Policy
 from bench.compression.shapes import NetworkShape
 from bench.matching.repair import policy_of
 from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.schema import Match
 from bench.training.checkpoints import GeneratorState, Stateful
 from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
-from methods.quantizers import check_chain
-from methods.shared_layers import (
+from methods.shared.bit_sharing import check_chain
+from methods.shared.gate_initialisation import MetricScale, scale_metrics, shut_bits
+from methods.shared.layers import (
     FULL_PRECISION,
     ClipSharing,
     GatePlace,
@@ -39,8 +40,7 @@ from methods.shared_layers import (
     LayerSettings,
     LayerSpace,
 )
-from methods.shared_network import SearchSpace, SharedNetwork, Start, cheapest_policy
-from methods.starts import MetricScale, scale_metrics, shut_bits
+from methods.shared.network import SearchSpace, SharedNetwork, Start, cheapest_policy
 
 PAPER_THRESHOLD_LR = 1e-3
 PAPER_UPDATES = 10_530
@@ -73,7 +73,7 @@ _OF_PRUNING = (
 )
 
 
-class SbsOptions(Strict):
+class SbsOptions(Options):
     """Options of SBS. The value `paper` means: as the paper states it.
 
     Attributes:

@@ -32,8 +32,8 @@ from methods.sbs import (
     with_fixed_bits,
     with_fixed_filters,
 )
-from methods.shared_layers import FULL_PRECISION
-from methods.shared_network import SearchSpace, Start, cheapest_policy
+from methods.shared.layers import FULL_PRECISION
+from methods.shared.network import SearchSpace, Start, cheapest_policy
 
 _STAGE_TOLERANCE = 0.03
 

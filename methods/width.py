@@ -12,12 +12,12 @@ from bench.compression.policy import Policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 
 _WIDEST = 16
 
 
-class WidthOptions(Strict):
+class WidthOptions(Options):
     """Options of the uniformly narrower network.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.reporting.report import Column, Report, Table
 from bench.reporting.wording import count, interval, listed, number
-from bench.results.groups import Cell, baseline_of, cells, common_seeds
+from bench.results.groups import RunGroup, baseline_of, cells, common_seeds
 from bench.results.statistics import Interval
 from bench.results.tables import StudyResults
 from bench.results.task_statistics import Estimate, average_ranks, interquartile_mean, probability_of_improvement
@@ -30,12 +30,12 @@ class _Row:
 
     method: str
     budget: str
-    cells: Mapping[Task, Cell]
-    partners: Mapping[Task, Cell]
+    cells: Mapping[Task, RunGroup]
+    partners: Mapping[Task, RunGroup]
     rank: float
 
     @property
-    def paired(self) -> list[tuple[Cell, Cell]]:
+    def paired(self) -> list[tuple[RunGroup, RunGroup]]:
         """The cells of the tasks where the baseline has runs too, with the baseline's."""
         return [(self.cells[task], partner) for task, partner in self.partners.items()]
 
@@ -82,9 +82,9 @@ def _columns(baseline: str) -> tuple[Column, ...]:
     )
 
 
-def _rows(found: Sequence[Cell], baseline: str) -> list[_Row]:
+def _rows(found: Sequence[RunGroup], baseline: str) -> list[_Row]:
     """One row for each method and budget, in the study's order."""
-    groups: dict[tuple[str, str], dict[Task, Cell]] = {}
+    groups: dict[tuple[str, str], dict[Task, RunGroup]] = {}
     for cell in found:
         groups.setdefault((cell.method, cell.budget), {})[cell.task] = cell
     ranks = _ranks(groups)
@@ -97,7 +97,7 @@ def _rows(found: Sequence[Cell], baseline: str) -> list[_Row]:
     return rows
 
 
-def _ranks(groups: Mapping[tuple[str, str], Mapping[Task, Cell]]) -> dict[tuple[str, str], float]:
+def _ranks(groups: Mapping[tuple[str, str], Mapping[Task, RunGroup]]) -> dict[tuple[str, str], float]:
     """Average ranks by mean Top-1 among the methods of each budget, over the tasks that all of them have."""
     found: dict[tuple[str, str], float] = {}
     for budget in dict.fromkeys(budget for _, budget in groups):
@@ -109,11 +109,11 @@ def _ranks(groups: Mapping[tuple[str, str], Mapping[Task, Cell]]) -> dict[tuple[
     return found
 
 
-def _mean(cell: Cell) -> float:
+def _mean(cell: RunGroup) -> float:
     return sum(cell.top1.values()) / len(cell.top1)
 
 
-def _top1(cell: Cell) -> list[float]:
+def _top1(cell: RunGroup) -> list[float]:
     return list(cell.top1.values())
 
 

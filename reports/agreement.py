@@ -9,7 +9,7 @@ from itertools import combinations
 from bench.reporting.report import Column, Report, Table
 from bench.results.statistics import mean
 from bench.results.tables import IDENTITY, StudyResults
-from reports.cells import named_runs, number
+from reports.formatting import named_runs, number
 from reports.policies import BITS, decisions
 
 Widths = Sequence[int]

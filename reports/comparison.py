@@ -11,7 +11,7 @@ from bench.results import statistics
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
 from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
 from bench.store.outcomes import RETRIABLE
-from reports.cells import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
+from reports.formatting import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
 from reports.measured import Measured, limited
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bench.reporting.report import Column, Figure, Part, Report, Table
 from bench.results.statistics import mean, std
 from bench.results.tables import StudyResults
-from reports.cells import figure, named_runs, spread
 from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
+from reports.formatting import figure, named_runs, spread
 
 if TYPE_CHECKING:
     import altair as alt

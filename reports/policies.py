@@ -8,8 +8,8 @@ from bench.compression.policy import FULL_PRECISION_BITS
 from bench.reporting.report import Column, Figure, Part, Report, Table
 from bench.results.statistics import mean, std
 from bench.results.tables import IDENTITY, StudyResults, section
-from reports.cells import named_runs, spread
 from reports.drawing import both, spread_of, unique
+from reports.formatting import named_runs, spread
 
 if TYPE_CHECKING:
     import altair as alt

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.reporting.report import Column, Report, Table
 from bench.results.tables import DAMAGED, IDENTITY, MISSING, StudyResults, section
-from reports.cells import anchor, named_runs, number
+from reports.formatting import anchor, named_runs, number
 from reports.repeating import repetition
 
 if TYPE_CHECKING:

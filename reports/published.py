@@ -8,7 +8,7 @@ from typing import Any
 from bench.reporting.report import Column, Report, Table
 from bench.results.published import Printed, printed
 from bench.results.tables import StudyResults, section
-from reports.cells import MILLION, number, spread
+from reports.formatting import MILLION, number, spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bench.reporting.report import Column, Figure, Part, Report, Table
 from bench.results.statistics import mean, std, t_interval
 from bench.results.tables import StudyResults
-from reports.cells import anchor, interval, named_runs, number, spread
 from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.drawing import number as plotted
+from reports.formatting import anchor, interval, named_runs, number, spread
 from reports.measured import BOPS, Measured, limited, of_kind
 
 if TYPE_CHECKING:

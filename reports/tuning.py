@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.reporting.report import Column, Figure, Part, Report, Table
 from bench.results.tables import StudyResults, section
-from reports.cells import figure, number, yes_no
 from reports.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
 from reports.drawing import number as plotted
+from reports.formatting import figure, number, yes_no
 
 if TYPE_CHECKING:
     import altair as alt

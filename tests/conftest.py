@@ -19,7 +19,7 @@ from bench.execution import stages as execution
 from bench.execution import worker
 from bench.execution.context import Order
 from bench.execution.scheduler import Study, work_off
-from bench.execution.settings import How
+from bench.execution.settings import RunSettings
 from bench.execution.stages import Workbench
 from bench.execution.supervisor import work_here
 from bench.method import SearchJob
@@ -138,7 +138,7 @@ def work(spec: StudySpec, root: Path, *, watcher: Recorder | None = None, isolat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduling, "work_here", noting)
-        chosen = How(store=store, data_dir=None, isolated=isolated, **how)
+        chosen = RunSettings(store=store, data_dir=None, isolated=isolated, **how)
         document = run_study(plan, chosen, tracker, watcher)  # type: ignore[arg-type]
     return Worked(spec, plan, store, document, watcher, tracker)
 
@@ -156,7 +156,7 @@ class Workshop:
         self.spec, self.plan, self.store = spec, make_plan(spec), Store(root)
         self.study = Study(
             spec=spec,
-            how=How(store=self.store, data_dir=None, **{"isolated": False, **how}),
+            how=RunSettings(store=self.store, data_dir=None, **{"isolated": False, **how}),
             data_checksum=self.bench.task.data.checksum,
             session="session-of-the-tests",
         )

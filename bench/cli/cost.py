@@ -13,7 +13,7 @@ from bench.errors import BenchError
 if TYPE_CHECKING:
     from bench.compression.policy import Policy
     from bench.compression.shapes import NetworkShape
-    from bench.costs.breakdown import Difference, Overall
+    from bench.costs.breakdown import CostBreakdown, Difference
     from bench.costs.measures import MeasureName
     from bench.spec.schema import AcceleratorSpec
 
@@ -89,9 +89,9 @@ def _accelerator(asked: dict[str, Any]) -> AcceleratorSpec:
 
 def _overall(
     asked: int | Path | None, task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
-) -> Overall:
+) -> CostBreakdown:
     from bench.compression.policy import load_policy, uniform
-    from bench.costs.breakdown import price_overall
+    from bench.costs.breakdown import breakdown
 
     if isinstance(asked, Path):
         policy = load_policy(asked)
@@ -99,7 +99,7 @@ def _overall(
     else:
         network = _network([], task, images)
         policy = uniform(network, asked or 0)
-    return price_overall(accelerator, network, policy)
+    return breakdown(accelerator, network, policy)
 
 
 def _difference(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.diagnostics.speed.estimate import Estimate
-    from bench.execution.settings import How
+    from bench.execution.settings import RunSettings
     from bench.planning.plan import Plan
     from bench.spec.schema import StudySpec
     from bench.store.files import Store
@@ -96,13 +96,13 @@ def run(
     What the store already has is not repeated, so the same command continues an interrupted study.
     """
     from bench.cli.console import make_console
-    from bench.execution.settings import How, Limits, check_how, parse_backend, parse_seconds, parse_size
+    from bench.execution.settings import Limits, RunSettings, check_settings, parse_backend, parse_seconds, parse_size
     from bench.planning.plan import make_plan, with_counted_classes
     from bench.store.files import Store
     from bench.store.outcomes import parse_retry
     from bench.store.urls import check_database, with_driver
 
-    how = How(
+    how = RunSettings(
         store=Store(store_dir),
         data_dir=data_dir,
         jobs=jobs,
@@ -120,14 +120,14 @@ def run(
     console = make_console()
     spec = with_counted_classes(_specification(**asked, elsewhere=scheduler is not None), data_dir)
     plan = make_plan(spec)
-    check_how(how, plan.spec.device, plan.spec.devices)
+    check_settings(how, plan.spec.device, plan.spec.devices)
     if dry_run:
         _print_plan(console, plan, how.store, data_dir, jobs)
         return 0
     return _run(console, plan, how, tracking_uri)
 
 
-def _run(console: Console, plan: Plan, how: How, tracking_uri: str | None) -> int:
+def _run(console: Console, plan: Plan, how: RunSettings, tracking_uri: str | None) -> int:
     from bench.cli.console import LiveWatcher
     from bench.errors import EXIT_SOME_FAILED
     from bench.plugins.registry import load

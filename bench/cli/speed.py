@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bench.diagnostics.speed.growth import Growth
-    from bench.diagnostics.speed.measure import Row, Setting, Speed
+    from bench.diagnostics.speed.measure import Row, Speed, SpeedConfig
     from bench.diagnostics.speed.published import Sharing
     from bench.method import Method
 
@@ -69,7 +69,7 @@ def speed(
     bench speed --growth bits --plot growth.svg              with one to five candidate widths
     """  # noqa: D301  (click wants the character)
     _check_plot(plot, growth)
-    from bench.diagnostics.speed.measure import Setting
+    from bench.diagnostics.speed.measure import SpeedConfig
     from bench.store.machine import resolve_device
 
     models = names(model or (_GROWTH_MODELS if growth == "depth" else "resnet20"), "--model")
@@ -78,7 +78,7 @@ def speed(
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise BenchError(f"--device '{device}' is no device; allowed: auto, cpu, cuda or cuda:N")
     place = resolve_device(device)
-    settings = [Setting(model=name, dataset=dataset, device=place, **circumstances) for name in models]
+    settings = [SpeedConfig(model=name, dataset=dataset, device=place, **circumstances) for name in models]
     _check_names(settings)
     growing = _GROWTH_METHODS if methods is None and growth is not None else methods
     if growth == "bits" and ".py" in (growing or ""):
@@ -117,7 +117,7 @@ def _methods(asked: Sequence[str] | None) -> dict[str, Method]:
     return {name: make_method(name, {}, files.get(name)) for name in named["methods"]}
 
 
-def _check_names(settings: Sequence[Setting]) -> None:
+def _check_names(settings: Sequence[SpeedConfig]) -> None:
     """Refuse unknown names before anything is measured."""
     from bench.plugins.registry import load
 
@@ -126,7 +126,7 @@ def _check_names(settings: Sequence[Setting]) -> None:
         load("datasets", setting.dataset)
 
 
-def _modes(compiling: str, setting: Setting) -> tuple[bool, ...]:
+def _modes(compiling: str, setting: SpeedConfig) -> tuple[bool, ...]:
     """Whether compiled; where nothing can be, which is said, "both" means as they stand.
 
     Raises:
@@ -148,7 +148,7 @@ def _modes(compiling: str, setting: Setting) -> tuple[bool, ...]:
 # --- measuring and showing -----------------------------------------------------------------------------------------
 
 
-def _measure_all(setting: Setting, methods: Mapping[str, Method], modes: Sequence[bool], *, as_json: bool) -> None:
+def _measure_all(setting: SpeedConfig, methods: Mapping[str, Method], modes: Sequence[bool], *, as_json: bool) -> None:
     import json
 
     from bench.cli.console import make_console
@@ -171,7 +171,7 @@ def _measure_all(setting: Setting, methods: Mapping[str, Method], modes: Sequenc
 
 def _measure_growth(
     growth: str,
-    settings: Sequence[Setting],
+    settings: Sequence[SpeedConfig],
     methods: Mapping[str, Method],
     modes: Sequence[bool],
     plot: Path | None,
@@ -201,7 +201,7 @@ def _measure_growth(
         console.print(f"drawn: {plot}", highlight=False, markup=False)
 
 
-def _head(settings: Sequence[Setting]) -> dict[str, Any]:
+def _head(settings: Sequence[SpeedConfig]) -> dict[str, Any]:
     """What a measurement was made under and on."""
     from bench.diagnostics.speed.measure import head
 
@@ -218,14 +218,14 @@ def _telling() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _circumstances(setting: Setting) -> str:
+def _circumstances(setting: SpeedConfig) -> str:
     return (
         f"{setting.dataset}'s shape, batches of {setting.batch_size}, {setting.rounds} rounds, {setting.device}, "
         f"{setting.threads} thread{'s' if setting.threads > 1 else ''}, {setting.precision}"
     )
 
 
-def _title(setting: Setting) -> str:
+def _title(setting: SpeedConfig) -> str:
     return f"{setting.model}, {_circumstances(setting)}"
 
 

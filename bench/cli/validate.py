@@ -13,7 +13,7 @@ from bench.cli.options import data_option
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.diagnostics.validation.subject import Subject
+    from bench.diagnostics.validation.subject import MethodUnderTest
     from bench.diagnostics.validation.suite import Finding
 
 
@@ -57,13 +57,13 @@ def validate(
     return EXIT_SOME_FAILED if failed else 0
 
 
-def _subject(method: str, settings: Sequence[str], model: str, dataset: str, data_dir: Path | None) -> Subject:
+def _subject(method: str, settings: Sequence[str], model: str, dataset: str, data_dir: Path | None) -> MethodUnderTest:
     """The method with its options on a small task.
 
     Raises:
         BenchError: The method or an option is unknown, which is told before data are read, or the data are missing.
     """
-    from bench.diagnostics.validation.subject import Subject, make_ground
+    from bench.diagnostics.validation.subject import MethodUnderTest, make_ground
     from bench.planning.plan import make_method
     from bench.plugins.method_files import with_files
 
@@ -71,7 +71,7 @@ def _subject(method: str, settings: Sequence[str], model: str, dataset: str, dat
     (name,) = named["methods"]
     place, options = named.get("method_files", {}).get(name), _options(name, settings)
     make_method(name, options, place)
-    return Subject(name=name, ground=make_ground(model, dataset, data_dir), options=options, place=place)
+    return MethodUnderTest(name=name, ground=make_ground(model, dataset, data_dir), options=options, place=place)
 
 
 def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _KEYS: Mapping[MeasureName, str] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Overall:
+class CostBreakdown:
     """What a policy costs.
 
     Attributes:
@@ -104,7 +104,7 @@ def _execution_json(execution: Execution | None) -> dict[str, Any]:
     }
 
 
-def price_overall(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy) -> Overall:
+def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy) -> CostBreakdown:
     """Price a policy in every measure.
 
     Raises:
@@ -119,7 +119,7 @@ def price_overall(accelerator: AcceleratorSpec, network: NetworkShape, policy: P
             executions[layer.name] = execute_layer(accelerator, shape, *widths, layer.in_channels, layer.out_channels)
         except BenchError as error:
             unknown[layer.name] = str(error)
-    return Overall(network=network, cost=cost, accelerator=accelerator, executions=executions, unknown=unknown)
+    return CostBreakdown(network=network, cost=cost, accelerator=accelerator, executions=executions, unknown=unknown)
 
 
 # --- two policies -------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Side:
     """
 
     name: str
-    overall: Overall
+    overall: CostBreakdown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +180,7 @@ class Difference:
         return {key: self.percent(measure, layer) for measure, key in _KEYS.items()}
 
 
-def _cost(overall: Overall, measure: MeasureName, layer: int | None) -> float | None:
+def _cost(overall: CostBreakdown, measure: MeasureName, layer: int | None) -> float | None:
     return overall.total(measure) if layer is None else overall.of(measure, overall.cost.layers[layer])
 
 
@@ -192,7 +192,7 @@ def _side_json(side: Side) -> dict[str, Any]:
 _TOTALS = {*_KEYS.values(), "macs", "memory_bits", "peak_memory_bits", "parameters"}
 
 
-def _layer_json(overall: Overall, index: int) -> dict[str, Any]:
+def _layer_json(overall: CostBreakdown, index: int) -> dict[str, Any]:
     """A layer of one side; filters are those that are left."""
     layer = overall.cost.layers[index]
     return {
@@ -233,6 +233,6 @@ def side(name: str, network: NetworkShape, choice: Policy | int, accelerator: Ac
     """
     policy = uniform(network, choice) if isinstance(choice, int) else choice
     try:
-        return Side(name=name, overall=price_overall(accelerator, network, policy))
+        return Side(name=name, overall=breakdown(accelerator, network, policy))
     except BenchError as error:
         raise BenchError(f"--diff '{name}': {error}") from error

@@ -22,7 +22,7 @@ from typing import Any
 from bench.errors import EXIT_INTERRUPTED, BenchError
 from bench.execution.context import Order
 from bench.execution.records import close, ending_in, new_record, set_aside, standing
-from bench.execution.settings import How, check_how
+from bench.execution.settings import RunSettings, check_settings
 from bench.execution.stages import check_reachable
 from bench.execution.supervisor import supervise, work_here
 from bench.execution.worker import HeldError
@@ -43,7 +43,7 @@ from bench.plugins.registry import module_of
 from bench.spec.schema import StudySpec
 from bench.spec.seeds import derive
 from bench.store.files import Store, read_checked, read_json, write_checked
-from bench.store.gpu_leases import Needed, card_lease
+from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.leases import SESSION, Heartbeat, Lease, Leases, LostLeaseError
 from bench.store.outcomes import Ending, SkippedError, ending_of
 
@@ -68,7 +68,7 @@ class Study:
     """
 
     spec: StudySpec
-    how: How
+    how: RunSettings
     data_checksum: str
     session: str
 
@@ -154,7 +154,7 @@ def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending
     Raises:
         BenchError: The study cannot go on: a user's mistake, or nothing can be written.
     """
-    check_how(study.how, study.spec.device, study.spec.devices)
+    check_settings(study.how, study.spec.device, study.spec.devices)
     waiting = list(units)
     while waiting:
         held = []
@@ -212,7 +212,7 @@ def _in_parallel(study: Study, units: Sequence[Unit]) -> Iterator[tuple[str, End
         yield from parallel(delayed(attend)(study, unit) for unit in units)
 
 
-def _cluster(how: How) -> AbstractContextManager[Any]:
+def _cluster(how: RunSettings) -> AbstractContextManager[Any]:
     """The connection to a Dask cluster, where one is asked for.
 
     Raises:
@@ -304,8 +304,8 @@ def _attend_process(study: Study, unit: Unit) -> Ending:
         return stands
     if not how.isolated:
         return work_here(order)
-    needed = Needed(device=study.spec.device, cards=study.spec.devices, runs_per_card=how.runs_per_card)
-    with card_lease(study.leases, needed, order.title, stop) as card:
+    needed = GpuRequest(device=study.spec.device, cards=study.spec.devices, runs_per_card=how.runs_per_card)
+    with gpu_lease(study.leases, needed, order.title, stop) as card:
         return supervise(replace(order, card=card), how.limits, stop, study.modules)
 
 

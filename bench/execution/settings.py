@@ -31,7 +31,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class RunSettings:
     """How and where a study is run.
 
     Attributes:
@@ -77,7 +77,7 @@ def parse_backend(name: str, scheduler: str | None, *, in_process: bool, jobs: i
     return found
 
 
-def check_how(how: How, device: str, devices: int) -> None:
+def check_settings(how: RunSettings, device: str, devices: int) -> None:
     """Refuse options that have no effect, or that contradict each other or the specification.
 
     Args:

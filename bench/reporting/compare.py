@@ -11,7 +11,7 @@ from bench.errors import BenchError
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import MILLION, count, listed, number
-from bench.results.groups import Cell, cells, common_seeds, difference, p_to_correct
+from bench.results.groups import RunGroup, cells, common_seeds, difference, p_to_correct
 from bench.results.selection import Selection
 from bench.results.statistics import LEVEL, MIN_PAIRS, PairedDifference, holm
 from bench.results.tables import section
@@ -37,8 +37,8 @@ class Line:
     """
 
     label: str
-    first: Cell
-    second: Cell
+    first: RunGroup
+    second: RunGroup
     p: float = math.nan
     family: int = 1
     pooled: bool = False
@@ -91,10 +91,12 @@ def compare(first: Selection, second: Selection) -> Comparison:
     return Comparison(first=first, second=second, lines=tuple(_tested(lines)))
 
 
-def _partners(first: Sequence[Cell], second: Sequence[Cell], strict: Sequence[str]) -> list[tuple[Cell, Cell]]:
+def _partners(
+    first: Sequence[RunGroup], second: Sequence[RunGroup], strict: Sequence[str]
+) -> list[tuple[RunGroup, RunGroup]]:
     """The pairs of cells that agree in all that must agree."""
 
-    def several(side: Sequence[Cell], key: str) -> bool:
+    def several(side: Sequence[RunGroup], key: str) -> bool:
         return len({getattr(cell, key) for cell in side}) > 1
 
     compared = [key for key in _MATCHED if key in strict or (key != "method" and several(first, key))]
@@ -102,7 +104,7 @@ def _partners(first: Sequence[Cell], second: Sequence[Cell], strict: Sequence[st
     return [(a, b) for a, b in product(first, second) if all(getattr(a, key) == getattr(b, key) for key in shared)]
 
 
-def _labels(pairs: Sequence[tuple[Cell, Cell]], strict: Sequence[str]) -> list[str]:
+def _labels(pairs: Sequence[tuple[RunGroup, RunGroup]], strict: Sequence[str]) -> list[str]:
     """What tells the pairs apart, in words."""
     texts = {key: [_either(getattr(a, key), getattr(b, key)) for a, b in pairs] for key in _MATCHED}
     told = [key for key in _MATCHED if key in strict or (key != "method" and len(set(texts[key])) > 1)]
@@ -122,13 +124,13 @@ def _overall(lines: Sequence[Line]) -> list[Line]:
     return [Line(label="mean of these", first=_averaged(first, seeds), second=_averaged(second, seeds), pooled=True)]
 
 
-def _averaged(cells: Sequence[Cell], seeds: Sequence[int]) -> Cell:
+def _averaged(cells: Sequence[RunGroup], seeds: Sequence[int]) -> RunGroup:
     """A cell whose figures are the means of others'."""
 
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(cells)
 
-    return Cell(
+    return RunGroup(
         model=_common(cell.model for cell in cells),
         dataset=_common(cell.dataset for cell in cells),
         method=_common(cell.method for cell in cells),
@@ -259,7 +261,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     )
 
 
-def _top1(cell: Cell, seeds: Sequence[int]) -> float:
+def _top1(cell: RunGroup, seeds: Sequence[int]) -> float:
     """Mean Top-1 over the pairs' seeds, over all where there are no pairs."""
     values = [cell.top1[seed] for seed in seeds] or list(cell.top1.values())
     return sum(values) / len(values)
@@ -356,7 +358,7 @@ def _line_json(line: Line) -> dict[str, Any]:
     }
 
 
-def _cell_json(cell: Cell) -> dict[str, Any]:
+def _cell_json(cell: RunGroup) -> dict[str, Any]:
     return {
         **{key: getattr(cell, key) for key in _MATCHED},
         "runs": list(cell.runs),

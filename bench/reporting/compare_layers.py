@@ -10,7 +10,7 @@ from bench.errors import BenchError
 from bench.reporting.compare import Comparison, Line, known
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import count
-from bench.results.groups import Cell
+from bench.results.groups import RunGroup
 from bench.results.tables import StudyResults, section
 
 
@@ -44,7 +44,7 @@ class SideLayers:
     missing: int
 
 
-def layers_of(results: StudyResults, cell: Cell) -> SideLayers:
+def layers_of(results: StudyResults, cell: RunGroup) -> SideLayers:
     """The mean policy of a cell's runs.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.compression.shapes import LayerShape
 from bench.compression.space_size import CANDIDATES, in_words, policies
-from bench.costs.breakdown import Difference, Overall, Side
+from bench.costs.breakdown import CostBreakdown, Difference, Side
 from bench.costs.counter import LayerCost
 from bench.costs.measures import MeasureName
 from bench.errors import BenchError
@@ -23,7 +23,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 _UNKNOWN = "–"
 
 
-def table(found: Overall | Difference, by: MeasureName) -> Table:
+def table(found: CostBreakdown | Difference, by: MeasureName) -> Table:
     """One policy's costs, or two policies' and their difference.
 
     Args:
@@ -33,10 +33,10 @@ def table(found: Overall | Difference, by: MeasureName) -> Table:
     Raises:
         BenchError: It is not known of the network.
     """
-    return cost_table(found, by) if isinstance(found, Overall) else difference_table(found, by)
+    return cost_table(found, by) if isinstance(found, CostBreakdown) else difference_table(found, by)
 
 
-def cost_table(overall: Overall, by: MeasureName) -> Table:
+def cost_table(overall: CostBreakdown, by: MeasureName) -> Table:
     """The cost of a network layer by layer, with the totals in the last line.
 
     Args:
@@ -77,7 +77,7 @@ def _columns(by: MeasureName) -> tuple[Column, ...]:
     )
 
 
-def _row(overall: Overall, shape: LayerShape, layer: LayerCost, share: str) -> list[str]:
+def _row(overall: CostBreakdown, shape: LayerShape, layer: LayerCost, share: str) -> list[str]:
     groups = layer.in_channels if shape.depthwise else shape.groups
     bits = f"{layer.weight_bits}/{layer.activation_bits}"
     figures = _figures(overall, layer)
@@ -97,7 +97,7 @@ def _sides(pair: tuple[int, int], sign: str) -> str:
     return str(pair[0]) if pair[0] == pair[1] else sign.join(map(str, pair))
 
 
-def _figures(overall: Overall, layer: LayerCost | None) -> Iterator[str]:
+def _figures(overall: CostBreakdown, layer: LayerCost | None) -> Iterator[str]:
     """What a layer, or the whole network, costs in each measure."""
     for measure in _MEASURES:
         yield _figure(measure, overall.total(measure) if layer is None else overall.of(measure, layer))
@@ -118,7 +118,7 @@ def _share(share: float, longest: float) -> str:
     return f"{share:5.1%} {bar.rstrip()}"
 
 
-def _check_known(overall: Overall, measure: MeasureName) -> None:
+def _check_known(overall: CostBreakdown, measure: MeasureName) -> None:
     if overall.total(measure) is None:
         raise BenchError(
             f"--by {measure} needs the {measure} of every layer; {_why(overall)}; "
@@ -126,7 +126,7 @@ def _check_known(overall: Overall, measure: MeasureName) -> None:
         )
 
 
-def _title(overall: Overall) -> str:
+def _title(overall: CostBreakdown) -> str:
     cost = overall.cost
     memory = f"{cost.memory_kb:,.1f} KB, peak {cost.peak_memory_kb:,.1f} KB"
     parts = [f"{cost.bops / MILLION:,.1f} M BOPs", memory]
@@ -137,7 +137,7 @@ def _title(overall: Overall) -> str:
     return f"{cost.model} on {cost.dataset}, for one image: {', '.join(parts)}"
 
 
-def _notes(overall: Overall) -> Iterator[str]:
+def _notes(overall: CostBreakdown) -> Iterator[str]:
     yield f"Exactly {_exactly(overall)}"
     yield from _accelerator_notes(overall)
     yield (
@@ -146,19 +146,19 @@ def _notes(overall: Overall) -> Iterator[str]:
     )
 
 
-def _exactly(overall: Overall) -> str:
+def _exactly(overall: CostBreakdown) -> str:
     cost = overall.cost
     return f"{cost.macs:,} MACs, {cost.bops:,} BOPs, {cost.parameters:,} weights"
 
 
-def _accelerator_notes(overall: Overall) -> Iterator[str]:
+def _accelerator_notes(overall: CostBreakdown) -> Iterator[str]:
     spec = overall.accelerator
     yield f"Latency and energy: {spec.hardware}, batch {spec.batch}, depthwise {spec.depthwise}"
     if overall.unknown:
         yield f"{_UNKNOWN} {_why(overall)}"
 
 
-def _why(overall: Overall) -> str:
+def _why(overall: CostBreakdown) -> str:
     """Why latency and energy are not known, of the first layer of which they are not."""
     name, reason = next(iter(overall.unknown.items()))
     return f"not known of {count(len(overall.unknown), 'layer')}, '{name}' being the first: {reason}"

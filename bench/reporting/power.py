@@ -8,7 +8,7 @@ from bench.errors import unknown_name
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import count, duration, listed, number
-from bench.results.groups import Cell, baseline_of, cells, difference
+from bench.results.groups import RunGroup, baseline_of, cells, difference
 from bench.results.selection import methods_of
 from bench.results.statistics import MOST_PAIRS, Interval, deviation_interval, pairs_needed
 from bench.results.tables import StudyResults, section
@@ -46,8 +46,8 @@ class Outlook:
         seconds: Of one more pair: pretraining and both runs.
     """
 
-    cell: Cell
-    partner: Cell
+    cell: RunGroup
+    partner: RunGroup
     pairs: int
     deviation: float
     interval: Interval
@@ -115,7 +115,7 @@ def forecast(results: StudyResults, detect: float, baseline: str | None = None) 
     )
 
 
-def _outlook(cell: Cell, partner: Cell, detect: float, level: float, pretraining: float) -> Outlook:
+def _outlook(cell: RunGroup, partner: RunGroup, detect: float, level: float, pretraining: float) -> Outlook:
     found = difference(cell.top1, partner.top1)
     pairs, deviation = (0, math.nan) if found is None else (found.n, found.std)
     interval = deviation_interval(deviation, pairs)
@@ -149,7 +149,7 @@ def _pretraining_seconds(results: StudyResults) -> float:
 
 
 def _lacking(
-    results: StudyResults, found: Sequence[Cell], outlooks: Sequence[Outlook], baseline: str
+    results: StudyResults, found: Sequence[RunGroup], outlooks: Sequence[Outlook], baseline: str
 ) -> tuple[str, ...]:
     """Methods, with their budgets where they have run, that have no pair with the baseline."""
     paired = {id(outlook.cell) for outlook in outlooks if outlook.pairs}

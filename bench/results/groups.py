@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
+class RunGroup:
     """The runs with a result of one method and budget on one task.
 
     Attributes:
@@ -48,7 +48,7 @@ class Cell:
         return " ".join(filter(None, (self.method, self.budget)))
 
 
-class Placed(Protocol):
+class Grouped(Protocol):
     """Whatever stands for one method and budget on one task."""
 
     @property
@@ -67,7 +67,7 @@ class Placed(Protocol):
         ...
 
 
-P = TypeVar("P", bound=Placed)
+P = TypeVar("P", bound=Grouped)
 
 
 def with_result(runs: "pd.DataFrame") -> "pd.DataFrame":
@@ -81,7 +81,7 @@ def top1_by_seed(runs: "pd.DataFrame") -> dict[int, float]:
     return {int(seed): float(top1) for seed, top1 in zip(compared["seed"], compared["top1"], strict=True)}
 
 
-def cells(results: StudyResults, runs: "pd.DataFrame | None" = None) -> list[Cell]:
+def cells(results: StudyResults, runs: "pd.DataFrame | None" = None) -> list[RunGroup]:
     """The cells of a study that have a run with a result, in the study's order.
 
     Args:
@@ -94,9 +94,9 @@ def cells(results: StudyResults, runs: "pd.DataFrame | None" = None) -> list[Cel
     return [_cell(key, group, tuning[key]) for key, group in groups if isinstance(key, tuple)]
 
 
-def _cell(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float) -> Cell:
+def _cell(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float) -> RunGroup:
     model, dataset, method, budget = map(str, key)
-    return Cell(
+    return RunGroup(
         model=model,
         dataset=dataset,
         method=method,

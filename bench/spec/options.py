@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bench.errors import BenchError, unknown_name
 
 
-class Strict(BaseModel):
+class Options(BaseModel):
     """Immutable; unknown keys are errors; values are finite and not bent into another type but int to float."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bench.errors import BenchError, unknown_name
 from bench.plugins.method_files import with_files
-from bench.spec.options import Strict, explain
+from bench.spec.options import Options, explain
 
 Match = Literal["hinge", "lambda"]
 Recipe = Literal["common", "own"]
@@ -37,7 +37,7 @@ REPORT_SEEDS = 1_000_000
 """Report seeds lie below this number, tuning seeds from it on."""
 
 
-class TaskSpec(Strict):
+class TaskSpec(Options):
     """What is compressed.
 
     Attributes:
@@ -63,7 +63,7 @@ class TaskSpec(Strict):
     init: Literal["pretrained", "scratch"] = "pretrained"
 
 
-class Schedule(Strict):
+class Schedule(Options):
     """A training schedule.
 
     Attributes:
@@ -95,7 +95,7 @@ class Schedule(Strict):
         return self
 
 
-class SearchSchedule(Strict):
+class SearchSchedule(Options):
     """Length and rate of a search; the weights' rate is constant (paper, Section 4.2)."""
 
     epochs: Count = 1
@@ -118,7 +118,7 @@ class FinetuneSchedule(Schedule):
     calibrate: bool = True
 
 
-class TuningSpec(Strict):
+class TuningSpec(Options):
     """How methods with a knob are brought onto the budget.
 
     Attributes:
@@ -142,7 +142,7 @@ class TuningSpec(Strict):
     seed: Annotated[int, Field(ge=0, le=999)] = 0
 
 
-class AcceleratorSpec(Strict):
+class AcceleratorSpec(Options):
     """The simulated accelerator on which latency and energy are estimated; see `docs/bitfusion.md`.
 
     Attributes:
@@ -157,7 +157,7 @@ class AcceleratorSpec(Strict):
     depthwise: Literal["dense", "channelwise"] = "dense"
 
 
-class StudySpec(Strict):
+class StudySpec(Options):
     """All runs of one command: methods × budgets × seeds on one task.
 
     Attributes:

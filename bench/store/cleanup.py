@@ -100,7 +100,7 @@ class Cleaned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claims:
+class StoreUsage:
     """Who works on what, and which study refers to what, at one moment.
 
     Attributes:
@@ -156,7 +156,7 @@ class Claims:
         return None
 
 
-def read_claims(store: Store) -> Claims:
+def read_claims(store: Store) -> StoreUsage:
     """Who works on what, and which study refers to what, now."""
     leases, now = Leases(store.root), file_system_now(store.root)
     living, unreadable = [], []
@@ -167,7 +167,7 @@ def read_claims(store: Store) -> Claims:
         elif view is not None and not is_gone(leases, view):
             living.append(view)
     read = {path.name: read_checked(path / "study.json") for path in _study_folders(store)}
-    return Claims(
+    return StoreUsage(
         living=living,
         unreadable=unreadable,
         studies={name: document for name, document in read.items() if document is not None},
@@ -240,7 +240,7 @@ def _existing(store: Store) -> Store:
     return Store(store.root.resolve())
 
 
-def _check_study(store: Store, name: str, claims: Claims) -> None:
+def _check_study(store: Store, name: str, claims: StoreUsage) -> None:
     known = [path.name for path in _study_folders(store)]
     if name not in known:
         raise unknown_name("study", name, known, "bench status")
@@ -248,7 +248,7 @@ def _check_study(store: Store, name: str, claims: Claims) -> None:
         raise BenchError(f"{claims.sessions[name].holder} runs study '{name}' now; stop it before you remove the study")
 
 
-def _of_study(store: Store, name: str, claims: Claims) -> Iterator[Item]:
+def _of_study(store: Store, name: str, claims: StoreUsage) -> Iterator[Item]:
     """A study's folder first: whoever is killed after that leaves units that no study refers to."""
     yield Item(category=STUDY, path=store.study(name), study=name)
     for kind, identity in sorted(units_of(claims.studies.get(name, {}))):
@@ -339,7 +339,7 @@ def _links(store: Store) -> Iterator[str]:
 # --- what is free to go --------------------------------------------------------------------------------------------
 
 
-def _is_free(store: Store, item: Item, claims: Claims) -> bool:
+def _is_free(store: Store, item: Item, claims: StoreUsage) -> bool:
     """Whether nobody needs an item, as things are now."""
     if item.unit in claims.in_use or item.study in claims.sessions:
         return False
@@ -356,7 +356,7 @@ def _status(folder: Path) -> Any:
     return (read_checked(folder / "record.json") or {}).get("status")
 
 
-def _is_remains(path: Path, claims: Claims) -> bool:
+def _is_remains(path: Path, claims: StoreUsage) -> bool:
     """Whether the command that made a scratch folder is gone; what is in the trash is nobody's anyway."""
     leased = path.name.removeprefix(".") in claims.names
     return path.name.startswith(_TRASH) or not (leased or _age(path, file_system_now(path.parent)) <= OLD_SECONDS)

@@ -15,7 +15,7 @@ _PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Needed:
+class GpuRequest:
     """What a run needs.
 
     Attributes:
@@ -45,7 +45,7 @@ def cards_for(device: str, cards: list[str]) -> list[str]:
 
 
 @contextmanager
-def card_lease(leases: Leases, needed: Needed, title: str, stop: Callable[[], bool]) -> Iterator[str | None]:
+def gpu_lease(leases: Leases, needed: GpuRequest, title: str, stop: Callable[[], bool]) -> Iterator[str | None]:
     """Hold a place on each of the cards that a run needs while the block runs.
 
     Args:
@@ -81,7 +81,7 @@ def card_lease(leases: Leases, needed: Needed, title: str, stop: Callable[[], bo
     yield None
 
 
-def _all_or_none(leases: Leases, cards: list[str], needed: Needed, title: str) -> dict[str, Lease]:
+def _all_or_none(leases: Leases, cards: list[str], needed: GpuRequest, title: str) -> dict[str, Lease]:
     """A place on each of so many cards, by card, or nothing: nobody waits with a card in hand, so nobody is stuck.
 
     Those who need several gather one after the other; otherwise two might take half each, for ever.
@@ -100,7 +100,7 @@ def _all_or_none(leases: Leases, cards: list[str], needed: Needed, title: str) -
     return {}
 
 
-def _gathered(leases: Leases, cards: list[str], needed: Needed, title: str) -> dict[str, Lease]:
+def _gathered(leases: Leases, cards: list[str], needed: GpuRequest, title: str) -> dict[str, Lease]:
     """As many places on different cards as are needed and free; first the cards that nobody uses."""
     held: dict[str, Lease] = {}
     for place in range(needed.runs_per_card):

@@ -21,7 +21,7 @@ from bench.compression.quantizer import positive, quantize
 from bench.diagnostics.verify import CheckLine
 from bench.reporting.report import Figure
 from bench.spec.seeds import generator
-from methods.quantizers import bit_sharing
+from methods.shared.bit_sharing import bit_sharing
 
 if TYPE_CHECKING:
     import altair

@@ -21,7 +21,7 @@ from bench.compression.kernels import steps
 from bench.diagnostics.verify import CheckLine
 from bench.reporting.report import Figure
 from bench.spec.seeds import generator
-from methods import quantizers
+from methods.shared import bit_sharing as quantizers
 
 if TYPE_CHECKING:
     import altair

@@ -16,8 +16,8 @@ from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.reporting.report import Figure
 from bench.spec.seeds import generator
-from methods import quantizers
 from methods.checks import regression, theorem
+from methods.shared import bit_sharing as quantizers
 
 Found = Iterator[CheckLine | Figure]
 

@@ -17,8 +17,8 @@ from bench.compression.kernels import Kind
 from bench.compression.quantizer import UniformQuantizer
 from bench.compression.shapes import LayerShape
 from bench.training.forward import Forward
-from methods.quantizers import bit_sharing
-from methods.shared_layers import LayerSettings, LayerSpace, SharedLayer
+from methods.shared.bit_sharing import bit_sharing
+from methods.shared.layers import LayerSettings, LayerSpace, SharedLayer
 
 BITS = (2, 4, 8)
 CPU = torch.device("cpu")

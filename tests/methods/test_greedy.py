@@ -15,8 +15,8 @@ from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
 from bench.matching.repair import policy_of
 from bench.method import SearchJob
-from methods.decisions import bits_decision
 from methods.greedy import Greedy, GreedyOptions, Losses, _batches, sensitivities, step_down
+from methods.shared.decisions import bits_decision
 
 MakeJob = Callable[..., SearchJob]
 

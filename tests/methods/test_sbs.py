@@ -31,8 +31,8 @@ from methods.sbs import (
     search_space,
     threshold_rate,
 )
-from methods.shared_layers import SharedLayer
-from methods.shared_network import SharedNetwork, Start, cheapest_policy
+from methods.shared.layers import SharedLayer
+from methods.shared.network import SharedNetwork, Start, cheapest_policy
 
 Vector = NDArray[np.float64]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]

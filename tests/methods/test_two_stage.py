@@ -15,7 +15,7 @@ from bench.matching.repair import repair
 from bench.method import CostTerm, SearchJob, SearchResult
 from bench.spec.schema import SearchSchedule
 from methods.sbs import SbsOptions, share_bits
-from methods.shared_network import SearchSpace, Start
+from methods.shared.network import SearchSpace, Start
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
 
 MakeJob = Callable[..., SearchJob]

@@ -19,17 +19,17 @@ from bench.compression.shapes import NetworkShape
 from bench.errors import UnreachableBudgetError
 from bench.matching.repair import policy_of
 from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.schema import Match
 from bench.spec.seeds import generator
 from bench.training.checkpoints import Stateful
 from bench.training.loop import evaluate, sgd, weight_groups
-from methods.decisions import bits_decision
+from methods.shared.decisions import bits_decision
 
 WIDTHS = (2, 4, 8)
 
 
-class SoundOptions(Strict):
+class SoundOptions(Options):
     """An option for the checks of options."""
 
     slack: float = 0.0
@@ -103,7 +103,7 @@ class OptionsNotStrict(Sound):
     Options = _Loose
 
 
-class _Untyped(Strict):
+class _Untyped(Options):
     slack: Any = 0.0
 
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 from bench.compression.policy import uniform
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.training.loop import fit
 
 
-class MisbehavingOptions(Strict):
+class MisbehavingOptions(Options):
     """What it does, in which of its attempts, and where it counts them.
 
     Attributes:

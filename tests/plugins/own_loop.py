@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from bench.compression.policy import uniform
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 
 
-class OwnLoopOptions(Strict):
+class OwnLoopOptions(Options):
     """What it does in its fifth step."""
 
     fifth_step: Literal["train", "raise", "interrupt", "leave", "end process"] = "train"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.diagnostics.speed.growth import CHAINS
-from bench.diagnostics.speed.measure import Candidate, Setting, head, measure
+from bench.diagnostics.speed.measure import Candidate, SpeedConfig, head, measure
 from bench.method import SearchJob, SearchResult
 from bench.planning.plan import make_method
 from bench.store.machine import resolve_device
@@ -112,7 +112,7 @@ def main() -> None:
     asked = parser.parse_args()
     widths = [int(number) for number in asked.widths.split(",")]
     settings = {name: value for name, value in vars(asked).items() if name not in ("widths", "device")}
-    setting = Setting(**settings, device=resolve_device(asked.device), memory=torch.cuda.is_available())
+    setting = SpeedConfig(**settings, device=resolve_device(asked.device), memory=torch.cuda.is_available())
     found = measure(setting, candidates(widths))
     for row in found.rows:
         print(f"{row.name:<16} {row.detail:<12} × {row.ratio.median:.2f}, saved × {row.saved_ratio:.2f}")  # noqa: T201

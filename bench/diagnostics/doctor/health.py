@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding, some
 from bench.errors import BenchError, first_line
-from bench.store.cleanup import Claims, UnitKey, folders, human, read_claims, units, units_of
+from bench.store.cleanup import StoreUsage, UnitKey, folders, human, read_claims, units, units_of
 from bench.store.files import Store, UnitKind, read_json
 from bench.store.outcomes import RESULTS
 from bench.store.staleness import outdated
@@ -115,7 +115,7 @@ def _staleness(record: Mapping[str, Any] | None, document: Mapping[str, Any]) ->
     return None if reason is None else (str(method or "pretraining"), reason)
 
 
-def _remedy_of_stale(claims: Claims, method: str) -> str:
+def _remedy_of_stale(claims: StoreUsage, method: str) -> str:
     commands = sorted(
         str(document.get("command"))
         for document in claims.studies.values()

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.diagnostics.speed.measure import Candidate, Row, Setting, measure
+from bench.diagnostics.speed.measure import Candidate, Row, SpeedConfig, measure
 from bench.errors import BenchError
 from bench.method import Method
 from bench.planning.plan import make_method
@@ -39,7 +39,7 @@ class Growth:
 
 
 def growth_with_bits(
-    setting: Setting, methods: Sequence[str], modes: Sequence[bool], tell: Callable[[str], None]
+    setting: SpeedConfig, methods: Sequence[str], modes: Sequence[bool], tell: Callable[[str], None]
 ) -> Growth:
     """Search steps with more and more candidate widths, all in one process."""
     wanted, notes = [], []
@@ -66,7 +66,7 @@ def growth_with_bits(
 
 
 def growth_with_depth(
-    settings: Sequence[Setting], methods: Mapping[str, Method], modes: Sequence[bool], tell: Callable[[str], None]
+    settings: Sequence[SpeedConfig], methods: Mapping[str, Method], modes: Sequence[bool], tell: Callable[[str], None]
 ) -> Growth:
     """Search steps on one model after another, each beside its own reference."""
     rows, notes = [], []

@@ -31,7 +31,7 @@ _MANY_NETWORKS = 1000
 _DEVICE_TYPES = ("cpu", "cuda")
 
 
-class Steps(ABC):
+class StepObserver(ABC):
     """The steps of one training, as its data see them.
 
     After each beginning of a stage some steps are not timed: the compiler and the allocators are at work in them. In
@@ -79,13 +79,13 @@ class Steps(ABC):
 
 
 class WatchedData(TaskData):
-    """Training data that tell `Steps` of every batch, with epochs of a given length at most."""
+    """Training data that tell `StepObserver` of every batch, with epochs of a given length at most."""
 
-    steps: Steps
+    steps: StepObserver
     epoch: int
 
     @classmethod
-    def of(cls, data: TaskData, steps: Steps, epoch: int) -> Self:
+    def of(cls, data: TaskData, steps: StepObserver, epoch: int) -> Self:
         """The same data, watched.
 
         Args:
@@ -101,7 +101,7 @@ class WatchedData(TaskData):
     def training_batches(
         self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as ever, each at the moment that `Steps` chooses."""
+        """Batches as ever, each at the moment that `StepObserver` chooses."""
         batches = super().training_batches(batch_size, order, subset=subset, skip=skip)
         while True:
             self.steps.asked()
@@ -117,9 +117,9 @@ class WatchedData(TaskData):
 
 
 class WatchedForward(Forward):
-    """Tells `Steps` of every network that is made ready for training: with each a stage begins."""
+    """Tells `StepObserver` of every network that is made ready for training: with each a stage begins."""
 
-    steps: Steps | None = None
+    steps: StepObserver | None = None
 
     def of(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., object]:
         """As ever."""
@@ -225,7 +225,7 @@ class Stopped(BaseException):
     """Ends a training from inside; no error, and so out of reach of `except Exception`."""
 
 
-class Turns(Steps):
+class InterleavedTraining(StepObserver):
     """The steps of a training that waits for its turns.
 
     Attributes:

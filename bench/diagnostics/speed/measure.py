@@ -26,7 +26,14 @@ from bench.compression.policy import uniform
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.costs.counter import price
 from bench.data.dataset import Arrays, Dataset, TaskData
-from bench.diagnostics.speed.interleave import Kind, Steps, Turns, WatchedData, WatchedForward, living_bytes
+from bench.diagnostics.speed.interleave import (
+    InterleavedTraining,
+    Kind,
+    StepObserver,
+    WatchedData,
+    WatchedForward,
+    living_bytes,
+)
 from bench.errors import BenchError
 from bench.execution.stages import on_device
 from bench.method import Knob, Method, SearchJob, Task
@@ -57,7 +64,7 @@ What = Literal["training", "search", "fine-tuning"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SpeedConfig:
     """Under which circumstances.
 
     Attributes:
@@ -172,7 +179,7 @@ class Speed:
         layers: Of the model, with weights.
     """
 
-    setting: Setting
+    setting: SpeedConfig
     rows: list[Row]
     notes: list[str]
     layers: int
@@ -183,7 +190,7 @@ class Speed:
         return {**head(self.setting), "layers": self.layers, "rows": rows, "notes": self.notes}
 
 
-def head(setting: Setting) -> dict[str, Any]:
+def head(setting: SpeedConfig) -> dict[str, Any]:
     """Under which circumstances and on what something was measured, as JSON."""
     return {
         **asdict(setting),
@@ -217,7 +224,7 @@ def candidates(methods: Mapping[str, Method], modes: Sequence[bool], precision: 
     ]
 
 
-def made_up_task(setting: Setting, batches: int) -> Task:
+def made_up_task(setting: SpeedConfig, batches: int) -> Task:
     """Random images in the shape of the data set's, and the model on them.
 
     Args:
@@ -251,7 +258,7 @@ def made_up_task(setting: Setting, batches: int) -> Task:
 
 
 def training_of(
-    candidate: Candidate, task: Task, steps: Steps, epoch: int, batch_size: int
+    candidate: Candidate, task: Task, steps: StepObserver, epoch: int, batch_size: int
 ) -> tuple[Callable[[], object], Forward]:
     """A candidate's training from beginning to end, and how its networks are carried out.
 
@@ -314,7 +321,7 @@ def _ignore(_: Mapping[str, float]) -> None:
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def measure(setting: Setting, wanted: Sequence[Candidate], tell: Callable[[str], None] = lambda _: None) -> Speed:
+def measure(setting: SpeedConfig, wanted: Sequence[Candidate], tell: Callable[[str], None] = lambda _: None) -> Speed:
     """Measure everything that is wanted, beside the reference.
 
     Args:
@@ -343,19 +350,19 @@ def measure(setting: Setting, wanted: Sequence[Candidate], tell: Callable[[str],
     return Speed(setting=setting, rows=[row for row, _ in rows], notes=notes, layers=len(task.network.layers))
 
 
-_Ready = list[tuple[Candidate, Turns, Forward]]
+_Ready = list[tuple[Candidate, InterleavedTraining, Forward]]
 
 
 @contextlib.contextmanager
 def _ready(
-    setting: Setting, task: Task, wanted: Sequence[Candidate], epoch: int, tell: Callable[[str], None]
+    setting: SpeedConfig, task: Task, wanted: Sequence[Candidate], epoch: int, tell: Callable[[str], None]
 ) -> Iterator[_Ready]:
     """All trainings, each waiting before its first timed step; ended with the block, however that ends."""
     ready: _Ready = []
     try:
         for candidate in wanted:
             tell(f"preparing {candidate.title}")
-            turns = Turns(WARM_UP, setting.device)
+            turns = InterleavedTraining(WARM_UP, setting.device)
             training, forward = training_of(candidate, task, turns, epoch, setting.batch_size)
             ready.append((candidate, turns, forward))
             with _naming(candidate):
@@ -388,7 +395,7 @@ def _failure(candidate: Candidate, reason: str) -> BenchError:
     )
 
 
-def _rows(setting: Setting, outcome: _Ready) -> tuple[list[tuple[Row, Candidate]], list[str]]:
+def _rows(setting: SpeedConfig, outcome: _Ready) -> tuple[list[tuple[Row, Candidate]], list[str]]:
     """A row for each training that was seen to train, and notes on the others."""
     rows, notes = [], []
     reference = outcome[0][1].seconds
@@ -421,7 +428,7 @@ def _rows(setting: Setting, outcome: _Ready) -> tuple[list[tuple[Row, Candidate]
     return rows, notes
 
 
-def _shortcoming(candidate: Candidate, turns: Turns, forward: Forward) -> str | None:
+def _shortcoming(candidate: Candidate, turns: InterleavedTraining, forward: Forward) -> str | None:
     """Why there is no row, if there is none."""
     if not turns.seconds:
         return "draws no training batches, or too few to be timed"
@@ -443,7 +450,7 @@ def _add_ratios(rows: Sequence[Row]) -> None:
 # --- peak memory on a processor ------------------------------------------------------------------------------------
 
 
-class _PeakSteps(Steps):
+class _PeakSteps(StepObserver):
     """Steps in a process of their own, after the warm-up each with the rise of resident memory in it.
 
     Attributes:
@@ -481,7 +488,7 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def peak_in_this_process(setting: Setting, candidate: Candidate) -> int:
+def peak_in_this_process(setting: SpeedConfig, candidate: Candidate) -> int:
     """Peak memory of a candidate's step in bytes, in a process that does nothing else; 0 where it cannot be told."""
     start_process_deterministically(0, setting.threads)
     epoch = _MEMORY_WARM_UP + _MEMORY_STEPS
@@ -491,14 +498,14 @@ def peak_in_this_process(setting: Setting, candidate: Candidate) -> int:
     return steps.bytes
 
 
-def _add_peaks(setting: Setting, rows: Sequence[tuple[Row, Candidate]], tell: Callable[[str], None]) -> None:
+def _add_peaks(setting: SpeedConfig, rows: Sequence[tuple[Row, Candidate]], tell: Callable[[str], None]) -> None:
     """Each in a fresh process: what one training leaves in a process would hide what the next one takes."""
     for row, candidate in rows:
         tell(f"memory of {candidate.title}")
         row.peak_bytes = _peak_in_another_process(setting, candidate) or None
 
 
-def _peak_in_another_process(setting: Setting, candidate: Candidate) -> int:
+def _peak_in_another_process(setting: SpeedConfig, candidate: Candidate) -> int:
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(its, setting, candidate), daemon=True)
@@ -519,7 +526,7 @@ def _peak_in_another_process(setting: Setting, candidate: Candidate) -> int:
     return answer
 
 
-def _answer(connection: Connection, setting: Setting, candidate: Candidate) -> None:
+def _answer(connection: Connection, setting: SpeedConfig, candidate: Candidate) -> None:
     """What the other process does. An interruption is for its parent, which ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer: int | str

@@ -3,7 +3,7 @@
 import math
 
 from bench.diagnostics.validation.outcome import check_finite, valid_policy
-from bench.diagnostics.validation.subject import TOLERANCE, NotApplicable, Subject, Violation, middle
+from bench.diagnostics.validation.subject import TOLERANCE, MethodUnderTest, NotApplicable, Violation, middle
 from bench.errors import UnreachableBudgetError
 from bench.method import Knob, SearchResult
 from bench.spec.schema import Match
@@ -15,7 +15,7 @@ _TIGHT = 1 + TOLERANCE / 3
 _CLOSE = 1e-6
 
 
-def within_reach(subject: Subject) -> str:
+def within_reach(subject: MethodUnderTest) -> str:
     """After the harness's repair a policy costs no more than the budget."""
     result, limit = subject.plain, subject.budget()
     if subject.ignores_budgets:
@@ -36,7 +36,7 @@ def within_reach(subject: Subject) -> str:
     return f"{share:.3f} of the budget{steps}{outside}"
 
 
-def cheapest(subject: Subject) -> str:
+def cheapest(subject: MethodUnderTest) -> str:
     """The cheapest policy is valid, can be reached, and none that is found is cheaper."""
     _, stated = subject.plain, subject.method.cheapest(subject.ground.task.network)
     if stated is None:
@@ -57,7 +57,7 @@ def cheapest(subject: Subject) -> str:
     return f"{least:,.0f} BOPs, {_reached(subject, least)}"
 
 
-def _reached(subject: Subject, least: float) -> str:
+def _reached(subject: MethodUnderTest, least: float) -> str:
     """Whether a search for what the cheapest policy costs ends there."""
     limit = least * _TIGHT
     try:
@@ -77,7 +77,7 @@ def _reached(subject: Subject, least: float) -> str:
     )
 
 
-def out_of_reach(subject: Subject) -> str:
+def out_of_reach(subject: MethodUnderTest) -> str:
     """An impossible budget is told as such, with the cost of the cheapest policy, in finite time."""
     if subject.ignores_budgets:
         raise NotApplicable("budget='ignored': none is impossible")
@@ -108,7 +108,7 @@ def _check_nearest(error: UnreachableBudgetError, limit: float, least: float | N
         )
 
 
-def extremes(subject: Subject) -> str:
+def extremes(subject: MethodUnderTest) -> str:
     """At both ends of every knob's range a search ends with a valid policy and finite weights."""
     if not subject.strength_is_tuned:
         raise NotApplicable(f"budget='{subject.method.capabilities.budget}': nothing is tuned")
@@ -121,7 +121,7 @@ def extremes(subject: Subject) -> str:
     return f"{', '.join(subject.method.knobs('hinge'))}: valid and finite at both ends"
 
 
-def strength(subject: Subject) -> str:
+def strength(subject: MethodUnderTest) -> str:
     """With plain λ log R a high strength gives no dearer network than a low one."""
     if not subject.strength_is_tuned:
         raise NotApplicable(f"budget='{subject.method.capabilities.budget}': there is no strength")
@@ -135,7 +135,7 @@ def strength(subject: Subject) -> str:
     return f"{low:,.0f} BOPs at the lowest strength, {high:,.0f} at the highest"
 
 
-def at_end(subject: Subject, name: str, end: str) -> SearchResult:
+def at_end(subject: MethodUnderTest, name: str, end: str) -> SearchResult:
     """A search with a knob at an end of its range, the others in the middle; by plain λ log R where it has the knob."""
     if (name, end) not in subject.extremes:
         match: Match = "lambda" if name in subject.method.knobs("lambda") else "hinge"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.diagnostics.validation.subject import NotApplicable, Subject, Violation, some
+from bench.diagnostics.validation.subject import MethodUnderTest, NotApplicable, Violation, some
 from bench.diagnostics.validation.watching import Interruption, WatchedData
 from bench.method import Method, SearchResult
 from bench.training.checkpoints import Checkpoints, Stage, Stateful
@@ -23,7 +23,7 @@ _MEASURED = 2
 # --- same bits -----------------------------------------------------------------------------------------------------
 
 
-def repeatable(subject: Subject) -> str:
+def repeatable(subject: MethodUnderTest) -> str:
     """The same job twice gives the same bits."""
     expected = subject.plain
     if difference(_varied(subject), expected) is None:
@@ -36,7 +36,7 @@ def repeatable(subject: Subject) -> str:
     return "same bits from the same job"
 
 
-def other_generators(subject: Subject) -> str:
+def other_generators(subject: MethodUnderTest) -> str:
     """The state of the global random generators does not matter."""
     expected = subject.plain
     if difference(_varied(subject), expected) is None:
@@ -49,7 +49,7 @@ def other_generators(subject: Subject) -> str:
     return "same bits from other states of PyTorch's, NumPy's and Python's global generators"
 
 
-def other_name(subject: Subject) -> str:
+def other_name(subject: MethodUnderTest) -> str:
     """The method's name does not matter, so that methods with one seed are pairs."""
     expected = subject.plain
     if difference(_varied(subject), expected) is None:
@@ -62,7 +62,7 @@ def other_name(subject: Subject) -> str:
     return "same bits under another class name"
 
 
-def _varied(subject: Subject) -> SearchResult:
+def _varied(subject: MethodUnderTest) -> SearchResult:
     """A search with everything changed at once that must not matter; told apart only where it does matter."""
     if subject.varied is None:
         method = _renamed(subject)
@@ -70,7 +70,7 @@ def _varied(subject: Subject) -> SearchResult:
     return subject.varied
 
 
-def _renamed(subject: Subject) -> Method:
+def _renamed(subject: MethodUnderTest) -> Method:
     kind = type(subject.method)
     renamed = type("Renamed", (kind,), {"__module__": kind.__module__, "__qualname__": "Renamed"})
     found: Method = renamed(subject.method.options)
@@ -104,7 +104,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 # --- what it reads and changes --------------------------------------------------------------------------------------
 
 
-def test_split(subject: Subject) -> str:
+def test_split(subject: MethodUnderTest) -> str:
     """The test part of the data is not read."""
     readers = subject.watched.readers
     if readers:
@@ -112,7 +112,7 @@ def test_split(subject: Subject) -> str:
     return "not read"
 
 
-def inputs(subject: Subject) -> str:
+def inputs(subject: MethodUnderTest) -> str:
     """The pretrained weights and the images that it is handed are as they were."""
     _, watched = subject.plain, subject.watched
     changed = _changed(dict(watched.pretrained), subject.ground.pretrained)
@@ -141,7 +141,7 @@ class EveryEpoch:
             self._kept.append(epoch)
 
 
-def resume(subject: Subject) -> str:
+def resume(subject: MethodUnderTest) -> str:
     """A search that is interrupted and goes on ends with the same bits as one that is not."""
     expected, batches = subject.plain, subject.watched.batches
     if batches < 2:
@@ -165,7 +165,7 @@ def resume(subject: Subject) -> str:
     return "same bits after an interruption, from the beginning: hand job.epochs(parts) what is carried over to go on"
 
 
-def _interrupted(subject: Subject, folder: Path, at: int, kept: list[int]) -> None:
+def _interrupted(subject: MethodUnderTest, folder: Path, at: int, kept: list[int]) -> None:
     data = WatchedData(subject.ground.task.data, interrupted_at=at)
     job = subject.job(task=data.task(subject.ground.task), stage=_stages(folder, kept))
     try:
@@ -197,7 +197,7 @@ def _history_difference(one: SearchResult, other: SearchResult) -> str | None:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def memory(subject: Subject) -> str:
+def memory(subject: MethodUnderTest) -> str:
     """Searches leave nothing behind: tensors and objects that are alive do not grow with their number."""
     _ = subject.plain
     with _only_what_is_new():
@@ -217,7 +217,7 @@ def memory(subject: Subject) -> str:
     return f"{_MEASURED} more searches leave no tensor behind"
 
 
-def _repeat(subject: Subject, times: int) -> None:
+def _repeat(subject: MethodUnderTest, times: int) -> None:
     """The plain search again, without keeping what it finds."""
     kept = len(subject.found)
     for _ in range(times):

@@ -7,11 +7,11 @@ from typing import Any
 
 from bench.compression.policy import FULL_PRECISION_BITS, Policy
 from bench.compression.quantizer import UniformQuantizer
-from bench.diagnostics.validation.subject import NotApplicable, Subject, Violation, some
+from bench.diagnostics.validation.subject import MethodUnderTest, NotApplicable, Violation, some
 from bench.errors import BenchError
 from bench.method import Knob
 from bench.planning.plan import make_method
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.spec.schema import Match
 
 _NO_OPTION = "no_such_option"
@@ -19,7 +19,7 @@ _WRONG: dict[str, list[str]] = {"no such": ["value"]}
 """A value that no option takes."""
 
 
-def summary_and_source(subject: Subject) -> str:
+def summary_and_source(subject: MethodUnderTest) -> str:
     """One line that says what it is, the paper it is from, and what differs from that."""
     kind = type(subject.method)
     summary, source = getattr(kind, "summary", ""), kind.source
@@ -33,10 +33,10 @@ def summary_and_source(subject: Subject) -> str:
     return f"from {source}; deviations: {len(deviations)}"
 
 
-def options(subject: Subject) -> str:
+def options(subject: MethodUnderTest) -> str:
     """A wrong option or value is refused in one line that names it and what is allowed; the rest is JSON."""
     kind = type(subject.method).Options
-    if not (isinstance(kind, type) and issubclass(kind, Strict)):
+    if not (isinstance(kind, type) and issubclass(kind, Options)):
         raise Violation(f"Options is {kind!r}, not a subclass of bench.api.Strict, so wrong values go unnoticed")
     _refused(subject, _NO_OPTION, 1)
     for name in kind.model_fields:
@@ -49,7 +49,7 @@ def options(subject: Subject) -> str:
     return f"{', '.join(kind.model_fields) or 'none'}: unknown names and wrong values are refused in one line"
 
 
-def _refused(subject: Subject, option: str, value: Any) -> None:
+def _refused(subject: MethodUnderTest, option: str, value: Any) -> None:
     try:
         make_method(subject.name, {**subject.options, option: value}, subject.place)
     except BenchError as error:
@@ -59,7 +59,7 @@ def _refused(subject: Subject, option: str, value: Any) -> None:
     raise Violation(f"{option} = {value!r} is accepted; options must be fields of a bench.api.Strict, with types")
 
 
-def knobs(subject: Subject) -> str:
+def knobs(subject: MethodUnderTest) -> str:
     """What is tuned, for methods whose strength is tuned: finite ranges, 'strength' among them. Others have none."""
     budget, described = subject.method.capabilities.budget, []
     for match in _modes():
@@ -88,7 +88,7 @@ def _check_range(name: str, knob: Knob) -> None:
         )
 
 
-def capabilities(subject: Subject) -> str:
+def capabilities(subject: MethodUnderTest) -> str:
     """What it says it can do is what its searches do."""
     _ = subject.plain  # without a search there is nothing to compare with
     faults = [fault for words, policy in subject.found for fault in _overstepped(subject, words, policy)]
@@ -103,7 +103,7 @@ def capabilities(subject: Subject) -> str:
     return f"{', '.join(said)}: as in {len(subject.found)} policies found"
 
 
-def _overstepped(subject: Subject, words: str, policy: Policy) -> Iterator[str]:
+def _overstepped(subject: MethodUnderTest, words: str, policy: Policy) -> Iterator[str]:
     """What a policy does that the method says it cannot."""
     can, network = subject.method.capabilities, subject.ground.task.network
     pruned = [name for name, layer in policy.layers.items() if layer.kept_filters is not None]
@@ -123,7 +123,7 @@ def _widths(layer: Any) -> tuple[int, int]:
     return layer.weight_bits, layer.activation_bits
 
 
-def _quantizer_fault(subject: Subject) -> Iterator[str]:
+def _quantizer_fault(subject: MethodUnderTest) -> Iterator[str]:
     own = subject.method.quantizer is not UniformQuantizer
     if own and not subject.method.capabilities.own_quantizer:
         yield "own_quantizer=False, but the property 'quantizer' returns one of the method's own"

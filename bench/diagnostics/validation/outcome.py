@@ -12,14 +12,14 @@ from bench.compression.compress import calibrate, compress
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, check, policy_from_json
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
-from bench.diagnostics.validation.subject import NotApplicable, Subject, Violation, some
+from bench.diagnostics.validation.subject import MethodUnderTest, NotApplicable, Violation, some
 from bench.errors import BenchError
 from bench.execution.stages import reduced_form
 from bench.matching.repair import policy_of
 from bench.method import Decision, SearchResult
 
 
-def search(subject: Subject) -> str:
+def search(subject: MethodUnderTest) -> str:
     """A search ends, and returns a result."""
     result = subject.search_plainly()
     if not isinstance(result.policy, Policy):
@@ -27,13 +27,13 @@ def search(subject: Subject) -> str:
     return f"done in {subject.seconds:.1f} s, {subject.watched.batches} training batches"
 
 
-def policy(subject: Subject) -> str:
+def policy(subject: MethodUnderTest) -> str:
     """The policy fits the network, its widths are whole numbers, and it is the same after a round trip through JSON."""
     found = subject.searched.policy
     return f"{valid_policy(subject, found)}, {subject.price(found):,.0f} BOPs"
 
 
-def valid_policy(subject: Subject, found: Policy) -> str:
+def valid_policy(subject: MethodUnderTest, found: Policy) -> str:
     """The same of any policy.
 
     Raises:
@@ -74,7 +74,7 @@ def _check_types(name: str, layer: LayerPolicy) -> None:
         )
 
 
-def decisions(subject: Subject) -> str:
+def decisions(subject: MethodUnderTest) -> str:
     """What repair may move is well-formed, and stands for the policy."""
     result = subject.plain
     if not result.decisions:
@@ -111,7 +111,7 @@ def _fault(network: NetworkShape, decision: Decision) -> str | None:
     return None
 
 
-def network(subject: Subject) -> str:
+def network(subject: MethodUnderTest) -> str:
     """The weights fit the float model, the compressed network runs, and it costs what the policy is priced at."""
     result, task = subject.plain, subject.ground.task
     model = _loaded(subject, result)
@@ -127,7 +127,7 @@ def network(subject: Subject) -> str:
     return f"costs {real:,.0f} BOPs, as the policy says, and runs"
 
 
-def _loaded(subject: Subject, result: SearchResult) -> nn.Module:
+def _loaded(subject: MethodUnderTest, result: SearchResult) -> nn.Module:
     """The float model with the weights of a search.
 
     Raises:
@@ -158,7 +158,7 @@ def check_finite(result: SearchResult) -> None:
         raise Violation(f"NaN, infinite or unusable after the search: {some(wrong)}")
 
 
-def _run(subject: Subject, model: nn.Module, result: SearchResult, quantizer: QuantizerFactory) -> None:
+def _run(subject: MethodUnderTest, model: nn.Module, result: SearchResult, quantizer: QuantizerFactory) -> None:
     """Carry the compressed network out, as fine-tuning does first."""
     task = subject.ground.task
     compressed = compress(
@@ -180,7 +180,7 @@ def _run(subject: Subject, model: nn.Module, result: SearchResult, quantizer: Qu
         raise Violation("the compressed network's outputs are not finite numbers, one for each class")
 
 
-def record(subject: Subject) -> str:
+def record(subject: MethodUnderTest) -> str:
     """What the search tells of itself can be written down."""
     found = subject.plain.record
     try:

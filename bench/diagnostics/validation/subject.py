@@ -53,7 +53,7 @@ class EndlessError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class SmallTask:
     """What methods are tried on.
 
     Attributes:
@@ -67,7 +67,7 @@ class Ground:
     patience: float = 60.0
 
 
-def make_ground(model: str = "resnet8", dataset: str = "digits", data_dir: Path | None = None) -> Ground:
+def make_ground(model: str = "resnet8", dataset: str = "digits", data_dir: Path | None = None) -> SmallTask:
     """A few images of a data set, and a network that has been trained on them for some updates.
 
     Args:
@@ -95,11 +95,13 @@ def make_ground(model: str = "resnet8", dataset: str = "digits", data_dir: Path 
     task = Task(data=data, network=network, make_model=lambda: build_model(model, shape, classes))
     trained = task.make_model()
     fit(trained, data, _PRETRAINING, generator("pretraining"), _unheard)
-    return Ground(task=task, pretrained={name: value.detach().clone() for name, value in trained.state_dict().items()})
+    return SmallTask(
+        task=task, pretrained={name: value.detach().clone() for name, value in trained.state_dict().items()}
+    )
 
 
 @dataclass(kw_only=True)
-class Subject:
+class MethodUnderTest:
     """A method and what its searches found so far.
 
     Attributes:
@@ -114,7 +116,7 @@ class Subject:
     """
 
     name: str
-    ground: Ground
+    ground: SmallTask
     options: Mapping[str, Any] = field(default_factory=dict)
     place: str | None = None
     found: list[tuple[str, Policy]] = field(default_factory=list)

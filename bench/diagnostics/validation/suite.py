@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.diagnostics.validation import budgets, conduct, declared, outcome
-from bench.diagnostics.validation.subject import NotApplicable, Subject, Violation
+from bench.diagnostics.validation.subject import MethodUnderTest, NotApplicable, Violation
 
 Verdict = Literal["pass", "FAIL", "n/a"]
 GUIDE = "docs/adding-a-method.md"
@@ -25,7 +25,7 @@ class Check:
     """
 
     name: str
-    run: Callable[[Subject], str]
+    run: Callable[[MethodUnderTest], str]
     topic: str
 
 
@@ -72,7 +72,7 @@ CHECKS: Sequence[Check] = (
 """Those that look at all policies found come after those that search."""
 
 
-def validate(subject: Subject, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+def validate(subject: MethodUnderTest, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
     """Make every check of a method; what goes wrong in one does not hinder the others."""
     for check in checks:
         verdict, found = _carried_out(check, subject)
@@ -80,7 +80,7 @@ def validate(subject: Subject, checks: Sequence[Check] = CHECKS) -> Iterator[Fin
         yield Finding(check=check.name, verdict=verdict, found=" ".join(found.split()), see=see)
 
 
-def _carried_out(check: Check, subject: Subject) -> tuple[Verdict, str]:
+def _carried_out(check: Check, subject: MethodUnderTest) -> tuple[Verdict, str]:
     try:
         return "pass", check.run(subject)
     except NotApplicable as reason:
@@ -91,7 +91,7 @@ def _carried_out(check: Check, subject: Subject) -> tuple[Verdict, str]:
         return "FAIL", f"{type(error).__name__}: {error}{_where(error, subject)}"
 
 
-def _where(error: Exception, subject: Subject) -> str:
+def _where(error: Exception, subject: MethodUnderTest) -> str:
     """Where in the method an exception came up, " (file:line)"; nothing when it came up elsewhere."""
     kinds = [
         kind for kind in type(subject.method).__mro__ if not kind.__module__.startswith(("bench.", "abc", "builtins"))

@@ -2,7 +2,7 @@ import pytest
 
 from bench.compression.policy import uniform
 from bench.compression.space_size import policies
-from bench.costs.breakdown import Difference, price_overall, side
+from bench.costs.breakdown import Difference, breakdown, side
 from bench.costs.measures import MeasureName
 from bench.planning.plan import model_shape
 from bench.spec.schema import AcceleratorSpec
@@ -13,7 +13,7 @@ SPEC = AcceleratorSpec()
 
 def test_one_layer_that_the_accelerator_lacks_leaves_only_itself_and_the_totals_unknown() -> None:
     policy = uniform(NETWORK, 4).with_layer("stages.0.0.conv1", weight_bits=16)
-    found = price_overall(SPEC, NETWORK, policy)
+    found = breakdown(SPEC, NETWORK, policy)
     assert found.unknown.keys() == {"stages.0.0.conv1"}
     assert found.total("latency") is found.total("energy") is None
     assert found.total("bops") == found.cost.bops and found.total("memory") == found.cost.memory_kb
@@ -26,7 +26,7 @@ def test_one_layer_that_the_accelerator_lacks_leaves_only_itself_and_the_totals_
 
 @pytest.mark.parametrize("measure", ["bops", "memory", "latency", "energy"])
 def test_layers_add_up_to_the_total(measure: MeasureName) -> None:
-    found = price_overall(SPEC, NETWORK, uniform(NETWORK, 3))
+    found = breakdown(SPEC, NETWORK, uniform(NETWORK, 3))
     parts = [found.of(measure, layer) for layer in found.cost.layers]
     assert sum(part or 0 for part in parts) == pytest.approx(found.total(measure))
     assert sum(found.shares(measure).values()) == pytest.approx(1)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from bench.errors import BenchError
-from bench.execution.settings import How
+from bench.execution.settings import RunSettings
 from bench.planning.plan import make_plan
 from bench.reporting.mlflow.tracker import Tracker
 from bench.results.tables import StudyResults
@@ -64,7 +64,7 @@ def test_a_lost_worker_costs_its_run_a_retry_and_nothing_else(
     cluster: Any, tiny: SimpleNamespace, finished: Any, tmp_path: Path
 ) -> None:
     spec, killed, ended = tiny.spec(), [], threading.Event()
-    how = How(store=Store(tmp_path), data_dir=None, jobs=2, backend="dask", scheduler=cluster.scheduler_address)
+    how = RunSettings(store=Store(tmp_path), data_dir=None, jobs=2, backend="dask", scheduler=cluster.scheduler_address)
     saboteur = threading.Thread(target=kill_worker_of_a_run, args=(cluster, tmp_path, killed, ended))
     saboteur.start()
     watcher = tiny.Recorder()
@@ -80,7 +80,7 @@ def test_a_lost_worker_costs_its_run_a_retry_and_nothing_else(
 
 
 def test_a_cluster_that_does_not_answer_is_a_clear_error(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    how = How(store=Store(tmp_path), data_dir=None, backend="dask", scheduler="tcp://127.0.0.1:9")
+    how = RunSettings(store=Store(tmp_path), data_dir=None, backend="dask", scheduler="tcp://127.0.0.1:9")
     with pytest.raises(
         BenchError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9'.*--scheduler tcp://HOST:8786"
     ):

@@ -27,7 +27,7 @@ from bench.execution import scheduler as scheduling
 from bench.execution.context import Order
 from bench.execution.records import new_record
 from bench.execution.replica_worker import Assignment, work_together
-from bench.execution.settings import How, Limits, check_how
+from bench.execution.settings import Limits, RunSettings, check_settings
 from bench.execution.stages import Workbench
 from bench.execution.supervisor import supervise, work_here
 from bench.method import Capabilities, Method, SearchJob, SearchResult, Task
@@ -37,7 +37,7 @@ from bench.spec.schema import Schedule, StudySpec
 from bench.spec.seeds import generator, start_process_deterministically
 from bench.store import gpu_leases as cards
 from bench.store.files import Store, load_state, read_json
-from bench.store.gpu_leases import Needed, card_lease
+from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.leases import Leases
 from bench.store.machine import resolve_device
 from bench.store.outcomes import Ending
@@ -329,7 +329,7 @@ def test_searches_are_those_of_one_process(spec: StudySpec, tmp_path: Path) -> N
 
 def _gates_in_evaluation(spec: StudySpec, images: int) -> dict[str, Any]:
     """Activation gates see the whole batch of an evaluation, whose shares may differ in size or be empty."""
-    from methods.quantizers import bit_sharing
+    from methods.shared.bit_sharing import bit_sharing
 
     x = replicas.mine(torch.rand(images, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
     thresholds = torch.zeros(2, dtype=torch.float64)
@@ -682,10 +682,10 @@ def test_without_fabric_the_remedy_is_named(tiny: SimpleNamespace, monkeypatch: 
 
 
 def test_replicas_need_processes(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    how = How(store=Store(tmp_path), data_dir=None, isolated=False)
-    check_how(how, "cpu", 1)
+    how = RunSettings(store=Store(tmp_path), data_dir=None, isolated=False)
+    check_settings(how, "cpu", 1)
     with pytest.raises(BenchError, match=r"--in-process is one process, but --devices 2 needs several"):
-        check_how(how, "cpu", 2)
+        check_settings(how, "cpu", 2)
     workshop = tiny.Workshop(tiny.spec({"devices": 2}), tmp_path)
     with pytest.raises(BenchError, match="--in-process"):
         workshop.attend(workshop.plan.pretrainings[0])
@@ -718,7 +718,7 @@ def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Leases:
 
 
 def holding(leases: Leases, count: int, runs_per_card: int = 1, stop: Callable[[], bool] = lambda: False) -> Any:
-    return card_lease(leases, Needed(device="cuda", cards=count, runs_per_card=runs_per_card), "a run", stop)
+    return gpu_lease(leases, GpuRequest(device="cuda", cards=count, runs_per_card=runs_per_card), "a run", stop)
 
 
 def test_cards_are_leased_all_or_none(leases: Leases) -> None:

@@ -3,7 +3,7 @@ from functools import cache
 import pytest
 
 from bench.compression.policy import uniform
-from bench.costs.breakdown import Overall, price_overall
+from bench.costs.breakdown import CostBreakdown, breakdown
 from bench.costs.measures import MeasureName
 from bench.errors import BenchError
 from bench.planning.plan import model_shape
@@ -14,9 +14,9 @@ from bench.spec.schema import AcceleratorSpec
 
 
 @cache
-def overall(model: str, dataset: str, bits: int) -> Overall:
+def overall(model: str, dataset: str, bits: int) -> CostBreakdown:
     network = model_shape(model, dataset)
-    return price_overall(AcceleratorSpec(), network, uniform(network, bits))
+    return breakdown(AcceleratorSpec(), network, uniform(network, bits))
 
 
 def text(shown: Table, width: int) -> list[str]:

@@ -4,15 +4,15 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from bench.errors import BenchError
-from bench.spec.options import Strict, explain
+from bench.spec.options import Options, explain
 
 
-class Inner(Strict):
+class Inner(Options):
     rate: Annotated[float, Field(gt=0)] = 0.1
     count: int = 3
 
 
-class Outer(Strict):
+class Outer(Options):
     needed: str
     flag: bool = False
     inner: Inner = Inner()
@@ -54,7 +54,7 @@ def test_a_whole_number_is_a_number_too() -> None:
 
 
 def test_defaults_are_checked() -> None:
-    class Wrong(Strict):
+    class Wrong(Options):
         rate: Annotated[float, Field(gt=0)] = -1.0
 
     with pytest.raises(ValidationError, match="greater than 0"):

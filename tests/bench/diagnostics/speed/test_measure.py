@@ -23,14 +23,21 @@ from torch import nn
 from bench.compression.quantizer import UniformQuantizer
 from bench.compression.shapes import LayerShape
 from bench.diagnostics.speed.growth import Growth, chart, draw, growth_with_bits, growth_with_depth
-from bench.diagnostics.speed.interleave import SavedTensors, Steps, Turns, WatchedData, WatchedForward, living_bytes
+from bench.diagnostics.speed.interleave import (
+    InterleavedTraining,
+    SavedTensors,
+    StepObserver,
+    WatchedData,
+    WatchedForward,
+    living_bytes,
+)
 from bench.diagnostics.speed.measure import (
     REFERENCE,
     WARM_UP,
     Candidate,
     Row,
-    Setting,
     Speed,
+    SpeedConfig,
     Spread,
     _middle,
     _PeakSteps,
@@ -49,7 +56,7 @@ from tests.plugins.own_loop import OwnLoop, OwnLoopOptions
 from tests.scale.separate_paths import PathPerPair, PathPerWeight
 
 CPU = torch.device("cpu")
-SETTING = Setting(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, threads=1, memory=False)
+SETTING = SpeedConfig(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, threads=1, memory=False)
 SMALL = (
     "--model",
     "resnet8",
@@ -79,7 +86,7 @@ def search(name: str, **more: Any) -> Candidate:
 # --- steps ---
 
 
-class Written(Steps):
+class Written(StepObserver):
     """Writes down what it is told."""
 
     def __init__(self, warm_up: int) -> None:
@@ -130,7 +137,7 @@ def test_watched_data_share_the_tensors_and_leave_the_original_alone() -> None:
 # --- turns ---
 
 
-def a_training(turns: Turns, log: list[str], name: str, steps: int = 99) -> Callable[[], None]:
+def a_training(turns: InterleavedTraining, log: list[str], name: str, steps: int = 99) -> Callable[[], None]:
     data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=steps)
 
     def train() -> None:
@@ -142,7 +149,7 @@ def a_training(turns: Turns, log: list[str], name: str, steps: int = 99) -> Call
 
 def test_trainings_take_turns_step_by_step() -> None:
     log: list[str] = []
-    first, second = (Turns(2, CPU) for _ in range(2))
+    first, second = (InterleavedTraining(2, CPU) for _ in range(2))
     first.start(a_training(first, log, "a"))
     second.start(a_training(second, log, "b"))
     assert log == ["a", "a", "b", "b"]  # both are warm
@@ -156,7 +163,7 @@ def test_trainings_take_turns_step_by_step() -> None:
 
 
 def test_a_training_that_ends_early_takes_no_more_turns() -> None:
-    turns = Turns(2, CPU)
+    turns = InterleavedTraining(2, CPU)
     turns.start(a_training(turns, [], "a", steps=2))  # 2 epochs of 2 steps, of which 2 warm up
     assert [turns.step() for _ in range(4)] == [True, True, False, False]
     assert turns.over and len(turns.seconds) == 2
@@ -166,7 +173,7 @@ def test_a_training_that_ends_early_takes_no_more_turns() -> None:
 def test_a_mode_around_a_training_is_its_own() -> None:
     seen: dict[str, list[tuple[bool, bool]]] = {"low": [], "plain": []}
 
-    def training(turns: Turns, name: str, mode: AbstractContextManager[Any]) -> Callable[[], None]:
+    def training(turns: InterleavedTraining, name: str, mode: AbstractContextManager[Any]) -> Callable[[], None]:
         data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=9)
 
         def train() -> None:
@@ -181,7 +188,7 @@ def test_a_mode_around_a_training_is_its_own() -> None:
             yield
 
     both = {"low": contextmanager(low)(), "plain": nullcontext()}
-    turns = {name: Turns(1, CPU) for name in both}
+    turns = {name: InterleavedTraining(1, CPU) for name in both}
     for name, mode in both.items():
         turns[name].start(training(turns[name], name, mode))
     for name in ("low", "plain", "plain", "low", "plain", "low"):
@@ -194,7 +201,7 @@ def test_a_mode_around_a_training_is_its_own() -> None:
 
 
 def test_nothing_is_counted_after_a_failure() -> None:
-    turns = Turns(1, CPU)
+    turns = InterleavedTraining(1, CPU)
     data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=9)
 
     def train() -> None:
@@ -388,7 +395,7 @@ def test_the_compiler_takes_any_number_of_networks(monkeypatch: pytest.MonkeyPat
     records = []
     for depth in range(1, 13):
         forward = WatchedForward("on", "fp32", CPU)
-        turns = Turns(1, CPU)
+        turns = InterleavedTraining(1, CPU)
         network = _Deep(depth)
         turns.start(lambda forward=forward, network=network: forward.of(network, "test", 1.0)(torch.zeros(1, 2)))
         turns.stop()

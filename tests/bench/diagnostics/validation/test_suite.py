@@ -12,7 +12,7 @@ import torch
 
 from bench.diagnostics.validation import subject as subjects
 from bench.diagnostics.validation.conduct import difference
-from bench.diagnostics.validation.subject import EndlessError, Ground, Subject, at_most, make_ground
+from bench.diagnostics.validation.subject import EndlessError, MethodUnderTest, SmallTask, at_most, make_ground
 from bench.diagnostics.validation.suite import CHECKS, GUIDE, Finding, validate
 from bench.plugins import entry_points
 from bench.plugins.method_files import snake_case
@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[4] / GUIDE
 
 
 @pytest.fixture(scope="module")
-def ground() -> Ground:
+def ground() -> SmallTask:
     """One network and its data for all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -39,19 +39,19 @@ def ground() -> Ground:
 
 
 @pytest.fixture
-def on_trial(ground: Ground, plugin: Callable[..., None]) -> Callable[[type[Any]], Subject]:
+def on_trial(ground: SmallTask, plugin: Callable[..., None]) -> Callable[[type[Any]], MethodUnderTest]:
     """Puts a class on trial under its name, with little patience."""
 
-    def subject(kind: type[Any]) -> Subject:
+    def subject(kind: type[Any]) -> MethodUnderTest:
         name = snake_case(kind.__name__)
         plugin("methods", name, kind)
-        hasty = Ground(task=ground.task, pretrained=ground.pretrained, patience=2.0)
-        return Subject(name=name, ground=hasty)
+        hasty = SmallTask(task=ground.task, pretrained=ground.pretrained, patience=2.0)
+        return MethodUnderTest(name=name, ground=hasty)
 
     return subject
 
 
-def failures(subject: Subject) -> dict[str, Finding]:
+def failures(subject: MethodUnderTest) -> dict[str, Finding]:
     return {finding.check: finding for finding in validate(subject) if finding.verdict == "FAIL"}
 
 
@@ -60,8 +60,8 @@ def failures(subject: Subject) -> dict[str, Finding]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(entry_points.available("methods")))
-def test_every_method_keeps_the_contract(ground: Ground, name: str) -> None:
-    found = failures(Subject(name=name, ground=ground, options=LIGHT.get(name, {})))
+def test_every_method_keeps_the_contract(ground: SmallTask, name: str) -> None:
+    found = failures(MethodUnderTest(name=name, ground=ground, options=LIGHT.get(name, {})))
     assert not found, "\n".join(f"{finding.check}: {finding.found}" for finding in found.values())
 
 
@@ -70,7 +70,7 @@ def test_every_method_keeps_the_contract(ground: Ground, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [faulty_methods.Sound, faulty_methods.Direct, faulty_methods.Replacing])
-def test_sound_methods_pass(on_trial: Callable[..., Subject], kind: type[Any]) -> None:
+def test_sound_methods_pass(on_trial: Callable[..., MethodUnderTest], kind: type[Any]) -> None:
     findings = list(validate(on_trial(kind)))
     assert [finding for finding in findings if finding.verdict == "FAIL"] == []
     assert [finding.check for finding in findings] == [check.name for check in CHECKS]
@@ -79,7 +79,7 @@ def test_sound_methods_pass(on_trial: Callable[..., Subject], kind: type[Any]) -
 SAID = {
     "SummaryWithoutSource": "'source' is empty",
     "SummaryWithDeviationsAsText": "one sentence needs a comma behind it",
-    "OptionsNotStrict": "not a subclass of bench.spec.options.Strict",
+    "OptionsNotStrict": "not a subclass of bench.spec.options.Options",
     "OptionsWithoutTypes": r"slack = \{'no such': \['value'\]\} is accepted",
     "KnobsUpsideDown": r"the range of knob 'other' is Knob\(low=2.0, high=1.0",
     "CapabilitiesNotMixed": "mixed_precision=False, but the plain search gave layers different widths: .*8/8",
@@ -124,7 +124,7 @@ def test_every_check_has_a_method_that_it_must_find() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAID)
-def test_a_fault_is_found_by_its_check_and_no_other(on_trial: Callable[..., Subject], name: str) -> None:
+def test_a_fault_is_found_by_its_check_and_no_other(on_trial: Callable[..., MethodUnderTest], name: str) -> None:
     found = failures(on_trial(FAULTY[name]))
     ((check, finding),) = found.items()
     assert name.startswith("".join(word.capitalize() for word in check.split()))
@@ -142,8 +142,8 @@ def test_what_is_out_of_time_is_ended() -> None:
         pass
 
 
-def test_any_bit_makes_a_difference(ground: Ground) -> None:
-    subject = Subject(name="fixed", ground=ground)
+def test_any_bit_makes_a_difference(ground: SmallTask) -> None:
+    subject = MethodUnderTest(name="fixed", ground=ground)
     one = subject.search_plainly()
     name, value = next(iter(one.state.items()))
     one_bit = torch.nextafter(value, value + 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench import replicas
 from bench.compression.kernels import Kind, gradients, mean_errors, quantized, steps
 from bench.compression.quantizer import denormalize, discretize, normalize, straight_through
-from methods.gates import gate, opened, surrogate_slope
+from methods.shared.gates import gate, opened, surrogate_slope
 
 
 def check_chain(bits: Sequence[int]) -> None:

@@ -13,7 +13,6 @@ from bench.compression.compress import calibrate
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import best_clip, standardize
 from bench.method import SearchJob
-from methods import starts
 from methods.hawq import squared_error
 from methods.sbs import (
     Sbs,
@@ -25,7 +24,8 @@ from methods.sbs import (
     search_space,
     threshold_rate,
 )
-from methods.shared_network import SharedNetwork, Start
+from methods.shared import gate_initialisation as starts
+from methods.shared.network import SharedNetwork, Start
 
 MakeJob = Callable[..., SearchJob]
 LEVELS = 2

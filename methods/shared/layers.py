@@ -11,8 +11,8 @@ from bench.compression.kernels import Kind
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy
 from bench.compression.quantizer import Shifted, UniformQuantizer, best_clip, positive, standardize
 from bench.compression.shapes import LayerShape
-from methods.gates import FilterGroups, opened
-from methods.quantizers import bit_sharing
+from methods.shared.bit_sharing import bit_sharing
+from methods.shared.gates import FilterGroups, opened
 
 GatePlace = Literal["next_input", "norm_output", "weight"]
 GroupMetric = Literal["raw", "normalized"]

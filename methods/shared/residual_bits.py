@@ -3,7 +3,7 @@
 The decomposition of van Baalen et al. 2020 (arXiv 2005.07093, Section 2), with rounding and ranges as in the authors'
 code (Qualcomm-AI-research/BayesianBits, `quantization/straight_through.py`). Values are not normalised, so that a gate
 before them makes a true zero; of signed tensors the grid has 2^b − 1 levels, 0 among them and the bounds of the range
-not. SBS's grids (`methods.quantizers`) are others.
+not. SBS's grids (`methods.shared.bit_sharing`) are others.
 """
 
 from collections.abc import Sequence

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bench.method import SearchJob
-from methods.decisions import What
 from methods.hawq import hutchinson, loss_graph, sensitivity
-from methods.shared_network import SharedNetwork
+from methods.shared.decisions import What
+from methods.shared.network import SharedNetwork
 
 MetricScale = Literal["plain", "start", "hessian"]
 

@@ -23,10 +23,10 @@ from bench.matching.repair import policy_of
 from bench.method import SearchJob
 from bench.spec.schema import AcceleratorSpec
 from bench.training.loop import reestimate_norms
-from methods.gates import opened
 from methods.sbs import SbsOptions, layer_settings, search_space
-from methods.shared_layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer
-from methods.shared_network import SharedNetwork, Start, shares
+from methods.shared.gates import opened
+from methods.shared.layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer
+from methods.shared.network import SharedNetwork, Start, shares
 
 DEFAULT = layer_settings(SbsOptions())
 

@@ -14,8 +14,8 @@ from bench.compression.quantizer import QuantizerFactory, UniformQuantizer, clip
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.relaxed import Choice
 from bench.method import Decision, SearchJob
-from methods.decisions import gates_decision, group_decisions
-from methods.shared_layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
+from methods.shared.decisions import gates_decision, group_decisions
+from methods.shared.layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
 
 SearchSpace = Mapping[str, LayerSpace]
 

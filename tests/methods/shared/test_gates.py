@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.gates import FilterGroups, gate, opened, surrogate_slope
+from methods.shared.gates import FilterGroups, gate, opened, surrogate_slope
 
 CPU = torch.device("cpu")
 CHAINS = [(4,), (2, 4), (2, 4, 8), (3, 6, 12), (1, 2, 4, 8)]

@@ -31,12 +31,12 @@ from bench.compression.shapes import LayerShape
 from bench.costs.relaxed import Choice, Interpolation
 from bench.matching.repair import policy_of
 from bench.method import Decision, SearchJob
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.training.checkpoints import Stateful
 from bench.training.loop import Meter, evaluate, reestimate_norms
-from methods.decisions import What
-from methods.history import History
-from methods.shared_network import edge_layer
+from methods.shared.decisions import What
+from methods.shared.history import History
+from methods.shared.network import edge_layer
 
 WidthCandidates = Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=2)]
 """A signed grid with 0 needs two bits at least."""
@@ -54,7 +54,7 @@ SMALLEST = 1e-6
 """Steps and ranges stay above it whatever an optimizer did."""
 
 
-class WidthOptions(Strict):
+class WidthOptions(Options):
     """Options of both methods.
 
     Attributes:
