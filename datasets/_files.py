@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from bench.errors import BenchError
+from bench.api import BenchError
 
 logger = logging.getLogger(__name__)
 

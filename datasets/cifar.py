@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from bench.data.dataset import Arrays, Augmentation, Dataset, as_uint8
+from bench.api import Arrays, Augmentation, Dataset, as_uint8
 from datasets._files import Source, locate, md5_check, paths
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.data.dataset import Arrays, Augmentation, Dataset, as_uint8, split
+from bench.api import Arrays, Augmentation, Dataset, as_uint8
+from bench.data.dataset import split
 
 _TEST_FRACTION = 0.2
 

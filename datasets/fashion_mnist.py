@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.data.dataset import Arrays, Augmentation, Dataset
+from bench.api import Arrays, Augmentation, Dataset
 from datasets._files import Check, Source, layout_check, locate, paths
 
 _FOLDER = "FashionMNIST/raw"

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Self
 
+from bench.api import BenchError, ImageDataset, ImageFiles
 from bench.data.image_files import classes_in
-from bench.data.image_loading import ImageDataset, ImageFiles
-from bench.errors import BenchError
 
 _TRAIN = "train"
 _TEST = ("test", "val")

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from bench.data.image_loading import ImageDataset, ImageFiles
-from bench.errors import BenchError
+from bench.api import BenchError, ImageDataset, ImageFiles
 from datasets._files import data_folder
 
 _CLASSES = 1000

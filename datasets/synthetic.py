@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.data.dataset import Arrays, Augmentation, Dataset
-from bench.spec.seeds import generator
+from bench.api import Arrays, Augmentation, Dataset, generator
 
 _CLASSES = 10
 _SIDE = 16

@@ -32,20 +32,38 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench import replicas
-from bench.compression.compress import QuantizedLayer, calibrate, replace_layer
+from bench.api import (
+    EDGE_BITS,
+    Capabilities,
+    Decision,
+    GeneratorState,
+    Knob,
+    LayerShape,
+    Match,
+    Meter,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    QuantizedLayer,
+    QuantizerFactory,
+    SearchJob,
+    SearchResult,
+    Stateful,
+    calibrate,
+    evaluate,
+    policy_of,
+    price,
+    reestimate_norms,
+    replace_layer,
+    replicas,
+    sgd,
+    uniform,
+    weight_groups,
+)
 from bench.compression.kernels import Kind
-from bench.compression.policy import EDGE_BITS, Policy, uniform
-from bench.compression.quantizer import QuantizerFactory, Shifted, clip_parameters, positive
-from bench.compression.shapes import LayerShape, NetworkShape
-from bench.costs.counter import price
+from bench.compression.quantizer import Shifted, clip_parameters, positive
 from bench.costs.relaxed import Choice
-from bench.matching.repair import policy_of
-from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.spec.schema import Match
-from bench.training.checkpoints import GeneratorState, Stateful
-from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.shared.bit_sharing import check_chain
 from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.gates import FilterGroups

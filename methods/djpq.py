@@ -5,8 +5,8 @@ continuous in training,
 
     Q(x) = sign(x) · d · ⌊min(|x|, q)^t / d⌉        b = log2(q^t/d + 1) + 1        (inputs: no sign, no + 1)
 
-with the gradients of `methods.shared.learned_range`: dQ/dd the rounding error, dQ/dq = sign(x)·t·q^(t−1) outside the range,
-dQ/dt = sign(x)·|x|^t·log|x|.
+with the gradients of `methods.shared.learned_range`: dQ/dd the rounding error, dQ/dq = sign(x)·t·q^(t−1) outside the
+range, dQ/dt = sign(x)·|x|^t·log|x|.
 
 Pruning: the variational information bottleneck of VIBNet (Dai et al. 2018, arXiv 1802.10399). Each channel that may go
 is multiplied by z = μ + ε·σ, ε normal, between its normalisation and its activation; in evaluation by μ, or by 0 where
@@ -29,16 +29,27 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench import replicas
-from bench.compression.compress import QuantizedLayer
+from bench.api import (
+    Capabilities,
+    Decision,
+    GeneratorState,
+    Knob,
+    LayerShape,
+    Match,
+    Method,
+    NetworkShape,
+    Policy,
+    QuantizedLayer,
+    QuantizerFactory,
+    SearchJob,
+    SearchResult,
+    replicas,
+    sgd,
+    uniform,
+    weight_groups,
+)
 from bench.compression.kernels import Kind
-from bench.compression.policy import Policy, uniform
-from bench.compression.quantizer import QuantizerFactory, positive
-from bench.compression.shapes import LayerShape, NetworkShape
-from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.spec.schema import Match
-from bench.training.checkpoints import GeneratorState
-from bench.training.loop import sgd, weight_groups
+from bench.compression.quantizer import positive
 from methods.shared import learned_range
 from methods.shared.gates import FilterGroups, gate
 from methods.shared.learned_range import (

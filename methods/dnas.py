@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.api import Capabilities, QuantizerFactory
 from bench.compression.kernels import Kind, steps
-from bench.compression.quantizer import QuantizerFactory
-from bench.method import Capabilities
 from methods.multi_path import CHOICES, MultiPath
 from methods.shared.pact import PactActivation
 

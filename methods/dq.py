@@ -28,13 +28,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from bench.api import (
+    Capabilities,
+    Knob,
+    Match,
+    Method,
+    NetworkShape,
+    Policy,
+    QuantizerFactory,
+    SearchJob,
+    SearchResult,
+    sgd,
+    uniform,
+    weight_groups,
+)
 from bench.compression.kernels import Kind
-from bench.compression.policy import Policy, uniform
-from bench.compression.quantizer import QuantizerFactory, positive
-from bench.compression.shapes import NetworkShape
-from bench.method import Capabilities, Knob, Method, SearchJob, SearchResult
-from bench.spec.schema import Match
-from bench.training.loop import sgd, weight_groups
+from bench.compression.quantizer import positive
 from methods.shared import learned_range
 from methods.shared.learned_range import (
     LearnedQuantizer,

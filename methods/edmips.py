@@ -8,11 +8,7 @@ the training data, without noise; the cost is the product of expected widths; th
 import torch
 import torch.nn.functional as F
 
-from bench import replicas
-from bench.compression.quantizer import UniformQuantizer
-from bench.method import SearchJob
-from bench.training.checkpoints import Stateful
-from bench.training.loop import Meter, sgd, weight_groups
+from bench.api import Meter, SearchJob, Stateful, UniformQuantizer, replicas, sgd, weight_groups
 from methods.multi_path import PathMethod, PathNetwork, PathOptions
 from methods.shared.history import History
 

@@ -1,7 +1,6 @@
 """The reference: the network at full precision, trained on as long as every compressed one."""
 
-from bench.compression.policy import FULL_PRECISION_BITS, uniform
-from bench.method import Capabilities, Method, SearchJob, SearchResult
+from bench.api import FULL_PRECISION_BITS, Capabilities, Method, SearchJob, SearchResult, uniform
 
 
 class FullPrecision(Method):

@@ -15,14 +15,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.compression.compress import calibrate, compress
-from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
-from bench.compression.shapes import NetworkShape
-from bench.errors import UnreachableBudgetError
-from bench.matching.repair import policy_of
-from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.spec.seeds import generator
+from bench.api import (
+    FULL_PRECISION_BITS,
+    Capabilities,
+    Decision,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    SearchJob,
+    SearchResult,
+    UnreachableBudgetError,
+    calibrate,
+    compress,
+    generator,
+    policy_of,
+    uniform,
+)
 from methods.shared.decisions import What, bits_decision
 
 _WHAT: tuple[What, What] = ("weight_bits", "activation_bits")

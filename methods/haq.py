@@ -8,11 +8,12 @@ sees ten numbers of the layer, answers with a number in [0, 1], and that is roun
 What costs too much is lowered step by step until it fits the budget; the cost is that of the run's measure in the
 place of the paper's lookup table. The network of these widths is calibrated, trained a little, and its accuracy on
 validation images is the reward of all steps, R = λ · (accuracy − accuracy of the float network) with λ = 0.1 ("Reward
-Function"). The agent is a DDPG ("Agent"; `methods.shared.ddpg`): after episodes of uniform actions it follows its actor, with
-noise that fades.
+Function"). The agent is a DDPG ("Agent"; `methods.shared.ddpg`): after episodes of uniform actions it follows its
+actor, with noise that fades.
 
-The search quantizes linearly, as the paper does (`methods.shared.linear_quantizer`), whatever the recipe. With `recipe =
-"common"` the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` linearly.
+The search quantizes linearly, as the paper does (`methods.shared.linear_quantizer`), whatever the recipe. With
+`recipe = "common"` the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"`
+linearly.
 
 Measured here: on small problems of known accuracies agents of 100 episodes often end at a corner of the space and do
 not find the best policy; what a search returns is then the best of its random episodes (`tests/methods/test_haq.py`).
@@ -32,16 +33,29 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench.compression.compress import compress, input_quantizer
-from bench.compression.policy import EDGE_BITS, Policy, uniform
-from bench.compression.quantizer import QuantizerFactory
-from bench.compression.shapes import LayerShape, NetworkShape
-from bench.data.dataset import BatchStream
-from bench.errors import UnreachableBudgetError
-from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.training.checkpoints import Stateful
-from bench.training.loop import Evaluation, evaluate, reestimate_norms, weight_groups
+from bench.api import (
+    EDGE_BITS,
+    BatchStream,
+    Capabilities,
+    Decision,
+    Evaluation,
+    LayerShape,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    QuantizerFactory,
+    SearchJob,
+    SearchResult,
+    Stateful,
+    UnreachableBudgetError,
+    compress,
+    evaluate,
+    input_quantizer,
+    reestimate_norms,
+    uniform,
+    weight_groups,
+)
 from methods.shared.ddpg import Agent
 from methods.shared.decisions import What
 from methods.shared.linear_quantizer import linear_quantizer

@@ -21,13 +21,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.compression.policy import Policy, uniform
-from bench.compression.quantizer import Shifted, UniformQuantizer, standardize
-from bench.compression.shapes import LayerShape, NetworkShape
-from bench.errors import UnreachableBudgetError
-from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.spec.seeds import generator
+from bench.api import (
+    Capabilities,
+    Decision,
+    LayerShape,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    SearchJob,
+    SearchResult,
+    UniformQuantizer,
+    UnreachableBudgetError,
+    generator,
+    uniform,
+)
+from bench.compression.quantizer import Shifted, standardize
 from methods.shared.decisions import What, bits_decision
 
 Tensors = Mapping[tuple[str, What], Tensor]

@@ -21,21 +21,42 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench import replicas
-from bench.compression.compress import QuantizedLayer, calibrate, geometry_of, input_quantizer, replace_layer
+from bench.api import (
+    EDGE_BITS,
+    BatchStream,
+    Capabilities,
+    Decision,
+    GeneratorState,
+    Knob,
+    LayerShape,
+    Match,
+    Meter,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    QuantizedLayer,
+    QuantizerFactory,
+    SearchJob,
+    SearchResult,
+    Stateful,
+    UniformQuantizer,
+    calibrate,
+    evaluate,
+    generator,
+    geometry_of,
+    input_quantizer,
+    policy_of,
+    reestimate_norms,
+    replace_layer,
+    replicas,
+    sgd,
+    uniform,
+    weight_groups,
+)
 from bench.compression.kernels import blocks, gradients, in_one, quantized, steps
-from bench.compression.policy import EDGE_BITS, Policy, uniform
-from bench.compression.quantizer import QuantizerFactory, UniformQuantizer, clips_of, positive, read_clips
-from bench.compression.shapes import LayerShape, NetworkShape
+from bench.compression.quantizer import clips_of, positive, read_clips
 from bench.costs.relaxed import Choice
-from bench.data.dataset import BatchStream
-from bench.matching.repair import policy_of
-from bench.method import Capabilities, Decision, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.spec.schema import Match
-from bench.spec.seeds import generator
-from bench.training.checkpoints import GeneratorState, Stateful
-from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
 from methods.shared.decisions import bits_decision
 from methods.shared.history import History
 from methods.shared.network import edge_layer

@@ -16,13 +16,23 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from bench.compression.compress import calibrate, compress
-from bench.compression.policy import EDGE_BITS, Policy, uniform
-from bench.compression.shapes import LayerShape, NetworkShape
-from bench.errors import UnreachableBudgetError
-from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.training.loop import evaluate, reestimate_norms
+from bench.api import (
+    EDGE_BITS,
+    Capabilities,
+    LayerShape,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    SearchJob,
+    SearchResult,
+    UnreachableBudgetError,
+    calibrate,
+    compress,
+    evaluate,
+    reestimate_norms,
+    uniform,
+)
 
 _CELLS = 20_000
 """Cells of the grid of costs up to the budget. A draw is off by at most one cell a layer before it is checked."""

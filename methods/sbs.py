@@ -20,16 +20,28 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench import replicas
-from bench.compression.compress import calibrate
-from bench.compression.policy import Policy
-from bench.compression.shapes import NetworkShape
-from bench.matching.repair import policy_of
-from bench.method import Capabilities, CostTerm, Knob, Method, SearchJob, SearchResult
-from bench.spec.options import Options
-from bench.spec.schema import Match
-from bench.training.checkpoints import GeneratorState, Stateful
-from bench.training.loop import Meter, evaluate, reestimate_norms, sgd, weight_groups
+from bench.api import (
+    Capabilities,
+    CostTerm,
+    GeneratorState,
+    Knob,
+    Match,
+    Meter,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    SearchJob,
+    SearchResult,
+    Stateful,
+    calibrate,
+    evaluate,
+    policy_of,
+    reestimate_norms,
+    replicas,
+    sgd,
+    weight_groups,
+)
 from methods.shared.bit_sharing import check_chain
 from methods.shared.gate_initialisation import MetricScale, scale_metrics, shut_bits
 from methods.shared.layers import (

@@ -15,12 +15,8 @@ from dataclasses import replace
 from math import exp, log
 from typing import ClassVar
 
-from bench.compression.policy import Policy
-from bench.compression.shapes import NetworkShape
-from bench.costs.budget import Budget
+from bench.api import Budget, Capabilities, Knob, Match, NetworkShape, Policy, SearchJob, SearchResult
 from bench.matching.repair import repair
-from bench.method import Capabilities, Knob, SearchJob, SearchResult
-from bench.spec.schema import Match
 from methods.sbs import (
     PRUNING_STRENGTH,
     QUANTIZATION_STRENGTH,

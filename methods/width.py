@@ -8,11 +8,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bench.compression.policy import Policy, uniform
-from bench.compression.shapes import NetworkShape
-from bench.errors import UnreachableBudgetError
-from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.spec.options import Options
+from bench.api import (
+    Capabilities,
+    Method,
+    NetworkShape,
+    Options,
+    Policy,
+    SearchJob,
+    SearchResult,
+    UnreachableBudgetError,
+    uniform,
+)
 
 _WIDEST = 16
 

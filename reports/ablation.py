@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.report import Column, Report, Table
+from bench.api import Column, Report, StudyResults, Table
 from bench.results import groups as pairs
 from bench.results import statistics
 from bench.results.statistics import MIN_PAIRS, PairedDifference
-from bench.results.tables import FAILURES, StudyResults
+from bench.results.tables import FAILURES
 from reports.formatting import MILLION, TOO_FEW, count, difference, number, spread
 
 if TYPE_CHECKING:

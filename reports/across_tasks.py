@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.reporting.report import Column, Report, Table
+from bench.api import Column, Report, StudyResults, Table
 from bench.reporting.wording import count, interval, listed, number
 from bench.results.groups import RunGroup, baseline_of, cells, common_seeds
 from bench.results.statistics import Interval
-from bench.results.tables import StudyResults
 from bench.results.task_statistics import Estimate, average_ranks, interquartile_mean, probability_of_improvement
 
 MANY_TASKS = 6

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from bench.reporting.report import Column, Report, Table
+from bench.api import Column, Report, StudyResults, Table
 from bench.results.statistics import mean
-from bench.results.tables import IDENTITY, StudyResults
+from bench.results.tables import IDENTITY
 from reports.formatting import named_runs, number
 from reports.policies import BITS, decisions
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.report import Column, Report, Table
+from bench.api import Column, Report, StudyResults, Table
 from bench.results import groups as pairs
 from bench.results import statistics
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
-from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, StudyResults, section
+from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, section
 from bench.store.outcomes import RETRIABLE
 from reports.formatting import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
 from reports.measured import Measured, limited

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std
-from bench.results.tables import StudyResults
 from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
 from reports.formatting import figure, named_runs, spread
 

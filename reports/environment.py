@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.reporting.report import Column, Report, Table
-from bench.results.tables import StudyResults, section
+from bench.api import Column, Report, StudyResults, Table
+from bench.results.tables import section
 
 _PARTS = ("versions", "hardware")
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.reporting.report import Column, Report, Table
-from bench.results.tables import DAMAGED, FAILURES, MISSING, STALE, StudyResults, section
+from bench.api import Column, Report, StudyResults, Table
+from bench.results.tables import DAMAGED, FAILURES, MISSING, STALE, section
 from bench.store.leases import Leases
 from reports.repeating import continuation, repetition
 

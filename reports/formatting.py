@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bench.api import StudyResults
 from bench.reporting.wording import MILLION, TOO_FEW, difference, interval, number
-from bench.results.tables import IDENTITY, StudyResults
+from bench.results.tables import IDENTITY
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.reporting.report import Column, Document, Figure, Form, Part, Table
+from bench.api import Column, Document, Figure, Part, Table
+from bench.reporting.report import Form
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")

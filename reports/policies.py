@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.compression.policy import FULL_PRECISION_BITS
-from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.api import FULL_PRECISION_BITS, Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std
-from bench.results.tables import IDENTITY, StudyResults, section
+from bench.results.tables import IDENTITY, section
 from reports.drawing import both, spread_of, unique
 from reports.formatting import named_runs, spread
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.report import Column, Report, Table
-from bench.results.tables import DAMAGED, IDENTITY, MISSING, StudyResults, section
+from bench.api import Column, Report, StudyResults, Table
+from bench.results.tables import DAMAGED, IDENTITY, MISSING, section
 from reports.formatting import anchor, named_runs, number
 from reports.repeating import repetition
 

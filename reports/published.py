@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.reporting.report import Column, Report, Table
+from bench.api import Column, Report, StudyResults, Table
 from bench.results.published import Printed, printed
-from bench.results.tables import StudyResults, section
+from bench.results.tables import section
 from reports.formatting import MILLION, number, spread
 
 

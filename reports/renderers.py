@@ -10,7 +10,8 @@ from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.reporting.report import Column, Document, Figure, Form, Part, Table
+from bench.api import Column, Document, Figure, Part, Table
+from bench.reporting.report import Form
 
 _LAST_LATEX_LETTER = 0x17E
 """Up to here (Latin Extended-A) LaTeX knows letters by itself."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.results.tables import StudyResults
+from bench.api import StudyResults
 from bench.store.outcomes import RETRIABLE
 
 _AGAIN = "-again"

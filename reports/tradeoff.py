@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.report import Column, Figure, Part, Report, Table
+from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std, t_interval
-from bench.results.tables import StudyResults
 from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.drawing import number as plotted
 from reports.formatting import anchor, interval, named_runs, number, spread

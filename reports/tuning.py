@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.report import Column, Figure, Part, Report, Table
-from bench.results.tables import StudyResults, section
+from bench.api import Column, Figure, Part, Report, StudyResults, Table
+from bench.results.tables import section
 from reports.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
 from reports.drawing import number as plotted
 from reports.formatting import figure, number, yes_no

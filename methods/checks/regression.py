@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bench.api import Figure, generator
 from bench.compression.quantizer import positive, quantize
 from bench.diagnostics.verify import CheckLine
-from bench.reporting.report import Figure
-from bench.spec.seeds import generator
 from methods.shared.bit_sharing import bit_sharing
 
 if TYPE_CHECKING:

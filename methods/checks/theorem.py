@@ -16,11 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench.api import Figure, generator
 from bench.compression import quantizer as quantization
 from bench.compression.kernels import steps
 from bench.diagnostics.verify import CheckLine
-from bench.reporting.report import Figure
-from bench.spec.seeds import generator
 from methods.shared import bit_sharing as quantizers
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import replicas
+from bench.api import replicas
 from bench.compression.kernels import Kind, gradients, mean_errors, quantized, steps
 from bench.compression.quantizer import denormalize, discretize, normalize, straight_through
 from methods.shared.gates import gate, opened, surrogate_slope

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from bench.method import Decision
+from bench.api import Decision
 
 What = Literal["weight_bits", "activation_bits"]
 """Which tensor of a layer a width is for."""

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.method import SearchJob
+from bench.api import SearchJob
 from methods.hawq import hutchinson, loss_graph, sensitivity
 from methods.shared.decisions import What
 from methods.shared.network import SharedNetwork

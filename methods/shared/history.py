@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bench.method import SearchJob
+from bench.api import SearchJob
 
 
 class Costed(Protocol):

@@ -6,11 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.compression.compress import geometry_of
+from bench.api import FULL_PRECISION_BITS, LayerPolicy, LayerShape, UniformQuantizer, geometry_of
 from bench.compression.kernels import Kind
-from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy
-from bench.compression.quantizer import Shifted, UniformQuantizer, best_clip, positive, standardize
-from bench.compression.shapes import LayerShape
+from bench.compression.quantizer import Shifted, best_clip, positive, standardize
 from methods.shared.bit_sharing import bit_sharing
 from methods.shared.gates import FilterGroups, opened
 

@@ -22,18 +22,28 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bench import replicas
-from bench.compression.compress import QuantizedLayer, calibrate, input_quantizer, replace_layer
+from bench.api import (
+    EDGE_BITS,
+    Decision,
+    LayerShape,
+    Meter,
+    Options,
+    Policy,
+    QuantizedLayer,
+    SearchJob,
+    Stateful,
+    calibrate,
+    evaluate,
+    input_quantizer,
+    policy_of,
+    reestimate_norms,
+    replace_layer,
+    replicas,
+    uniform,
+)
 from bench.compression.kernels import Kind
-from bench.compression.policy import EDGE_BITS, Policy, uniform
 from bench.compression.quantizer import Shifted, drawn_sample
-from bench.compression.shapes import LayerShape
 from bench.costs.relaxed import Choice, Interpolation
-from bench.matching.repair import policy_of
-from bench.method import Decision, SearchJob
-from bench.spec.options import Options
-from bench.training.checkpoints import Stateful
-from bench.training.loop import Meter, evaluate, reestimate_norms
 from methods.shared.decisions import What
 from methods.shared.history import History
 from methods.shared.network import edge_layer

@@ -8,12 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression.compress import QuantizedLayer, input_quantizer, replace_layer
-from bench.compression.policy import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, Policy
-from bench.compression.quantizer import QuantizerFactory, UniformQuantizer, clips_of, read_clips, restore_clips
-from bench.compression.shapes import LayerShape, NetworkShape
+from bench.api import (
+    EDGE_BITS,
+    FULL_PRECISION_BITS,
+    Decision,
+    LayerPolicy,
+    LayerShape,
+    NetworkShape,
+    Policy,
+    QuantizedLayer,
+    QuantizerFactory,
+    SearchJob,
+    UniformQuantizer,
+    input_quantizer,
+    replace_layer,
+)
+from bench.compression.quantizer import clips_of, read_clips, restore_clips
 from bench.costs.relaxed import Choice
-from bench.method import Decision, SearchJob
 from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
 
