@@ -8,6 +8,7 @@ from .compression.compress import replace_layer as replace_layer
 from .compression.policy import EDGE_BITS as EDGE_BITS
 from .compression.policy import FULL_PRECISION_BITS as FULL_PRECISION_BITS
 from .compression.policy import LayerPolicy as LayerPolicy
+from .compression.policy import LayerSpace as LayerSpace
 from .compression.policy import Policy as Policy
 from .compression.policy import uniform as uniform
 from .compression.quantizer import Quantizer as Quantizer

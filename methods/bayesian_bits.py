@@ -39,6 +39,7 @@ from bench.api import (
     GeneratorState,
     Knob,
     LayerShape,
+    LayerSpace,
     Match,
     Meter,
     Method,
@@ -63,12 +64,10 @@ from bench.api import (
 )
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, clip_parameters, positive
-from bench.costs.relaxed import Choice
 from methods.shared.bit_sharing import check_chain
 from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.gates import FilterGroups
 from methods.shared.history import History
-from methods.shared.layers import LayerSpace
 from methods.shared.network import cheapest_policy, edge_layer, shares
 from methods.shared.residual_bits import RangeQuantizer, gated_quantization
 
@@ -282,11 +281,7 @@ class BayesianNetwork:
         self.pruned = {name: layer for name, layer in self.layers.items() if layer.phi_filters is not None}
         self.bits = next(iter(space.values())).weight_bits
         self._mac_shares = self._shares_of_macs().to(job.task.device)
-        choices = {
-            name: Choice(weight_bits=self.bits, activation_bits=self.bits, pruned=name in self.pruned)
-            for name in self.layers
-        }
-        self._relaxed = job.measure.relaxed(self.network, choices, job.task.device, EDGE_BITS)
+        self._relaxed = job.measure.relaxed(self.network, space, job.task.device, EDGE_BITS)
         self.threshold()
 
     def _shares_of_macs(self) -> Tensor:

@@ -29,6 +29,7 @@ from bench.api import (
     GeneratorState,
     Knob,
     LayerShape,
+    LayerSpace,
     Match,
     Meter,
     Method,
@@ -56,7 +57,6 @@ from bench.api import (
 )
 from bench.compression.kernels import blocks, gradients, in_one, quantized, steps
 from bench.compression.quantizer import clips_of, positive, read_clips
-from bench.costs.relaxed import Choice
 from methods.shared.decisions import bits_decision
 from methods.shared.history import History
 from methods.shared.network import edge_layer
@@ -240,8 +240,8 @@ class PathNetwork:
                 replace_layer(self.model, shape.name, self.layers[shape.name])
             else:
                 replace_layer(self.model, shape.name, edge_layer(module, shape))
-        choices = dict.fromkeys(self.layers, Choice(weight_bits=bits, activation_bits=bits))
-        self._relaxed = job.measure.relaxed(self.network, choices, job.task.device, EDGE_BITS)
+        space = dict.fromkeys(self.layers, LayerSpace(weight_bits=bits, activation_bits=bits))
+        self._relaxed = job.measure.relaxed(self.network, space, job.task.device, EDGE_BITS)
 
     def logits(self) -> list[nn.Parameter]:
         """All architecture parameters."""

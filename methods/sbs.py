@@ -25,6 +25,7 @@ from bench.api import (
     CostTerm,
     GeneratorState,
     Knob,
+    LayerSpace,
     Match,
     Meter,
     Method,
@@ -50,7 +51,6 @@ from methods.shared.layers import (
     GatePlace,
     GroupMetric,
     LayerSettings,
-    LayerSpace,
 )
 from methods.shared.network import SearchSpace, SharedNetwork, Start, cheapest_policy
 

@@ -29,6 +29,27 @@ class LayerPolicy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpace:
+    """The choices that a search has for one layer.
+
+    Attributes:
+        weight_bits, activation_bits: Candidate widths in bits, rising; a single width is no choice.
+        group_size: Number of filters that are pruned together; 0 when the search does not prune the layer.
+        kept_filters: Filters that were chosen before the search; `None` for all.
+    """
+
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    group_size: int = 0
+    kept_filters: tuple[int, ...] | None = None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the layer may have fewer filters than the float network."""
+        return self.group_size > 0 or self.kept_filters is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
     """The exchange format between search, costs, fine-tuning and reports."""
 

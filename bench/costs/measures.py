@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 import torch
 
-from bench.compression.policy import FULL_PRECISION_BITS, Policy
+from bench.compression.policy import FULL_PRECISION_BITS, LayerSpace, Policy
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.accelerator.bitfusion import read_hardware
 from bench.costs.accelerator.pricing import AcceleratorCost, execute_layer, price_on
 from bench.costs.counter import BITS_PER_KB, channels, price, price_layer
-from bench.costs.relaxed import Choice, RelaxedBops, RelaxedCost, RelaxedMemory, RelaxedTable
+from bench.costs.relaxed import RelaxedBops, RelaxedCost, RelaxedMemory, RelaxedTable
 from bench.spec.schema import AcceleratorSpec
 
 MeasureName = Literal["bops", "memory", "latency", "energy"]
@@ -56,7 +56,7 @@ class Measure(ABC):
 
     @abstractmethod
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
+        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
         """The differentiable form, in the same unit.
 
@@ -89,7 +89,7 @@ class Bops(Measure):
         return price_layer(policy, layer).bops
 
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
+        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
         """Eq. 14."""
         return RelaxedBops(network, choices, device, edge_bits=edge_bits)
@@ -116,7 +116,7 @@ class Memory(Measure):
         return price_layer(policy, layer).memory_bits / BITS_PER_KB
 
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
+        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
         """Weights and inputs with their expected widths."""
         return RelaxedMemory(network, choices, device, edge_bits=edge_bits)
@@ -156,7 +156,7 @@ class _OnAccelerator(Measure):
         return self.of(AcceleratorCost(accelerator=self.accelerator, layers={layer.name: executed}))
 
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device, edge_bits: int
+        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
     ) -> RelaxedCost:
         """A table of every layer at every pair of widths and at some channel counts."""
         edge = sum(

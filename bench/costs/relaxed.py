@@ -13,26 +13,12 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from bench.compression.policy import EDGE_BITS, LayerPolicy, Policy
+from bench.compression.policy import EDGE_BITS, LayerPolicy, LayerSpace, Policy
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.counter import BITS_PER_KB, LayerCost, price_layer
 
 _CHANNEL_COUNTS = 9
 """How many channel counts of a layer a table holds at most."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """What may be chosen for one layer.
-
-    Attributes:
-        weight_bits, activation_bits: Candidate widths.
-        pruned: Whether its filters may go, by its own decision.
-    """
-
-    weight_bits: tuple[int, ...]
-    activation_bits: tuple[int, ...]
-    pruned: bool = False
 
 
 LayerPrice = Callable[[LayerShape, int, int, int, int], float]
@@ -52,7 +38,7 @@ class RelaxedCost(ABC):
         in_channels, out_channels: Full channel counts, shape (L,).
     """
 
-    def __init__(self, network: NetworkShape, choices: Mapping[str, Choice], device: torch.device | str) -> None:
+    def __init__(self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device | str) -> None:
         self.layers: Sequence[LayerShape] = network.middle
         self._choices = [choices[layer.name] for layer in self.layers]
         self._device = device
@@ -110,7 +96,7 @@ class _RelaxedFormula(RelaxedCost):
     def __init__(
         self,
         network: NetworkShape,
-        choices: Mapping[str, Choice],
+        choices: Mapping[str, LayerSpace],
         device: torch.device | str = "cpu",
         *,
         edge_bits: int = EDGE_BITS,
@@ -188,7 +174,7 @@ class RelaxedTable(RelaxedCost):
     def __init__(
         self,
         network: NetworkShape,
-        choices: Mapping[str, Choice],
+        choices: Mapping[str, LayerSpace],
         price: LayerPrice,
         edge: float,
         device: torch.device | str = "cpu",
@@ -221,7 +207,7 @@ class _LayerTable:
     prices: Tensor
 
     @classmethod
-    def of(cls, layer: LayerShape, choice: Choice, pruned: set[str], price: LayerPrice) -> "_LayerTable":
+    def of(cls, layer: LayerShape, choice: LayerSpace, pruned: set[str], price: LayerPrice) -> "_LayerTable":
         """Price a layer at every pair of widths and at some channel counts, where channels may go."""
         free_inputs = layer.producer in pruned and not layer.depthwise
         inputs = channel_counts(layer.in_channels) if free_inputs else [layer.in_channels]

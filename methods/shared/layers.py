@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.api import FULL_PRECISION_BITS, LayerPolicy, LayerShape, UniformQuantizer, geometry_of
+from bench.api import FULL_PRECISION_BITS, LayerPolicy, LayerShape, LayerSpace, UniformQuantizer, geometry_of
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, best_clip, positive, standardize
 from methods.shared.bit_sharing import bit_sharing
@@ -17,22 +17,6 @@ GroupMetric = Literal["raw", "normalized"]
 ClipSharing = Literal["one", "per_width"]
 
 FULL_PRECISION = (FULL_PRECISION_BITS,)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerSpace:
-    """What may be chosen for one layer.
-
-    Attributes:
-        weight_bits, activation_bits: Chains of candidates; a single width is no choice.
-        group_size: Filters a pruning group; 0 when the layer is not pruned.
-        kept_filters: Filters that are fixed beforehand; `None` for all.
-    """
-
-    weight_bits: tuple[int, ...]
-    activation_bits: tuple[int, ...]
-    group_size: int = 0
-    kept_filters: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ from bench.api import (
     EDGE_BITS,
     Decision,
     LayerShape,
+    LayerSpace,
     Meter,
     Options,
     Policy,
@@ -43,7 +44,7 @@ from bench.api import (
 )
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, drawn_sample
-from bench.costs.relaxed import Choice, Interpolation
+from bench.costs.relaxed import Interpolation
 from methods.shared.decisions import What
 from methods.shared.history import History
 from methods.shared.network import edge_layer
@@ -288,7 +289,8 @@ class RangeNetwork(ABC):
         self.quantizers = [self._quantizer(name, kind) for kind in _KINDS for name in self.layers]
         self._pruned = tuple(pruned)
         choices = {
-            name: Choice(weight_bits=bits, activation_bits=bits, pruned=name in self._pruned) for name in self.layers
+            name: LayerSpace(weight_bits=bits, activation_bits=bits, group_size=int(name in self._pruned))
+            for name in self.layers
         }
         self.relaxed = job.measure.relaxed(self.network, choices, job.task.device, EDGE_BITS)
         rows = [bits] * (2 * len(self.layers))

@@ -14,6 +14,7 @@ from bench.api import (
     Decision,
     LayerPolicy,
     LayerShape,
+    LayerSpace,
     NetworkShape,
     Policy,
     QuantizedLayer,
@@ -24,9 +25,8 @@ from bench.api import (
     replace_layer,
 )
 from bench.compression.quantizer import clips_of, read_clips, restore_clips
-from bench.costs.relaxed import Choice
 from methods.shared.decisions import gates_decision, group_decisions
-from methods.shared.layers import FULL_PRECISION, LayerSettings, LayerSpace, SharedLayer
+from methods.shared.layers import FULL_PRECISION, LayerSettings, SharedLayer
 
 SearchSpace = Mapping[str, LayerSpace]
 
@@ -67,8 +67,7 @@ class SharedNetwork:
                 edge = edge_layer(module, shape, normalized=settings.weight_normalization)
                 replace_layer(self.model, shape.name, edge)
         self._edge_bits = FULL_PRECISION_BITS if full_precision else EDGE_BITS
-        choices = {name: _choice(layer.space) for name, layer in self.layers.items()}
-        self._relaxed = job.measure.relaxed(self.network, choices, job.task.device, self._edge_bits)
+        self._relaxed = job.measure.relaxed(self.network, space, job.task.device, self._edge_bits)
         if settings.gate_place == "norm_output":
             self._mask_after_norms()
         restore_clips(self._clips(), start.clips)
@@ -248,8 +247,3 @@ def shares(gates: Sequence[Tensor]) -> Tensor:
 def _drawn(like: Tensor, share: float, noise: torch.Generator) -> Tensor | None:
     """1 with probability `share`, 0 otherwise, in the shape of another tensor; `None` without a share."""
     return (torch.rand(like.shape, generator=noise) < share).to(like) if share else None
-
-
-def _choice(space: LayerSpace) -> Choice:
-    pruned = space.group_size > 0 or space.kept_filters is not None
-    return Choice(weight_bits=space.weight_bits, activation_bits=space.activation_bits, pruned=pruned)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.compression.kernels import Kind
+from bench.compression.policy import LayerSpace
 from bench.compression.quantizer import UniformQuantizer
 from bench.compression.shapes import LayerShape
 from bench.training.forward import Forward
 from methods.shared.bit_sharing import bit_sharing
-from methods.shared.layers import LayerSettings, LayerSpace, SharedLayer
+from methods.shared.layers import LayerSettings, SharedLayer
 
 BITS = (2, 4, 8)
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from bench.compression.policy import Policy, kept_inputs, kept_outputs, uniform
+from bench.compression.policy import LayerSpace, Policy, kept_inputs, kept_outputs, uniform
 from bench.compression.shapes import NetworkShape
 from bench.compression.space_size import CANDIDATES
 from bench.costs.counter import price
-from bench.costs.relaxed import Choice, RelaxedBops, RelaxedCost, RelaxedMemory
+from bench.costs.relaxed import RelaxedBops, RelaxedCost, RelaxedMemory
 from bench.diagnostics.verify import CheckLine, accelerator, printed, pruning
 from bench.diagnostics.verify.networks import CIFAR, MODELS, network, title
 from bench.spec.seeds import generator
@@ -140,7 +140,7 @@ def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
 
 def _relaxed(shape: NetworkShape, kind: type[RelaxedBops | RelaxedMemory]) -> RelaxedCost:
     """The differentiable cost of a search over 2, 4 and 8 bits everywhere."""
-    everywhere = Choice(weight_bits=CANDIDATES, activation_bits=CANDIDATES, pruned=True)
+    everywhere = LayerSpace(weight_bits=CANDIDATES, activation_bits=CANDIDATES, group_size=1)
     return kind(shape, {layer.name: everywhere for layer in shape.middle})
 
 

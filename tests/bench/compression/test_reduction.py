@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.compression.compress import reduce
-from bench.compression.policy import LayerPolicy, Policy
+from bench.compression.policy import LayerPolicy, LayerSpace, Policy
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import channels, price
 from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
-from bench.costs.relaxed import Choice, RelaxedCost, channel_counts
+from bench.costs.relaxed import RelaxedCost, channel_counts
 from bench.models.build import build_model
 from bench.spec.schema import AcceleratorSpec
 
@@ -203,9 +203,10 @@ def search_policy(network: NetworkShape, seed: int, *, tabulated: bool = False) 
     return policy
 
 
-def all_choices(network: NetworkShape) -> dict[str, Choice]:
+def all_choices(network: NetworkShape) -> dict[str, LayerSpace]:
     return {
-        layer.name: Choice(weight_bits=BITS, activation_bits=BITS, pruned=layer.prunable) for layer in network.middle
+        layer.name: LayerSpace(weight_bits=BITS, activation_bits=BITS, group_size=int(layer.prunable))
+        for layer in network.middle
     }
 
 
@@ -224,7 +225,8 @@ def test_relaxed_costs_know_full_precision_edges(measure: Measure) -> None:
     """Pruning alone: nothing is quantized, the first and the last layer neither."""
     network = case_of("mobilenet_v2").network
     choices = {
-        layer.name: Choice(weight_bits=(32,), activation_bits=(32,), pruned=layer.prunable) for layer in network.middle
+        layer.name: LayerSpace(weight_bits=(32,), activation_bits=(32,), group_size=int(layer.prunable))
+        for layer in network.middle
     }
     policy = random_policy(network, 3, [32])
     relaxed = measure.relaxed(network, choices, DEVICE, 32)

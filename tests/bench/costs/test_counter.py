@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bench.compression.compress import reduce
-from bench.compression.policy import LayerPolicy, Policy, uniform
+from bench.compression.policy import LayerPolicy, LayerSpace, Policy, uniform
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import LayerCost, price
-from bench.costs.relaxed import Choice, RelaxedBops
+from bench.costs.relaxed import RelaxedBops
 from bench.errors import BenchError
 from bench.models.resnet import resnet8, resnet20, resnet56
 
@@ -195,8 +195,8 @@ def test_what_a_model_states_is_all_that_may_go(stated: tuple[str, ...]) -> None
     assert network.norms == (("norm", "wide"),) * len(stated)
 
 
-def choices(network: NetworkShape, *bits: int) -> dict[str, Choice]:
-    return {layer.name: Choice(weight_bits=bits, activation_bits=bits) for layer in network.middle}
+def choices(network: NetworkShape, *bits: int) -> dict[str, LayerSpace]:
+    return {layer.name: LayerSpace(weight_bits=bits, activation_bits=bits) for layer in network.middle}
 
 
 def arguments(network: NetworkShape, seed: int) -> dict[str, Tensor]:

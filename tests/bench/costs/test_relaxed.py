@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.compression.policy import LayerSpace
 from bench.compression.shapes import LayerShape, NetworkShape
-from bench.costs.relaxed import Choice, RelaxedBops, RelaxedMemory, RelaxedTable, channel_counts
+from bench.costs.relaxed import RelaxedBops, RelaxedMemory, RelaxedTable, channel_counts
 
 
 def layer(name: str, inputs: int, outputs: int, **others: object) -> LayerShape:
@@ -30,10 +31,10 @@ NETWORK = NetworkShape(
     ),
 )
 CHOICES = {
-    "wide": Choice(weight_bits=(2, 4, 8), activation_bits=(2, 8), pruned=True),
-    "depthwise": Choice(weight_bits=(4,), activation_bits=(2, 4, 8)),
-    "narrow": Choice(weight_bits=(2, 4), activation_bits=(8,)),
-    "grouped": Choice(weight_bits=(8,), activation_bits=(3,)),
+    "wide": LayerSpace(weight_bits=(2, 4, 8), activation_bits=(2, 8), group_size=1),
+    "depthwise": LayerSpace(weight_bits=(4,), activation_bits=(2, 4, 8)),
+    "narrow": LayerSpace(weight_bits=(2, 4), activation_bits=(8,)),
+    "grouped": LayerSpace(weight_bits=(8,), activation_bits=(3,)),
 }
 EDGE = 1000.0
 

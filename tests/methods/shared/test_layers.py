@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.compression.compress import calibrate, compress
-from bench.compression.policy import LayerPolicy, Policy
+from bench.compression.policy import LayerPolicy, LayerSpace, Policy
 from bench.compression.quantizer import Kind
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.accelerator.pricing import execute_layer
@@ -25,7 +25,7 @@ from bench.spec.schema import AcceleratorSpec
 from bench.training.loop import reestimate_norms
 from methods.sbs import SbsOptions, layer_settings, search_space
 from methods.shared.gates import opened
-from methods.shared.layers import FULL_PRECISION, GatePlace, LayerSettings, LayerSpace, SharedLayer
+from methods.shared.layers import FULL_PRECISION, GatePlace, LayerSettings, SharedLayer
 from methods.shared.network import SharedNetwork, Start, shares
 
 DEFAULT = layer_settings(SbsOptions())
