@@ -4,6 +4,7 @@ The harness owns pretraining, splits, tuning of the knobs, repair onto the budge
 logging. A method is a class registered in the entry-point group `bench.methods`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,11 @@ class Knob:
     low: float
     high: float
     log: bool = False
+
+    @property
+    def middle(self) -> float:
+        """The middle of the range: the geometric mean on a logarithmic scale, the arithmetic mean on a linear one."""
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,20 @@ class RelaxedCost(ABC):
             self.out_channels if out_channels is None else out_channels,
         )
 
+    def channels(self, filters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pass the filters that layers keep on to the layers that read them or are tied to them.
+
+        Args:
+            filters: Number of surviving filters by layer, scalars; a layer that is not named keeps all.
+
+        Returns:
+            `in_channels` and `out_channels` for a call, each of shape (L,).
+        """
+        rows = list(zip(self.layers, self.in_channels, self.out_channels, strict=True))
+        inputs = [filters.get(layer.producer or "", full) for layer, full, _ in rows]
+        outputs = [filters.get(layer.leader or layer.name, full) for layer, _, full in rows]
+        return {"in_channels": torch.stack(inputs), "out_channels": torch.stack(outputs)}
+
     @abstractmethod
     def _price(self, weight: Tensor, activation: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The cost of shares and channels."""

@@ -1,6 +1,5 @@
 """Estimates how long a study will take, from a few measured steps of every kind of work in it."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
 def _search_time(unit: TuningUnit, task: Task) -> StepTime:
     schedule, match = unit.spec.search, unit.spec.tuning.match
     method = method_of_study(unit.spec, unit.method)
-    knobs = {name: math.sqrt(knob.low * knob.high) for name, knob in method.knobs(match).items()}
+    knobs = {name: knob.middle for name, knob in method.knobs(match).items()}
     state = task.make_model().state_dict()
 
     def work(batches: int) -> None:

@@ -36,7 +36,7 @@ from bench.diagnostics.speed.interleave import (
 )
 from bench.errors import BenchError
 from bench.execution.stages import on_device
-from bench.method import Knob, Method, SearchJob, Task
+from bench.method import Method, SearchJob, Task
 from bench.models.build import build_model
 from bench.planning.plan import model_shape
 from bench.plugins.registry import load
@@ -284,7 +284,7 @@ def _search(method: Method, task: Task, forward: Forward, batch_size: int) -> Ca
     job = SearchJob(
         task=task,
         pretrained=task.make_model().state_dict(),
-        knobs={name: _middle(knob) for name, knob in method.knobs("hinge").items()},
+        knobs={name: knob.middle for name, knob in method.knobs("hinge").items()},
         budget=max(least, price(task.network, uniform(task.network, _BITS)).bops),
         match="hinge",
         schedule=SearchSchedule(epochs=_EPOCHS, batch_size=batch_size, lr=_RATE),
@@ -293,10 +293,6 @@ def _search(method: Method, task: Task, forward: Forward, batch_size: int) -> Ca
         forward=forward,
     )
     return lambda: method.search(job)
-
-
-def _middle(knob: Knob) -> float:
-    return math.sqrt(knob.low * knob.high) if knob.log else (knob.low + knob.high) / 2
 
 
 def _fit(candidate: Candidate, task: Task, forward: Forward, batch_size: int) -> Callable[[], object]:

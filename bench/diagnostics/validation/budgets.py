@@ -3,7 +3,7 @@
 import math
 
 from bench.diagnostics.validation.outcome import check_finite, valid_policy
-from bench.diagnostics.validation.subject import TOLERANCE, MethodUnderTest, NotApplicable, Violation, middle
+from bench.diagnostics.validation.subject import TOLERANCE, MethodUnderTest, NotApplicable, Violation
 from bench.errors import UnreachableBudgetError
 from bench.method import Knob, SearchResult
 from bench.spec.schema import Match
@@ -140,7 +140,7 @@ def at_end(subject: MethodUnderTest, name: str, end: str) -> SearchResult:
     if (name, end) not in subject.extremes:
         match: Match = "lambda" if name in subject.method.knobs("lambda") else "hinge"
         ranges = subject.method.knobs(match)
-        values = {other: middle(knob) for other, knob in ranges.items()} | {name: _end(ranges[name], end)}
+        values = {other: knob.middle for other, knob in ranges.items()} | {name: _end(ranges[name], end)}
         words = f"{end}est {name}" if end == "high" else f"lowest {name}"
         result = subject.search(words, subject.job(match=match, knobs=values))
         subject.extremes[name, end] = result

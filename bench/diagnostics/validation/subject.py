@@ -21,7 +21,7 @@ from bench.data.dataset import Dataset, TaskData
 from bench.diagnostics.validation.watching import WatchedData
 from bench.errors import BenchError
 from bench.matching.repair import Repair, repair
-from bench.method import Knob, Method, SearchJob, SearchResult, Task
+from bench.method import Method, SearchJob, SearchResult, Task
 from bench.models.build import build_model
 from bench.planning.plan import make_method
 from bench.plugins.registry import load
@@ -173,7 +173,7 @@ class MethodUnderTest:
 
     def knobs(self, **changed: float) -> dict[str, float]:
         """Every knob in the middle of its range, but for those given; nothing where none is tuned."""
-        return {**{name: middle(knob) for name, knob in self.method.knobs("hinge").items()}, **changed}
+        return {**{name: knob.middle for name, knob in self.method.knobs("hinge").items()}, **changed}
 
     def job(self, **changes: Any) -> SearchJob:
         """A search for the budget in the middle of all knobs' ranges; every call has tensors of its own."""
@@ -260,11 +260,6 @@ class MethodUnderTest:
         budget = Budget(text="validation", limit=limit, tolerance=TOLERANCE)
         moved = repair(self.ground.task.network, result.policy, result.decisions, budget)
         return moved.policy, moved
-
-
-def middle(knob: Knob) -> float:
-    """The middle of a knob's range, on its scale."""
-    return math.sqrt(knob.low * knob.high) if knob.log else (knob.low + knob.high) / 2
 
 
 @contextmanager

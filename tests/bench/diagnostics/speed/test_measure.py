@@ -39,7 +39,6 @@ from bench.diagnostics.speed.measure import (
     Speed,
     SpeedConfig,
     Spread,
-    _middle,
     _PeakSteps,
     candidates,
     made_up_task,
@@ -48,7 +47,7 @@ from bench.diagnostics.speed.measure import (
 )
 from bench.diagnostics.speed.published import sharing
 from bench.errors import BenchError
-from bench.method import Knob, Method
+from bench.method import Method
 from bench.planning.plan import make_method
 from bench.training import forward as forward_module
 from methods.multi_path import MixedLayer
@@ -416,11 +415,6 @@ def test_what_random_images_look_like() -> None:
     assert tuple(task.data.train.images.shape) == (40, 3, 16, 16)  # ten batches at least
     assert len(task.data.validation) == 4
     assert task.network.model == "resnet8"
-
-
-def test_strengths_are_in_the_middle_of_their_range() -> None:
-    assert _middle(Knob(low=0.01, high=1, log=True)) == pytest.approx(0.1)
-    assert _middle(Knob(low=0.1, high=0.9)) == pytest.approx(0.5)
 
 
 def test_a_spread_of_one_and_of_several() -> None:
