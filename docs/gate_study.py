@@ -33,8 +33,8 @@ from bench.method import SearchJob
 from bench.planning.plan import make_plan
 from bench.reporting.charts import save
 from bench.reporting.report import Column, Document, Section, Table
-from bench.spec.schema import build, read_toml
 from bench.spec.seeds import derive, start_process_deterministically
+from bench.spec.sources import build, read_toml
 from bench.store.files import Store
 from bench.training.loop import reestimate_norms
 from methods.hawq import hutchinson, loss_graph, sensitivity

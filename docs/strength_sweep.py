@@ -22,8 +22,8 @@ from bench.execution.stages import Workbench, load_checkpoint
 from bench.method import SearchJob
 from bench.planning.plan import make_method, make_plan
 from bench.reporting.charts import save
-from bench.spec.schema import build, read_preset, with_schedule
 from bench.spec.seeds import derive, generator, start_process_deterministically
+from bench.spec.sources import build, read_preset, with_schedule
 from bench.store.files import Store
 from bench.training.loop import fit
 

@@ -26,7 +26,8 @@ from bench.method import SearchJob
 from bench.planning.plan import Plan, Unit, kind_of, make_plan, stored_specification, title
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
-from bench.spec.schema import StudySpec, build
+from bench.spec.schema import StudySpec
+from bench.spec.sources import build
 from bench.store.files import Store, write_checked
 from bench.store.leases import LeaseView
 from bench.store.outcomes import Ending

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.spec.schema import build
+from bench.spec.sources import build
 from bench.store.files import Store, manifest, read_checked, write_checked, write_json, write_text
 from bench.store.staleness import fingerprint
 

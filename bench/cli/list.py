@@ -49,7 +49,7 @@ def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
     """A line on each, by name."""
     from bench.plugins.entry_points import available
     from bench.plugins.registry import load
-    from bench.spec.schema import preset_summary
+    from bench.spec.sources import preset_summary
 
     if kind == "presets":
         return {name: preset_summary(name) for name in _chosen(kind, names, _preset_names())}
@@ -59,7 +59,7 @@ def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _preset_names() -> list[str]:
-    from bench.spec.schema import preset_names
+    from bench.spec.sources import preset_names
 
     return preset_names()
 
@@ -136,7 +136,7 @@ def _print_preset_times(names: Sequence[str]) -> None:
     from bench.cli.console import make_console, simple_table
     from bench.diagnostics.speed.preset_times import seconds
     from bench.reporting.wording import duration
-    from bench.spec.schema import build, read_preset, schedule_names, with_schedule
+    from bench.spec.sources import build, read_preset, schedule_names, with_schedule
 
     rows = []
     for name in names:

@@ -166,7 +166,7 @@ def _specification(
 ) -> StudySpec:
     """The specification from preset, file, `--set` and flags, with the device resolved."""
     from bench.plugins.method_files import with_files
-    from bench.spec.schema import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
+    from bench.spec.sources import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
     from bench.store.machine import resolve_device
 
     if preset is not None and spec_file is not None:
@@ -203,7 +203,7 @@ def _stated(path: Path) -> dict[str, Any]:
     Raises:
         BenchError: The file cannot be read or holds something else.
     """
-    from bench.spec.schema import read_toml
+    from bench.spec.sources import read_toml
     from bench.store.files import read_checked
 
     if path.suffix != ".json":

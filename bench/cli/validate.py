@@ -80,7 +80,7 @@ def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         BenchError: A setting is about something else.
     """
-    from bench.spec.schema import merge, parse_setting
+    from bench.spec.sources import merge, parse_setting
 
     values: dict[str, Any] = {}
     for setting in settings:

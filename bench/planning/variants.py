@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.errors import BenchError, unknown_name
 from bench.planning.methods import method_class
-from bench.spec.schema import StudySpec, build, merge, nested
+from bench.spec.schema import StudySpec
+from bench.spec.sources import build, merge, nested
 
 _CHANGEABLE = ("pretrain", "search", "finetune", "tuning", "recipe", "precision", "compile", "options")
 _OF_TASK = ("task.init", "task.checkpoint")

@@ -7,10 +7,10 @@ from bench.errors import BenchError
 
 
 def seconds_from_environment(variable: str, default: float) -> float:
-    """A number of seconds from an environment variable.
+    """Read a number of seconds from an environment variable; return the default if it is unset or empty.
 
     Raises:
-        BenchError: It is no number from 0 upwards.
+        BenchError: The value is not a number, or negative.
     """
     text = os.environ.get(variable, "").strip()
     if not text:

@@ -1,40 +1,103 @@
-"""The strict, immutable base of every specification object and of every method's options."""
+"""The base class of every part of a specification and of every method's options, and its error messages."""
+
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.errors import BenchError, unknown_name
 
+_REQUIREMENTS = {
+    "greater_than": "above {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "below {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "string_pattern_mismatch": "a text of the form {pattern}",
+    "literal_error": "{expected}",
+    "tuple_type": "a list in square brackets",
+    "too_short": "a list of {min_length} or more",
+    "model_type": "a table of keys and values",
+    "model_attributes_type": "a table of keys and values",
+    "dict_type": "a table of keys and values",
+}
+"""What a value must be, by pydantic's type of error and in terms of its context."""
+
 
 class Options(BaseModel):
-    """Immutable; unknown keys are errors; values are finite and not bent into another type but int to float."""
+    """Immutable, typed values: the base class of a method's options.
+
+    A subclass lists its options as annotated attributes with defaults:
+
+        class HalveOptions(Options):
+            bits: int = 4
+
+    Unknown keys are errors. Values must have the annotated type and be finite; the only conversion is from a whole
+    number to a float. Defaults are checked like other values.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 def explain(error: ValidationError, where: str, known: type[BaseModel]) -> BenchError:
-    """The first problem of a failed validation as one clear line.
+    """Turn a failed validation into one line: the first problem, what is allowed, and what to type.
 
     Args:
-        error: What pydantic found.
-        where: The part of the specification, e.g. "options.sbs"; empty for the whole.
-        known: The class that was validated.
+        error: Error that pydantic raised.
+        where: Part of the specification that was validated, e.g. "options.sbs"; empty for the whole.
+        known: Class that was validated.
     """
     problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    full = f"{where}.{path}" if where and path else where or path
+    keys = [where] if where else []
+    path = ".".join([*keys, *map(str, problem["loc"])])
+    settable = ".".join([*keys, *map(str, takewhile(lambda part: not isinstance(part, int), problem["loc"]))])
     if problem["type"] == "extra_forbidden":
-        owner: type[BaseModel] = known
-        for part in problem["loc"][:-1]:
-            field = owner.model_fields.get(str(part))
-            if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-                break
-            owner = field.annotation
-        kind = f"key '{where}' option" if where else "specification key"
-        return unknown_name(kind, str(problem["loc"][-1]), owner.model_fields, "bench run --dry-run")
+        return _unknown_key(problem["loc"], where, known)
     if problem["type"] == "missing":
-        return BenchError(f"the specification lacks '{full}'; add it with --set {full}=…")
-    message = problem["msg"].removeprefix("Value error, ")
-    message = f"{message[0].lower()}{message[1:]}"
-    if not full:  # a rule over several keys names them itself; its input is the whole specification
+        return BenchError(f"the specification lacks '{path}'; add it with --set {path}=…")
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return _broken_rule(_own_message(problem), path)
+    requirement = _requirement(problem)
+    return BenchError(f"'{path}' is {problem['input']!r}{requirement}; change it with --set {settable}=…")
+
+
+def _unknown_key(location: tuple[int | str, ...], where: str, known: type[BaseModel]) -> BenchError:
+    kind = f"key '{where}' option" if where else "specification key"
+    fields = _class_at(location[:-1], known).model_fields
+    return unknown_name(kind, str(location[-1]), fields, "bench run --dry-run")
+
+
+def _class_at(location: tuple[int | str, ...], known: type[BaseModel]) -> type[BaseModel]:
+    """Follow keys through nested classes, as far as they lead."""
+    for part in location:
+        field = known.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        known = field.annotation
+    return known
+
+
+def _broken_rule(message: str, path: str) -> BenchError:
+    """Report a rule over several keys; the rule names the keys itself."""
+    if not path:
         return BenchError(message)
-    return BenchError(f"'{full}' is {problem['input']!r}: {message}; change it with --set {full}=…")
+    return BenchError(f"'{path}': {message}; change it with --set {path}.KEY=VALUE")
+
+
+def _requirement(problem: Mapping[str, Any]) -> str:
+    wording = _REQUIREMENTS.get(problem["type"])
+    if wording is None:
+        return f": {_own_message(problem)}"
+    return f", but must be {wording.format(**problem.get('ctx', {}))}"
+
+
+def _own_message(problem: Mapping[str, Any]) -> str:
+    """Return pydantic's message, or that of a validator of ours, with a small first letter."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"

@@ -1,24 +1,13 @@
-"""The specification of a study: one immutable, typed tree, and where its values come from.
-
-Precedence, lowest first: defaults, the schedule that a preset names, preset or specification file (TOML), `--schedule`,
-`--set key=value`, flags.
-"""
+"""The specification of a study: one immutable, typed tree of values. `bench.spec.sources` builds it."""
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
-from functools import reduce
-from importlib import resources
-from itertools import takewhile
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from bench.errors import BenchError, unknown_name
-from bench.plugins.method_files import with_files
-from bench.spec.options import Options, explain
+from bench.spec.options import Options
 
 Match = Literal["hinge", "lambda"]
 Recipe = Literal["common", "own"]
@@ -28,29 +17,30 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 _UNNAMED = Field(exclude_if=lambda value: value is None)
-"""Of values that came later: where they are absent they are not named, so that older results keep their ids."""
+"""For fields added after release: omit them when unset, so that existing ids do not change."""
 
 PUBLISHED_WEIGHTS = "torchvision"
-"""As a checkpoint: the weights that torchvision publishes for the model."""
+"""Value of `task.checkpoint` that asks for the weights that torchvision publishes for the model."""
 
 REPORT_SEEDS = 1_000_000
-"""Report seeds lie below this number, tuning seeds from it on."""
+"""First tuning seed; report seeds are smaller."""
 
 
 class TaskSpec(Options):
-    """What is compressed.
+    """The data set and the model to compress.
 
     Attributes:
         dataset: Name of a data set.
         model: Name of a model.
-        validation_fraction: Share of the training data, class by class, on which everything is chosen.
-        train_images: Use only so many training images, class by class alike; all when absent.
-        image_size: Side of the images in pixels, of data sets of image files: that of the crop. The resize before it
-            keeps the data set's ratio, 256/224. The data set's own when absent.
-        classes: Number of classes of an image folder; found in the folder when the study is planned.
-        checkpoint: A file with a pretrained state of the model, or "torchvision" for its published weights, which are
-            looked for where torchvision puts them; pretraining is skipped.
-        init: Compress a pretrained network, or train from scratch (paper, Section 5.6).
+        validation_fraction: Share of each class of the training data that is held out as validation data. Everything
+            that is chosen is chosen on it.
+        train_images: Number of training images to use, the same share of each class; all when unset.
+        image_size: Side of the square crop in pixels, for data sets of image files. The preceding resize keeps the
+            data set's ratio, e.g. 256/224. The data set's own size when unset.
+        classes: Number of classes of an image folder; counted in the folder when unset.
+        checkpoint: File with a pretrained state of the model, or "torchvision" for its published weights, which must
+            be in torchvision's cache folder. Pretraining is skipped. `None` pretrains.
+        init: "pretrained" compresses a pretrained network, "scratch" a freshly initialised one (paper, Section 5.6).
     """
 
     dataset: str = "digits"
@@ -68,12 +58,16 @@ class Schedule(Options):
 
     Attributes:
         epochs: Passes over the training data.
-        batch_size: Images an update.
-        lr: The largest learning rate.
-        decay: "step" divides by 10 at the milestones, "cosine" falls to 0, "one_cycle" rises and falls.
-        milestones: Epochs at which "step" divides.
-        momentum, nesterov, weight_decay: Of SGD.
-        max_grad_norm: Gradients of a larger norm, over all weights, are scaled down to it before an update.
+        batch_size: Images per update.
+        lr: Largest learning rate.
+        decay: Course of the learning rate: "step" divides it by 10 at the milestones, "cosine" lowers it to 0,
+            "one_cycle" raises and then lowers it.
+        milestones: Epochs at which "step" divides the rate.
+        momentum: Momentum of SGD.
+        nesterov: Whether SGD uses Nesterov's momentum.
+        weight_decay: Weight decay of SGD.
+        max_grad_norm: Upper bound of the gradient's norm over all weights; larger gradients are scaled down to it.
+            No bound when unset.
     """
 
     epochs: Count = 1
@@ -96,7 +90,10 @@ class Schedule(Options):
 
 
 class SearchSchedule(Options):
-    """Length and rate of a search; the weights' rate is constant (paper, Section 4.2)."""
+    """The schedule of a search, with a constant learning rate for weights (paper, Section 4.2).
+
+    The attributes mean the same as in `Schedule`.
+    """
 
     epochs: Count = 1
     batch_size: Count = 128
@@ -111,26 +108,28 @@ class FinetuneSchedule(Schedule):
     """The schedule of fine-tuning.
 
     Attributes:
-        calibrate: Set clip values anew for the found bits before the first update; otherwise training starts
-            from those of the search, as the paper does.
+        calibrate: Whether clip values are calibrated again for the chosen bits before the first update. If not,
+            training starts from the search's clip values, as in the paper.
     """
 
     calibrate: bool = True
 
 
 class TuningSpec(Options):
-    """How methods with a knob are brought onto the budget.
+    """Tuning of a method's knobs until its network meets the budget.
 
     Attributes:
-        match: "hinge": λ acts above the budget only, Optuna chooses λ by validation accuracy among trials within
-            the window. "lambda": plain λ log R, Optuna brackets log λ onto the budget.
-        trials: Searches at most, for each method and budget.
-        stop_early: End a tuning when more trials would tell no more: in mode "lambda" at a search of which repair moves
-            two gates at most, in mode "hinge" at three such searches that validation cannot tell apart.
-        tolerance: The window is [1 − tolerance, 1] × budget.
-        repair: Move the fewest gates of smallest margin to end inside the window.
-        finetune_epochs: Short fine-tuning of each trial before its validation accuracy is read.
-        seed: Number of the tuning seed; tuning seeds are disjoint from report seeds.
+        match: "hinge": the cost term acts above the budget only, and Optuna chooses λ by validation accuracy among
+            trials within the window. "lambda": the cost term is λ log R, and Optuna brackets log λ onto the budget.
+        trials: Largest number of searches for each method and budget.
+        stop_early: Whether a tuning may end before its last trial. In mode "lambda" it ends when repair changed at most
+            two choices of a search; in mode "hinge" after three such searches whose validation accuracies do not
+            differ significantly.
+        tolerance: Relative width of the window [1 − tolerance, 1] × budget, in which a cost counts as matched.
+        repair: Whether a policy outside the window is moved into it, by changing the fewest choices with the smallest
+            margins.
+        finetune_epochs: Epochs of fine-tuning before a trial's validation accuracy is read.
+        seed: Number of the tuning seed, counted from 0; tuning seeds are disjoint from report seeds.
     """
 
     match: Match = "hinge"
@@ -143,13 +142,13 @@ class TuningSpec(Options):
 
 
 class AcceleratorSpec(Options):
-    """The simulated accelerator on which latency and energy are estimated; see `docs/bitfusion.md`.
+    """The simulated accelerator that latency and energy are estimated for; see `docs/bitfusion.md`.
 
     Attributes:
-        hardware: Name of a configuration of BitFusion, or a file with one.
-        batch: Images that are computed together; latency and energy are stated per image.
-        depthwise: How depthwise convolutions are carried out: "dense" computes every channel with every other, as the
-            paper's figures do; "channelwise" each by itself.
+        hardware: Name of a BitFusion configuration, or the path of a TOML file with one.
+        batch: Images per batch; latency and energy are stated per image.
+        depthwise: Execution of depthwise convolutions: "dense" computes every input channel for every output channel,
+            as the paper's figures do; "channelwise" computes each channel by itself.
     """
 
     hardware: str = "bf_e"
@@ -158,26 +157,27 @@ class AcceleratorSpec(Options):
 
 
 class StudySpec(Options):
-    """All runs of one command: methods × budgets × seeds on one task.
+    """A study: all runs of one command, methods × budgets × seeds on one task.
 
     Attributes:
         name: Name of the study and of its folder.
         methods: Names of methods.
-        method_files: By name, the places of methods that are in files and not registered, `/path/file.py:Class`.
+        method_files: Locations of methods that are not registered, `/path/file.py:Class`, by method name.
         options: Options by method name.
-        published: Number of the paper's table whose figures stand beside these, "1" to "12" or "I".
-        further_models: Models on which everything is done as well, besides the task's.
-        ablate: For options of methods, or other keys of the specification, values that are tried one at a time.
-        budgets: See `bench.costs.budget`.
+        published: Number of the paper's table to compare with in the report, "1" to "12" or "I".
+        further_models: Models to run the study on besides the task's.
+        ablate: Values to try one at a time, by key: an option of methods, or another key of the specification.
+        budgets: Budgets in the notation of `bench.costs.budget`.
         seeds: Report seeds.
-        recipe: "common": all fine-tune with the plain quantizer; "own": with the one of the method's paper.
-        baseline: The method to which the table compares the others, when it is in the study.
-        device: Where training happens; "auto" is resolved when the study is planned.
-        threads: CPU threads of a run; part of its identity, since sums round differently with other counts.
-        devices: Cards of a host that one run uses, or processes on the CPU; part of its identity like threads.
-        compile: Whether networks of searches and of fine-tuning are compiled: "on", "off", or where a stage is long
-            enough to be worth it. Part of a run's identity, since sums round differently.
-        precision: Of training: single, or bfloat16 where autocast allows it. Accuracy is always read in single.
+        recipe: Quantizer in fine-tuning: "common" uses the plain one for all methods, "own" that of a method's paper.
+        baseline: Method that the report compares the others with, if it is in the study.
+        device: Device to train on; "auto" is resolved when the study is planned.
+        threads: CPU threads of a run. Part of its identity, since the order of sums depends on it.
+        devices: GPUs of one host, or CPU processes, that one run uses. Part of its identity, like threads.
+        compile: Whether networks are compiled in searches and fine-tuning: "on", "off", or "auto" for stages that are
+            long enough. Part of a run's identity, since compiled sums round differently.
+        precision: Precision of training: "fp32", or "bf16" where autocast allows it. Accuracy is always evaluated in
+            single precision.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
@@ -222,8 +222,8 @@ class StudySpec(Options):
 
     @model_validator(mode="after")
     def _options_belong_to_methods(self) -> Self:
-        for what, named in (("options are", self.options), ("a file is", self.method_files)):
-            for name in named:
+        for what, names in (("options are", self.options), ("a file is", self.method_files)):
+            for name in names:
                 if name not in self.methods:
                     raise ValueError(
                         f"{what} given for '{name}', which is not among the methods {', '.join(self.methods)}"
@@ -234,7 +234,7 @@ class StudySpec(Options):
     def _devices_share_batches(self) -> Self:
         if self.devices > 1 and ":" in self.device:
             raise ValueError(
-                f"device '{self.device}' is one card, but devices is {self.devices}; use --device cuda, or --devices 1"
+                f"device '{self.device}' is one GPU, but devices is {self.devices}; use --device cuda, or --devices 1"
             )
         for name in ("pretrain", "search", "finetune"):
             size = getattr(self, name).batch_size
@@ -247,152 +247,7 @@ class StudySpec(Options):
         return self
 
 
-def preset_names() -> list[str]:
-    """The names of the presets that come with the harness."""
-    files = resources.files("bench.spec.presets").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """A preset's values.
-
-    Raises:
-        BenchError: There is no such preset.
-    """
-    if name not in preset_names():
-        raise unknown_name("preset", name, preset_names(), "bench list presets")
-    return tomllib.loads(resources.files("bench.spec.presets").joinpath(f"{name}.toml").read_text())
-
-
-def preset_summary(name: str) -> str:
-    """What a preset is for: the comment that its file begins with."""
-    text = resources.files("bench.spec.presets").joinpath(f"{name}.toml").read_text()
-    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return " ".join(line.lstrip("# ").strip() for line in comment)
-
-
-def schedule_names() -> list[str]:
-    """The names of the schedules that presets are made with, the shortest first."""
-    return ["quick", "short", "paper"]
-
-
-def with_schedule(values: Mapping[str, Any], asked: str | None = None) -> dict[str, Any]:
-    """The values of a preset or specification file with those of its schedule.
-
-    Args:
-        values: May name a schedule in `schedule`, whose values they override, and in `schedules` a family in which
-            schedules have other values, e.g. "imagenet".
-        asked: A schedule that overrides them; the study is then called after it.
-
-    Raises:
-        BenchError: There is no such schedule.
-    """
-    own = with_files({key: value for key, value in values.items() if key not in ("schedule", "schedules")})
-    named, family = values.get("schedule"), values.get("schedules")
-    if asked is None:
-        return own if named is None else _only_known_options(merge(_read_schedule(str(named), family), own))
-    found = merge(own, _read_schedule(asked, family))
-    return _only_known_options(found if asked == named else {**found, "name": f"{own.get('name', 'study')}-{asked}"})
-
-
-def _read_schedule(name: str, family: str | None) -> dict[str, Any]:
-    """A schedule's values: those of its family where it has its own, else the common ones."""
-    if name not in schedule_names():
-        raise unknown_name("schedule", name, schedule_names(), "bench run --help")
-    folder = resources.files("bench.spec.presets.schedules")
-    families = {file.name.rpartition("-")[0] for file in folder.iterdir() if "-" in file.name}
-    if family is not None and family not in families:
-        raise unknown_name("family of schedules", str(family), families, "docs/paper.md")
-    own = folder.joinpath(f"{family}-{name}.toml")
-    return tomllib.loads((own if own.is_file() else folder.joinpath(f"{name}.toml")).read_text())
-
-
-def _only_known_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without options of methods that do not take part; a schedule has some for many."""
-    methods = values.get("methods", StudySpec.model_fields["methods"].default)
-    options = {name: own for name, own in values.get("options", {}).items() if name in methods}
-    return {**values, "options": options}
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A specification file's values.
-
-    Raises:
-        BenchError: The file cannot be read or is not valid TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise BenchError(f"cannot read the specification '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BenchError(f"the specification '{path}' is not valid TOML: {error}") from error
-
-
-def parse_setting(text: str) -> dict[str, Any]:
-    """One `--set key=value` as a nested dictionary; the value is read as TOML, a bare word as a string.
-
-    Raises:
-        BenchError: There is no "=" or no key.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise BenchError(f"--set {text!r} is not of the form key=value, e.g. --set search.epochs=3")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    return nested(key.strip(), parsed)
-
-
-def parse_ablation(text: str) -> tuple[str, list[Any]]:
-    """One `--ablate key=a,b` as the key and its values; a value that has commas itself is in brackets, [2,4],[3,6].
-
-    Raises:
-        BenchError: There is no "=", no key or no value, or a value is listed twice.
-    """
-    key, equals, values = text.partition("=")
-    if not equals or not key.strip() or not values.strip():
-        raise BenchError(f"--ablate {text!r} is not of the form key=a,b, e.g. --ablate group_size=1,2,4")
-    try:
-        found = tomllib.loads(f"value = [{values}]")["value"]
-    except tomllib.TOMLDecodeError:
-        found = [value.strip() for value in values.split(",")]
-    if "" in found or any(found.count(value) > 1 for value in found):
-        raise BenchError(f"--ablate {text!r} has an empty value, or one twice; give each once, e.g. group_size=1,2,4")
-    return key.strip(), list(found)
-
-
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """A value under a path of keys, "search.epochs", as a nested dictionary."""
-    found: Any = value
-    for part in reversed(path.split(".")):
-        found = {part: found}
-    return dict(found)
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `base` in which the values of `over` win, table by table."""
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def build(layers: Iterable[Mapping[str, Any]]) -> StudySpec:
-    """The specification from layers of values, lowest precedence first.
-
-    Raises:
-        BenchError: A key is unknown, or a value is not allowed.
-    """
-    values = with_files(reduce(merge, layers, {}))
-    try:
-        return StudySpec.model_validate_json(json.dumps(values, default=str))
-    except ValidationError as error:
-        raise explain(error, "", StudySpec) from error
-
-
 def canonical_hash(document: Any) -> str:
-    """The identity of a JSON document: 16 hexadecimal digits of SHA-256 over its canonical form."""
+    """Hash a JSON document independently of the order of its keys: 16 hexadecimal digits of SHA-256."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

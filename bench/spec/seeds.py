@@ -1,4 +1,4 @@
-"""Seeds: everything random derives from names and numbers, never from the method, so that runs are pairs."""
+"""Seeds, derived from names and numbers and never from the method, so that runs with the same seed are pairs."""
 
 import hashlib
 import os
@@ -12,23 +12,23 @@ from bench.spec.schema import REPORT_SEEDS
 
 
 def derive(*parts: str | int) -> int:
-    """A seed of 63 bits from any sequence of names and numbers, the same on every machine."""
+    """Derive a seed of 63 bits from a sequence of names and numbers; it is the same on every machine."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(*parts: str | int) -> torch.Generator:
-    """A CPU generator seeded by `derive`; all draws are made on the CPU so that devices agree."""
+    """Return a CPU generator seeded by `derive`: draws on the CPU do not depend on the device."""
     return torch.Generator().manual_seed(derive(*parts))
 
 
 def tuning_seed(number: int) -> int:
-    """The seed for tuning searches number 0, 1, …; disjoint from every report seed."""
+    """Return the seed of tuning searches, by its number 0, 1, …; it is disjoint from every report seed."""
     return REPORT_SEEDS + number
 
 
 def check_report_seed(seed: int) -> None:
-    """Refuse a report seed that lies in the range of tuning seeds.
+    """Check that a report seed does not lie in the range of tuning seeds.
 
     Raises:
         BenchError: The seed is negative or too large.
@@ -38,7 +38,7 @@ def check_report_seed(seed: int) -> None:
 
 
 def start_process_deterministically(seed: int, threads: int) -> None:
-    """Seed every global generator and make PyTorch deterministic; called before anything random happens."""
+    """Seed every global generator and make PyTorch deterministic. Call it before anything random happens."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries that still use the global generator)

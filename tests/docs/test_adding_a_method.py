@@ -16,7 +16,7 @@ from bench.planning.plan import make_method
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.results.tables import StudyResults
-from bench.spec.schema import build
+from bench.spec.sources import build
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text()
 (TEMPLATE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

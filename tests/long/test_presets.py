@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.spec.schema import build, preset_names, read_preset, with_schedule
+from bench.spec.sources import build, preset_names, read_preset, with_schedule
 
 SEEDS = 2
 HEAVY = {"figure4", "figure4-memory", "figure5"}

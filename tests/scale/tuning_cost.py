@@ -38,8 +38,9 @@ from bench.execution.stages import (
 from bench.matching.repair import repair
 from bench.matching.tune import Trial, Tuning, tune
 from bench.planning.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, trial_of
-from bench.spec.schema import build, canonical_hash, read_preset, with_schedule
+from bench.spec.schema import canonical_hash
 from bench.spec.seeds import derive
+from bench.spec.sources import build, read_preset, with_schedule
 from bench.store.files import Store, load_state, read_json, write_json
 from bench.training.loop import evaluate
 

@@ -62,7 +62,7 @@ class DoctorRequest:
         Raises:
             BenchError: There is no such preset or study, or both are named.
         """
-        from bench.spec.schema import build, read_preset, with_schedule
+        from bench.spec.sources import build, read_preset, with_schedule
 
         if self.preset is not None and self.study is not None:
             raise BenchError(f"--preset {self.preset} and --study {self.study} exclude each other; give one of them")

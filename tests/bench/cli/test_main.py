@@ -27,7 +27,7 @@ from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.reporting.mlflow.tracker import Tracker
 from bench.reporting.report import Figure
-from bench.spec.schema import preset_names
+from bench.spec.sources import preset_names
 from bench.store import files as store_module
 from bench.store import machine
 from bench.store.files import read_json
@@ -75,7 +75,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --seeds -1", "--seeds '-1' is not understood"),
         ("run --seeds ,", "--seeds ',' is not understood"),
         ("run --seeds 1,1", "1 is listed twice"),
-        ("run --seeds 0,-1", "'seeds.1' is -1: input should be greater than or equal to 0"),
+        ("run --seeds 0,-1", "'seeds.1' is -1, but must be at least 0"),
         ("run --seeds 0,1000000", "'seeds.1' is 1000000"),
         ("run --jobs 0", "'--jobs': 0 is not in the range"),
         ("run --device tpu", "'device' is 'tpu'"),
@@ -97,7 +97,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --preset quick --spec missing.toml", "--preset quick and --spec missing.toml exclude each other"),
         ("run --set search.epochs", "--set 'search.epochs' is not of the form key=value"),
         ("run --set search.epoch=3", "unknown specification key 'epoch': did you mean 'epochs'?"),
-        ("run --set search.epochs=x", "'search.epochs' is 'x': input should be a valid integer"),
+        ("run --set search.epochs=x", "'search.epochs' is 'x', but must be a whole number"),
         ("run --set options.sbs.group_sise=4", "'group_sise': did you mean 'group_size'?"),
         ("run --set options.haq.bits=4", "options are given for 'haq', which is not among the methods"),
         ("run --methods fixed --set options.fixed.bits=99", "'options.fixed.bits' is 99"),

@@ -644,7 +644,7 @@ def test_replicas_go_on_from_a_checkpoint(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"device": "cuda:1"}, r"device 'cuda:1' is one card, but devices is 2; use --device cuda, or --devices 1"),
+        ({"device": "cuda:1"}, r"device 'cuda:1' is one GPU, but devices is 2; use --device cuda, or --devices 1"),
         (
             {"search": {"batch_size": 33}},
             r"search\.batch_size is 33, which cannot be divided among 2 devices; .*--set search\.batch_size=32",

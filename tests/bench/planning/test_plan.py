@@ -27,7 +27,8 @@ from bench.planning.plan import (
     trial_of,
     with_counted_classes,
 )
-from bench.spec.schema import build, canonical_hash
+from bench.spec.schema import canonical_hash
+from bench.spec.sources import build
 from bench.store.files import read_json, save_state, write_json
 from datasets.imagefolder import ImageFolder
 from tests.datasets.images import make_folder

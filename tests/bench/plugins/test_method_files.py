@@ -17,7 +17,7 @@ from bench.plugins import method_files
 from bench.plugins import registry as plugins
 from bench.results.status import unit_states
 from bench.results.tables import StudyResults
-from bench.spec.schema import build, with_schedule
+from bench.spec.sources import build, with_schedule
 from bench.store.files import Store
 from methods.fixed import Fixed
 
@@ -25,12 +25,12 @@ METHOD = """
 from typing import Annotated
 from pydantic import Field
 from bench.method import Capabilities, Method, SearchResult
-from bench.spec.options import Strict
+from bench.spec.options import Options
 from bench.compression.policy import uniform
 from NEIGHBOUR import WIDTH
 
 
-class Widths(Strict):
+class Widths(Options):
     width: Annotated[int, Field(ge=1)] = WIDTH
 
 

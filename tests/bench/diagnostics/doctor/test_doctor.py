@@ -27,7 +27,7 @@ from bench.diagnostics.doctor.doctor import examine
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, DoctorRequest, Finding, probe_torch, some
 from bench.errors import BenchError
 from bench.plugins.entry_points import Kind
-from bench.spec.schema import build
+from bench.spec.sources import build
 from bench.store.files import Store, write_json, write_text
 from bench.store.leases import Holder, Leases
 from datasets.imagefolder import ImageFolder

@@ -1,0 +1,166 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import BenchError
+from bench.spec.sources import (
+    build,
+    merge,
+    parse_ablation,
+    parse_setting,
+    preset_names,
+    read_preset,
+    read_toml,
+    schedule_names,
+    with_schedule,
+)
+
+# --- presets and files ---
+
+
+def test_there_are_presets_and_the_default_one_is_among_them() -> None:
+    assert {"quick", "cifar100-paper", "cifar100-short"} <= set(preset_names())
+    assert "__init__" not in " ".join(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_specification_of_that_name(name: str) -> None:
+    spec = build([with_schedule(read_preset(name))])
+    assert spec.name == name
+    assert spec.baseline in spec.methods
+    assert build([spec.model_dump(mode="json")]) == spec
+
+
+def test_the_papers_preset_is_the_papers_schedule() -> None:
+    spec = build([with_schedule(read_preset("cifar100-paper"))])
+    assert (spec.search.epochs, spec.search.lr, spec.finetune.epochs) == (30, 1e-3, 200)
+    assert (spec.finetune.lr, spec.finetune.decay, spec.finetune.milestones) == (0.1, "step", (80, 120))
+    assert (spec.tuning.match, spec.finetune.calibrate, len(spec.seeds)) == ("lambda", False, 5)
+    for options in spec.options.values():
+        assert options["threshold_lr"] == options["clip_init"] == "paper"
+
+
+@pytest.mark.parametrize("schedule", schedule_names())
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_takes_every_schedule(name: str, schedule: str) -> None:
+    preset = read_preset(name)
+    spec = build([with_schedule(preset, schedule)])
+    assert spec.name == (name if preset["schedule"] == schedule else f"{name}-{schedule}")
+    paper = {"imagenet": (10, 15), "mobilenet": (10, 150)}.get(preset.get("schedules", ""), (30, 200))
+    expected = {"quick": (8, 3), "short": (2, 4), "paper": paper}
+    assert (spec.search.epochs, spec.finetune.epochs) == expected[schedule]
+    assert (spec.task.checkpoint == "torchvision") == ("schedules" in preset and schedule != "quick")
+    assert spec.methods == tuple(preset["methods"])
+    assert spec.options.keys() <= set(spec.methods)
+    assert schedule != "quick" or spec.task.dataset == "digits"
+
+
+def test_what_a_preset_says_itself_goes_before_its_schedule_and_after_another() -> None:
+    values = {"schedule": "short", "name": "mine", "search": {"epochs": 7}}
+    assert with_schedule(values)["search"]["epochs"] == 7
+    assert with_schedule(values, "short")["search"]["epochs"] == 2
+    assert (with_schedule(values)["name"], with_schedule(values, "paper")["name"]) == ("mine", "mine-paper")
+    assert with_schedule({"name": "mine"}) == {"name": "mine"}
+
+
+def test_an_unknown_family_of_schedules_names_the_nearest() -> None:
+    with pytest.raises(BenchError, match="unknown family of schedules 'imagnet': did you mean 'imagenet'"):
+        with_schedule({"schedule": "paper", "schedules": "imagnet"})
+
+
+def test_an_unknown_schedule_names_the_nearest() -> None:
+    with pytest.raises(BenchError, match="unknown schedule 'shrt': did you mean 'short'"):
+        with_schedule({}, "shrt")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("group_size=1,2", ("group_size", [1, 2])),
+        ("gate_training=joint, alternating", ("gate_training", ["joint", "alternating"])),
+        ("bits=[2,4],[3,6]", ("bits", [[2, 4], [3, 6]])),
+        ("search.lr=1e-3", ("search.lr", [1e-3])),
+    ],
+)
+def test_an_ablation_is_read(text: str, expected: tuple[str, list[Any]]) -> None:
+    assert parse_ablation(text) == expected
+
+
+@pytest.mark.parametrize("text", ["group_size", "=1", "group_size=", "group_size=1,,2", "group_size=1,1"])
+def test_an_ablation_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(BenchError, match=r"--ablate .*e\.g\. "):
+        parse_ablation(text)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(BenchError, match=r"unknown preset 'quik': did you mean 'quick'\? .*bench list presets"):
+        read_preset("quik")
+
+
+def test_a_specification_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('name = "mine"\n[search]\nepochs = 3\n')
+    assert read_toml(tmp_path / "study.toml") == {"name": "mine", "search": {"epochs": 3}}
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"name = ", "not valid TOML"), (b"\xff\xfe", "not valid TOML")])
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "study.toml").write_bytes(content)
+    with pytest.raises(BenchError, match=told):
+        read_toml(tmp_path / "study.toml")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"cannot read the specification .*missing\.toml': No such file"):
+        read_toml(tmp_path / "missing.toml")
+    with pytest.raises(BenchError, match="cannot read the specification"):
+        read_toml(tmp_path)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("name=mine", {"name": "mine"}),
+        ('name="mine"', {"name": "mine"}),
+        ("search.epochs=3", {"search": {"epochs": 3}}),
+        ("search.lr=1e-3", {"search": {"lr": 1e-3}}),
+        ("finetune.calibrate=false", {"finetune": {"calibrate": False}}),
+        ("options.sbs.bits=[2, 4]", {"options": {"sbs": {"bits": [2, 4]}}}),
+        ('methods=["sbs", "fixed"]', {"methods": ["sbs", "fixed"]}),
+        ("tuning={trials = 3}", {"tuning": {"trials": 3}}),
+        (" task.model = resnet8", {"task": {"model": " resnet8"}}),
+        ("task.checkpoint=a=b.pt", {"task": {"checkpoint": "a=b.pt"}}),
+        ("name=[half", {"name": "[half"}),
+        ("name=", {"name": ""}),
+    ],
+)
+def test_settings(text: str, parsed: dict[str, Any]) -> None:
+    assert parse_setting(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["search.epochs", "", "=3", "  =3"])
+def test_settings_without_key_or_value(text: str) -> None:
+    with pytest.raises(BenchError, match=r"is not of the form key=value, e\.g\. --set search\.epochs=3"):
+        parse_setting(text)
+
+
+# --- layers ---
+
+
+def test_later_layers_win_value_by_value() -> None:
+    preset = {"name": "preset", "search": {"epochs": 10, "lr": 0.1}, "seeds": [0, 1, 2]}
+    file = {"name": "file", "search": {"epochs": 5}}
+    setting = parse_setting("search.epochs=3")
+    flags = {"seeds": [7]}
+    spec = build([preset, file, setting, flags])
+    assert (spec.name, spec.search.epochs, spec.search.lr, spec.seeds) == ("file", 3, 0.1, (7,))
+    assert build([]).search.epochs == 1
+
+
+def test_merging_leaves_both_sides_as_they_were() -> None:
+    base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}
+    assert merge(base, over) == {"a": {"b": 4, "c": 2}, "d": {"e": 5}}
+    assert (base, over) == ({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}})
