@@ -1,0 +1,3 @@
+"""Running commands as the tests of `bench` do."""
+
+from tests.bench.conftest import bench as bench
