@@ -49,7 +49,7 @@ class Fixed(Method):
             UnreachableBudgetError: Even the least width costs more.
         """
         network = job.task.network
-        widths = [self.options.bits] if self.options.bits else list(range(min(_WIDEST, job.measure.widest), 0, -1))
+        widths = [self.options.bits] if self.options.bits else list(range(min(_WIDEST, job.measure.max_bits), 0, -1))
         for bits in widths:
             policy = uniform(network, bits)
             if job.price(policy) <= job.budget:

@@ -75,7 +75,7 @@ class Width(Method):
 
     def _first_above(self, job: SearchJob) -> int:
         """The least width at which something must go."""
-        widths = range(1, min(_WIDEST, job.measure.widest) + 1)
+        widths = range(1, min(_WIDEST, job.measure.max_bits) + 1)
         above = [bits for bits in widths if job.price(uniform(job.task.network, bits)) > job.budget]
         return above[0] if above else widths[-1]
 

@@ -65,11 +65,11 @@ def parse_budget(
         BenchError: The text has none of the forms, or asks for more than the uncompressed network costs.
     """
     measure, limit = _read(text, network, accelerator or AcceleratorSpec())
-    most = measure.price(network, uniform(network, measure.widest))
+    most = measure.price(network, uniform(network, measure.max_bits))
     if not 0 < limit <= most:
         raise BenchError(
             f"budget '{text}' is {measure.in_words(limit)}; it must be above 0 and at most what {network.model} costs "
-            f"{_at(measure.widest)}, {measure.in_words(most)}"
+            f"{_at(measure.max_bits)}, {measure.in_words(most)}"
         )
     return Budget(text=text, limit=limit, tolerance=tolerance, measure=measure)
 
@@ -99,11 +99,11 @@ def _relative(text: str, network: NetworkShape, measure: Measure) -> float | Non
     """What a uniform width costs, or a share of the dearest one; `None` for other texts."""
     if bits := re.fullmatch(r"(\d+)bit", text):
         width = int(bits[1])
-        if not 1 <= width <= measure.widest:
-            raise BenchError(f"budget '{text}': bits go from 1 to {measure.widest}")
+        if not 1 <= width <= measure.max_bits:
+            raise BenchError(f"budget '{text}': bits go from 1 to {measure.max_bits}")
         return measure.price(network, uniform(network, width))
     if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
-        return float(share[1]) * measure.price(network, uniform(network, measure.widest))
+        return float(share[1]) * measure.price(network, uniform(network, measure.max_bits))
     return None
 
 

@@ -1,75 +1,88 @@
-"""What a budget can limit: each measure prices a policy exactly and has a differentiable form for searches."""
+"""The measures that a budget can limit: bit operations, memory, latency and energy.
+
+A `Measure` knows its name, column, heading, unit and decimals, prices a policy exactly, and makes the differentiable
+form for searches. PyTorch is imported only where a policy is priced, so that reports can use the rest without it.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.compression.policy import FULL_PRECISION_BITS, LayerSpace, Policy
-from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.accelerator.bitfusion import read_hardware
-from bench.costs.accelerator.pricing import AcceleratorCost, execute_layer, price_on
-from bench.costs.counter import BITS_PER_KB, channels, price, price_layer
-from bench.costs.relaxed import RelaxedBops, RelaxedCost, RelaxedMemory, RelaxedTable
-from bench.spec.schema import AcceleratorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.compression.shapes import LayerShape, NetworkShape
+    from bench.costs.accelerator.pricing import AcceleratorCost
+    from bench.costs.relaxed import RelaxedCost
+    from bench.spec.schema import AcceleratorSpec
 
 MeasureName = Literal["bops", "memory", "latency", "energy"]
 
 
 @dataclass(frozen=True)
 class Measure(ABC):
-    """One kind of cost.
+    """One measure of cost. The class says how figures are called and shown; an instance prices policies.
 
     Attributes:
-        name: In records.
-        unit: In which `price` counts.
-        title: In texts, with the unit.
+        name: Name on the command line and in records.
+        word: Name in sentences.
+        column: Field of records and tables that holds a run's figure, in `unit`.
+        title: Heading of tables and axes, with the unit in which figures are shown.
+        unit: Unit in which `price` counts.
+        scale: Size of one shown unit in `unit`.
+        decimals: Decimals of a shown figure.
     """
 
     name: ClassVar[MeasureName]
-    unit: ClassVar[str]
+    word: ClassVar[str]
+    column: ClassVar[str]
     title: ClassVar[str]
+    unit: ClassVar[str]
+    scale: ClassVar[float] = 1.0
+    decimals: ClassVar[int]
 
     @property
-    def widest(self) -> int:
-        """Bits of the dearest uniform network that can be priced."""
+    def max_bits(self) -> int:
+        """Bits of the costliest uniform network that can be priced."""
         return FULL_PRECISION_BITS
 
     @property
     def on_accelerator(self) -> bool:
-        """Whether it is estimated on a simulated accelerator."""
+        """Whether the figure is estimated on a simulated accelerator."""
         return False
 
     @abstractmethod
-    def price(self, network: NetworkShape, policy: Policy) -> float:
-        """The exact cost of a policy, in the measure's unit.
+    def price(self, network: "NetworkShape", policy: Policy) -> float:
+        """Return the exact cost of a policy for one image, in `unit`.
 
         Raises:
             BenchError: The policy does not fit the network, or cannot be priced.
         """
 
     @abstractmethod
-    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
-        """A layer's part of that; the parts of all layers add up to it, but for rounding."""
+    def price_layer(self, policy: Policy, layer: "LayerShape") -> float:
+        """Return one layer's share of the cost, in `unit`; all shares add up to the total, apart from rounding."""
 
     @abstractmethod
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
-    ) -> RelaxedCost:
-        """The differentiable form, in the same unit.
+        self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int
+    ) -> "RelaxedCost":
+        """Make the differentiable form of the cost, in `unit`.
 
         Args:
-            network: The shapes.
-            choices: By searched layer.
-            device: Where searches live.
-            edge_bits: Bits of first and last layer.
+            network: Shapes of the network.
+            choices: Choices of every searched layer, by name.
+            device: Device of the search.
+            edge_bits: Bits of the first and last layer.
         """
 
     def in_words(self, cost: float) -> str:
-        """A cost with its unit."""
-        return f"{cost:,.3f} {self.unit}"
+        """Return a cost with its unit, for a sentence."""
+        return f"{cost:,.{max(3, self.decimals)}f} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -77,88 +90,116 @@ class Bops(Measure):
     """Bit operations for one image."""
 
     name = "bops"
+    word = "BOPs"
+    column = "bops"
+    title = "BOPs (M)"
     unit = "BOPs"
-    title = "BOPs"
+    scale = 1e6
+    decimals = 2
 
-    def price(self, network: NetworkShape, policy: Policy) -> float:
-        """Exact, a whole number."""
+    def price(self, network: "NetworkShape", policy: Policy) -> float:
+        """Return the bit operations of a policy, a whole number."""
+        from bench.costs.counter import price
+
         return price(network, policy).bops
 
-    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
-        """Exact, a whole number."""
+    def price_layer(self, policy: Policy, layer: "LayerShape") -> float:
+        """Return the bit operations of one layer, a whole number."""
+        from bench.costs.counter import price_layer
+
         return price_layer(policy, layer).bops
 
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
-    ) -> RelaxedCost:
-        """Eq. 14."""
+        self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int
+    ) -> "RelaxedCost":
+        """Make the differentiable form: Eq. 14 of the SBS paper."""
+        from bench.costs.relaxed import RelaxedBops
+
         return RelaxedBops(network, choices, device, edge_bits=edge_bits)
 
     def in_words(self, cost: float) -> str:
-        """A whole number."""
+        """Return a whole number of bit operations."""
         return f"{cost:,.0f} BOPs"
 
 
 @dataclass(frozen=True)
 class Memory(Measure):
-    """Memory footprint in KB of 1,000 bytes: weights and the inputs of all layers."""
+    """Memory footprint in KB of 1,000 bytes: the weights and the inputs of all layers."""
 
     name = "memory"
+    word = "memory"
+    column = "memory_kb"
+    title = "Memory KB"
     unit = "KB"
-    title = "memory (KB)"
+    decimals = 1
 
-    def price(self, network: NetworkShape, policy: Policy) -> float:
-        """A multiple of an eighth of a byte."""
+    def price(self, network: "NetworkShape", policy: Policy) -> float:
+        """Return the footprint of a policy, a multiple of an eighth of a byte."""
+        from bench.costs.counter import price
+
         return price(network, policy).memory_kb
 
-    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
-        """Of its weights and its input."""
+    def price_layer(self, policy: Policy, layer: "LayerShape") -> float:
+        """Return the footprint of one layer's weights and input."""
+        from bench.costs.counter import BITS_PER_KB, price_layer
+
         return price_layer(policy, layer).memory_bits / BITS_PER_KB
 
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
-    ) -> RelaxedCost:
-        """Weights and inputs with their expected widths."""
+        self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int
+    ) -> "RelaxedCost":
+        """Make the differentiable form: weights and inputs with their expected bits."""
+        from bench.costs.relaxed import RelaxedMemory
+
         return RelaxedMemory(network, choices, device, edge_bits=edge_bits)
 
 
 @dataclass(frozen=True)
 class _OnAccelerator(Measure):
-    """What the simulated accelerator takes for one image."""
+    """Base of the measures that the simulated accelerator estimates for one image."""
 
-    accelerator: AcceleratorSpec
+    accelerator: "AcceleratorSpec"
+    decimals = 4
 
     @property
-    def widest(self) -> int:
-        """The accelerator's highest precision."""
+    def max_bits(self) -> int:
+        """Highest precision of the accelerator."""
         return read_hardware(self.accelerator.hardware).max_bits
 
     @property
     def on_accelerator(self) -> bool:
-        """It is."""
+        """Whether the figure is estimated on a simulated accelerator: yes."""
         return True
 
     @abstractmethod
-    def of(self, cost: AcceleratorCost) -> float:
-        """The figure of a network or of a layer."""
+    def read(self, cost: "AcceleratorCost") -> float:
+        """Read this measure's figure, in `unit`, from what the accelerator takes."""
 
-    def price(self, network: NetworkShape, policy: Policy) -> float:
-        """The sum over the layers, computed one after another."""
-        return self.of(price_on(self.accelerator, network, policy))
+    def price(self, network: "NetworkShape", policy: Policy) -> float:
+        """Return the sum over the layers, which are computed one after another."""
+        from bench.costs.accelerator.pricing import price_on
 
-    def price_layer(self, policy: Policy, layer: LayerShape) -> float:
-        """Of its own execution."""
+        return self.read(price_on(self.accelerator, network, policy))
+
+    def price_layer(self, policy: Policy, layer: "LayerShape") -> float:
+        """Return the figure of one layer's execution."""
+        from bench.costs.counter import channels
+
         choice = policy.layers[layer.name]
         return self._execute(layer, choice.weight_bits, choice.activation_bits, *channels(policy, layer))
 
-    def _execute(self, layer: LayerShape, weight_bits: int, activation_bits: int, inputs: int, outputs: int) -> float:
+    def _execute(self, layer: "LayerShape", weight_bits: int, activation_bits: int, inputs: int, outputs: int) -> float:
+        from bench.costs.accelerator.pricing import AcceleratorCost, execute_layer
+
         executed = execute_layer(self.accelerator, layer, weight_bits, activation_bits, inputs, outputs)
-        return self.of(AcceleratorCost(accelerator=self.accelerator, layers={layer.name: executed}))
+        return self.read(AcceleratorCost(accelerator=self.accelerator, layers={layer.name: executed}))
 
     def relaxed(
-        self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device, edge_bits: int
-    ) -> RelaxedCost:
-        """A table of every layer at every pair of widths and at some channel counts."""
+        self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int
+    ) -> "RelaxedCost":
+        """Make the differentiable form: a table of every layer at all pairs of bits and some channel counts."""
+        from bench.costs.relaxed import RelaxedTable
+
         edge = sum(
             self._execute(layer, edge_bits, edge_bits, layer.in_channels, layer.out_channels)
             for layer in network.layers
@@ -172,11 +213,13 @@ class Latency(_OnAccelerator):
     """Milliseconds for one image."""
 
     name = "latency"
+    word = "latency"
+    column = "latency_ms"
+    title = "Latency ms"
     unit = "ms"
-    title = "latency (ms)"
 
-    def of(self, cost: AcceleratorCost) -> float:
-        """Milliseconds."""
+    def read(self, cost: "AcceleratorCost") -> float:
+        """Read the milliseconds."""
         return cost.latency_ms
 
 
@@ -185,13 +228,18 @@ class Energy(_OnAccelerator):
     """Millijoules for one image."""
 
     name = "energy"
+    word = "energy"
+    column = "energy_mj"
+    title = "Energy mJ"
     unit = "mJ"
-    title = "energy (mJ)"
 
-    def of(self, cost: AcceleratorCost) -> float:
-        """Millijoules."""
+    def read(self, cost: "AcceleratorCost") -> float:
+        """Read the millijoules."""
         return cost.energy_mj
 
 
 BOPS = Bops()
-"""What everything is limited by unless something else is asked for."""
+"""The measure of a budget that names no other one."""
+
+MEASURES: Mapping[MeasureName, type[Measure]] = {kind.name: kind for kind in (Bops, Memory, Latency, Energy)}
+"""All measures by name, in the order of tables."""
