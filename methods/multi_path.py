@@ -59,7 +59,7 @@ from bench.compression.kernels import blocks, gradients, in_one, quantized, step
 from bench.compression.quantizer import clips_of, positive, read_clips
 from methods.shared.decisions import bits_decision
 from methods.shared.history import History
-from methods.shared.network import edge_layer
+from methods.shared.search import edge_layer
 
 CHOICES = (
     "Where sources differ or are silent: soft mixtures, one Gumbel draw a layer and step; all paths start from the "

@@ -47,7 +47,7 @@ from bench.compression.quantizer import Shifted, drawn_sample
 from bench.costs.relaxed import Interpolation
 from methods.shared.decisions import What
 from methods.shared.history import History
-from methods.shared.network import edge_layer
+from methods.shared.search import edge_layer
 
 WidthCandidates = Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=2)]
 """A signed grid with 0 needs two bits at least."""

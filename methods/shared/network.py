@@ -18,15 +18,13 @@ from bench.api import (
     NetworkShape,
     Policy,
     QuantizedLayer,
-    QuantizerFactory,
     SearchJob,
-    UniformQuantizer,
-    input_quantizer,
     replace_layer,
 )
 from bench.compression.quantizer import clips_of, read_clips, restore_clips
 from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.layers import FULL_PRECISION, LayerSettings, SharedLayer
+from methods.shared.search import edge_layer
 
 SearchSpace = Mapping[str, LayerSpace]
 
@@ -210,21 +208,6 @@ def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
 def _last_group(filters: int, size: int) -> tuple[int, ...]:
     """The group that takes what is left: none is smaller."""
     return tuple(range((filters - 1) // size * size, filters))
-
-
-def edge_layer(
-    module: nn.Module, shape: LayerShape, *, normalized: bool = True, quantizer: QuantizerFactory = UniformQuantizer
-) -> nn.Module:
-    """The first or last layer at 8 bits; pixels are on an 8-bit grid already.
-
-    Args:
-        module: A convolution or a linear layer.
-        shape: What is known of it.
-        normalized: Whether weights that a normalisation follows are standardised.
-        quantizer: Makes the quantizers of weight and input.
-    """
-    weight = quantizer(bits=EDGE_BITS, kind="weight", normalized=normalized and shape.normalized)
-    return QuantizedLayer(module, weight, input_quantizer(shape, EDGE_BITS, quantizer))
 
 
 def shares(gates: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,29 @@
+"""Candidate widths as an option, and the methods that choose among them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from pydantic import AfterValidator
+
+from bench.api import Method, NetworkShape, Policy, uniform
+
+
+def _rising(bits: Sequence[int]) -> Sequence[int]:
+    if any(high <= low for low, high in pairwise(bits)):
+        raise ValueError(f"bit candidates {list(bits)} must rise, e.g. [2, 4, 8]")
+    return bits
+
+
+RISING = AfterValidator(_rising)
+"""Rule for candidate widths, to be put into an annotation: each is larger than the one before."""
+
+
+class ChoosesBits(Method):
+    """A method that chooses bits layer by layer, from the candidates of its option `bits`."""
+
+    options: Any
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """Take the lowest candidate in every layer but the first and the last."""
+        return uniform(network, min(self.options.bits))
