@@ -1,4 +1,4 @@
-"""The command that prices policies."""
+"""The command `bench cost`, which prices policies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.spec.schema import AcceleratorSpec
 
 _TASK = {"model": "resnet20", "dataset": "cifar100"}
-"""What is meant where neither an option nor a policy says it."""
+"""Model and data set when neither an option nor a policy names them."""
 
 
 @click.command()
@@ -26,19 +26,33 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     "--model", default=None, help=f"Name of a model, or package.module:function.  [default: {_TASK['model']}]"
 )
 @click.option("--dataset", default=None, help=f"Name of a data set.  [default: {_TASK['dataset']}]")
-@click.option("--bits", type=click.IntRange(1, 32), default=None, help="Uniform precision; 32 is full precision.")
-@click.option("--policy", "policy_file", type=FILE, default=None, help="A policy file.")
-@click.option("--diff", nargs=2, default=None, metavar="A B", help="Two of: policy files, names such as 4bit.")
+@click.option(
+    "--bits", type=click.IntRange(1, 32), default=None, help="Bits of a uniform policy; 32 is full precision."
+)
+@click.option("--policy", "policy_file", type=FILE, default=None, help="File with a policy.")
+@click.option("--diff", nargs=2, default=None, metavar="A B", help="Two policies: files, or names such as 4bit.")
 @click.option(
     "--by",
     type=click.Choice(["bops", "memory", "latency", "energy"]),
     default=None,
-    help="What the bars show, or which difference always.  [default: bops]",
+    help="Measure that the bars show; with --diff, the measure that is never dropped.  [default: bops]",
 )
-@click.option("--hardware", default=None, metavar="NAME|FILE", help="See docs/bitfusion.md.  [default: bf_e]")
-@click.option("--batch", type=click.IntRange(1), default=None, help="Images computed together.  [default: 16]")
-@click.option("--depthwise", type=click.Choice(["dense", "channelwise"]), default=None, help="[default: dense]")
-@click.option("--image-size", type=click.IntRange(8), default=None, help="Side of images, of data sets of files.")
+@click.option(
+    "--hardware",
+    default=None,
+    metavar="NAME|FILE",
+    help="Simulated accelerator; docs/bitfusion.md describes it.  [default: bf_e]",
+)
+@click.option("--batch", type=click.IntRange(1), default=None, help="Images that are computed together.  [default: 16]")
+@click.option(
+    "--depthwise",
+    type=click.Choice(["dense", "channelwise"]),
+    default=None,
+    help="Mapping of depthwise convolutions to the accelerator.  [default: dense]",
+)
+@click.option(
+    "--image-size", type=click.IntRange(8), default=None, help="Side of the images in pixels, for image folders."
+)
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
 def cost(
@@ -58,7 +72,7 @@ def cost(
     \b
     bench cost --model resnet56 --bits 4
     bench cost --policy policy.json --by latency
-    bench cost --diff 4bit policy.json    both, and by how much the second differs
+    bench cost --diff 4bit policy.json    two policies, and how much more the second costs
     """  # noqa: D301  (click wants the character)
     import json
 
@@ -73,32 +87,34 @@ def cost(
         raise BenchError(f"--by {by} chooses what the table shows; it has no effect with --json")
     task = {"model": model, "dataset": dataset}
     images = {"image_size": image_size, "data_dir": data_dir}
-    on = _accelerator(accelerator)
-    found = _overall(bits or policy_file, task, images, on) if diff is None else _difference(diff, task, images, on)
+    spec = _accelerator(accelerator)
+    costs = (
+        _breakdown(bits or policy_file, task, images, spec) if diff is None else _difference(diff, task, images, spec)
+    )
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        click.echo(json.dumps(costs.to_json(), indent=1))
     else:
-        show([table(found, by or "bops")])
+        show([table(costs, by or "bops")])
 
 
-def _accelerator(asked: dict[str, Any]) -> AcceleratorSpec:
+def _accelerator(options: dict[str, Any]) -> AcceleratorSpec:
     from bench.spec.schema import AcceleratorSpec
 
-    return AcceleratorSpec(**{key: value for key, value in asked.items() if value is not None})
+    return AcceleratorSpec(**{key: value for key, value in options.items() if value is not None})
 
 
-def _overall(
-    asked: int | Path | None, task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
+def _breakdown(
+    choice: int | Path | None, task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
 ) -> CostBreakdown:
     from bench.compression.policy import load_policy, uniform
     from bench.costs.breakdown import breakdown
 
-    if isinstance(asked, Path):
-        policy = load_policy(asked)
+    if isinstance(choice, Path):
+        policy = load_policy(choice)
         network = _network([policy], task, images)
     else:
         network = _network([], task, images)
-        policy = uniform(network, asked or 0)
+        policy = uniform(network, choice or 0)
     return breakdown(accelerator, network, policy)
 
 
@@ -106,9 +122,9 @@ def _difference(
     names: tuple[str, str], task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
 ) -> Difference:
     from bench.compression.policy import Policy
-    from bench.costs.breakdown import Difference, chosen, side
+    from bench.costs.breakdown import Difference, policy_or_bits, side
 
-    choices = [chosen(name) for name in names]
+    choices = [policy_or_bits(name) for name in names]
     policies = [choice for choice in choices if isinstance(choice, Policy)]
     tasks = list(dict.fromkeys(f"{policy.model} on {policy.dataset}" for policy in policies))
     if len(tasks) > 1:
@@ -120,18 +136,18 @@ def _difference(
     return Difference(first=first, second=second)
 
 
-def _network(policies: list[Policy], task: dict[str, str | None], images: dict[str, Any]) -> NetworkShape:
-    """The shapes of what policies are for, or of what is asked for where there are none.
+def _network(policies: list[Policy], options: dict[str, str | None], images: dict[str, Any]) -> NetworkShape:
+    """Return the shapes of the network that the policies are for; without policies, of the one in the options.
 
     Raises:
-        BenchError: Both say something, and not the same.
+        BenchError: An option contradicts the policies.
     """
     from bench.planning.plan import model_shape
 
-    found = dict(_TASK)
-    for key, asked in task.items():
+    task = dict(_TASK)
+    for key, option in options.items():
         stated = getattr(policies[0], key) if policies else None
-        if None not in (stated, asked) and stated != asked:
-            raise BenchError(f"--{key} {asked} contradicts the policy, which is for {stated}; leave it out")
-        found[key] = stated or asked or found[key]
-    return model_shape(found["model"], found["dataset"], **images)
+        if None not in (stated, option) and stated != option:
+            raise BenchError(f"--{key} {option} contradicts the policy, which is for {stated}; leave it out")
+        task[key] = stated or option or task[key]
+    return model_shape(task["model"], task["dataset"], **images)

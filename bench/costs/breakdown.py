@@ -1,7 +1,7 @@
-"""What a policy costs in every measure at once, and what changes between two policies.
+"""The cost of a policy in every measure at once, layer by layer, and the difference between two policies.
 
-Operations and memory are known of every policy, latency and energy only where the accelerator has the widths and the
-model of it knows the shape. What is not known is `None`, with the reason.
+Operations and memory are known for every policy. Latency and energy are known only where the accelerator supports the
+bits and its model covers the shape of a layer. An unknown figure is `None`, and the reason is kept.
 """
 
 import re
@@ -16,30 +16,23 @@ from bench.compression.space_size import policies
 from bench.costs.accelerator.bitfusion import Execution, read_hardware
 from bench.costs.accelerator.pricing import execute_layer
 from bench.costs.counter import BITS_PER_KB, LayerCost, NetworkCost, price
-from bench.costs.measures import MeasureName
+from bench.costs.measures import MEASURES, MeasureName
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
 _UNIFORM = re.compile(r"(\d+)bit")
-_KEYS: Mapping[MeasureName, str] = {
-    "bops": "bops",
-    "memory": "memory_kb",
-    "latency": "latency_ms",
-    "energy": "energy_mj",
-}
-"""What measures are called in JSON, with their units."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostBreakdown:
-    """What a policy costs.
+    """The cost of a policy in every measure.
 
     Attributes:
-        network: The shapes of the full network.
-        cost: Operations and memory, for one image.
-        accelerator: Where latency and energy are estimated.
-        executions: What each layer takes there for a batch, by name, as far as that is known.
-        unknown: Why it is not known of the other layers.
+        network: Shapes of the full network.
+        cost: Operations and memory for one image.
+        accelerator: Accelerator that latency and energy are estimated on.
+        executions: Execution of each layer on the accelerator for a batch, by name, as far as it is known.
+        unknown: Reason for each layer whose execution is not known, by name.
     """
 
     network: NetworkShape
@@ -49,7 +42,7 @@ class CostBreakdown:
     unknown: Mapping[str, str]
 
     def total(self, measure: MeasureName) -> float | None:
-        """The whole network for one image: BOPs, KB, ms or mJ."""
+        """Return the cost of the whole network for one image in the measure's unit; `None` when it is not known."""
         if measure == "bops":
             return self.cost.bops
         if measure == "memory":
@@ -58,8 +51,8 @@ class CostBreakdown:
             return None
         return sum(_executed(measure, execution) for execution in self.executions.values())
 
-    def of(self, measure: MeasureName, layer: LayerCost) -> float | None:
-        """A layer's part of the total."""
+    def layer_cost(self, measure: MeasureName, layer: LayerCost) -> float | None:
+        """Return one layer's part of the total; `None` when it is not known."""
         if measure == "bops":
             return layer.bops
         if measure == "memory":
@@ -68,14 +61,14 @@ class CostBreakdown:
         return None if execution is None else _executed(measure, execution)
 
     def shares(self, measure: MeasureName) -> Mapping[str, float]:
-        """Each layer's share of the total, by name; of nothing where the total is not known."""
+        """Return each layer's share of the total, by name; an empty mapping when the total is not known."""
         total = self.total(measure)
         if not total:
             return {}
-        return {layer.name: (self.of(measure, layer) or 0) / total for layer in self.cost.layers}
+        return {layer.name: (self.layer_cost(measure, layer) or 0) / total for layer in self.cost.layers}
 
     def to_json(self) -> dict[str, Any]:
-        """The document that `bench cost --json` prints."""
+        """Return the document that `bench cost --json` prints."""
         document = self.cost.to_json()
         layers = [{**layer, **_execution_json(self.executions.get(layer["name"]))} for layer in document.pop("layers")]
         return {
@@ -89,12 +82,12 @@ class CostBreakdown:
 
 
 def _executed(measure: MeasureName, execution: Execution) -> float:
-    """Milliseconds or millijoules for one image."""
+    """Return the milliseconds or millijoules of an execution for one image."""
     return execution.latency_ms if measure == "latency" else execution.energy_mj
 
 
 def _execution_json(execution: Execution | None) -> dict[str, Any]:
-    """What a layer takes for the whole batch; the memory's traffic is that of reads and writes together."""
+    """Return a layer's figures for the whole batch; memory traffic is reads and writes together."""
     if execution is None:
         return {"cycles": None, "dram_bits": None, "energy_nj": None}
     return {
@@ -108,15 +101,15 @@ def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Polic
     """Price a policy in every measure.
 
     Raises:
-        BenchError: The policy does not fit the network, or there is no such hardware.
+        BenchError: The policy does not fit the network, or the hardware does not exist.
     """
     cost = price(network, policy)
     read_hardware(accelerator.hardware)
     executions, unknown = {}, {}
     for shape, layer in zip(network.layers, cost.layers, strict=True):
-        widths = layer.weight_bits, layer.activation_bits
+        bits = layer.weight_bits, layer.activation_bits
         try:
-            executions[layer.name] = execute_layer(accelerator, shape, *widths, layer.in_channels, layer.out_channels)
+            executions[layer.name] = execute_layer(accelerator, shape, *bits, layer.in_channels, layer.out_channels)
         except BenchError as error:
             unknown[layer.name] = str(error)
     return CostBreakdown(network=network, cost=cost, accelerator=accelerator, executions=executions, unknown=unknown)
@@ -127,15 +120,15 @@ def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Polic
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
-    """One of two policies.
+    """One of two policies that are compared.
 
     Attributes:
-        name: As it was asked for, a file or "4bit".
-        overall: What it costs.
+        name: Name that the user gave: a file, or "4bit".
+        costs: Cost of the policy.
     """
 
     name: str
-    overall: CostBreakdown
+    costs: CostBreakdown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,18 +139,18 @@ class Difference:
     second: Side
 
     def percent(self, measure: MeasureName, layer: int | None = None) -> float | None:
-        """By how much the second costs more than the first, in percent of the first.
+        """Return by how much the second policy costs more than the first, in percent of the first.
 
         Args:
-            measure: What of.
-            layer: A layer's position; the whole network when absent.
+            measure: Measure of the cost.
+            layer: Index of a layer; the whole network when absent.
         """
-        before, after = (_cost(side.overall, measure, layer) for side in (self.first, self.second))
+        before, after = (_cost(side.costs, measure, layer) for side in (self.first, self.second))
         return None if before is None or after is None else 100 * (after - before) / before
 
     def to_json(self) -> dict[str, Any]:
-        """The document that `bench cost --diff A B --json` prints."""
-        first, second = self.first.overall, self.second.overall
+        """Return the document that `bench cost --diff A B --json` prints."""
+        first, second = self.first.costs, self.second.costs
         return {
             "model": first.cost.model,
             "dataset": first.cost.dataset,
@@ -177,42 +170,46 @@ class Difference:
         }
 
     def _percents(self, layer: int | None) -> dict[str, float | None]:
-        return {key: self.percent(measure, layer) for measure, key in _KEYS.items()}
+        return {measure.column: self.percent(name, layer) for name, measure in MEASURES.items()}
 
 
-def _cost(overall: CostBreakdown, measure: MeasureName, layer: int | None) -> float | None:
-    return overall.total(measure) if layer is None else overall.of(measure, overall.cost.layers[layer])
+def _cost(costs: CostBreakdown, measure: MeasureName, layer: int | None) -> float | None:
+    return costs.total(measure) if layer is None else costs.layer_cost(measure, costs.cost.layers[layer])
 
 
 def _side_json(side: Side) -> dict[str, Any]:
-    document = {key: value for key, value in side.overall.to_json().items() if key in _TOTALS}
+    document = {key: value for key, value in side.costs.to_json().items() if key in _TOTALS}
     return {"policy": side.name, **document}
 
 
-_TOTALS = {*_KEYS.values(), "macs", "memory_bits", "peak_memory_bits", "parameters"}
+_TOTALS = {
+    *(measure.column for measure in MEASURES.values()),
+    *("macs", "memory_bits", "peak_memory_bits", "parameters"),
+}
 
 
-def _layer_json(overall: CostBreakdown, index: int) -> dict[str, Any]:
-    """A layer of one side; filters are those that are left."""
-    layer = overall.cost.layers[index]
+def _layer_json(costs: CostBreakdown, index: int) -> dict[str, Any]:
+    """Return one layer of one side; `filters` counts those that are kept."""
+    layer = costs.cost.layers[index]
     return {
         "weight_bits": layer.weight_bits,
         "activation_bits": layer.activation_bits,
         "filters": layer.out_channels,
-        **{key: overall.of(measure, layer) for measure, key in _KEYS.items()},
+        **{measure.column: costs.layer_cost(name, layer) for name, measure in MEASURES.items()},
     }
 
 
-def chosen(name: str) -> Policy | int:
-    """What a name stands for: the policy in a file, or the width of "4bit".
+def policy_or_bits(name: str) -> Policy | int:
+    """Read an argument of `--diff`: the policy in a file, or the bits of a name such as "4bit".
 
     Raises:
-        BenchError: There is no such width, or the file cannot be read or holds something else.
+        BenchError: The bits are out of range, or the file cannot be read or holds something else.
     """
-    if found := _UNIFORM.fullmatch(name):
-        if not 1 <= int(found[1]) <= FULL_PRECISION_BITS:
+    if match := _UNIFORM.fullmatch(name):
+        bits = int(match[1])
+        if not 1 <= bits <= FULL_PRECISION_BITS:
             raise BenchError(f"--diff '{name}': bits go from 1 to {FULL_PRECISION_BITS}")
-        return int(found[1])
+        return bits
     try:
         return load_policy(Path(name))
     except BenchError as error:
@@ -223,16 +220,16 @@ def side(name: str, network: NetworkShape, choice: Policy | int, accelerator: Ac
     """Price one of two policies.
 
     Args:
-        name: As it was asked for.
-        network: The shapes.
-        choice: What the name stands for.
-        accelerator: Where latency and energy are estimated.
+        name: Name that the user gave.
+        network: Shapes of the network.
+        choice: Policy, or bits of a uniform one.
+        accelerator: Accelerator that latency and energy are estimated on.
 
     Raises:
         BenchError: The policy does not fit the network.
     """
     policy = uniform(network, choice) if isinstance(choice, int) else choice
     try:
-        return Side(name=name, overall=breakdown(accelerator, network, policy))
+        return Side(name=name, costs=breakdown(accelerator, network, policy))
     except BenchError as error:
         raise BenchError(f"--diff '{name}': {error}") from error

@@ -35,6 +35,7 @@ class Measure(ABC):
         unit: Unit in which `price` counts.
         scale: Size of one shown unit in `unit`.
         decimals: Decimals of a shown figure.
+        on_accelerator: Whether the figure is estimated on a simulated accelerator.
     """
 
     name: ClassVar[MeasureName]
@@ -44,16 +45,12 @@ class Measure(ABC):
     unit: ClassVar[str]
     scale: ClassVar[float] = 1.0
     decimals: ClassVar[int]
+    on_accelerator: ClassVar[bool] = False
 
     @property
     def max_bits(self) -> int:
         """Bits of the costliest uniform network that can be priced."""
         return FULL_PRECISION_BITS
-
-    @property
-    def on_accelerator(self) -> bool:
-        """Whether the figure is estimated on a simulated accelerator."""
-        return False
 
     @abstractmethod
     def price(self, network: "NetworkShape", policy: Policy) -> float:
@@ -80,9 +77,10 @@ class Measure(ABC):
             edge_bits: Bits of the first and last layer.
         """
 
-    def in_words(self, cost: float) -> str:
+    @classmethod
+    def in_words(cls, cost: float) -> str:
         """Return a cost with its unit, for a sentence."""
-        return f"{cost:,.{max(3, self.decimals)}f} {self.unit}"
+        return f"{cost:,.{max(3, cls.decimals)}f} {cls.unit}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,8 @@ class Bops(Measure):
 
         return RelaxedBops(network, choices, device, edge_bits=edge_bits)
 
-    def in_words(self, cost: float) -> str:
+    @classmethod
+    def in_words(cls, cost: float) -> str:
         """Return a whole number of bit operations."""
         return f"{cost:,.0f} BOPs"
 
@@ -160,16 +159,12 @@ class _OnAccelerator(Measure):
 
     accelerator: "AcceleratorSpec"
     decimals = 4
+    on_accelerator = True
 
     @property
     def max_bits(self) -> int:
         """Highest precision of the accelerator."""
         return read_hardware(self.accelerator.hardware).max_bits
-
-    @property
-    def on_accelerator(self) -> bool:
-        """Whether the figure is estimated on a simulated accelerator: yes."""
-        return True
 
     @abstractmethod
     def read(self, cost: "AcceleratorCost") -> float:

@@ -121,7 +121,7 @@ def test_hardware_batch_and_depthwise_mode_are_chosen(bench: Command, tmp_path: 
     assert channelwise[0] < dense and channelwise[3] == "channelwise"
     assert figures("--hardware", "bf_s")[0] < dense
     assert figures("--batch", 1)[0] != dense
-    slow = (Path(__file__).parents[3] / "bench/hardware/configurations/bf_e.toml").read_text()
+    slow = (Path(__file__).parents[3] / "bench/costs/accelerator/configurations/bf_e.toml").read_text()
     (tmp_path / "slow.toml").write_text(slow.replace("frequency_hz = 500_000_000", "frequency_hz = 250_000_000"))
     assert figures("--hardware", tmp_path / "slow.toml")[0] == pytest.approx(2 * dense)
 
@@ -145,7 +145,7 @@ def test_as_a_table(bench: Command) -> None:
     assert answer.status == 0
     assert "resnet20 on cifar100, for one image: 41,798.6 M BOPs" in answer.out and "41,798,598,656" in answer.out
     assert "Latency and energy: bf_e, batch 16, depthwise dense" in answer.out
-    assert "not known of 22 layers, 'conv1' being the first: weight_bits is 32" in answer.out
+    assert "not known for 22 layers; the first is 'conv1': weight_bits is 32" in answer.out
     assert "policies with candidates 2, 4, 8 and groups of 4" in answer.out
 
 

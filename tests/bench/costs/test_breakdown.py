@@ -27,7 +27,7 @@ def test_one_layer_that_the_accelerator_lacks_leaves_only_itself_and_the_totals_
 @pytest.mark.parametrize("measure", ["bops", "memory", "latency", "energy"])
 def test_layers_add_up_to_the_total(measure: MeasureName) -> None:
     found = breakdown(SPEC, NETWORK, uniform(NETWORK, 3))
-    parts = [found.of(measure, layer) for layer in found.cost.layers]
+    parts = [found.layer_cost(measure, layer) for layer in found.cost.layers]
     assert sum(part or 0 for part in parts) == pytest.approx(found.total(measure))
     assert sum(found.shares(measure).values()) == pytest.approx(1)
 

@@ -32,7 +32,7 @@ def test_every_layer_and_the_totals_are_in_the_table() -> None:
     cells = dict(zip([column.title for column in shown.columns], shown.rows[1], strict=True))
     layer = found.cost.layers[1]
     assert cells["Bits w/a"] == "4/4" and cells["Shape"] == "3×3 16→16 at 8×8" and cells["Groups"] == "1"
-    assert cells["BOPs (M)"] == f"{layer.bops / 1e6:.2f}" and cells["KB"] == f"{layer.memory_bits / 8000:.1f}"
+    assert cells["BOPs (M)"] == f"{layer.bops / 1e6:.2f}" and cells["Memory KB"] == f"{layer.memory_bits / 8000:.1f}"
     assert cells["Share of BOPs"].startswith(f"{layer.bops / found.cost.bops:5.1%} █")
     assert shown.rows[-1][5] == f"{found.cost.bops / 1e6:.2f}"
 
@@ -78,4 +78,4 @@ def test_tables_fit_a_narrow_terminal(model: str, dataset: str, bits: int) -> No
 def test_the_measure_that_was_asked_for_stays_in_a_narrow_terminal() -> None:
     shown = cost_table(overall("mobilenet_v3_large", "cifar100", 4), "energy")
     head = " ".join(text(shown, 60)[:5])
-    assert " mJ " in head and "Groups" not in head
+    assert "Energy" in head and "Groups" not in head
