@@ -10,7 +10,7 @@ from bench.results import groups as pairs
 from bench.results import statistics
 from bench.results.statistics import MIN_PAIRS, PairedDifference
 from bench.results.tables import FAILURES
-from reports.formatting import MILLION, TOO_FEW, count, difference, number, spread
+from reports.shared.formatting import MILLION, TOO_FEW, count, difference, number, spread
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,8 @@ from itertools import combinations
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.statistics import mean
 from bench.results.tables import IDENTITY
-from reports.formatting import named_runs, number
 from reports.policies import BITS, decisions
+from reports.shared.formatting import named_runs, number
 
 Widths = Sequence[int]
 """What one run chose for every searched tensor, in the network's order."""

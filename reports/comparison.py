@@ -11,8 +11,8 @@ from bench.results import statistics
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
 from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, section
 from bench.store.outcomes import RETRIABLE
-from reports.formatting import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
-from reports.measured import Measured, limited
+from reports.shared.formatting import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
+from reports.shared.limits import Measured, limited
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std
-from reports.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
-from reports.formatting import figure, named_runs, spread
+from reports.shared.drawing import MOST_POINTS, Rows, both, curves, spread_of, unique
+from reports.shared.formatting import figure, named_runs, spread
 
 if TYPE_CHECKING:
     import altair as alt

@@ -6,7 +6,7 @@ from typing import Any
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.tables import DAMAGED, FAILURES, MISSING, STALE, section
 from bench.store.leases import Leases
-from reports.repeating import continuation, repetition
+from reports.shared.commands import continuation, repetition
 
 _OPEN = "running"
 _ORPHANED, _OVER, _BELOW = "orphaned", "over budget", "below the window"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from bench.api import FULL_PRECISION_BITS, Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std
 from bench.results.tables import IDENTITY, section
-from reports.drawing import both, spread_of, unique
-from reports.formatting import named_runs, spread
+from reports.shared.drawing import both, spread_of, unique
+from reports.shared.formatting import named_runs, spread
 
 if TYPE_CHECKING:
     import altair as alt

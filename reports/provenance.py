@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.tables import DAMAGED, IDENTITY, MISSING, section
-from reports.formatting import anchor, named_runs, number
-from reports.repeating import repetition
+from reports.shared.commands import repetition
+from reports.shared.formatting import anchor, named_runs, number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from typing import Any
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.published import Printed, printed
 from bench.results.tables import section
-from reports.formatting import MILLION, number, spread
+from reports.shared.formatting import MILLION, number, spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

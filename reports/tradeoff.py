@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std, t_interval
-from reports.drawing import Rows, data, method_colour, method_shape, thinned, unique
-from reports.drawing import number as plotted
-from reports.formatting import anchor, interval, named_runs, number, spread
-from reports.measured import BOPS, Measured, limited, of_kind
+from reports.shared.drawing import Rows, data, method_colour, method_shape, thinned, unique
+from reports.shared.drawing import number as plotted
+from reports.shared.formatting import anchor, interval, named_runs, number, spread
+from reports.shared.limits import BOPS, Measured, limited, of_kind
 
 if TYPE_CHECKING:
     import altair as alt

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.results.tables import section
-from reports.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
-from reports.drawing import number as plotted
-from reports.formatting import figure, number, yes_no
+from reports.shared.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
+from reports.shared.drawing import number as plotted
+from reports.shared.formatting import figure, number, yes_no
 
 if TYPE_CHECKING:
     import altair as alt

@@ -32,7 +32,7 @@ from bench.store.files import Store, write_json
 from bench.store.leases import Leases
 from reports.comparison import Comparison
 from reports.convergence import Convergence
-from reports.drawing import MOST_POINTS, thinned
+from reports.shared.drawing import MOST_POINTS, thinned
 from reports.environment import Environment
 from reports.failures import Failures
 from reports.page import page, sort_value

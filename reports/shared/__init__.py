@@ -1,0 +1,5 @@
+"""Building blocks that several reports use.
+
+`formatting` turns figures into cells, `drawing` puts charts together, `limits` says which measures the budgets of a
+study limit and which runs belong to each, and `commands` writes the commands that repeat runs.
+"""
