@@ -69,7 +69,7 @@ from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.gates import FilterGroups
 from methods.shared.history import History
 from methods.shared.network import cheapest_policy, shares
-from methods.shared.residual_bits import RangeQuantizer, gated_quantization
+from methods.shared.quantizers.residual_bits import RangeQuantizer, gated_quantization
 from methods.shared.search import edge_layer
 
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1

@@ -5,7 +5,7 @@ continuous in training,
 
     Q(x) = sign(x) · d · ⌊min(|x|, q)^t / d⌉        b = log2(q^t/d + 1) + 1        (inputs: no sign, no + 1)
 
-with the gradients of `methods.shared.learned_range`: dQ/dd the rounding error, dQ/dq = sign(x)·t·q^(t−1) outside the
+with the gradients of `methods.shared.quantizers.learned_range`: dQ/dd the rounding error, dQ/dq = sign(x)·t·q^(t−1) outside the
 range, dQ/dt = sign(x)·|x|^t·log|x|.
 
 Pruning: the variational information bottleneck of VIBNet (Dai et al. 2018, arXiv 1802.10399). Each channel that may go
@@ -50,9 +50,9 @@ from bench.api import (
 )
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import positive
-from methods.shared import learned_range
 from methods.shared.gates import FilterGroups, gate
-from methods.shared.learned_range import (
+from methods.shared.quantizers import learned_range
+from methods.shared.quantizers.learned_range import (
     SMALLEST,
     LearnedQuantizer,
     RangeNetwork,

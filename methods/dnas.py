@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.api import Capabilities, QuantizerFactory
 from bench.compression.kernels import Kind, steps
 from methods.multi_path import CHOICES, MultiPath
-from methods.shared.pact import PactActivation
+from methods.shared.quantizers.pact import PactActivation
 
 
 class _Round(torch.autograd.Function):

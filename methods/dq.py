@@ -44,8 +44,8 @@ from bench.api import (
 )
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import positive
-from methods.shared import learned_range
-from methods.shared.learned_range import (
+from methods.shared.quantizers import learned_range
+from methods.shared.quantizers.learned_range import (
     LearnedQuantizer,
     RangeNetwork,
     WidthCandidates,

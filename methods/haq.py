@@ -8,10 +8,10 @@ sees ten numbers of the layer, answers with a number in [0, 1], and that is roun
 What costs too much is lowered step by step until it fits the budget; the cost is that of the run's measure in the
 place of the paper's lookup table. The network of these widths is calibrated, trained a little, and its accuracy on
 validation images is the reward of all steps, R = λ · (accuracy − accuracy of the float network) with λ = 0.1 ("Reward
-Function"). The agent is a DDPG ("Agent"; `methods.shared.ddpg`): after episodes of uniform actions it follows its
+Function"). The agent is a DDPG ("Agent"; `methods.shared.agent.ddpg`): after episodes of uniform actions it follows its
 actor, with noise that fades.
 
-The search quantizes linearly, as the paper does (`methods.shared.linear_quantizer`), whatever the recipe. With
+The search quantizes linearly, as the paper does (`methods.shared.quantizers.linear`), whatever the recipe. With
 `recipe = "common"` the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"`
 linearly.
 
@@ -56,9 +56,9 @@ from bench.api import (
     uniform,
     weight_groups,
 )
-from methods.shared.ddpg import Agent
+from methods.shared.agent.ddpg import Agent
 from methods.shared.decisions import What
-from methods.shared.linear_quantizer import linear_quantizer
+from methods.shared.quantizers.linear import linear_quantizer
 
 REWARD_SCALE = 0.1
 """λ of the reward, for accuracies in percent (the code)."""

@@ -36,7 +36,7 @@ from methods.bayesian_bits import (
     probability_open,
     thresholded,
 )
-from methods.shared.residual_bits import RangeQuantizer, gated_quantization, residuals, step_sizes
+from methods.shared.quantizers.residual_bits import RangeQuantizer, gated_quantization, residuals, step_sizes
 
 MakeJob = Callable[..., SearchJob]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]

@@ -20,7 +20,7 @@ from bench.method import SearchJob, SearchResult
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import reestimate_norms
 from methods.dq import Dq, DqNetwork, DqOptions, DqQuantizer, dq_quantizer, grid, penalty, squared_hinge
-from methods.shared.learned_range import levels_of
+from methods.shared.quantizers.learned_range import levels_of
 
 MakeJob = Callable[..., SearchJob]
 MEASURES = [BOPS, Memory(), Latency(AcceleratorSpec())]

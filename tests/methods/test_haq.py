@@ -28,7 +28,7 @@ from bench.planning.plan import make_method
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import Evaluation, evaluate, reestimate_norms
 from methods.haq import Haq, HaqOptions, Space, Trainer, calibrated, layer_states, place_of, sigma_of, updates_of
-from methods.shared.linear_quantizer import LinearWeight, RangedActivation, linear_quantizer, threshold_of
+from methods.shared.quantizers.linear import LinearWeight, RangedActivation, linear_quantizer, threshold_of
 
 MakeJob = Callable[..., SearchJob]
 BITS = (2, 4, 8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.shared.learned_range import bounded, least_error, levels_of, quantize
+from methods.shared.quantizers.learned_range import bounded, least_error, levels_of, quantize
 
 EXPONENTS = [None, 0.6, 1.0, 1.7]
 STEP, LIMIT = 0.13, 0.9

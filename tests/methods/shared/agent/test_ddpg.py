@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from methods.shared.ddpg import Actor, Agent, Critic, Replay, follow, truncated_normal
+from methods.shared.agent.ddpg import Actor, Agent, Critic, Replay, follow, truncated_normal
 
 Vector = NDArray[np.float64]
 STATE = 4

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import drawn_sample, positive
-from methods.shared.pact import PactActivation
+from methods.shared.quantizers.pact import PactActivation
 
 KL_BELOW = 5
 """Thresholds come from a divergence below this width, and from the largest value at and above it (the code)."""

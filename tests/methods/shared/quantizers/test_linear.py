@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.shared.linear_quantizer import LinearWeight, RangedActivation, divergence_threshold, threshold_of
+from methods.shared.quantizers.linear import LinearWeight, RangedActivation, divergence_threshold, threshold_of
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,1 @@
+"""The agent of HAQ, and what it sees of a network."""

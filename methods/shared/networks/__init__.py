@@ -1,0 +1,1 @@
+"""Networks that are searched, one module for each kind."""

@@ -1,0 +1,1 @@
+"""Quantizers of methods whose papers bring their own."""
