@@ -37,10 +37,10 @@ from bench.spec.seeds import derive, start_process_deterministically
 from bench.spec.sources import build, read_toml
 from bench.store.files import Store
 from bench.training.loop import reestimate_norms
-from methods.hawq import hutchinson, loss_graph, sensitivity
 from methods.sbs import SbsOptions, layer_settings, search_space
 from methods.shared.decisions import What
 from methods.shared.gates import surrogate_slope
+from methods.shared.hessian import hutchinson, loss_graph, sensitivity
 from methods.shared.layers import SharedLayer
 from methods.shared.network import SharedNetwork, Start
 

@@ -10,38 +10,27 @@ between different tensors have mean zero. They are taken on the pretrained float
 when every running mean changes by less than a thousandth, or after 100 (PyHessian's rule).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import product
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from bench.api import (
     Capabilities,
     Decision,
-    LayerShape,
     Method,
     NetworkShape,
     Options,
     Policy,
     SearchJob,
     SearchResult,
-    UniformQuantizer,
     UnreachableBudgetError,
-    generator,
     uniform,
 )
-from bench.compression.quantizer import Shifted, standardize
-from methods.shared.decisions import What, bits_decision
-
-Tensors = Mapping[tuple[str, What], Tensor]
-Sensitivity = Mapping[tuple[str, What], Sequence[float]]
-"""By layer and tensor: Ω at every candidate width."""
+from methods.shared.decisions import bits_decision
+from methods.shared.hessian import Sensitivity, hutchinson, loss_graph, sensitivity
 
 
 class HawqOptions(Options):
@@ -105,93 +94,6 @@ class Hawq(Method):
                 "sensitivity": {f"{layer}.{what}": list(values) for (layer, what), values in omega.items()},
             },
         )
-
-
-@dataclass(frozen=True)
-class LossGraph:
-    """The training loss of the float network, with the tensors that may be quantized.
-
-    Attributes:
-        tensors: Weights and inputs of the searched layers.
-        gradients: Of the loss with respect to them, differentiable.
-    """
-
-    tensors: Tensors
-    gradients: Sequence[Tensor]
-
-
-def loss_graph(job: SearchJob, images: int) -> LossGraph:
-    """One pass over training images, and its gradients."""
-    model = job.float_model().eval()
-    tensors: dict[tuple[str, What], Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tensors[name, "activation_bits"] = inputs[0]
-
-        return hook
-
-    for layer in job.task.network.middle:
-        module = model.get_submodule(layer.name)
-        tensors[layer.name, "weight_bits"] = module.weight  # type: ignore[assignment]
-        module.register_forward_pre_hook(keep(layer.name))
-    order = generator("hessian", job.seed)
-    batch, labels = next(job.task.data.training_batches(min(images, len(job.task.data.train)), order))
-    loss = F.cross_entropy(model(batch), labels)
-    return LossGraph(tensors, torch.autograd.grad(loss, list(tensors.values()), create_graph=True))
-
-
-def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: float) -> dict[tuple[str, What], float]:
-    """The Hessian's trace for every tensor: the mean of vᵀHv over draws of random signs."""
-    tensors = list(graph.tensors.values())
-    sums = torch.zeros(len(tensors), dtype=torch.float64)
-    for draw in range(1, draws + 1):
-        vectors = [_signs(tensor, signs) for tensor in tensors]
-        products = torch.autograd.grad(graph.gradients, tensors, vectors, retain_graph=True)
-        before = sums / max(1, draw - 1)
-        sums += torch.stack(
-            [(vector * found).sum().double().cpu() for vector, found in zip(vectors, products, strict=True)]
-        )
-        change = ((sums / draw - before).abs() / (before.abs() + 1e-12)).max()
-        if draw > 1 and float(change) < tolerance:
-            break
-    return dict(zip(graph.tensors, (sums / draw).tolist(), strict=True))
-
-
-def _signs(like: Tensor, source: torch.Generator) -> Tensor:
-    """A tensor of −1 and 1."""
-    drawn = torch.randint(2, like.shape, generator=source, dtype=torch.int8)
-    return (2 * drawn - 1).to(like.device, like.dtype)
-
-
-@torch.no_grad()
-def sensitivity(
-    network: NetworkShape, tensors: Tensors, traces: Mapping[tuple[str, What], float], bits: Sequence[int]
-) -> dict[tuple[str, What], list[float]]:
-    """Ω of every tensor at every candidate width."""
-    return {
-        (layer, what): [
-            max(0.0, traces[layer, what]) / tensor.numel() * squared_error(network[layer], what, tensor, width)
-            for width in bits
-        ]
-        for (layer, what), tensor in tensors.items()
-    }
-
-
-@torch.no_grad()
-def squared_error(layer: LayerShape, what: What, tensor: Tensor, bits: int) -> float:
-    """‖Q(t) − t‖² in the units of the tensor, for the clip value of least error."""
-    if what == "activation_bits":
-        plain = UniformQuantizer(bits=bits, kind="activation")
-        quantizer: nn.Module = Shifted(plain) if layer.signed_input else plain
-        scaled, scale = tensor, 1.0
-    else:
-        quantizer = UniformQuantizer(bits=bits, kind="weight")
-        scaled = standardize(tensor) if layer.normalized else tensor
-        scale = float(tensor.std()) if layer.normalized else 1.0
-    quantizer = quantizer.to(tensor.device, tensor.dtype)
-    quantizer.calibrate(scaled)  # type: ignore[operator]
-    return scale**2 * float((quantizer(scaled) - scaled).square().sum())
 
 
 def allocate(job: SearchJob, omega: Sensitivity, bits: Sequence[int], *, tied: bool) -> Policy:

@@ -13,7 +13,6 @@ from bench.compression.compress import calibrate
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import best_clip, standardize
 from bench.method import SearchJob
-from methods.hawq import squared_error
 from methods.sbs import (
     Sbs,
     SbsOptions,
@@ -25,6 +24,7 @@ from methods.sbs import (
     threshold_rate,
 )
 from methods.shared import gate_initialisation as starts
+from methods.shared.hessian import squared_error
 from methods.shared.network import SharedNetwork, Start
 
 MakeJob = Callable[..., SearchJob]

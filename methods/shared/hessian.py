@@ -1,0 +1,124 @@
+"""Second-order sensitivity of tensors to their quantization (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852).
+
+The sensitivity of a tensor t at b bits is its average Hessian trace times its squared quantization error:
+
+    Ω_t(b) = tr(H_t)/n_t · ‖Q_b(t) − t‖²
+
+Traces are Hutchinson's estimates, E[vᵀHv] with v of random signs. One Hessian-vector product serves all tensors, since
+products between different tensors have mean zero.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.api import LayerShape, NetworkShape, SearchJob, UniformQuantizer, generator
+from bench.compression.quantizer import Shifted, standardize
+from methods.shared.decisions import What
+
+Tensors = Mapping[tuple[str, What], Tensor]
+"""Weights and inputs, by layer and kind."""
+Sensitivity = Mapping[tuple[str, What], Sequence[float]]
+"""Ω at every candidate width, by layer and kind."""
+
+
+@dataclass(frozen=True)
+class LossGraph:
+    """The training loss of the float network as a function of the tensors that may be quantized.
+
+    Attributes:
+        tensors: Weights and inputs of the searched layers.
+        gradients: Gradients of the loss with respect to them, differentiable.
+    """
+
+    tensors: Tensors
+    gradients: Sequence[Tensor]
+
+
+def loss_graph(job: SearchJob, images: int) -> LossGraph:
+    """Run the pretrained network in evaluation mode on one batch, and differentiate its loss once.
+
+    Args:
+        job: The search.
+        images: Number of training images in the batch.
+    """
+    model = job.float_model().eval()
+    tensors: dict[tuple[str, What], Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            tensors[name, "activation_bits"] = inputs[0]
+
+        return hook
+
+    for layer in job.task.network.middle:
+        module = model.get_submodule(layer.name)
+        tensors[layer.name, "weight_bits"] = module.weight  # type: ignore[assignment]
+        module.register_forward_pre_hook(keep(layer.name))
+    order = generator("hessian", job.seed)
+    batch, labels = next(job.task.data.training_batches(min(images, len(job.task.data.train)), order))
+    loss = F.cross_entropy(model(batch), labels)
+    return LossGraph(tensors, torch.autograd.grad(loss, list(tensors.values()), create_graph=True))
+
+
+def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: float) -> dict[tuple[str, What], float]:
+    """Estimate the Hessian's trace for every tensor: the mean of vᵀHv over draws of random signs v.
+
+    Args:
+        graph: Gradients of the loss.
+        signs: Generator of the signs.
+        draws: Largest number of draws.
+        tolerance: Relative change of all running means below which drawing stops.
+    """
+    tensors = list(graph.tensors.values())
+    sums = torch.zeros(len(tensors), dtype=torch.float64)
+    for draw in range(1, draws + 1):
+        vectors = [_signs(tensor, signs) for tensor in tensors]
+        products = torch.autograd.grad(graph.gradients, tensors, vectors, retain_graph=True)
+        before = sums / max(1, draw - 1)
+        sums += torch.stack(
+            [(vector * product).sum().double().cpu() for vector, product in zip(vectors, products, strict=True)]
+        )
+        change = ((sums / draw - before).abs() / (before.abs() + 1e-12)).max()
+        if draw > 1 and float(change) < tolerance:
+            break
+    return dict(zip(graph.tensors, (sums / draw).tolist(), strict=True))
+
+
+def _signs(like: Tensor, source: torch.Generator) -> Tensor:
+    """Draw a tensor of −1 and 1."""
+    drawn = torch.randint(2, like.shape, generator=source, dtype=torch.int8)
+    return (2 * drawn - 1).to(like.device, like.dtype)
+
+
+@torch.no_grad()
+def sensitivity(
+    network: NetworkShape, tensors: Tensors, traces: Mapping[tuple[str, What], float], bits: Sequence[int]
+) -> dict[tuple[str, What], list[float]]:
+    """Compute Ω of every tensor at every candidate width; negative traces count as zero."""
+    return {
+        (layer, what): [
+            max(0.0, traces[layer, what]) / tensor.numel() * squared_error(network[layer], what, tensor, width)
+            for width in bits
+        ]
+        for (layer, what), tensor in tensors.items()
+    }
+
+
+@torch.no_grad()
+def squared_error(layer: LayerShape, what: What, tensor: Tensor, bits: int) -> float:
+    """Compute ‖Q(t) − t‖² in the units of the tensor, at the clip value of least error."""
+    if what == "activation_bits":
+        plain = UniformQuantizer(bits=bits, kind="activation")
+        quantizer: nn.Module = Shifted(plain) if layer.signed_input else plain
+        scaled, scale = tensor, 1.0
+    else:
+        quantizer = UniformQuantizer(bits=bits, kind="weight")
+        scaled = standardize(tensor) if layer.normalized else tensor
+        scale = float(tensor.std()) if layer.normalized else 1.0
+    quantizer = quantizer.to(tensor.device, tensor.dtype)
+    quantizer.calibrate(scaled)  # type: ignore[operator]
+    return scale**2 * float((quantizer(scaled) - scaled).square().sum())
