@@ -1,4 +1,4 @@
-"""Entry points: the plug-ins of every kind by name, and none of them imported."""
+"""Entry points of plug-ins, listed by kind and name without importing any."""
 
 import sys
 from collections.abc import Mapping
@@ -14,43 +14,43 @@ Kind = Literal["methods", "models", "datasets", "reports", "forms", "checks"]
 
 @cache
 def available(kind: Kind) -> Mapping[str, EntryPoint]:
-    """All plug-ins of one kind by name, ours and other packages' alike, none of them imported.
+    """List the entry points of one kind by name, ours and those of other packages; import none.
 
     Raises:
-        BenchError: Two packages declare the same name.
+        BenchError: Two packages declare the same name, or no package declares any.
     """
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"bench.{kind}"):
-        if entry.name in found and found[entry.name].value != entry.value:
+        known = entries.setdefault(entry.name, entry)
+        if known.value != entry.value:
             raise BenchError(
-                f"two {kind} are called '{entry.name}': {found[entry.name].value} and {entry.value}; "
+                f"two {kind} are called '{entry.name}': {known.value} and {entry.value}; "
                 "rename one in its package's entry points and reinstall it"
             )
-        found[entry.name] = entry
-    if not found:
+    if not entries:
         raise BenchError(f"no {kind} are installed; run `pip install -e .` in the checkout")
-    return found
+    return entries
 
 
 def find(kind: Kind, name: str) -> EntryPoint:
-    """Find a plug-in's entry point by its name, or a model's by its place, `package.module:function`.
+    """Find the entry point of a plug-in by its name, or that of a model by its location, `package.module:function`.
 
     Raises:
         BenchError: The name is unknown.
     """
     if kind == "models" and ":" in name:
-        return _by_place(name)
+        return _model_at(name)
     known = available(kind)
     if name not in known:
         raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
     return known[name]
 
 
-def _by_place(place: str) -> EntryPoint:
-    """A function of a module that Python can import, or of one in the working directory."""
-    module, _, function = place.partition(":")
+def _model_at(location: str) -> EntryPoint:
+    """Make an entry point for a function of a module that Python can import, also from the working directory."""
+    module, _, function = location.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
-        raise BenchError(f"model '{place}' is not of the form package.module:function, e.g. my_nets.small:make")
+        raise BenchError(f"model '{location}' is not of the form package.module:function, e.g. my_nets.small:make")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    return EntryPoint(name=place, value=place, group="bench.models")
+    return EntryPoint(name=location, value=location, group="bench.models")

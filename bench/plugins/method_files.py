@@ -1,8 +1,8 @@
-"""Methods in a file of the user's own, `path/to/file.py:Class`, beside those that packages register.
+"""Methods in a user's own file, `path/to/file.py:Class`, which need not be registered.
 
-In tables, options and records such a method has a short name: that of its class in snake_case, or the one given before
-`=`. The file's place is kept beside it, in the specification's `method_files`, and is no part of what identifies a run.
-What the file imports from its own folder belongs to its source.
+In tables, options and records such a method has a short name: its class's name in snake_case, or the name given before
+`=`. Its location, file and class, is kept in `method_files` of the specification and is not part of a run's identity.
+Modules that the file imports from its own folder are part of the method's source.
 """
 
 import hashlib
@@ -18,24 +18,27 @@ from typing import Any
 
 from bench.errors import BenchError, unknown_name
 from bench.plugins import entry_points
-from bench.plugins.source_hash import hash_sources, imported_modules, module_file, module_file_of_import
+from bench.plugins.source_hash import hash_sources, imported_files, module_file, module_file_of_import
 
 _ENTRY = re.compile(r"(?:(?P<name>[^=/\\]+)=)?(?P<file>.+?\.py)(?::(?P<kind>.*))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FORM = "path/to/file.py:Class, or NAME=path/to/file.py:Class"
+_ITSELF = "<file>"
+"""Name of the method's own file in its source hash, which therefore does not change when the file is renamed."""
 
 
-def stated(text: str) -> tuple[str, str] | None:
-    """The name and the place that an entry of `--methods` stands for; `None` for the name of a registered method.
+def parse_entry(text: str) -> tuple[str, str] | None:
+    """Parse an entry of `--methods` into name and location; return `None` for the name of a registered method.
 
     Args:
-        text: `sbs`, `path/to/file.py:Class` or `name=path/to/file.py:Class`, relative to the working directory.
+        text: Entry of the form `sbs`, `path/to/file.py:Class` or `name=path/to/file.py:Class`; paths are relative to
+            the working directory.
 
     Returns:
-        A name, and a place of the form `/absolute/path/file.py:Class`.
+        The name, and the location in the form `/absolute/path/file.py:Class`.
 
     Raises:
-        BenchError: It is a file, but not of that form.
+        BenchError: The entry has none of these forms.
     """
     match = _ENTRY.fullmatch(text)
     if match is None:
@@ -44,63 +47,58 @@ def stated(text: str) -> tuple[str, str] | None:
         return None
     kind = match["kind"] or ""
     if not kind.isidentifier():
-        raise BenchError(f"method '{text}' names no class of the file; methods in files have the form {_FORM}")
+        raise BenchError(f"method '{text}' names no class; the form of a method in a file is {_FORM}")
     name = match["name"] or snake_case(kind)
     if not _NAME.fullmatch(name):
-        raise BenchError(f"method '{text}': '{name}' is no name; give letters, digits, '_', '-' and '.'")
+        raise BenchError(f"method '{text}': '{name}' is not a valid name; use letters, digits, '_', '-' and '.'")
     return name, f"{Path(match['file']).expanduser().resolve()}:{kind}"
 
 
 def snake_case(kind: str) -> str:
-    """A class's name as a method's: `HalfBits` is `half_bits`, `SBSFast` is `sbs_fast`."""
+    """Turn a class's name into a method's: `HalfBits` becomes `half_bits`, `SBSFast` becomes `sbs_fast`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).strip("_").lower()
 
 
-def is_place(text: str) -> bool:
-    """Whether a method is named by its place, `/path/file.py:Class`."""
-    return ".py:" in text
-
-
 def with_files(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a specification in which every method has a name, and the places of those in files stand beside.
+    """Replace locations in `methods` of a specification by names, and add the locations to `method_files`.
 
     Raises:
-        BenchError: Two methods would have the same name, or an entry is not understood.
+        BenchError: Two methods would have the same name, or an entry has a wrong form.
     """
     methods = values.get("methods")
     if not isinstance(methods, list | tuple) or not all(isinstance(entry, str) for entry in methods):
-        return dict(values)  # what is wrong with it is said when the specification is built
-    found: dict[str, str] = {}
+        return dict(values)  # building the specification reports the error
+    locations: dict[str, str] = {}
     names = []
     for entry in methods:
-        name, place = stated(entry) or (entry, None)
+        name, location = parse_entry(entry) or (entry, None)
         names.append(name)
-        if place is not None:
-            _check_free(name, place, found)
-            found[name] = place
-    if not found:
+        if location is not None:
+            _check_free(name, location, locations)
+            locations[name] = location
+    if not locations:
         return dict(values)
     earlier = values.get("method_files")
-    files = {**(earlier if isinstance(earlier, Mapping) else {}), **found}
+    files = {**(earlier if isinstance(earlier, Mapping) else {}), **locations}
     return {**values, "methods": names, "method_files": files}
 
 
-def _check_free(name: str, place: str, found: Mapping[str, str]) -> None:
+def _check_free(name: str, location: str, locations: Mapping[str, str]) -> None:
     known = entry_points.available("methods")
-    taken = found.get(name) or (f"{known[name].value}, which is registered" if name in known else None)
+    taken = locations.get(name) or (f"{known[name].value}, which is registered" if name in known else None)
     if taken is not None:
         raise BenchError(
-            f"two methods are called '{name}': {taken}, and {place}; give one a name: --methods mine={place}"
+            f"two methods are called '{name}': {taken}, and {location}; give one a name: --methods mine={location}"
         )
 
 
-def load(place: str) -> Any:
-    """What a place names; the file is run once a process.
+def load(location: str) -> Any:
+    """Load the class at a location; the file is executed once per process.
 
     Raises:
-        BenchError: There is no such file, it cannot be run, or it has no such thing in it.
+        BenchError: There is no such file, executing it fails, or it does not define the class.
     """
-    path, _, name = place.rpartition(":")
+    path, _, name = location.rpartition(":")
     module = _run(Path(path))
     if not hasattr(module, name):
         own = ((key, value) for key, value in vars(module).items() if isinstance(value, type))
@@ -111,7 +109,7 @@ def load(place: str) -> Any:
 
 @cache
 def _run(path: Path) -> ModuleType:
-    _read(path)  # says so when it is not there
+    _read(path)  # raises an error when there is no file
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.append(folder)  # last: a file beside it must not take the place of what others import
@@ -119,7 +117,7 @@ def _run(path: Path) -> ModuleType:
     name = f"bench_method_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise BenchError(f"'{path}' is no Python file")
+        raise BenchError(f"'{path}' is not a Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -130,7 +128,7 @@ def _run(path: Path) -> ModuleType:
 
 
 def _in_one_line(error: BaseException, path: Path) -> str:
-    """An exception with the line of the file in which it came up."""
+    """Describe an exception, with the number of the file's line that raised it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
@@ -138,31 +136,31 @@ def _in_one_line(error: BaseException, path: Path) -> str:
 
 
 def _check_neighbours(path: Path) -> None:
-    """Make sure that what the file imports from its own folder is what Python would find under these names.
+    """Check that Python finds the modules of the file's own folder under the names that the file imports.
 
     Raises:
-        BenchError: Something else has such a name, e.g. the neighbour of another method's file.
+        BenchError: Another module has such a name, e.g. one beside another method's file.
     """
     for name, file in _neighbours(path):
-        found = module_file(name) if "." not in name else file
-        if found is not None and found.resolve() != file.resolve():
+        importable = module_file(name) if "." not in name else file
+        if importable is not None and importable.resolve() != file.resolve():
             raise BenchError(
-                f"'{path}' imports '{name}', which is {found} here and not the file beside it; rename that file"
+                f"'{path}' imports '{name}', which is {importable} here and not the file beside it; rename that file"
             )
 
 
 @cache
-def source_hash(place: str) -> str:
-    """Hash of the file and of what it imports, directly or not, from its own folder and from packages of methods.
+def source_hash(location: str) -> str:
+    """Hash the file and all that it imports, directly or not, from its own folder and from packages of methods.
 
-    Neither the file's name nor its folder is a part of it: moved, it is the same method.
+    The file's name and folder are not part of the hash: a file that was moved holds the same method.
 
     Raises:
         BenchError: The file cannot be read.
     """
-    path = Path(place.rpartition(":")[0])
-    imported = dict(_imported(path))
-    sources = {"file": _read(path), **{name: file.read_bytes() for name, file in imported.items()}}
+    path = Path(location.rpartition(":")[0])
+    own, imported = _read(path), dict(_imported(path))
+    sources = {_ITSELF: own, **{name: file.read_bytes() for name, file in imported.items()}}
     return hash_sources(sources, {"bench", *imported})
 
 
@@ -174,38 +172,24 @@ def _read(path: Path) -> bytes:
 
 
 def _neighbours(path: Path) -> Iterator[tuple[str, Path]]:
-    """Modules of the file's own folder that it imports, directly or not."""
+    """Yield the modules of the file's own folder that it imports, directly or not."""
     return ((name, file) for name, file in _imported(path) if file.is_relative_to(path.parent))
 
 
 def _imported(path: Path) -> Iterator[tuple[str, Path]]:
-    """Modules that a file imports, directly or not, from its own folder and from packages of methods; with files."""
+    """Yield the modules that a file imports, directly or not, from its own folder and from packages of methods."""
     packages = {entry.module.partition(".")[0] for entry in entry_points.available("methods").values()}
-    waiting, seen = _names_in(path, "file"), {""}
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        top = name.partition(".")[0]
-        file = module_file_of_import(name) if top in packages else _beside(path.parent, name)
-        if file is not None:
-            yield name, file
-            waiting += _names_in(file, f"{name}.__init__" if file.name == "__init__.py" else name)
 
+    def find(name: str) -> Path | None:
+        return module_file_of_import(name) if name.partition(".")[0] in packages else _beside(path.parent, name)
 
-def _names_in(file: Path, module: str) -> list[str]:
-    """What a file imports, with the packages on the way; nothing when it is no Python, which running it will tell."""
-    try:
-        names = imported_modules(file.read_bytes(), module)
-    except (SyntaxError, ValueError, OSError):
-        return []
-    return [".".join(name.split(".")[: depth + 1]) for name in names for depth in range(len(name.split(".")))]
+    _, *imported = imported_files(_ITSELF, path, find)
+    yield from imported
 
 
 def _beside(folder: Path, name: str) -> Path | None:
-    """The file of a module of a folder; `None` when there is none, and for the harness's own."""
-    if name.partition(".")[0] == "bench":
+    """Find the file of a module of a folder; `None` when there is none, and for the harness itself."""
+    if name.partition(".")[0] in ("", "bench"):
         return None
     base = folder.joinpath(*name.split("."))
     return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)

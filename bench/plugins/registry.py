@@ -1,4 +1,4 @@
-"""Find methods, models, data sets, reports and so on by name, loading only what is asked for."""
+"""Load methods, models, data sets, reports and other plug-ins by name, importing only what is asked for."""
 
 import sys
 from functools import cache
@@ -9,14 +9,14 @@ import bench
 from bench.errors import BenchError
 from bench.plugins import entry_points, method_files
 from bench.plugins.entry_points import Kind
-from bench.plugins.source_hash import hash_sources, imported_modules, may_be_module, module_file
+from bench.plugins.source_hash import hash_sources, imported_files, module_file, module_file_of_import
 
 
 @cache
 def load(kind: Kind, name: str) -> Any:
-    """The object that a plug-in's entry point names.
+    """Load the object that a plug-in's entry point names.
 
-    A model may also be named by its place, `package.module:function`, and a method by its, `/path/file.py:Class`.
+    A model may also be named by its location, `package.module:function`, and a method by its, `/path/file.py:Class`.
 
     Raises:
         BenchError: The name is unknown, or its module cannot be imported.
@@ -37,7 +37,7 @@ def _is_file(kind: Kind, name: str) -> bool:
 
 
 def module_of(kind: Kind, name: str) -> str | None:
-    """The module that a plug-in is in; `None` when it is a file that is no module.
+    """Return the name of a plug-in's module; `None` for a method in a file that is not part of a package.
 
     Raises:
         BenchError: The name is unknown.
@@ -46,11 +46,14 @@ def module_of(kind: Kind, name: str) -> str | None:
 
 
 def source_hash(kind: Kind, name: str) -> str:
-    """Hash of the code that a plug-in consists of; a change of it makes its results stale.
+    """Hash a plug-in's code; when the hash changes, results of the plug-in become stale.
 
-    That is the file that defines it and every file that this one imports, directly or not, from packages that
-    bring plug-ins of the same kind: the building blocks that methods share belong to all of them. Nothing is
-    imported.
+    The code consists of the file that defines the plug-in and of every file that this one imports, directly or not,
+    from packages that bring plug-ins of the same kind. Building blocks that methods share are thus part of each of
+    them. The plug-in is not imported.
+
+    Raises:
+        BenchError: The name is unknown, or its module cannot be found.
     """
     if _is_file(kind, name):
         return method_files.source_hash(name)
@@ -63,22 +66,16 @@ def source_hash(kind: Kind, name: str) -> str:
 
 @cache
 def _source_hash(module: str, packages: frozenset[str]) -> str:
-    sources: dict[str, bytes] = {}
-    waiting = [module]
-    while waiting:
-        found = waiting.pop()
-        if found not in sources and (path := module_file(found)) is not None:
-            sources[found] = path.read_bytes()
-            waiting += [
-                name
-                for name in imported_modules(sources[found], found)
-                if name.partition(".")[0] in packages and may_be_module(name)
-            ]
-    return hash_sources(sources, packages | {"bench"})
+    def find(name: str) -> Path | None:
+        # The harness itself is not part of a plug-in, even where it brings plug-ins of the same kind.
+        return module_file_of_import(name) if name.partition(".")[0] in packages and name != "bench" else None
+
+    files = dict(imported_files(module, module_file(module), find))
+    return hash_sources({name: file.read_bytes() for name, file in files.items()}, packages | {"bench"})
 
 
 def _check_own_packages() -> None:
-    """Refuse to run when another `datasets` package was imported before ours."""
+    """Raise an error if another package called `datasets` was imported before ours."""
     loaded = sys.modules.get("datasets")
     expected = Path(bench.__file__).resolve().parent.parent / "datasets"
     if loaded is not None and expected.is_dir() and Path(str(loaded.__file__)).resolve().parent != expected:

@@ -1,35 +1,36 @@
-"""The identity of source code: a hash of what it computes, not of how it is worded or where it lies.
+"""The identity of source code: a hash of what it computes, independent of its wording and its module.
 
-The hash is taken from syntax trees. Comments, formatting, docstrings, the texts that a method shows about itself, and
-the name of the module that a definition lies in are no part of it. Everything else is: one changed operator or
-constant gives another hash.
+The hash is taken from syntax trees. It leaves out comments, formatting, docstrings, the descriptions that a method
+gives of itself, and the names of the modules that hold the definitions. Everything else counts: one changed operator
+or constant gives another hash.
 """
 
 import ast
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 _TEXTS = frozenset({"summary", "source", "deviations"})
-"""Class attributes that a method only shows; see `bench.method.Method`."""
+"""Class attributes that only describe a method; see `bench.method.Method`."""
 
 _SIMPLE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 VERSION = "syntax-1"
-"""Prefix of every hash: a hash made by another rule is told apart from one of other code."""
+"""Prefix of every hash. It distinguishes a hash made by another rule from the hash of other code."""
 
 
 def hash_sources(sources: Mapping[str, bytes], own: Collection[str]) -> str:
     """Hash the code of several modules.
 
-    The hash depends on the set of their top-level statements. Moving a definition from one module to another, or
-    splitting a module, leaves it as it is.
+    The hash depends on the set of their top-level statements. It does not change when a definition moves from one
+    module to another, or when a module is split.
 
     Args:
         sources: Source code by module name.
-        own: Names of modules and packages whose imports are left out, since what they define is hashed itself.
+        own: Names of modules and packages whose imports are left out, since their definitions are hashed themselves
+            or, as for `bench`, are identified elsewhere.
 
     Returns:
         `VERSION`, a colon, and 64 hexadecimal digits of SHA-256.
@@ -44,9 +45,9 @@ def hash_sources(sources: Mapping[str, bytes], own: Collection[str]) -> str:
 
 
 def _bare(source: bytes) -> ast.Module:
-    """The syntax tree without docstrings and without texts that are only shown.
+    """Return the syntax tree without docstrings and without descriptions.
 
-    Code that Python cannot parse stands for itself: as one string.
+    Code that Python cannot parse is represented by one string, itself.
     """
     try:
         tree = ast.parse(source)
@@ -67,7 +68,7 @@ def _is_text(statement: ast.stmt, in_class: bool) -> bool:
 
 
 def _definitions(tree: ast.Module) -> Iterator[str]:
-    """Every statement but imports: each definition by itself, all others of the module in their order."""
+    """Yield the code of each definition, then that of all other statements in their order; imports are left out."""
     statements = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
     bindings = Counter(name for node in statements for name in _bound(node))
     in_order = []
@@ -82,17 +83,17 @@ def _definitions(tree: ast.Module) -> Iterator[str]:
 
 
 def _bound(node: ast.stmt) -> list[str]:
-    """Names that a top-level statement binds."""
+    """Return the names that a top-level statement binds."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
     if not isinstance(node, ast.Assign | ast.AnnAssign):
         return []
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return [found.id for target in targets for found in ast.walk(target) if isinstance(found, ast.Name)]
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
 def _dump(node: ast.AST) -> str:
-    """A tree as text, the same for every version of Python: empty fields are left out, and so are imports."""
+    """Write a tree as text that is the same in every version of Python: without empty fields, and without imports."""
     if isinstance(node, ast.Constant):
         return repr(node.value)
     fields = ((name, _dump_field(value)) for name, value in ast.iter_fields(node))
@@ -109,10 +110,10 @@ def _dump_field(value: object) -> str:
 
 
 def _imports(trees: Mapping[str, ast.Module], own: Collection[str]) -> set[str]:
-    """What imports say beyond the place of a definition.
+    """Return what imports contribute to the code, apart from the module that holds a definition.
 
-    That is all of an import from foreign packages. Of an own one it is a new name that it gives, and which definition
-    is meant where several modules define the name or a whole module is imported.
+    An import from a foreign package counts as a whole. An import from an own package counts if it renames something,
+    if several modules define the name, or if it imports a whole module.
     """
     codes = {
         module: {name: _dump(node) for node in tree.body for name in _bound(node)} for module, tree in trees.items()
@@ -139,7 +140,7 @@ def _is_own(module: str, own: Collection[str]) -> bool:
 
 
 def _aliases(tree: ast.AST, module: str) -> Iterator[tuple[str, str, str]]:
-    """Module, name in it (empty for a whole module) and the name that it gets, for each import, also in functions."""
+    """Yield module, name in it (empty for a whole module) and local name of each import, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "", alias.asname or "") for alias in node.names)
@@ -155,14 +156,43 @@ def _base(node: ast.ImportFrom, module: str) -> str:
 
 def imported_modules(source: bytes, module: str) -> list[str]:
     """List the names in import statements, also inside functions; `from a import b` may mean the module `a.b`."""
-    found = []
+    names = []
     for base, name, _ in _aliases(ast.parse(source), module):
-        found += [base, f"{base}.{name}"] if name else [base]
-    return found
+        names += [base, f"{base}.{name}"] if name else [base]
+    return names
+
+
+def imported_files(module: str, file: Path | None, find: Callable[[str], Path | None]) -> Iterator[tuple[str, Path]]:
+    """Yield the names and files of a module and of all modules that it imports, directly or not.
+
+    Args:
+        module: Name of the module.
+        file: File of the module; without one nothing is yielded.
+        find: Function that returns the file of an imported name; `None` for names that are not to be followed.
+    """
+    waiting, seen = [(module, file)], {module}
+    while waiting:
+        name, path = waiting.pop()
+        if path is None:
+            continue
+        yield name, path
+        for imported in _names_in(path, name):
+            if imported not in seen:
+                seen.add(imported)
+                waiting.append((imported, find(imported)))
+
+
+def _names_in(file: Path, module: str) -> list[str]:
+    """List the names that a file imports, with their packages; none if the file cannot be read or parsed."""
+    try:
+        names = imported_modules(file.read_bytes(), f"{module}.__init__" if file.name == "__init__.py" else module)
+    except (SyntaxError, ValueError, OSError):
+        return []  # loading the file reports the error
+    return [".".join(name.split(".")[: depth + 1]) for name in names for depth in range(len(name.split(".")))]
 
 
 def module_file(module: str) -> Path | None:
-    """Find the file of a module; `None` when there is none, e.g. because the name is a function's."""
+    """Find the file of a module; `None` when there is none, e.g. because the name is that of a function."""
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):
@@ -171,11 +201,11 @@ def module_file(module: str) -> Path | None:
 
 
 def module_file_of_import(name: str) -> Path | None:
-    """Find the file of a name in an import statement; `None` when it is no module's."""
-    return module_file(name) if may_be_module(name) else None
+    """Find the file of a name in an import statement; `None` when the name is not that of a module."""
+    return module_file(name) if _may_be_module(name) else None
 
 
-def may_be_module(name: str) -> bool:
-    """Whether a name can be a module's: only packages have modules in them, and looking would import the rest."""
+def _may_be_module(name: str) -> bool:
+    """Whether a name can be that of a module: its parent is a package. Nothing but packages is imported to find out."""
     parent = name.rpartition(".")[0]
     return not parent or ((path := module_file(parent)) is not None and path.name == "__init__.py")

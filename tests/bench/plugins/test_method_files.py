@@ -79,28 +79,28 @@ def no_memory() -> None:
 )
 def test_a_method_in_a_file_is_called_as_its_class(kind: str, name: str) -> None:
     assert method_files.snake_case(kind) == name
-    assert method_files.stated(f"a/b.py:{kind}") == (name, f"{Path.cwd()}/a/b.py:{kind}")
+    assert method_files.parse_entry(f"a/b.py:{kind}") == (name, f"{Path.cwd()}/a/b.py:{kind}")
 
 
 def test_it_may_be_given_another_name(tmp_path: Path) -> None:
-    assert method_files.stated(f"mine={tmp_path}/a.py:Halve") == ("mine", f"{tmp_path}/a.py:Halve")
-    assert method_files.stated("sbs") is None
+    assert method_files.parse_entry(f"mine={tmp_path}/a.py:Halve") == ("mine", f"{tmp_path}/a.py:Halve")
+    assert method_files.parse_entry("sbs") is None
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a.py", "method 'a.py' names no class of the file; methods in files have the form path/to/file.py:Class"),
-        ("a.py:", "names no class of the file"),
-        ("a.py:Bad-Class", "names no class of the file"),
+        ("a.py", "method 'a.py' names no class; the form of a method in a file is path/to/file.py:Class"),
+        ("a.py:", "names no class"),
+        ("a.py:Bad-Class", "names no class"),
         ("a:Class", "is neither a name (see `bench list methods`) nor of the form path/to/file.py:Class"),
         ("mine=sbs", "is neither a name"),
-        ("my name=a.py:Class", "'my name' is no name"),
+        ("my name=a.py:Class", "'my name' is not a valid name"),
     ],
 )
 def test_other_forms_are_refused(text: str, told: str) -> None:
     with pytest.raises(BenchError) as caught:
-        method_files.stated(text)
+        method_files.parse_entry(text)
     assert told in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
@@ -178,7 +178,7 @@ def test_a_neighbour_whose_name_stands_for_something_else_is_refused(file: Path,
 # --- its source ---
 
 
-def test_its_source_follows_it_and_what_lies_beside_it_but_not_its_place(file: Path, tmp_path: Path) -> None:
+def test_its_source_follows_it_and_what_lies_beside_it_but_not_its_location(file: Path, tmp_path: Path) -> None:
     def now(path: Path) -> str:
         method_files.source_hash.cache_clear()
         return plugins.source_hash("methods", f"{path}:FourBits")
@@ -224,7 +224,7 @@ def test_its_folder_is_no_part_of_a_runs_identity(file: Path, tiny: SimpleNamesp
 
 
 def test_the_server_of_processes_imports_what_is_a_module(file: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
-    """Neither a method in a file nor a model that is named by its place stands in its way."""
+    """Neither a method in a file nor a model that is named by its location stands in its way."""
     (tmp_path / "my_nets.py").write_text("from bench.models.resnet import resnet8 as make\n")
     sys.path.append(str(tmp_path))
     task = {**tiny.values["task"], "model": "my_nets:make"}
@@ -233,16 +233,16 @@ def test_the_server_of_processes_imports_what_is_a_module(file: Path, tiny: Simp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"jobs": 2, "backend": "loky"}, {}], ids=["loky", "alone"])
+@pytest.mark.parametrize("settings", [{"jobs": 2, "backend": "loky"}, {}], ids=["loky", "alone"])
 def test_a_study_with_it_in_a_process_of_its_own(
-    file: Path, tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+    file: Path, tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     """From another working directory than the file's; its file is then changed, moved and removed."""
     monkeypatch.chdir("/")
 
     def worked(path: Path) -> StudyResults:
         method_files.source_hash.cache_clear()
-        done = tiny.work(spec_of(tiny, f"{path}:FourBits"), tmp_path / "store", isolated=True, **how)
+        done = tiny.work(spec_of(tiny, f"{path}:FourBits"), tmp_path / "store", isolated=True, **settings)
         return read(done.store)
 
     def read(store: Store) -> StudyResults:
@@ -251,7 +251,7 @@ def test_a_study_with_it_in_a_process_of_its_own(
 
     found = worked(file)
     assert found.runs[["method", "status"]].values.tolist() == [["four_bits", "done"]]
-    if how:
+    if settings:
         return
     text, store = file.read_text(), found.store
     file.write_text(text + "changed = 1\n")

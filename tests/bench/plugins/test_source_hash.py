@@ -1,4 +1,4 @@
-"""The identity of source code: wording and place are no part of it, mathematics is."""
+"""The identity of source code: it depends on mathematics, not on wording and modules."""
 
 import subprocess
 import sys
@@ -26,12 +26,12 @@ class Mine:
 """
 
 
-def of(method: str = METHOD, block: str = BLOCK, **more: str) -> str:
+def hash_of(method: str = METHOD, block: str = BLOCK, **more: str) -> str:
     sources = {"pack.method": method, "pack.block": block, **more}
     return hash_sources({name: text.encode() for name, text in sources.items()}, {"bench", "pack"})
 
 
-FIRST = of()
+FIRST = hash_of()
 
 
 def test_a_hash_names_the_rule_that_made_it() -> None:
@@ -54,9 +54,9 @@ def test_a_hash_names_the_rule_that_made_it() -> None:
         ("from pack.block import double", "from pack.shared.block import double"),
     ],
 )
-def test_wording_form_and_place_of_what_is_imported_leave_it(old: str, new: str) -> None:
+def test_wording_form_and_module_of_what_is_imported_do_not_change_it(old: str, new: str) -> None:
     assert METHOD.replace(old, new) != METHOD
-    assert of(METHOD.replace(old, new)) == FIRST
+    assert hash_of(METHOD.replace(old, new)) == FIRST
 
 
 @pytest.mark.parametrize(
@@ -76,26 +76,26 @@ def test_wording_form_and_place_of_what_is_imported_leave_it(old: str, new: str)
 )
 def test_one_change_of_what_is_computed_changes_it(old: str, new: str) -> None:
     assert METHOD.replace(old, new) != METHOD
-    assert of(METHOD.replace(old, new)) != FIRST
+    assert hash_of(METHOD.replace(old, new)) != FIRST
 
 
 @pytest.mark.parametrize(("old", "new"), [("SCALE = 2", "SCALE = 3"), ("SCALE * x", "SCALE + x"), ("SCALE * x", "x")])
 def test_so_does_one_in_a_building_block(old: str, new: str) -> None:
-    assert of(block=BLOCK.replace(old, new)) != FIRST
+    assert hash_of(block=BLOCK.replace(old, new)) != FIRST
 
 
 def test_splitting_a_module_leaves_it() -> None:
     scale, function = BLOCK.split("\n\n")
     split = {"block": f"from pack.scales import SCALE\n{function}", "pack.scales": f"{scale}\n"}
-    assert of(METHOD, **split) == FIRST
-    assert of(METHOD.replace("pack.block", "pack.shared.block"), block="", **{"pack.shared.block": BLOCK}) == FIRST
+    assert hash_of(METHOD, **split) == FIRST
+    assert hash_of(METHOD.replace("pack.block", "pack.shared.block"), block="", **{"pack.shared.block": BLOCK}) == FIRST
 
 
 def test_which_of_two_definitions_of_one_name_is_imported_counts() -> None:
     other = BLOCK.replace("SCALE * x", "SCALE ** x")
-    both = of(METHOD, **{"pack.other": other})
+    both = hash_of(METHOD, **{"pack.other": other})
     assert both != FIRST
-    assert of(METHOD.replace("pack.block", "pack.other"), **{"pack.other": other}) != both
+    assert hash_of(METHOD.replace("pack.block", "pack.other"), **{"pack.other": other}) != both
 
 
 @pytest.mark.parametrize("form", ["import pack.{} as block", "from pack import {} as block"])
@@ -104,23 +104,24 @@ def test_which_module_is_imported_as_a_whole_counts(form: str) -> None:
         "from pack.block import double", form
     )
     other = BLOCK.replace("SCALE * x", "SCALE ** x")
-    one, two = (of(method.format(name), **{"pack.other": other}) for name in ("block", "other"))
+    one, two = (hash_of(method.format(name), **{"pack.other": other}) for name in ("block", "other"))
     assert one != two
-    assert of(method.format("block"), **{"pack.other": other}) == one
+    assert hash_of(method.format("block"), **{"pack.other": other}) == one
 
 
 def test_the_order_of_definitions_does_not_count_but_that_of_effects_does() -> None:
     scale, function = BLOCK.rstrip("\n").split("\n\n")
-    assert of(block=f"{function}\n\n{scale}\n") == FIRST
+    assert hash_of(block=f"{function}\n\n{scale}\n") == FIRST
     ones = [
-        of(block=f"{BLOCK}{lines}") for lines in ("A = 1\nA = 2\n", "A = 2\nA = 1\n", "A += 2\n", "A += 2\nB += 1\n")
+        hash_of(block=f"{BLOCK}{lines}")
+        for lines in ("A = 1\nA = 2\n", "A = 2\nA = 1\n", "A += 2\n", "A += 2\nB += 1\n")
     ]
     assert len(set(ones)) == len(ones)
-    assert of(block=f"{BLOCK}print(1)\nprint(2)\n") != of(block=f"{BLOCK}print(2)\nprint(1)\n")
+    assert hash_of(block=f"{BLOCK}print(1)\nprint(2)\n") != hash_of(block=f"{BLOCK}print(2)\nprint(1)\n")
 
 
 def test_what_cannot_be_parsed_stands_for_itself() -> None:
-    broken = {text: of(f"{METHOD}\n{text}") for text in ("def (", "def (  ", "class")}
+    broken = {text: hash_of(f"{METHOD}\n{text}") for text in ("def (", "def (  ", "class")}
     assert len({FIRST, *broken.values()}) == 4
 
 
