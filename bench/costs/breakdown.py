@@ -13,7 +13,8 @@ from typing import Any
 from bench.compression.policy import FULL_PRECISION_BITS, Policy, load_policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.compression.space_size import policies
-from bench.costs.accelerator.bitfusion import Execution, read_hardware
+from bench.costs.accelerator.bitfusion import Execution
+from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.accelerator.pricing import execute_layer
 from bench.costs.counter import BITS_PER_KB, LayerCost, NetworkCost, price
 from bench.costs.measures import MEASURES, MeasureName

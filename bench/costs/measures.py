@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.compression.policy import FULL_PRECISION_BITS, LayerSpace, Policy
-from bench.costs.accelerator.bitfusion import read_hardware
+from bench.costs.accelerator.hardware import read_hardware
 
 if TYPE_CHECKING:
     import torch

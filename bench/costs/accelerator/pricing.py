@@ -1,4 +1,4 @@
-"""A network on the simulated accelerator: its layers one after another, under a policy."""
+"""Execution of a network on the simulated accelerator, layer after layer, under a policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from functools import cache
 
 from bench.compression.policy import Policy, check
 from bench.compression.shapes import LayerShape, NetworkShape
-from bench.costs.accelerator.bitfusion import Execution, Form, Hardware, Loops, execute, read_hardware
+from bench.costs.accelerator.bitfusion import Execution, execute
+from bench.costs.accelerator.hardware import Hardware, read_hardware
+from bench.costs.accelerator.tiling import Form, Loops
 from bench.costs.counter import channels
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
@@ -14,11 +16,11 @@ from bench.spec.schema import AcceleratorSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AcceleratorCost:
-    """What a network takes.
+    """The cost of executing a network.
 
     Attributes:
-        accelerator: Where and how it was executed.
-        layers: By name, for a whole batch.
+        accelerator: Settings of the accelerator.
+        layers: Executions of the layers for a whole batch, by name.
     """
 
     accelerator: AcceleratorSpec
@@ -26,7 +28,7 @@ class AcceleratorCost:
 
     @property
     def cycles(self) -> int:
-        """Cycles of the whole batch."""
+        """Cycles for the whole batch."""
         return sum(layer.cycles for layer in self.layers.values())
 
     @property
@@ -44,8 +46,8 @@ def price_on(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
     """Execute a network under a policy.
 
     Raises:
-        BenchError: The policy does not fit the network, a width is above the accelerator's highest precision, or a
-            layer has a shape that the model does not know.
+        BenchError: The policy does not fit the network, has more bits than the accelerator computes with, or a layer
+            is not square.
     """
     check(network, policy)
     layers = {}
@@ -58,10 +60,10 @@ def price_on(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
 
 
 def computes(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy) -> bool:
-    """Whether the accelerator has all widths of a policy, and the model knows the shapes of all layers."""
+    """Whether the accelerator computes with all bits of a policy, and all layers are square."""
     highest = _hardware(accelerator.hardware).max_bits
-    narrow = all(max(layer.weight_bits, layer.activation_bits) <= highest for layer in policy.layers.values())
-    return narrow and all(_is_square(layer) for layer in network.layers)
+    supported = all(max(layer.weight_bits, layer.activation_bits) <= highest for layer in policy.layers.values())
+    return supported and all(_is_square(layer) for layer in network.layers)
 
 
 def execute_layer(
@@ -72,15 +74,15 @@ def execute_layer(
     in_channels: int,
     out_channels: int,
 ) -> Execution:
-    """One layer with its surviving channels.
+    """Execute one layer with the channels that it keeps.
 
     Raises:
-        BenchError: A width is above the accelerator's highest precision, or the layer is not square.
+        BenchError: A number of bits is above the accelerator's highest precision, or the layer is not square.
     """
     if not _is_square(layer):
         raise BenchError(
             f"layer '{layer.name}' has a {layer.kernel[0]}×{layer.kernel[1]} kernel with stride {layer.stride} on a "
-            f"{layer.out_size[0]}×{layer.out_size[1]} map; latency and energy are known for squares only"
+            f"{layer.out_size[0]}×{layer.out_size[1]} map; latency and energy can be estimated for squares only"
         )
     loops = Loops(
         kernel=layer.kernel[0],

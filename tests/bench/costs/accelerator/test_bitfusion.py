@@ -21,16 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bench.costs.accelerator.bitfusion import (
-    Execution,
-    Form,
-    Hardware,
-    Loops,
-    execute,
-    fusion_factor,
-    hardware_names,
-    read_hardware,
-)
+from bench.costs.accelerator.bitfusion import Execution, execute
+from bench.costs.accelerator.hardware import Hardware, fusion_factor, hardware_names, read_hardware
+from bench.costs.accelerator.tiling import Form, Loops
 from bench.errors import BenchError
 
 BF_E = read_hardware("bf_e")
