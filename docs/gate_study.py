@@ -38,11 +38,11 @@ from bench.spec.sources import build, read_toml
 from bench.store.files import Store
 from bench.training.loop import reestimate_norms
 from methods.sbs import SbsOptions, layer_settings, search_space
+from methods.shared.bit_sharing.layer import SharedLayer
+from methods.shared.bit_sharing.network import SharedNetwork, Start
 from methods.shared.decisions import What
 from methods.shared.gates import surrogate_slope
 from methods.shared.hessian import hutchinson, loss_graph, sensitivity
-from methods.shared.layers import SharedLayer
-from methods.shared.network import SharedNetwork, Start
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 _CHAIN = (2, 4, 8)

@@ -64,13 +64,13 @@ from bench.api import (
 )
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, clip_parameters, positive
-from methods.shared.bit_sharing import check_chain
+from methods.shared.bit_sharing.quantization import check_chain
 from methods.shared.decisions import gates_decision, group_decisions
-from methods.shared.gates import FilterGroups
+from methods.shared.gates import FilterGroups, shares
 from methods.shared.history import History
-from methods.shared.network import cheapest_policy, shares
 from methods.shared.quantizers.residual_bits import RangeQuantizer, gated_quantization
 from methods.shared.search import edge_layer
+from methods.shared.space import cheapest_policy
 
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1
 """Temperature and stretch of the hard-concrete distribution (Louizos et al., Section 4.1; the authors' code)."""

@@ -3,16 +3,15 @@
 The search of the paper's Section 3 and Algorithm 1. Equations are where they are used:
 
 * quantizer, Eqs. 1–4: `bench.compression.quantizer`;
-* decomposition, Theorem 1 and Eq. 8, and gated quantization, Eq. 10: `methods.shared.bit_sharing`;
+* decomposition, Theorem 1 and Eq. 8, and gated quantization, Eq. 10: `methods.shared.bit_sharing.quantization`;
 * pruning gates, Eq. 11, and the surrogate gradient, Eq. 12: `methods.shared.gates`;
-* layers, and the network of them with its cost R, Eq. 14: `methods.shared.layers`, `methods.shared.network`;
+* layers, and the network of them with its cost R, Eq. 14: `layer` and `network` in `methods.shared.bit_sharing`;
 * L = L_ce + λ log R, Eq. 13, and Algorithm 1: here.
 
 Where the paper is silent or its letter does not work, the choice is an option below; `docs/sbs.md` says why.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -43,16 +42,16 @@ from bench.api import (
     sgd,
     weight_groups,
 )
-from methods.shared.bit_sharing import check_chain
-from methods.shared.gate_initialisation import MetricScale, scale_metrics, shut_bits
-from methods.shared.layers import (
-    FULL_PRECISION,
+from methods.shared.bit_sharing.gate_initialisation import MetricScale, scale_metrics, shut_bits
+from methods.shared.bit_sharing.layer import (
     ClipSharing,
     GatePlace,
     GroupMetric,
     LayerSettings,
 )
-from methods.shared.network import SearchSpace, SharedNetwork, Start, cheapest_policy
+from methods.shared.bit_sharing.network import SharedNetwork, Start
+from methods.shared.bit_sharing.quantization import check_chain
+from methods.shared.space import FULL_PRECISION, SearchSpace, cheapest_policy
 
 PAPER_THRESHOLD_LR = 1e-3
 PAPER_UPDATES = 10_530
@@ -449,23 +448,3 @@ class CostOnly(Sbs):
     source = "this project: a control, SBS without what the task tells its gates"
     deviations = ()
     task_gradient = False
-
-
-def with_fixed_bits(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
-    """A space in which the widths of a policy are no longer a choice."""
-    return {
-        name: replace(
-            choice,
-            weight_bits=(policy.layers[name].weight_bits,),
-            activation_bits=(policy.layers[name].activation_bits,),
-        )
-        for name, choice in space.items()
-    }
-
-
-def with_fixed_filters(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
-    """A space in which the filters of a policy are no longer a choice."""
-    return {
-        name: replace(choice, group_size=0, kept_filters=policy.layers[name].kept_filters)
-        for name, choice in space.items()
-    }

@@ -25,11 +25,16 @@ from methods.sbs import (
     SharingMethod,
     search_space,
     share_bits,
+)
+from methods.shared.bit_sharing.network import Start
+from methods.shared.space import (
+    FULL_PRECISION,
+    SearchSpace,
+    cheapest_policy,
+    costliest_policy,
     with_fixed_bits,
     with_fixed_filters,
 )
-from methods.shared.layers import FULL_PRECISION
-from methods.shared.network import SearchSpace, Start, cheapest_policy
 
 _STAGE_TOLERANCE = 0.03
 
@@ -79,11 +84,11 @@ class _TwoStage(SharingMethod):
 
     def _first_stage(self, job: SearchJob, space: SearchSpace) -> SearchResult:
         network = job.task.network
-        dearest = job.price(_dearest(network, space))
+        costliest = job.price(costliest_policy(network, space))
         target = job.budget
         if "split" in job.knobs:
             reachable = max(job.budget, job.price(cheapest_policy(network, space)))
-            target = exp(log(dearest) + job.knobs["split"] * (log(reachable) - log(dearest)))
+            target = exp(log(costliest) + job.knobs["split"] * (log(reachable) - log(costliest)))
         term = job.cost_term(strength=job.knobs["first_strength"], budget=target)
         result = share_bits(job, space, self.options, Start(state=job.pretrained, clips={}), term)
         record = {**result.record, "target_cost": target, "raw_cost": job.price(result.policy)}
@@ -141,17 +146,3 @@ class QuantizeThenPrune(_TwoStage):
 
 def _stage(job: SearchJob, name: str, epochs: int) -> SearchJob:
     return replace(job, name=name, schedule=job.schedule.model_copy(update={"epochs": epochs}))
-
-
-def _dearest(network: NetworkShape, space: SearchSpace) -> Policy:
-    """Every gate open."""
-    widest = {
-        name: replace(
-            choice,
-            weight_bits=choice.weight_bits[-1:],
-            activation_bits=choice.activation_bits[-1:],
-            group_size=0,
-        )
-        for name, choice in space.items()
-    }
-    return cheapest_policy(network, widest)

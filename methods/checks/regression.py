@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bench.api import Figure, generator
 from bench.compression.quantizer import positive, quantize
 from bench.diagnostics.verify import CheckLine
-from methods.shared.bit_sharing import bit_sharing
+from methods.shared.bit_sharing.quantization import bit_sharing
 
 if TYPE_CHECKING:
     import altair

@@ -20,7 +20,7 @@ from bench.api import Figure, generator
 from bench.compression import quantizer as quantization
 from bench.compression.kernels import steps
 from bench.diagnostics.verify import CheckLine
-from methods.shared import bit_sharing as quantizers
+from methods.shared.bit_sharing import quantization as quantizers
 
 if TYPE_CHECKING:
     import altair

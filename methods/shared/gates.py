@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -54,6 +55,23 @@ def opened(values: Sequence[int] | Tensor, gates: Tensor) -> Tensor:
     return values[0] + rest
 
 
+def shares(gates: Sequence[Tensor]) -> Tensor:
+    """The share of every candidate of each layer, shape (L, K): 1 for the one that the nested gates choose.
+
+    Differentiable: Σ share · width is the width as a function of the gates (Eq. 14).
+
+    Args:
+        gates: Of each layer, shape (K_l − 1,); K is the largest K_l.
+    """
+    longest = max(map(len, gates))
+    table = torch.stack([F.pad(row, (0, longest - len(row))) for row in gates])
+    reached = [table.new_ones(len(gates))]
+    for column in table.unbind(1):
+        reached.append(reached[-1] * column)
+    left = torch.stack([*reached[1:], torch.zeros_like(reached[0])], dim=1)
+    return torch.stack(reached, dim=1) - left
+
+
 class FilterGroups:
     """The division of a layer's filters into consecutive groups (Section 3.2.2).
 
@@ -77,7 +95,7 @@ class FilterGroups:
 
     def gates(self, metric: Tensor, threshold: Tensor) -> Tensor:
         """One gate a group; the strongest group never closes, since a layer without filters is no layer."""
-        strongest = torch.nn.functional.one_hot(metric.argmax(), len(metric)).to(metric.dtype)
+        strongest = F.one_hot(metric.argmax(), len(metric)).to(metric.dtype)
         opened = gate(metric, threshold)
         return opened + strongest * (1 - opened.detach())
 

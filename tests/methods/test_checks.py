@@ -17,7 +17,7 @@ from bench.plugins.registry import load
 from bench.reporting.report import Figure
 from bench.spec.seeds import generator
 from methods.checks import regression, theorem
-from methods.shared import bit_sharing as quantizers
+from methods.shared.bit_sharing import quantization as quantizers
 
 Found = Iterator[CheckLine | Figure]
 

@@ -18,8 +18,8 @@ from bench.compression.policy import LayerSpace
 from bench.compression.quantizer import UniformQuantizer
 from bench.compression.shapes import LayerShape
 from bench.training.forward import Forward
-from methods.shared.bit_sharing import bit_sharing
-from methods.shared.layers import LayerSettings, SharedLayer
+from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
+from methods.shared.bit_sharing.quantization import bit_sharing
 
 BITS = (2, 4, 8)
 CPU = torch.device("cpu")

@@ -31,8 +31,9 @@ from methods.sbs import (
     search_space,
     threshold_rate,
 )
-from methods.shared.layers import SharedLayer
-from methods.shared.network import SharedNetwork, Start, cheapest_policy
+from methods.shared.bit_sharing.layer import SharedLayer
+from methods.shared.bit_sharing.network import SharedNetwork, Start
+from methods.shared.space import cheapest_policy
 
 Vector = NDArray[np.float64]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]

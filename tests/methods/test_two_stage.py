@@ -15,7 +15,8 @@ from bench.matching.repair import repair
 from bench.method import CostTerm, SearchJob, SearchResult
 from bench.spec.schema import SearchSchedule
 from methods.sbs import SbsOptions, share_bits
-from methods.shared.network import SearchSpace, Start
+from methods.shared.bit_sharing.network import Start
+from methods.shared.space import SearchSpace
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
 
 MakeJob = Callable[..., SearchJob]

@@ -329,7 +329,7 @@ def test_searches_are_those_of_one_process(spec: StudySpec, tmp_path: Path) -> N
 
 def _gates_in_evaluation(spec: StudySpec, images: int) -> dict[str, Any]:
     """Activation gates see the whole batch of an evaluation, whose shares may differ in size or be empty."""
-    from methods.shared.bit_sharing import bit_sharing
+    from methods.shared.bit_sharing.quantization import bit_sharing
 
     x = replicas.mine(torch.rand(images, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
     thresholds = torch.zeros(2, dtype=torch.float64)

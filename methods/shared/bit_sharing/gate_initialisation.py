@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bench.api import SearchJob
+from methods.shared.bit_sharing.network import SharedNetwork
 from methods.shared.decisions import What
 from methods.shared.hessian import hutchinson, loss_graph, sensitivity
-from methods.shared.network import SharedNetwork
 
 MetricScale = Literal["plain", "start", "hessian"]
 

@@ -12,7 +12,13 @@ from bench.compression import kernels
 from bench.compression.kernels import Kind
 from bench.compression.kernels import mean_errors as fast_mean_errors
 from bench.compression.quantizer import discretize, normalize, quantize, quantize_literal
-from methods.shared.bit_sharing import bit_sharing, bit_sharing_literal, check_chain, decompose, metrics_literal
+from methods.shared.bit_sharing.quantization import (
+    bit_sharing,
+    bit_sharing_literal,
+    check_chain,
+    decompose,
+    metrics_literal,
+)
 
 KINDS: tuple[Kind, ...] = ("weight", "activation")
 CHAINS = [(4,), (2, 4), (2, 4, 8), (3, 6, 12)]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.api import (
@@ -15,18 +14,17 @@ from bench.api import (
     LayerPolicy,
     LayerShape,
     LayerSpace,
-    NetworkShape,
     Policy,
     QuantizedLayer,
     SearchJob,
     replace_layer,
 )
 from bench.compression.quantizer import clips_of, read_clips, restore_clips
+from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
 from methods.shared.decisions import gates_decision, group_decisions
-from methods.shared.layers import FULL_PRECISION, LayerSettings, SharedLayer
+from methods.shared.gates import shares
 from methods.shared.search import edge_layer
-
-SearchSpace = Mapping[str, LayerSpace]
+from methods.shared.space import FULL_PRECISION, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,40 +189,6 @@ class _WithCost(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(images), self._network.relaxed_cost()
-
-
-def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
-    """The policy of a space with every gate shut but that of one group a layer, the smallest."""
-    edge = FULL_PRECISION_BITS if all(choice.weight_bits == FULL_PRECISION for choice in space.values()) else EDGE_BITS
-    layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
-    for name, choice in space.items():
-        kept = _last_group(network[name].out_channels, choice.group_size) if choice.group_size else choice.kept_filters
-        layers[name] = LayerPolicy(
-            weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
-        )
-    return Policy(model=network.model, dataset=network.dataset, layers=layers)
-
-
-def _last_group(filters: int, size: int) -> tuple[int, ...]:
-    """The group that takes what is left: none is smaller."""
-    return tuple(range((filters - 1) // size * size, filters))
-
-
-def shares(gates: Sequence[Tensor]) -> Tensor:
-    """The share of every candidate of each layer, shape (L, K): 1 for the one that the nested gates choose.
-
-    Differentiable: Σ share · width is the width as a function of the gates (Eq. 14).
-
-    Args:
-        gates: Of each layer, shape (K_l − 1,); K is the largest K_l.
-    """
-    longest = max(map(len, gates))
-    table = torch.stack([F.pad(row, (0, longest - len(row))) for row in gates])
-    reached = [table.new_ones(len(gates))]
-    for column in table.unbind(1):
-        reached.append(reached[-1] * column)
-    left = torch.stack([*reached[1:], torch.zeros_like(reached[0])], dim=1)
-    return torch.stack(reached, dim=1) - left
 
 
 def _drawn(like: Tensor, share: float, noise: torch.Generator) -> Tensor | None:

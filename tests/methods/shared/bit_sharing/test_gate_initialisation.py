@@ -23,9 +23,9 @@ from methods.sbs import (
     search_space,
     threshold_rate,
 )
-from methods.shared import gate_initialisation as starts
+from methods.shared.bit_sharing import gate_initialisation as starts
+from methods.shared.bit_sharing.network import SharedNetwork, Start
 from methods.shared.hessian import squared_error
-from methods.shared.network import SharedNetwork, Start
 
 MakeJob = Callable[..., SearchJob]
 LEVELS = 2

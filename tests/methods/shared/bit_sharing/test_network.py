@@ -24,9 +24,10 @@ from bench.method import SearchJob
 from bench.spec.schema import AcceleratorSpec
 from bench.training.loop import reestimate_norms
 from methods.sbs import SbsOptions, layer_settings, search_space
-from methods.shared.gates import opened
-from methods.shared.layers import FULL_PRECISION, GatePlace, LayerSettings, SharedLayer
-from methods.shared.network import SharedNetwork, Start, shares
+from methods.shared.bit_sharing.layer import GatePlace, LayerSettings, SharedLayer
+from methods.shared.bit_sharing.network import SharedNetwork, Start
+from methods.shared.gates import opened, shares
+from methods.shared.space import FULL_PRECISION
 
 DEFAULT = layer_settings(SbsOptions())
 

@@ -6,17 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.api import FULL_PRECISION_BITS, LayerPolicy, LayerShape, LayerSpace, UniformQuantizer, geometry_of
+from bench.api import LayerPolicy, LayerShape, LayerSpace, UniformQuantizer, geometry_of
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, best_clip, positive, standardize
-from methods.shared.bit_sharing import bit_sharing
+from methods.shared.bit_sharing.quantization import bit_sharing
 from methods.shared.gates import FilterGroups, opened
+from methods.shared.space import FULL_PRECISION
 
 GatePlace = Literal["next_input", "norm_output", "weight"]
 GroupMetric = Literal["raw", "normalized"]
 ClipSharing = Literal["one", "per_width"]
-
-FULL_PRECISION = (FULL_PRECISION_BITS,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

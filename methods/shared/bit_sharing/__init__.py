@@ -1,0 +1,1 @@
+"""Bit sharing: all candidate widths of a network in one set of weights (paper, Sections 3.1 and 3.2)."""

@@ -1,0 +1,66 @@
+"""Search spaces: the choices that a search has in every layer, and their cheapest and costliest policies."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from bench.api import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, LayerSpace, NetworkShape, Policy
+
+SearchSpace = Mapping[str, LayerSpace]
+"""The choices of every searched layer, by name."""
+
+FULL_PRECISION = (FULL_PRECISION_BITS,)
+"""The one candidate of a tensor that is not quantized."""
+
+
+def edge_bits(space: SearchSpace) -> int:
+    """Bits of the first and the last layer: full precision in a search that quantizes nothing."""
+    full_precision = all(choice.weight_bits == FULL_PRECISION for choice in space.values())
+    return FULL_PRECISION_BITS if full_precision else EDGE_BITS
+
+
+def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
+    """Choose the lowest candidates in every layer, and one group of filters, the smallest."""
+    edge = edge_bits(space)
+    layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
+    for name, choice in space.items():
+        kept = _last_group(network[name].out_channels, choice.group_size) if choice.group_size else choice.kept_filters
+        layers[name] = LayerPolicy(
+            weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
+        )
+    return Policy(model=network.model, dataset=network.dataset, layers=layers)
+
+
+def _last_group(filters: int, size: int) -> tuple[int, ...]:
+    """List the filters of the last group. No group is smaller, since it takes what the others leave."""
+    return tuple(range((filters - 1) // size * size, filters))
+
+
+def costliest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
+    """Choose the highest candidates in every layer, and all filters that are not fixed."""
+    highest = {
+        name: replace(
+            choice, weight_bits=choice.weight_bits[-1:], activation_bits=choice.activation_bits[-1:], group_size=0
+        )
+        for name, choice in space.items()
+    }
+    return cheapest_policy(network, highest)
+
+
+def with_fixed_bits(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
+    """Narrow a space to the bits of a policy."""
+    return {
+        name: replace(
+            choice,
+            weight_bits=(policy.layers[name].weight_bits,),
+            activation_bits=(policy.layers[name].activation_bits,),
+        )
+        for name, choice in space.items()
+    }
+
+
+def with_fixed_filters(space: SearchSpace, policy: Policy) -> dict[str, LayerSpace]:
+    """Narrow a space to the filters of a policy."""
+    return {
+        name: replace(choice, group_size=0, kept_filters=policy.layers[name].kept_filters)
+        for name, choice in space.items()
+    }
