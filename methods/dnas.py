@@ -1,9 +1,10 @@
 """DNAS (Wu et al. 2018, arXiv 1812.00090): multi-path search with DoReFa weights and PACT activations.
 
-Quantizers as the paper's Appendix F states them: DoReFa-Net (Zhou et al. 2016, arXiv 1606.06160, Eq. 9) for weights,
-PACT (Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a clipping level that starts at 1 for activations.
-Candidates {2, 4, 8}: the printed costs of DNAS lie on the lattice of exactly these widths. With `recipe = "common"`
-the found policy is fine-tuned with the common quantizer like everybody's, with `recipe = "own"` with DoReFa and PACT.
+The search is that of `methods.multi_path`. Quantizers are as the SBS paper's Appendix F states them: DoReFa-Net (Zhou
+et al. 2016, arXiv 1606.06160, Eq. 9) for weights, and PACT (Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a first
+clipping level of 1 for activations. Candidates are 2, 4 and 8 bits, since the costs that are printed for DNAS can be
+composed of exactly these. With `recipe = "common"` the found policy is fine-tuned with the common quantizer, as for all
+methods; with `recipe = "own"`, with DoReFa and PACT.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from methods.shared.quantizers.pact import PactActivation
 
 
 class _Round(torch.autograd.Function):
-    """Rounding to the nearest level of [0, 1], the identity in the backward pass."""
+    """round_k(z), the nearest of k-bit levels in [0, 1]; the identity in the backward pass (straight-through)."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, count: int) -> Tensor:
@@ -42,40 +43,40 @@ class DorefaWeight(nn.Module):
         self.bits = bits
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight tensor to [−1, 1]."""
+        """Quantize a weight tensor of any shape to [−1, 1]."""
         squashed = torch.tanh(weight)
         return 2 * _round(squashed / (2 * squashed.abs().max()) + 0.5, self.bits) - 1
 
     def calibrate(self, x: Tensor) -> None:
-        """DoReFa has no parameter to set."""
+        """Do nothing: DoReFa has no parameter to set."""
 
 
 def dorefa_pact(*, bits: int, kind: Kind, normalized: bool) -> nn.Module:
-    """DoReFa for weights, PACT for activations; DoReFa brings its own normalisation."""
+    """Make DoReFa's quantizer for weights and PACT's for activations; DoReFa has a normalisation of its own."""
     return DorefaWeight(bits) if kind == "weight" else PactActivation(bits)
 
 
 class Dnas(MultiPath):
-    """DNAS."""
+    """DNAS with DoReFa and PACT."""
 
-    summary = "Multi-path differentiable search: separate weights per candidate, Gumbel-softmax, DoReFa and PACT"
+    summary = "DNAS: separate weights for each candidate, Gumbel-softmax, DoReFa and PACT quantizers"
     source = (
         "Wu et al. 2018, Mixed Precision Quantization of ConvNets via Differentiable Neural Architecture Search, "
         "arXiv 1812.00090; quantizers as in the SBS paper's Appendix F"
     )
     deviations = (
         "The cost term is the harness's; the paper multiplies the loss by β(log cost)^γ.",
-        "The argmax of the final distribution is taken; the paper draws several networks from it.",
+        "The bits of the largest logits are taken; the paper draws several networks from the final distribution.",
         *CHOICES,
     )
     capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True, data_parallel=True)
 
     @property
     def search_quantizer(self) -> QuantizerFactory:
-        """DoReFa and PACT."""
+        """DoReFa and PACT, in every path."""
         return dorefa_pact
 
     @property
     def quantizer(self) -> QuantizerFactory:
-        """DoReFa and PACT."""
+        """DoReFa and PACT, in fine-tuning with `recipe = "own"`."""
         return dorefa_pact

@@ -12,7 +12,8 @@ from bench.compression.policy import uniform
 from bench.compression.quantizer import UniformQuantizer
 from bench.method import SearchJob, Task
 from methods.dnas import Dnas, DorefaWeight, PactActivation, dorefa_pact
-from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions
+from methods.multi_path import MultiPath, MultiPathOptions
+from methods.shared.networks.paths import MixedLayer
 
 Vector = NDArray[np.float64]
 WIDTHS = (1, 2, 4, 8)

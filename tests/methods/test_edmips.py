@@ -17,7 +17,7 @@ from bench.costs.counter import price
 from bench.method import SearchJob, Task
 from bench.spec.schema import SearchSchedule
 from methods.edmips import Edmips
-from methods.multi_path import MixedLayer, PathNetwork, PathOptions
+from methods.shared.networks.paths import MixedLayer, PathNetwork, PathOptions
 
 MakeJob = Callable[..., SearchJob]
 Watched = Callable[[Task, Callable[[nn.Module], None]], Task]

@@ -50,7 +50,7 @@ from bench.errors import BenchError
 from bench.method import Method
 from bench.planning.plan import make_method
 from bench.training import forward as forward_module
-from methods.multi_path import MixedLayer
+from methods.shared.networks.paths import MixedLayer
 from tests.plugins.own_loop import OwnLoop, OwnLoopOptions
 from tests.scale.separate_paths import PathPerPair, PathPerWeight
 
