@@ -1,4 +1,4 @@
-"""Budgets: what a user writes, and the window of costs that counts as matched."""
+"""Budgets: their notation, and the window of costs that counts as matched."""
 
 import re
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ _MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
 _SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
 _MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
-    "allowed: '4bit' (what uniform 4 bit costs), '630.6M' (BOPs), '0.016x' (of full precision), '395KB' (memory), "
-    "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same of memory, of latency, of energy)"
+    "allowed: '4bit' (cost of uniform 4 bit), '630.6M' (BOPs), '0.016x' (of full precision), '395KB' (memory), "
+    "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same for memory, latency or energy)"
 )
 
 
@@ -25,10 +25,10 @@ class Budget:
     """A budget for a network.
 
     Attributes:
-        text: As the user wrote it.
-        limit: The most a policy may cost, in the measure's unit.
-        tolerance: Width of the window below it, relative.
-        measure: What it limits.
+        text: Notation of the user, e.g. "4bit".
+        limit: Largest cost of a policy, in the measure's unit.
+        tolerance: Relative width of the window below the limit.
+        measure: Measure of cost that is limited.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Budget:
 
     @property
     def low(self) -> float:
-        """The least cost that counts as matched."""
+        """Smallest cost that counts as matched."""
         return (1 - self.tolerance) * self.limit
 
     def matches(self, cost: float) -> bool:
@@ -46,23 +46,24 @@ class Budget:
         return self.low <= cost <= self.limit
 
     def price(self, network: NetworkShape, policy: Policy) -> float:
-        """What a policy costs in the budget's measure."""
+        """Compute the cost of a policy in the budget's measure."""
         return self.measure.price(network, policy)
 
 
 def parse_budget(
     text: str, network: NetworkShape, tolerance: float, accelerator: AcceleratorSpec | None = None
 ) -> Budget:
-    """Read a budget.
+    """Parse a budget.
 
     Args:
-        text: In one of the forms.
-        network: The shapes.
-        tolerance: Width of the window.
-        accelerator: On what latency and energy are estimated; the default one when absent.
+        text: Budget in one of these forms: `4bit`, `630.6M`, `0.016x`, `395KB`, `21.6ms`, `29.8mJ`, `4bit:KB`,
+            `0.9x:ms`.
+        network: Shapes of the network.
+        tolerance: Relative width of the window below the limit.
+        accelerator: Accelerator that latency and energy are estimated for; the default one if none is given.
 
     Raises:
-        BenchError: The text has none of the forms, or asks for more than the uncompressed network costs.
+        BenchError: The text has none of the forms, or the budget exceeds the cost of the uncompressed network.
     """
     measure, limit = _read(text, network, accelerator or AcceleratorSpec())
     most = measure.price(network, uniform(network, measure.max_bits))
@@ -79,7 +80,7 @@ def _at(bits: int) -> str:
 
 
 def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
-    """What a text limits, and to how much."""
+    """Return the measure that a text limits, and the limit."""
     relative, colon, unit = text.partition(":")
     if colon and unit in _MEASURES:
         measure = _measure(unit, accelerator)
@@ -96,12 +97,12 @@ def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tup
 
 
 def _relative(text: str, network: NetworkShape, measure: Measure) -> float | None:
-    """What a uniform width costs, or a share of the dearest one; `None` for other texts."""
+    """Price `4bit`, uniform bits, or `0.5x`, a share of the costliest uniform network; `None` for other texts."""
     if bits := re.fullmatch(r"(\d+)bit", text):
-        width = int(bits[1])
-        if not 1 <= width <= measure.max_bits:
+        number = int(bits[1])
+        if not 1 <= number <= measure.max_bits:
             raise BenchError(f"budget '{text}': bits go from 1 to {measure.max_bits}")
-        return measure.price(network, uniform(network, width))
+        return measure.price(network, uniform(network, number))
     if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
         return float(share[1]) * measure.price(network, uniform(network, measure.max_bits))
     return None

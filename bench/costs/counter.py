@@ -1,13 +1,14 @@
-"""Costs: pure functions of layer shapes and policy.
+"""Exact costs of a policy: pure functions of layer shapes and policy.
 
-Conventions (all of the paper's tables follow them):
+The conventions are those of all tables of the paper:
 
-* MACs of a layer: (in/groups) · out · kernel area · output positions. Batch 1. Biases, normalisation,
+* MACs of a layer: (in/groups) · out · kernel area · output positions, for one image. Biases, normalisation,
   activations, additions and pooling are not counted.
 * BOPs: MACs · weight bits · activation bits.
-* Memory footprint: weights · weight bits + elements of the input · activation bits, summed over the layers;
-  an input that two layers read counts twice. 1 KB is 1,000 bytes. The peak form counts all weights, but of the inputs
-  only the largest: what a device that computes layer after layer must hold at once.
+* Memory footprint: weights · weight bits + elements of the input · activation bits, summed over the layers. An input
+  that two layers read counts twice. 1 KB is 1,000 bytes.
+* Peak memory: all weights, but only the largest input. A device that computes layer after layer must hold so much at
+  once.
 * Parameters: weights of convolutions and linear layers, without biases.
 """
 
@@ -19,10 +20,16 @@ from bench.compression.shapes import LayerShape, NetworkShape
 
 BITS_PER_KB = 8000
 
+_LAYER_KEYS = (
+    *("name", "macs", "weight_bits", "activation_bits", "bops", "parameters", "memory_bits"),
+    *("in_channels", "out_channels"),
+)
+"""Attributes of a layer in JSON, in their order."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCost:
-    """The cost of one layer; exact integers."""
+    """Exact cost of one layer, for one image."""
 
     name: str
     macs: int
@@ -43,7 +50,7 @@ class LayerCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkCost:
-    """The cost of a network under a policy; exact integers."""
+    """Exact cost of a network under a policy, for one image."""
 
     model: str
     dataset: str
@@ -61,7 +68,7 @@ class NetworkCost:
 
     @property
     def parameters(self) -> int:
-        """Weights of convolutions and linear layers."""
+        """Number of weights of convolutions and linear layers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
@@ -82,25 +89,11 @@ class NetworkCost:
 
     @property
     def peak_memory_kb(self) -> float:
-        """The same in KB of 1,000 bytes."""
+        """Peak memory in KB of 1,000 bytes."""
         return self.peak_memory_bits / BITS_PER_KB
 
     def to_json(self) -> dict[str, Any]:
-        """The document that `bench cost --json` prints."""
-        layers = [
-            {
-                "name": layer.name,
-                "macs": layer.macs,
-                "weight_bits": layer.weight_bits,
-                "activation_bits": layer.activation_bits,
-                "bops": layer.bops,
-                "parameters": layer.parameters,
-                "memory_bits": layer.memory_bits,
-                "in_channels": layer.in_channels,
-                "out_channels": layer.out_channels,
-            }
-            for layer in self.layers
-        ]
+        """Return the document that `bench cost --json` prints."""
         return {
             "model": self.model,
             "dataset": self.dataset,
@@ -110,12 +103,12 @@ class NetworkCost:
             "memory_kb": self.memory_kb,
             "peak_memory_bits": self.peak_memory_bits,
             "parameters": self.parameters,
-            "layers": layers,
+            "layers": [{key: getattr(layer, key) for key in _LAYER_KEYS} for layer in self.layers],
         }
 
 
 def price(network: NetworkShape, policy: Policy) -> NetworkCost:
-    """Price a policy exactly. A pruned layer shrinks, and so do the inputs of the layer that reads it.
+    """Price a policy exactly. A pruned layer has fewer filters, and the layer that reads it fewer inputs.
 
     Raises:
         BenchError: The policy does not fit the network.
@@ -129,7 +122,7 @@ def price(network: NetworkShape, policy: Policy) -> NetworkCost:
 
 
 def price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
-    """The exact cost of one layer under a policy that fits its network."""
+    """Price one layer under a policy that fits its network."""
     choice = policy.layers[layer.name]
     in_channels, out_channels = channels(policy, layer)
     groups = in_channels if layer.depthwise else layer.groups
@@ -151,7 +144,7 @@ def price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
 
 
 def channels(policy: Policy, layer: LayerShape) -> tuple[int, int]:
-    """Input and output channels of a layer that a policy leaves."""
+    """Count the input and output channels of a layer that a policy keeps."""
     inputs, outputs = kept_inputs(policy, layer), kept_outputs(policy, layer)
     return (
         layer.in_channels if inputs is None else len(inputs),

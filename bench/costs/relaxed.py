@@ -1,8 +1,8 @@
 """Costs as differentiable functions of a search's choices, by the formulas of the counter.
 
-A search hands over, for each searched layer, the share of every candidate width (gates make them 0 or 1, probabilities
-anything between) and how many channels are left. With whole choices the result is the counter's exact figure; of
-measures that are priced by a table, up to interpolation between the channel counts of the table.
+For each searched layer a search passes the share of every candidate of bits, and the number of channels that are left.
+Gates make shares 0 or 1, probabilities anything between. For shares of 0 and 1 the result is the counter's exact cost.
+Measures that are priced by a table are exact at the channel counts of the table and interpolated between them.
 """
 
 from abc import ABC, abstractmethod
@@ -18,34 +18,34 @@ from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.counter import BITS_PER_KB, LayerCost, price_layer
 
 _CHANNEL_COUNTS = 9
-"""How many channel counts of a layer a table holds at most."""
+"""Largest number of channel counts of a layer in a table."""
 
 
 LayerPrice = Callable[[LayerShape, int, int, int, int], float]
-"""What a layer costs with so many bits of weights and activations, input and output channels."""
+"""Function that prices a layer, given weight bits, activation bits, input channels and output channels."""
 
 
 class RelaxedCost(ABC):
-    """The cost of a network as a function of shares and channels; see the module.
+    """Cost of a network as a differentiable function of shares and channels.
 
     Args:
-        network: The shapes.
-        choices: By searched layer.
-        device: Where the arguments will live.
+        network: Shapes of the network.
+        spaces: Search space of each searched layer, by name.
+        device: Device of the arguments.
 
     Attributes:
-        layers: The searched layers; row i of every argument belongs to `layers[i]`.
-        in_channels, out_channels: Full channel counts, shape (L,).
+        layers: The L searched layers; row i of every argument belongs to `layers[i]`.
+        in_channels, out_channels: Channels of the full network, shape (L,).
     """
 
-    def __init__(self, network: NetworkShape, choices: Mapping[str, LayerSpace], device: torch.device | str) -> None:
+    def __init__(self, network: NetworkShape, spaces: Mapping[str, LayerSpace], device: torch.device | str) -> None:
         self.layers: Sequence[LayerShape] = network.middle
-        self._choices = [choices[layer.name] for layer in self.layers]
+        own = [spaces[layer.name] for layer in self.layers]
         self._device = device
         self.in_channels = self._vector([layer.in_channels for layer in self.layers])
         self.out_channels = self._vector([layer.out_channels for layer in self.layers])
-        self._weight_bits = self._padded([choice.weight_bits for choice in self._choices])
-        self._activation_bits = self._padded([choice.activation_bits for choice in self._choices])
+        self._weight_bits = self._padded([space.weight_bits for space in own])
+        self._activation_bits = self._padded([space.activation_bits for space in own])
 
     def __call__(
         self,
@@ -55,13 +55,14 @@ class RelaxedCost(ABC):
         in_channels: Tensor | None = None,
         out_channels: Tensor | None = None,
     ) -> Tensor:
-        """The cost, a scalar in float64.
+        """Compute the cost, a scalar in float64.
 
         Args:
-            weight_shares: Shape (L, K), K the largest number of candidates of a layer.
-            activation_shares: The same of the inputs.
-            in_channels: Shape (L,), surviving input channels; all when absent.
-            out_channels: Shape (L,), surviving filters; all when absent.
+            weight_shares: Shares of the candidates for weights, shape (L, K); K is the largest number of candidates
+                of a layer.
+            activation_shares: Shares of the candidates for layer inputs, shape (L, K).
+            in_channels: Input channels that are left, shape (L,); all by default.
+            out_channels: Filters that are left, shape (L,); all by default.
         """
         return self._price(
             weight_shares,
@@ -71,10 +72,10 @@ class RelaxedCost(ABC):
         )
 
     def channels(self, filters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Pass the filters that layers keep on to the layers that read them or are tied to them.
+        """Count the channels of all layers: kept filters are inputs of the layers that read them.
 
         Args:
-            filters: Number of surviving filters by layer, scalars; a layer that is not named keeps all.
+            filters: Number of kept filters by layer, scalars; other layers keep all.
 
         Returns:
             `in_channels` and `out_channels` for a call, each of shape (L,).
@@ -86,36 +87,36 @@ class RelaxedCost(ABC):
 
     @abstractmethod
     def _price(self, weight: Tensor, activation: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The cost of shares and channels."""
+        """Compute the cost; all arguments are given."""
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)
 
-    def _padded(self, chains: Sequence[Sequence[int]]) -> Tensor:
-        """Rows of different length, filled up with zeros."""
-        longest = max(map(len, chains))
-        return self._vector([[*chain, *[0] * (longest - len(chain))] for chain in chains])  # type: ignore[misc]
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Make a matrix from rows of different lengths, filled up with zeros."""
+        longest = max(map(len, rows))
+        return self._vector([[*row, *[0] * (longest - len(row))] for row in rows])  # type: ignore[misc]
 
 
 class _RelaxedFormula(RelaxedCost):
-    """A cost that has a formula in widths and channels, with first and last layer as the counter prices them.
+    """A cost with a formula in bits and channels. The counter prices the first and the last layer.
 
     Args:
-        network: The shapes.
-        choices: By searched layer.
-        device: Where the arguments will live.
+        network: Shapes of the network.
+        spaces: Search space of each searched layer, by name.
+        device: Device of the arguments.
         edge_bits: Bits of the first and the last layer.
     """
 
     def __init__(
         self,
         network: NetworkShape,
-        choices: Mapping[str, LayerSpace],
+        spaces: Mapping[str, LayerSpace],
         device: torch.device | str = "cpu",
         *,
         edge_bits: int = EDGE_BITS,
     ) -> None:
-        super().__init__(network, choices, device)
+        super().__init__(network, spaces, device)
         self._weights = _Weights(self)
         self._in_positions = self._vector([layer.in_size[0] * layer.in_size[1] for layer in self.layers])
         self._out_positions = self._vector([layer.out_size[0] * layer.out_size[1] for layer in self.layers])
@@ -128,14 +129,14 @@ class _RelaxedFormula(RelaxedCost):
     @staticmethod
     @abstractmethod
     def _counted(layer: LayerCost) -> int:
-        """The figure of a layer that the counter has priced."""
+        """Return the figure of a layer that the counter has priced."""
 
     def _expected_bits(self, weight: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
         return (weight * self._weight_bits).sum(1), (activation * self._activation_bits).sum(1)
 
 
 class RelaxedBops(_RelaxedFormula):
-    """R = R_edge + Σ_l MACs_l · b_w,l · b_x,l with the MACs of the surviving channels: the joint form of Eq. 14."""
+    """BOPs: R = R_edge + Σ_l MACs_l · b_w,l · b_x,l with the MACs of the kept channels, the joint form of Eq. 14."""
 
     @staticmethod
     def _counted(layer: LayerCost) -> int:
@@ -148,7 +149,7 @@ class RelaxedBops(_RelaxedFormula):
 
 
 class RelaxedMemory(_RelaxedFormula):
-    """KB of all weights and of all inputs, each with its surviving channels and expected width."""
+    """Memory in KB: all weights and all layer inputs, each with its kept channels and expected bits."""
 
     @staticmethod
     def _counted(layer: LayerCost) -> int:
@@ -161,7 +162,7 @@ class RelaxedMemory(_RelaxedFormula):
 
 
 class _Weights:
-    """The weights of every searched layer as a function of its channels: of a depthwise one in the outputs alone."""
+    """Number of weights of every searched layer, as a function of its channels."""
 
     def __init__(self, cost: RelaxedCost) -> None:
         layers, like = cost.layers, cost.in_channels
@@ -170,33 +171,33 @@ class _Weights:
         self._areas = like.new_tensor(areas)
 
     def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Shape (L,)."""
+        """Return the numbers of weights, shape (L,); those of a depthwise layer depend on its outputs only."""
         return self._areas * outputs * torch.where(self._depthwise, 1.0, inputs)
 
 
 class RelaxedTable(RelaxedCost):
-    """Costs that only a table knows: the mean over the shares of widths, linear between tabulated channel counts.
+    """A cost from a table: averaged over the shares of bits, linear between tabulated channel counts.
 
     Args:
-        network: The shapes.
-        choices: By searched layer.
-        price: What a layer costs.
-        edge: What first and last layer cost.
-        device: Where the arguments will live.
+        network: Shapes of the network.
+        spaces: Search space of each searched layer, by name.
+        price: Function that prices a layer.
+        edge: Cost of the first and the last layer together.
+        device: Device of the arguments.
     """
 
     def __init__(
         self,
         network: NetworkShape,
-        choices: Mapping[str, LayerSpace],
+        spaces: Mapping[str, LayerSpace],
         price: LayerPrice,
         edge: float,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(network, choices, device)
+        super().__init__(network, spaces, device)
         self._edge = edge
-        pruned = {name for name, choice in choices.items() if choice.pruned}
-        tables = [_LayerTable.of(layer, choices[layer.name], pruned, price) for layer in self.layers]
+        pruned = {name for name, space in spaces.items() if space.pruned}
+        tables = [_LayerTable.priced(layer, spaces[layer.name], pruned, price) for layer in self.layers]
         shape = [max(sizes) for sizes in zip(*(table.prices.shape for table in tables), strict=True)]
         self._prices = torch.zeros(len(tables), *shape, dtype=torch.float64, device=device)
         for row, table in zip(self._prices, tables, strict=True):
@@ -211,9 +212,9 @@ class RelaxedTable(RelaxedCost):
 
 @dataclass(frozen=True)
 class _LayerTable:
-    """Prices of one layer, shape (K_w, K_a, I, O), at input counts I and output counts O.
+    """Prices of one layer, shape (K_w, K_a, I, O): bits of weights and of inputs, input and output channels.
 
-    Inputs and outputs of a depthwise layer are the same channels: they are tabulated as its outputs.
+    Inputs and outputs of a depthwise layer are the same channels; its table lists them as outputs.
     """
 
     inputs: Sequence[int]
@@ -221,13 +222,13 @@ class _LayerTable:
     prices: Tensor
 
     @classmethod
-    def of(cls, layer: LayerShape, choice: LayerSpace, pruned: set[str], price: LayerPrice) -> "_LayerTable":
-        """Price a layer at every pair of widths and at some channel counts, where channels may go."""
+    def priced(cls, layer: LayerShape, space: LayerSpace, pruned: set[str], price: LayerPrice) -> "_LayerTable":
+        """Price a layer at all pairs of bits, and at some channel counts if it can lose channels."""
         free_inputs = layer.producer in pruned and not layer.depthwise
         inputs = channel_counts(layer.in_channels) if free_inputs else [layer.in_channels]
         free_outputs = layer.name in pruned or layer.leader in pruned
         outputs = channel_counts(layer.out_channels) if free_outputs else [layer.out_channels]
-        axes = (choice.weight_bits, choice.activation_bits, inputs, outputs)
+        axes = (space.weight_bits, space.activation_bits, inputs, outputs)
         prices = [
             price(layer, weight, activation, count_out if layer.depthwise else count_in, count_out)
             for weight, activation, count_in, count_out in product(*axes)
@@ -236,46 +237,45 @@ class _LayerTable:
 
 
 def channel_counts(channels: int) -> list[int]:
-    """The channel counts at which a layer is priced: at most nine, evenly spread, 1 and all among them."""
+    """List the channel counts at which a layer is priced: at most nine, evenly spread, including 1 and all."""
     steps = _CHANNEL_COUNTS - 1
     return sorted({max(1, round(channels * step / steps)) for step in range(steps + 1)})
 
 
 class Interpolation:
-    """Weights with which tabulated numbers, such as channel counts or widths, stand for a number between them.
+    """Weights of linear interpolation between tabulated numbers, such as channel counts or bits.
 
-    At a tabulated number, where almost all searches are, the slope is that of the segment below: what a filter saves
-    that goes next. At the lowest one the slope is 0, or what the first step up costs; outside it is 0.
+    At a tabulated number, where almost all searches are, the slope is that of the segment below: the saving of the
+    next filter that is pruned. At the lowest number the slope is 0, or that of the first segment. Outside it is 0.
 
     Args:
-        rows: The numbers of each layer, rising.
-        width: Columns of the result.
-        like: Gives type and device.
-        slope_at_lowest: Whether there is one.
+        rows: Tabulated numbers of each of the L layers, rising.
+        columns: Number of columns of the result.
+        like: Tensor that gives type and device.
+        slope_at_lowest: Whether the slope at the lowest number is that of the first segment.
     """
 
     def __init__(
-        self, rows: Sequence[Sequence[int]], width: int, like: Tensor, *, slope_at_lowest: bool = False
+        self, rows: Sequence[Sequence[int]], columns: int, like: Tensor, *, slope_at_lowest: bool = False
     ) -> None:
-        segments = [list(pairwise(counts)) for counts in rows]
-        longest = width - 1
         # Rows are filled up with segments that no count reaches.
-        self._low, self._high = (like.new_full((len(rows), longest), torch.inf) for _ in range(2))
-        for index, found in enumerate(segments):
-            if found:
-                self._low[index, : len(found)], self._high[index, : len(found)] = like.new_tensor(found).T
-        self._widths = torch.where(self._low.isinf(), 1, self._high - self._low)
+        self._low, self._high = (like.new_full((len(rows), columns - 1), torch.inf) for _ in range(2))
+        for index, segments in enumerate(list(pairwise(counts)) for counts in rows):
+            if segments:
+                used = slice(len(segments))
+                self._low[index, used], self._high[index, used] = like.new_tensor(segments).T
+        self._lengths = torch.where(self._low.isinf(), 1, self._high - self._low)
         self._below = self._low.clone()
         if slope_at_lowest:
-            self._below[:, :1] -= 1  # no number is lower, so that this lets in the lowest alone
+            self._below[:, :1] -= 1  # no number is lower, so this includes the lowest only
 
     def __call__(self, counts: Tensor) -> Tensor:
-        """Shape (L, width); in each row two neighbours share 1."""
+        """Return the weights, shape (L, columns); those of two neighbours add up to 1, all others are 0."""
         count = counts.double().unsqueeze(1)
         inside = (count > self._below) & (count >= self._low) & (count <= self._high)
-        # Chosen before the division: a gradient of the other branch would be infinite times zero.
-        way = torch.where(inside, count - self._low, 0) / self._widths
-        passed = torch.where(inside, way, (count > self._high).to(way.dtype))
+        # Selected before the division: the gradient of the other branch would be infinite times zero.
+        fraction = torch.where(inside, count - self._low, 0) / self._lengths
+        passed = torch.where(inside, fraction, (count > self._high).to(fraction.dtype))
         beyond = torch.cat([passed.new_ones(len(passed), 1), passed], dim=1)
         short = torch.cat([passed, passed.new_zeros(len(passed), 1)], dim=1)
         return beyond - short

@@ -1,1 +1,9 @@
-"""Models of accelerators: what a layer costs in time and energy when it is executed there."""
+"""The simulated accelerator: time and energy that a layer or a network takes there.
+
+`hardware` describes the accelerator, `tiling` the ways to cut a layer into tiles, `bitfusion` executes one layer, and
+`pricing` a network under a policy.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

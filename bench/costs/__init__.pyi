@@ -1,0 +1,17 @@
+from .budget import Budget as Budget
+from .budget import parse_budget as parse_budget
+from .counter import BITS_PER_KB as BITS_PER_KB
+from .counter import LayerCost as LayerCost
+from .counter import NetworkCost as NetworkCost
+from .counter import channels as channels
+from .counter import price as price
+from .counter import price_layer as price_layer
+from .measures import Bops as Bops
+from .measures import Energy as Energy
+from .measures import Latency as Latency
+from .measures import Measure as Measure
+from .measures import Memory as Memory
+from .relaxed import RelaxedBops as RelaxedBops
+from .relaxed import RelaxedCost as RelaxedCost
+from .relaxed import RelaxedMemory as RelaxedMemory
+from .relaxed import RelaxedTable as RelaxedTable
