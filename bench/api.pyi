@@ -20,13 +20,13 @@ from .costs.budget import Budget as Budget
 from .costs.counter import price as price
 from .costs.relaxed import RelaxedCost as RelaxedCost
 from .data.dataset import Arrays as Arrays
-from .data.dataset import Augmentation as Augmentation
-from .data.dataset import BatchStream as BatchStream
 from .data.dataset import Dataset as Dataset
-from .data.dataset import TaskData as TaskData
 from .data.dataset import as_uint8 as as_uint8
 from .data.image_loading import ImageDataset as ImageDataset
 from .data.image_loading import ImageFiles as ImageFiles
+from .data.subset import Augmentation as Augmentation
+from .data.task_data import BatchStream as BatchStream
+from .data.task_data import TaskData as TaskData
 from .errors import BenchError as BenchError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UnreachableBudgetError as UnreachableBudgetError

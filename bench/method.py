@@ -18,7 +18,7 @@ from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Measure
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.spec import options
 from bench.spec.schema import Match, Schedule, SearchSchedule
 from bench.spec.seeds import generator

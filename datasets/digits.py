@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from bench.api import Arrays, Augmentation, Dataset, as_uint8
-from bench.data.dataset import split
+from bench.data import split
 
 _TEST_FRACTION = 0.2
 

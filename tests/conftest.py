@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its pool would be
 import pytest
 import torch
 
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.execution import scheduler as scheduling
 from bench.execution import stages as execution
 from bench.execution import worker

@@ -1,7 +1,7 @@
-"""Images in files: finds them below a folder, and turns each into pixels of one size.
+"""Image files: list them below a folder, decode them, and cut out squares of one size.
 
-A table of a million images is a few arrays, not a million objects: a process that is forked to decode images would
-copy every object that it only looks at.
+A table of a million images is a few arrays, not a million objects. A forked process that decodes images would otherwise
+copy the memory of every object that it reads.
 """
 
 import errno
@@ -22,28 +22,29 @@ from torch import Tensor
 from bench.errors import BenchError
 
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".ppm", b".pgm", b".bmp", b".tif", b".tiff", b".webp")
-"""What names of images end in, in small or capital letters; those that torchvision's folders take."""
+"""Endings of image files in small or capital letters, the same as in torchvision's folders."""
 
 _JPEG = b"\xff\xd8\xff"
 _MOST_ELONGATED = 100
-"""Sides of an image. The resized one of a longer image would take gigabytes."""
+"""Largest ratio of an image's sides. Resized images with a larger one could take gigabytes."""
 _NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that do not mean that the file is unreadable."""
 
 
 class UnreadableError(Exception):
-    """An image cannot be read; the text says why in a few words."""
+    """An image cannot be read; the message gives the reason in a few words."""
 
 
-# --- which images there are ----------------------------------------------------------------------------------------
+# --- names of images ----------------------------------------------------------------------------------------
 
 
 class ImageTable:
     """Name, size and class of every image below a folder, by class and then by name.
 
     Attributes:
-        folder: Absolute.
-        classes: Names of classes: those of the folders in it, sorted.
-        labels: Index of the class, int64 (N,).
+        folder: Absolute path of the folder.
+        classes: Sorted names of the folders in it, one per class.
+        labels: Index of each image's class, int64 (N,).
     """
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
@@ -51,11 +52,11 @@ class ImageTable:
         self.classes = classes
         names, lengths, sizes, labels = [], [], [], []
         for label, name in enumerate(classes):
-            found = sorted(_images_below(os.fsencode(folder), os.fsencode(name)))
-            names.append(b"".join(path for path, _ in found))
-            lengths += [np.array([len(path) for path, _ in found], dtype=np.int64)]
-            sizes += [np.array([size for _, size in found], dtype=np.int64)]
-            labels += [np.full(len(found), label, dtype=np.int64)]
+            images = sorted(_images_below(os.fsencode(folder), os.fsencode(name)))
+            names.append(b"".join(path for path, _ in images))
+            lengths += [np.array([len(path) for path, _ in images], dtype=np.int64)]
+            sizes += [np.array([size for _, size in images], dtype=np.int64)]
+            labels += [np.full(len(images), label, dtype=np.int64)]
         self._names = b"".join(names)
         self._ends = np.cumsum(np.concatenate(lengths))
         self._sizes = np.concatenate(sizes)
@@ -65,14 +66,14 @@ class ImageTable:
         return len(self._ends)
 
     def name(self, row: int) -> str:
-        """Of an image, relative to the folder."""
+        """Return the path of an image, relative to the folder."""
         return os.fsdecode(self._name(row))
 
     def read(self, row: int) -> bytearray:
-        """The file of an image.
+        """Read the content of an image's file.
 
         Raises:
-            UnreadableError: It cannot be read, or is empty.
+            UnreadableError: The file cannot be read, or is empty.
         """
         try:
             with open(os.path.join(os.fsencode(self.folder), self._name(row)), "rb", buffering=0) as file:  # noqa: PTH118, PTH123
@@ -86,7 +87,7 @@ class ImageTable:
         return content
 
     def digest(self) -> bytes:
-        """SHA-256 over names, sizes of files in bytes, and labels, in their order; no image is read."""
+        """Compute the SHA-256 of names, file sizes in bytes and labels, in their order; no image is read."""
         digest = hashlib.sha256(self._names)
         for numbers in (self._ends, self._sizes, self.labels):
             digest.update(numbers.tobytes())
@@ -98,7 +99,7 @@ class ImageTable:
 
 
 def classes_in(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; those that begin with a dot are left out.
+    """List the names of the folders in a folder, sorted, without those that begin with a dot.
 
     Raises:
         BenchError: The folder cannot be read.
@@ -110,7 +111,7 @@ def classes_in(folder: Path) -> list[str]:
 
 
 def _images_below(root: bytes, name: bytes) -> Iterator[tuple[bytes, int]]:
-    """Name relative to the root and size of every image below a folder of it; hidden ones are left out."""
+    """Yield path relative to the root and size of every image below a folder of it, without hidden ones."""
     try:
         with os.scandir(os.path.join(root, name)) as entries:  # noqa: PTH118
             for entry in entries:
@@ -126,7 +127,7 @@ def _images_below(root: bytes, name: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def _size(entry: "os.DirEntry[bytes]") -> int:
-    """Of a file in bytes; -1 of a link that leads nowhere, which turns out to be unreadable when it is its turn."""
+    """Return the size of a file in bytes; -1 for a broken link, which is reported when its image is read."""
     try:
         return entry.stat().st_size
     except FileNotFoundError:
@@ -137,33 +138,33 @@ def _size(entry: "os.DirEntry[bytes]") -> int:
 
 
 def decode(content: bytearray) -> Tensor:
-    """The pixels of an image file, `uint8` (3, H, W): red, green, blue, side by side in memory.
+    """Decode an image file into pixels, `uint8` (3, H, W): red, green, blue, in channels-last memory order.
 
-    Grey images have three equal channels; transparency is dropped; of 16 bits the upper 8 are taken; an orientation
-    that the file notes (EXIF) is ignored, as networks for ImageNet are commonly trained.
+    Grey images get three equal channels, transparency is dropped, and the upper 8 of 16 bits are kept. An orientation
+    in the file (EXIF) is ignored, as is common for ImageNet.
 
     Raises:
-        UnreadableError: It is no image, or it is damaged.
+        UnreadableError: The file is not an image, or is damaged.
     """
     try:
         pixels = _decode_jpeg(content) if content.startswith(_JPEG) else None
         pixels = _decode_any(content) if pixels is None else pixels
     except MemoryError:
         raise
-    except Exception as error:  # libraries raise whatever comes to hand when a file is damaged
+    except Exception as error:  # libraries raise all kinds of exceptions when a file is damaged
         raise UnreadableError(_in_short(error)) from error
     if max(pixels.shape[1:]) > _MOST_ELONGATED * min(pixels.shape[1:]):
         raise UnreadableError(f"{pixels.shape[2]}×{pixels.shape[1]} pixels are too long for their width")
-    return _side_by_side(pixels)
+    return _channels_last(pixels)
 
 
-def _side_by_side(pixels: Tensor) -> Tensor:
-    """The same pixels in memory as files mostly have them, and as everything after this is fastest."""
+def _channels_last(pixels: Tensor) -> Tensor:
+    """Put pixels into channels-last memory order, the order of most files, in which later operations are fastest."""
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _decode_jpeg(content: bytearray) -> Tensor | None:
-    """Pixels of a JPEG file by the fastest decoder; `None` where its colours need the other one (CMYK)."""
+    """Decode a JPEG file with the fastest decoder; return `None` for colours that need the other one (CMYK)."""
     from torchvision.io import decode_jpeg
 
     pixels: Tensor = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
@@ -176,7 +177,7 @@ def _decode_any(content: bytearray) -> Tensor:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        if image.mode.startswith("I;16"):  # `convert` would cut everything above 255 off
+        if image.mode.startswith("I;16"):  # `convert` would clip values above 255
             grey = torch.from_numpy((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
             return grey.expand(3, -1, -1)
         pixels: NDArray[Any] = np.array(image.convert("RGB"))
@@ -184,52 +185,52 @@ def _decode_any(content: bytearray) -> Tensor:
 
 
 def _in_short(error: Exception) -> str:
-    """The last words of an error's first line: decoders begin with places in their sources."""
+    """Return the first line of an error, without the position in a decoder's source that it may begin with."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rpartition(".cpp:")[2].partition(", ")[2] or lines[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Framing:
-    """How an image becomes a square of one size: its shorter side is resized, then a window is cut out.
+    """Cut squares of one size out of images, after resizing their shorter side.
 
     Attributes:
-        resize: Of the shorter side, in pixels; the ratio of the sides is kept.
-        crop: Side of the window, at most that.
+        resize: Length of the shorter side in pixels; the ratio of the sides is kept.
+        crop: Side of the square window, at most `resize`.
     """
 
     resize: int
     crop: int
 
     def centre(self, pixels: Tensor) -> Tensor:
-        """The window in the middle, (3, crop, crop)."""
+        """Cut out the window in the middle, (3, crop, crop)."""
         resized = self._resized(pixels)
         top, left = (round((side - self.crop) / 2.0) for side in resized.shape[1:])
         return resized[:, top : top + self.crop, left : left + self.crop]
 
     def random(self, pixels: Tensor, row: float, column: float, flip: float) -> Tensor:
-        """A window anywhere, mirrored or not, (3, crop, crop).
+        """Cut out a window at a random position, possibly flipped, (3, crop, crop).
 
         Args:
-            pixels: `uint8` (3, H, W).
-            row: Where it is, of all places from top to bottom: uniform in [0, 1).
-            column: The same from left to right.
-            flip: Mirrored below ½.
+            pixels: Pixels, `uint8` (3, H, W).
+            row: Draw of the vertical position, uniform in [0, 1).
+            column: Draw of the horizontal position, uniform in [0, 1).
+            flip: Draw of the flip; below ½ the window is flipped horizontally.
         """
         resized = self._resized(pixels)
-        places = (side - self.crop + 1 for side in resized.shape[1:])
-        top, left = (int(share * count) for share, count in zip((row, column), places, strict=True))
+        positions = (side - self.crop + 1 for side in resized.shape[1:])
+        top, left = (int(draw * count) for draw, count in zip((row, column), positions, strict=True))
         window = resized[:, top : top + self.crop, left : left + self.crop]
         return window.flip(2) if flip < 0.5 else window
 
     def _resized(self, pixels: Tensor) -> Tensor:
-        """Bilinear with antialiasing, as Pillow does it; sizes are rounded as torchvision's `Resize` does."""
+        """Resize bilinearly with antialiasing, like Pillow; round sizes like torchvision's `Resize`."""
         height, width = pixels.shape[1:]
         short, long = min(height, width), max(height, width)
         if short == self.resize:
             return pixels
         longer = int(self.resize * long / short)
         size = (self.resize, longer) if height <= width else (longer, self.resize)
-        # As a batch of one whose strides say that colours are side by side: nearly twice as fast as without.
+        # A batch of one in channels-last order: nearly twice as fast.
         batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
         return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]

@@ -1,245 +1,78 @@
-"""Data sets of image files, which are decoded while training goes on: the same interface as tensors in memory.
+"""Data sets of image files, which are decoded during training: the same interface as tensors in memory.
 
-Everything random is drawn in the training's process at the beginning of an epoch, from the generator of its order. What
-goes to the processes that decode is a list of images and draws, what comes back is pixels as `uint8`, in the order in
-which they were asked for: batches do not depend on how many processes there are or which is faster.
-
-An image that cannot be read is replaced by the next readable one of its class in the same part of the data, and told
-of once. In training and for statistics that is all; in evaluation it counts as wrong.
+An image that cannot be read is replaced by the next readable one of its class in the same part of the data, with one
+warning. In evaluation it also counts as wrong.
 """
 
 import hashlib
 import logging
 import math
-import multiprocessing
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from bench import replicas
-from bench.data.dataset import UNREADABLE, Contents, Dataset, Fault, Subset
-from bench.data.image_files import Framing, ImageTable, UnreadableError, classes_in, decode
+from bench.data.dataset import Contents, Dataset
+from bench.data.image_decoding import Load, Loader, Reader, Request, empty_images
+from bench.data.image_files import Framing, ImageTable, classes_in
+from bench.data.subset import UNREADABLE, Fault, Subset
 from bench.errors import BenchError
 
 _log = logging.getLogger(__name__)
 
 UNREADABLE_SHARE = 0.01
-"""Of the training or test images; with more of them a data set is refused."""
+"""Largest share of unreadable training or test images; a data set with more of them is refused."""
 _CHUNK = 32
-"""Images that a process decodes at once: a batch is divided among processes, and little waits in shared memory."""
+"""Images that a process decodes at once. A batch is divided among processes, and few images wait in shared memory."""
 _NAMED = 3
-"""Unreadable images that an error names."""
+"""Largest number of images that an error names."""
 
 
-def loading_workers(threads: int, device: torch.device) -> int:
-    """How many processes decode images for a run.
-
-    As many as the run may use threads, since those wait for the card meanwhile, or share the cores with the decoding.
-    A run of one thread without a card decodes in its own process, and uses one core.
-
-    Args:
-        threads: CPU threads of the run.
-        device: Where it trains.
-    """
-    return 0 if threads == 1 and device.type == "cpu" else threads
+# --- unreadable images ---------------------------------------------------------------------------------------------
 
 
-# --- what goes to the processes that decode, and what comes back -----------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """Images that are wanted.
-
-    Attributes:
-        positions: In the subset, int64 (n,).
-        draws: Row, column and flip of each, uniform in [0, 1), shape (n, 3); `None` for windows in the middle.
-    """
-
-    positions: NDArray[np.int64]
-    draws: NDArray[np.float32] | None = None
-
-
-Stumble = tuple[int, list[tuple[int, str]], int]
-"""Place in the request, the unreadable images from there on as (position in the subset, reason), and the position of
-the one that was taken instead; -1 for none."""
-Answer = tuple[Tensor, list[Stumble]]
-"""Pixels `uint8` (n, 3, crop, crop), and where it stumbled."""
-
-
-_Load = Callable[[Iterable[Request], int], Iterator[Answer]]
-
-
-class Reader(torch.utils.data.Dataset[Answer]):
-    """Answers requests. The same in every process; it holds arrays only.
-
-    Args:
-        table: All images.
-        rows: Those of the subset, int64 (N,).
-        framing: How they become squares.
-    """
-
-    def __init__(self, table: ImageTable, rows: NDArray[np.int64], framing: Framing) -> None:
-        self.table, self.rows, self.framing = table, rows, framing
-
-    def __getitem__(self, request: Request) -> Answer:
-        """Read, decode and frame every image of a request."""
-        side = self.framing.crop
-        images = _empty(len(request.positions), side)
-        stumbles: list[Stumble] = []
-        for place, position in enumerate(request.positions.tolist()):
-            pixels, failed, taken = self._readable(position)
-            if failed:
-                stumbles.append((place, failed, taken))
-            if pixels is not None:
-                images[place] = self._framed(pixels, None if request.draws is None else request.draws[place])
-        return images, stumbles
-
-    def _framed(self, pixels: Tensor, draws: NDArray[np.float32] | None) -> Tensor:
-        return self.framing.centre(pixels) if draws is None else self.framing.random(pixels, *draws.tolist())
-
-    def _readable(self, position: int) -> tuple[Tensor | None, list[tuple[int, str]], int]:
-        """The pixels of the first readable image from a position on, what failed before it, and its position."""
-        failed: list[tuple[int, str]] = []
-        for candidate in self._candidates(position):
-            try:
-                return decode(self.table.read(int(self.rows[candidate]))), failed, candidate
-            except UnreadableError as error:
-                failed.append((candidate, str(error)))
-        return None, failed, -1
-
-    def _candidates(self, position: int) -> Iterator[int]:
-        """An image and those that may stand for it: the others of its class in the subset, in turn from there."""
-        yield position
-        labels = self.table.labels[self.rows]
-        members = np.flatnonzero(labels == labels[position])
-        start = int(np.searchsorted(members, position))
-        yield from np.roll(members, -start)[1:].tolist()
-
-
-def _empty(count: int, side: int, device: torch.device | None = None) -> Tensor:
-    """Room for images, `uint8` (count, 3, side, side) with colours side by side."""
-    size = (count, 3, side, side)
-    return torch.empty(size, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
-
-
-class Loader:
-    """Has requests answered in their order, by processes that work ahead, or in this one.
-
-    Args:
-        reader: Answers.
-        workers: Processes; none when 0.
-        pin: Whether answers lie in memory from which a card copies by itself.
-    """
-
-    def __init__(self, reader: Reader, workers: int, *, pin: bool) -> None:
-        self._reader, self._workers, self._pin = reader, workers, pin
-        self._kept: tuple[int, _Queue, DataLoader[Answer]] | None = None
-        self._in_use = False
-
-    def once(self, requests: Iterable[Request], ahead: int) -> Iterator[Answer]:
-        """Answer requests, with processes that end thereafter.
-
-        Args:
-            requests: Read as they are needed.
-            ahead: Answers that may be waiting.
-        """
-        if not self._workers:
-            yield from map(self._reader.__getitem__, requests)
-            return
-        yield from self._made(_Queue(requests), ahead, keep=False)
-
-    def again(self, requests: Iterable[Request], ahead: int) -> Iterator[Answer]:
-        """The same, with processes that stay for the next epoch."""
-        if not self._workers or self._in_use:  # an epoch is still open, e.g. of another loop over the same images
-            yield from self.once(requests, ahead)
-            return
-        if self._kept is None or self._kept[0] != ahead:
-            queue = _Queue(())
-            self._kept = (ahead, queue, self._made(queue, ahead, keep=True))
-        _, queue, answers = self._kept
-        queue.requests = requests
-        self._in_use = True
-        try:
-            yield from answers
-        finally:
-            self._in_use = False
-
-    def _made(self, queue: "_Queue", ahead: int, *, keep: bool) -> "DataLoader[Answer]":
-        # Forked where that is safe, so that nothing is copied. The generator is the loader's own, since it would draw
-        # from the global one, and the more often the more processes there are.
-        return DataLoader(
-            self._reader,
-            batch_size=None,
-            sampler=queue,
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            pin_memory=self._pin,
-            prefetch_factor=max(2, math.ceil(ahead / self._workers)),
-            persistent_workers=keep,
-            multiprocessing_context=multiprocessing.get_context("fork") if sys.platform == "linux" else None,
-            generator=torch.Generator(),
-        )
-
-
-class _Queue:
-    """The requests of the present epoch."""
-
-    def __init__(self, requests: Iterable[Request]) -> None:
-        self.requests = requests
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.requests)
-
-
-def _as_it_is(answer: Any) -> Any:
-    return answer
-
-
-# --- what cannot be read ---------------------------------------------------------------------------------------------
-
-
-class Ledger:
-    """The unreadable images of a part of the data, each once.
+class FaultLog:
+    """The unreadable images of a part of the data, each listed once.
 
     Args:
         table: All images of the part.
-        faults: Where they are told of.
+        faults: List that unreadable images are added to.
     """
 
     def __init__(self, table: ImageTable, faults: list[Fault]) -> None:
         self._table, self._faults = table, faults
         self._rows: set[int] = set()
 
-    def note(self, failed: Sequence[tuple[int, str]], taken: int | None) -> None:
-        """Note unreadable images as (row, reason), and the row of what is taken instead.
+    def add(self, failed: Sequence[tuple[int, str]], used: int | None) -> None:
+        """Add unreadable images, each warned about once.
+
+        Args:
+            failed: Unreadable images as pairs of row and reason.
+            used: Row of the image that is used instead; `None` if there is none.
 
         Raises:
-            BenchError: There is nothing to take, or there are too many of them.
+            BenchError: There is no readable image of the class, or too many images are unreadable.
         """
         names = [self._table.name(row) for row, _ in failed]
-        if taken is None:
+        if used is None:
             label = self._table.classes[int(self._table.labels[failed[0][0]])]
             raise BenchError(f"no image of class '{label}' in {self._table.folder} can be read, {_some(names)}")
-        instead = self._table.name(taken)
+        instead = self._table.name(used)
         for (row, reason), name in zip(failed, names, strict=True):
             if row not in self._rows:
                 self._rows.add(row)
                 self._faults.append(Fault(name=name, reason=reason, instead=instead))
-                _log.warning("cannot read %s in %s: %s; taking %s", name, self._table.folder, reason, instead)
+                _log.warning("cannot read %s in %s: %s; using %s instead", name, self._table.folder, reason, instead)
         if len(self._rows) > UNREADABLE_SHARE * len(self._table):
-            named = [self._table.name(row) for row in sorted(self._rows)]
+            unreadable = [self._table.name(row) for row in sorted(self._rows)]
             raise BenchError(
-                f"{len(named)} of the {len(self._table)} images in {self._table.folder} cannot be read, more than "
-                f"{UNREADABLE_SHARE:.0%}: {_some(named)}; replace or delete them"
+                f"{len(unreadable)} of the {len(self._table)} images in {self._table.folder} cannot be read, more than "
+                f"{UNREADABLE_SHARE:.0%}: {_some(unreadable)}; replace or delete them"
             )
 
 
@@ -251,15 +84,15 @@ def _some(names: Sequence[str]) -> str:
 
 
 class FileSubset(Subset):
-    """Images in files.
+    """Some images of a data set that are decoded from files.
 
     Args:
         table: All images of the part.
-        rows: Those of the subset, int64 (N,).
-        framing: How they become squares.
-        ledger: Where unreadable ones are noted.
-        device: Where batches are wanted.
-        workers: Processes that decode.
+        rows: Rows of the subset in the table, int64 (N,).
+        framing: Size of the windows to cut out.
+        fault_log: Log of unreadable images.
+        device: Device of the batches.
+        workers: Number of processes that decode.
     """
 
     def __init__(
@@ -267,33 +100,33 @@ class FileSubset(Subset):
         table: ImageTable,
         rows: NDArray[np.int64],
         framing: Framing,
-        ledger: Ledger,
+        fault_log: FaultLog,
         device: torch.device,
         workers: int,
     ) -> None:
-        self._table, self._rows, self._framing, self._ledger = table, rows, framing, ledger
+        self._table, self._rows, self._framing, self._fault_log = table, rows, framing, fault_log
         self._device, self._workers = device, workers
         self.labels = torch.from_numpy(table.labels[rows]).to(device)
         self._loader = Loader(Reader(table, rows, framing), workers, pin=device.type == "cuda")
 
     @property
     def names(self) -> list[str]:
-        """Of all its images, relative to the folder of the part."""
+        """Paths of all images, relative to the folder of the part."""
         return [self._table.name(row) for row in self._rows.tolist()]
 
     def take(self, indices: Tensor) -> Self:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         rows = self._rows[indices.cpu().numpy()]
-        return type(self)(self._table, rows, self._framing, self._ledger, self._device, self._workers)
+        return type(self)(self._table, rows, self._framing, self._fault_log, self._device, self._workers)
 
     def on(self, device: torch.device, workers: int) -> Self:
-        """The same images, decoded by so many processes for batches on a device."""
-        return type(self)(self._table, self._rows, self._framing, self._ledger, device, workers)
+        """Return the same images, decoded by `workers` processes for batches on a device."""
+        return type(self)(self._table, self._rows, self._framing, self._fault_log, device, workers)
 
     def augmented(
         self, batch_size: int, batches: int, order: torch.Generator, skip: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Random windows and flips; a whole epoch is drawn before its first batch."""
+        """Yield batches of random windows and flips. A whole epoch is drawn before its first batch."""
         permutation = torch.randperm(len(self), generator=order).numpy()
         draws = torch.rand(len(self), 3, generator=order).numpy()
         shares = []
@@ -304,7 +137,7 @@ class FileSubset(Subset):
             yield images, labels
 
     def unchanged(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows in the middle; what cannot be read shows another image of its class under no label."""
+        """Yield the windows in the middle. An unreadable image is replaced and gets the label `UNREADABLE`."""
         everything = np.arange(len(self))
         parts = (slice(start, start + batch_size) for start in range(0, len(self), batch_size))
         shares = [Request(positions=everything[_share(part, len(self))]) for part in parts]
@@ -313,31 +146,31 @@ class FileSubset(Subset):
                 labels[unreadable] = UNREADABLE
             yield images, labels
 
-    def _batches(self, shares: Sequence[Request], load: _Load) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        """Images, labels, and which of them could not be read, of each request, put together from chunks."""
+    def _batches(self, shares: Sequence[Request], load: Load) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+        """Yield images, labels and indices of unreadable images for each request, joined from chunks."""
         chunks = (chunk for share in shares for chunk in _chunks(share))
         ahead = math.ceil(max((len(share.positions) for share in shares), default=0) / _CHUNK)
         answers = load(chunks, ahead)
         for share in shares:
             size, side = len(share.positions), self._framing.crop
-            images = _empty(size, side, self._device)
+            images = empty_images(size, side, self._device)
             unreadable: list[int] = []
             for start in range(0, size, _CHUNK):
-                pixels, stumbles = next(answers)
+                pixels, replacements = next(answers)
                 images[start : start + len(pixels)].copy_(pixels, non_blocking=True)
-                for place, failed, taken in stumbles:
-                    unreadable.append(start + place)
-                    self._note(failed, taken)
+                for index, failed, used in replacements:
+                    unreadable.append(start + index)
+                    self._report(failed, used)
             yield images, self.labels[torch.from_numpy(share.positions).to(self._device)], unreadable
-        next(answers, None)  # ends processes or has them wait, before the caller goes on
+        next(answers, None)  # processes end or wait before the caller continues
 
-    def _note(self, failed: Sequence[tuple[int, str]], taken: int) -> None:
+    def _report(self, failed: Sequence[tuple[int, str]], used: int) -> None:
         rows = [(int(self._rows[position]), reason) for position, reason in failed]
-        self._ledger.note(rows, None if taken < 0 else int(self._rows[taken]))
+        self._fault_log.add(rows, None if used < 0 else int(self._rows[used]))
 
 
 def _share(part: slice, count: int) -> slice:
-    """This replica's part of a slice of `count` things."""
+    """Return this replica's part of a slice of `count` images."""
     start, stop, _ = part.indices(count)
     return slice(start + replicas.rank(), stop, replicas.count())
 
@@ -353,8 +186,9 @@ class ImageFiles(Contents):
     """A data set whose images stay in their files.
 
     Args:
-        train, test: Its parts, with the same classes.
-        framing: How images become squares.
+        train: Training images.
+        test: Test images, with the same classes.
+        framing: Size of the windows to cut out.
     """
 
     def __init__(self, train: ImageTable, test: ImageTable, framing: Framing) -> None:
@@ -362,18 +196,18 @@ class ImageFiles(Contents):
         self.faults: list[Fault] = []
 
     def checksum(self) -> str:
-        """SHA-256 over names relative to their folders, sizes of files and labels, in order; files are not read.
+        """Compute the SHA-256 of relative names, file sizes and labels, in order; files are not read.
 
-        An image that is replaced by another of the same size in bytes goes unnoticed, which is the price of not
-        reading 150 GB whenever a run begins.
+        An image that is replaced by another of the same size in bytes is not noticed. Otherwise every run would have
+        to read up to 150 GB when it begins.
         """
         return hashlib.sha256(self.train.digest() + self.test.digest()).hexdigest()
 
     def check(self, dataset: Dataset) -> None:
-        """Compare classes.
+        """Check the classes of both parts.
 
         Raises:
-            BenchError: The parts have different ones, one is empty, or their number is not the data set's.
+            BenchError: The parts have different classes, a class is empty, or their number is not the data set's.
         """
         if self.train.classes != self.test.classes:
             raise BenchError(_difference(self.train, self.test))
@@ -388,10 +222,10 @@ class ImageFiles(Contents):
             )
 
     def parts(self, dataset: Dataset) -> tuple[FileSubset, FileSubset]:
-        """All images of both parts, decoded in this process."""
+        """Return all images of both parts, decoded in this process."""
         train, test = (
             FileSubset(
-                table, np.arange(len(table)), self.framing, Ledger(table, self.faults), torch.device("cpu"), workers=0
+                table, np.arange(len(table)), self.framing, FaultLog(table, self.faults), torch.device("cpu"), workers=0
             )
             for table in (self.train, self.test)
         )
@@ -399,7 +233,7 @@ class ImageFiles(Contents):
 
 
 def _difference(train: ImageTable, test: ImageTable) -> str:
-    """How the classes of two parts differ, in one line."""
+    """Describe in one line how the classes of two parts differ."""
     only = {
         table.folder: sorted(set(table.classes) - set(other.classes)) for table, other in ((train, test), (test, train))
     }
@@ -410,16 +244,17 @@ def _difference(train: ImageTable, test: ImageTable) -> str:
 class ImageDataset(Dataset):
     """A data set of image files, with the preprocessing that is common for ImageNet.
 
-    Training: the shorter side is resized to `resize` pixels, a window of `crop` pixels is cut out anywhere and
-    mirrored at random. Testing: the window in the middle. A subclass says where the files are.
+    The shorter side is resized to `resize` pixels, then a window of `crop` × `crop` pixels is cut out. For training its
+    position is random and it is flipped at random; for testing it is the window in the middle. A subclass implements
+    `load`, which says where the files are.
 
     Args:
         classes: Number of classes.
-        image_size: Side of the window; the resize before it keeps its ratio to it. The class's own when absent.
+        image_size: Side of the window; `resize` changes in proportion. The class's own `crop` by default.
 
     Attributes:
-        resize: Of the shorter side, in pixels.
-        crop: Side of the window, in pixels.
+        resize: Length of the shorter side in pixels.
+        crop: Side of the window in pixels.
     """
 
     resize: int = 256
@@ -435,14 +270,14 @@ class ImageDataset(Dataset):
 
     @property
     def framing(self) -> Framing:
-        """How images become squares."""
+        """Size of the windows to cut out."""
         return Framing(resize=self.resize, crop=self.crop)
 
     def read(self, train: Path, test: Path) -> ImageFiles:
-        """List the images of both parts: every file is looked at, none is read.
+        """List the images of both parts; no file is opened.
 
         Raises:
-            BenchError: A folder cannot be read, or both are not of the same classes.
+            BenchError: A folder cannot be read, or the parts have different classes.
         """
         training, testing = (ImageTable(folder, classes_in(folder)) for folder in (train, test))
         contents = ImageFiles(training, testing, self.framing)

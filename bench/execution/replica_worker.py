@@ -30,7 +30,7 @@ from bench.store.outcomes import Ending, ending_of
 if TYPE_CHECKING:
     import torch
 
-    from bench.data.dataset import Fault
+    from bench.data.subset import Fault
 
 _LAST_SECONDS = 2.0
 """A replica that failed stays so long: when it failed because another one died, that one is found dead before it."""

@@ -22,8 +22,9 @@ from bench.costs.accelerator.pricing import computes, price_on
 from bench.costs.budget import Budget
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Measure
-from bench.data.dataset import Dataset, TaskData
-from bench.data.image_loading import loading_workers
+from bench.data.dataset import Dataset
+from bench.data.image_decoding import loading_workers
+from bench.data.task_data import TaskData
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.execution.context import Watcher
 from bench.matching.repair import Repair, repair

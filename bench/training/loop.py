@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from bench import replicas
 from bench.compression.quantizer import clip_parameters
-from bench.data.dataset import UNREADABLE, Subset, TaskData
+from bench.data.subset import UNREADABLE, Subset
+from bench.data.task_data import TaskData
 from bench.errors import NonFiniteLossError
 from bench.spec.schema import Schedule, SearchSchedule
 from bench.training.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful

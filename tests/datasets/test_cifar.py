@@ -15,7 +15,7 @@ import torch
 import torchvision.datasets
 
 import bench
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from datasets.cifar import Cifar10, Cifar100
 

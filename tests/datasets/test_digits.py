@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from datasets.digits import Digits
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision.datasets
 
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from datasets import fashion_mnist
 from datasets.fashion_mnist import FashionMnist

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from bench.models.resnet import resnet8
 from bench.spec.schema import Schedule

@@ -2,7 +2,8 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeClassifier
 
-from bench.data.dataset import Arrays, TaskData
+from bench.data.dataset import Arrays
+from bench.data.task_data import TaskData
 from datasets.synthetic import Synthetic
 
 

@@ -14,7 +14,8 @@ from bench.compression.compress import calibrate, compress
 from bench.compression.policy import Policy, uniform
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import price
-from bench.data.dataset import Arrays, TaskData
+from bench.data.dataset import Arrays
+from bench.data.task_data import TaskData
 from bench.method import SearchJob, Task
 from bench.models.resnet import resnet8, resnet20
 from bench.spec.schema import Schedule, SearchSchedule

@@ -20,7 +20,7 @@ from bench.compression.shapes import trace
 from bench.costs.budget import parse_budget
 from bench.costs.counter import price
 from bench.costs.measures import Latency, Memory
-from bench.data.dataset import BatchStream
+from bench.data.task_data import BatchStream
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.matching.repair import repair
 from bench.method import SearchJob, Task

@@ -73,7 +73,7 @@ def fingerprints(images: Tensor) -> set[bytes]:
 @pytest.fixture
 def unaltered(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> Task:
     """Images arrive as they are, so that they can be told apart."""
-    monkeypatch.setattr("bench.data.dataset.augment", lambda images, augmentation, order: images)
+    monkeypatch.setattr("bench.data.subset.augment", lambda images, augmentation, order: images)
     return small_task
 
 

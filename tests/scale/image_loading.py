@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.data.dataset import TaskData
+from bench.data.image_decoding import Answer, Loader, Reader, Request
 from bench.data.image_files import Framing, decode
-from bench.data.image_loading import Answer, ImageDataset, ImageFiles, Loader, Reader, Request
+from bench.data.image_loading import ImageDataset, ImageFiles
+from bench.data.task_data import TaskData
 from bench.spec.seeds import generator
 from bench.store.machine import resolve_device
 from datasets.imagefolder import ImageFolder

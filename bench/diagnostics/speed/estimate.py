@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.compression.compress import calibrate, compress
 from bench.compression.policy import uniform
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.execution.stages import Workbench
 from bench.method import SearchJob, Task
 from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, method_of_study, phases

@@ -21,7 +21,8 @@ import torch
 from greenlet import greenlet
 from torch import Tensor, nn
 
-from bench.data.dataset import Subset, TaskData
+from bench.data.subset import Subset
+from bench.data.task_data import TaskData
 from bench.training.forward import Forward
 
 Kind = Literal["warm-up", "counted", "timed"]

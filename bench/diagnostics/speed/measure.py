@@ -25,7 +25,8 @@ from bench.compression.compress import calibrate, compress
 from bench.compression.policy import uniform
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.costs.counter import price
-from bench.data.dataset import Arrays, Dataset, TaskData
+from bench.data.dataset import Arrays, Dataset
+from bench.data.task_data import TaskData
 from bench.diagnostics.speed.interleave import (
     InterleavedTraining,
     Kind,

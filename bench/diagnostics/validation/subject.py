@@ -17,7 +17,8 @@ from bench.compression.policy import FULL_PRECISION_BITS, Policy, check, uniform
 from bench.compression.shapes import trace
 from bench.costs.budget import Budget
 from bench.costs.measures import BOPS
-from bench.data.dataset import Dataset, TaskData
+from bench.data.dataset import Dataset
+from bench.data.task_data import TaskData
 from bench.diagnostics.validation.watching import WatchedData
 from bench.errors import BenchError
 from bench.matching.repair import Repair, repair

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.data.dataset import Subset, TaskData
+from bench.data.subset import Subset
+from bench.data.task_data import TaskData
 from bench.method import Task
 
 

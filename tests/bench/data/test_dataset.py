@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.data.dataset import Arrays, Augmentation, Dataset, TaskData, TensorSubset, as_uint8, augment, split
+from bench.data.dataset import Arrays, Dataset, as_uint8
+from bench.data.subset import Augmentation, TensorSubset, augment
+from bench.data.task_data import TaskData, split
 from bench.errors import BenchError
 from bench.spec.seeds import generator
 from datasets.synthetic import Synthetic

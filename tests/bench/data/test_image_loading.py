@@ -10,8 +10,10 @@ from torchvision import transforms
 
 from bench import replicas
 from bench.data import image_loading
-from bench.data.dataset import UNREADABLE, BatchStream, TaskData
-from bench.data.image_loading import FileSubset, Loader, loading_workers
+from bench.data.image_decoding import Loader, loading_workers
+from bench.data.image_loading import FileSubset
+from bench.data.subset import UNREADABLE
+from bench.data.task_data import BatchStream, TaskData
 from bench.errors import BenchError
 from bench.spec.seeds import generator
 from bench.training.loop import evaluate

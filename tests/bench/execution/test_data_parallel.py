@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench import replicas
 from bench.compression.policy import uniform
-from bench.data.dataset import TaskData
+from bench.data.task_data import TaskData
 from bench.errors import BenchError, NonFiniteLossError
 from bench.execution import replica_worker as replicated
 from bench.execution import scheduler as scheduling

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.data.dataset import BatchStream, TaskData
+from bench.data.task_data import BatchStream, TaskData
 from bench.plugins.registry import load
 from bench.spec.schema import Schedule
 from bench.spec.seeds import generator

@@ -11,7 +11,8 @@ from bench.compression.compress import compress
 from bench.compression.policy import uniform
 from bench.compression.quantizer import clip_parameters
 from bench.compression.shapes import trace
-from bench.data.dataset import TaskData, TensorSubset
+from bench.data.subset import TensorSubset
+from bench.data.task_data import TaskData
 from bench.errors import NonFiniteLossError
 from bench.models.resnet import resnet8
 from bench.plugins.registry import load

@@ -1,0 +1,15 @@
+from .dataset import Arrays as Arrays
+from .dataset import Contents as Contents
+from .dataset import Dataset as Dataset
+from .dataset import as_uint8 as as_uint8
+from .image_loading import ImageDataset as ImageDataset
+from .image_loading import ImageFiles as ImageFiles
+from .subset import UNREADABLE as UNREADABLE
+from .subset import Augmentation as Augmentation
+from .subset import Fault as Fault
+from .subset import Subset as Subset
+from .subset import TensorSubset as TensorSubset
+from .subset import augment as augment
+from .task_data import BatchStream as BatchStream
+from .task_data import TaskData as TaskData
+from .task_data import split as split
