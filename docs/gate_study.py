@@ -1,17 +1,17 @@
-"""Measures what SBS's gates can know: what closing each one costs, beside the signals that could tell.
+"""Measure how the loss rises when one gate of SBS closes, and compare signals that might predict this.
 
-    .venv/bin/python docs/gate_study.py --data-dir DIR            ResNet-20 on CIFAR-100, about ten minutes on one core
+    .venv/bin/python docs/gate_study.py --data-dir DIR            # about ten minutes on one core
 
-For every tensor of a pretrained network at the start of a search, once with all other tensors at their widest candidate
-and once at their narrowest, the loss is taken at each of the tensor's widths. The rise from a width to the one below is
-what closing that gate costs. Beside it stand
+The network is ResNet-20 on CIFAR-100, at the start of a search. The loss of each tensor is taken at each of its
+candidates for the bits, once with all other tensors at their most bits and once at their fewest. The rise from one
+candidate to the one below is the effect of closing that gate. It is compared with
 
-* the task's gradient on the gate while it is open, and while it is shut, each as the rise that it predicts to first
-  order;
-* the gate's metric, in whose order (over share of the cost) SBS closes gates;
+* the rise that the task's gradient on the gate predicts to first order, while the gate is open and while it is shut;
+* the gate's metric. SBS closes gates in the order of metric over share of the cost;
 * the rise that HAWQ estimates from the Hessian.
 
-The points are kept as CSV in `docs/results/gates`, with rank correlations in `docs/results/README.md` and a figure.
+The script writes the points as CSV and a figure to `docs/results/gates`, and rank correlations to
+`docs/results/README.md`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from methods.shared.hessian import hutchinson, loss_graph, sensitivity
 _RESULTS = Path(__file__).resolve().parent / "results"
 _CHAIN = (2, 4, 8)
 _MARGIN = 0.05
-"""Between a gate's threshold and its metric; metrics of activations vary by less from batch to batch."""
+"""Distance of a gate's threshold from its metric; metrics of activations vary by less from batch to batch."""
 _DRAWS = 50
 _SIGNALS = {
     "from_open": "gradient, open gate",
@@ -63,10 +63,10 @@ class _Tensor:
     """One searched tensor.
 
     Attributes:
-        layer: The name of its layer.
-        what: Whose width it is.
-        module: The layer.
-        metric: Of its gates, calibrated, shape (K − 1,).
+        layer: Name of the layer.
+        what: Weights or activations.
+        module: The layer itself.
+        metric: Calibrated metrics of its gates, shape (K − 1,).
     """
 
     layer: str
@@ -76,31 +76,31 @@ class _Tensor:
 
     @property
     def thresholds(self) -> Tensor:
-        """α of its gates, shape (K − 1,)."""
+        """Thresholds α of its gates, shape (K − 1,)."""
         of_weight = self.what == "weight_bits"
         return self.module.thresholds_weight if of_weight else self.module.thresholds_activation
 
     @torch.no_grad()
     def choose(self, candidate: int) -> None:
-        """Open its gates up to a candidate and shut the others."""
+        """Open the gates up to a candidate and shut the others."""
         shut = torch.arange(len(self.metric), device=self.metric.device) >= candidate
         self.thresholds.copy_(self.metric + torch.where(shut, _MARGIN, -_MARGIN))
 
 
 @dataclass(frozen=True)
 class _Point:
-    """The loss with one tensor at one width, and dL/dg of its gates, shape (K − 1,)."""
+    """Loss with one tensor at one candidate, and dL/dg of its gates, shape (K − 1,)."""
 
     loss: float
     gradient: Tensor
 
 
 class Probe:
-    """A search's network at its start, and fixed batches.
+    """The network at the start of a search, and fixed batches.
 
     Args:
         bench: Task and schedule.
-        batches: How many training batches the loss is taken on, with the batches' own statistics as in a search.
+        batches: Number of training batches for the loss. Normalisation uses their own statistics, as in a search.
     """
 
     def __init__(self, bench: Workbench, batches: int) -> None:
@@ -145,27 +145,27 @@ class Probe:
             yield _Tensor(name, "activation_bits", layer, sums[name].detach() / len(self.batches))
 
     def at(self, tensor: _Tensor, candidate: int, base: int) -> _Point:
-        """With one tensor at a candidate and all others at another."""
+        """Return the loss with one tensor at a candidate and all others at a base candidate."""
         for other in self.tensors:
             other.choose(base)
         tensor.choose(candidate)
         loss, gradient = 0.0, torch.zeros_like(tensor.metric)
         for images, labels in self.batches:
-            found = F.cross_entropy(self.network.model(images), labels)
-            (of_threshold,) = torch.autograd.grad(found, [tensor.thresholds])
-            loss += found.item() / len(self.batches)
+            of_batch = F.cross_entropy(self.network.model(images), labels)
+            (of_threshold,) = torch.autograd.grad(of_batch, [tensor.thresholds])
+            loss += of_batch.item() / len(self.batches)
             gradient += of_threshold / len(self.batches)
         return _Point(loss, -gradient / surrogate_slope(tensor.metric - tensor.thresholds.detach()))
 
     def hessian(self) -> dict[tuple[str, What], list[float]]:
-        """By layer and tensor: what HAWQ estimates for closing each gate."""
+        """Return the rise that HAWQ estimates for closing each gate, by layer and tensor."""
         graph = loss_graph(self.job, 128)
         traces = hutchinson(graph, self.job.noise("signs"), _DRAWS, 1e-3)
         omega = sensitivity(self.job.task.network, graph.tensors, traces, _CHAIN)
         return {key: [low - high for low, high in pairwise(values)] for key, values in omega.items()}
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """One row for each gate, with the others open and with the others shut."""
+        """Yield one row for each gate with the others open, and one with the others shut."""
         hessian = self.hessian()
         for base, others in ((len(_CHAIN) - 1, "open"), (0, "shut")):
             for tensor in self.tensors:
@@ -186,7 +186,7 @@ class Probe:
 
 
 def correlations(points: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's ρ of every signal with the rise, over the tensors of one kind and over all."""
+    """Return Spearman's ρ of every signal with the rise, over the tensors of one kind and over all."""
     from scipy.stats import spearmanr
 
     everything = points.assign(tensor="all")
@@ -198,7 +198,7 @@ def correlations(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame) -> alt.TopLevelMixin:
-    """What three signals say of closing gates from 4 to 2 bit, over what happens; a gradient is right on the line."""
+    """Draw three signals over the rise of the loss, for gates from 4 to 2 bit; an exact gradient is on the line."""
     lowest = points[points["gate"] == f"{_CHAIN[1]} to {_CHAIN[0]} bit"]
     rows = [
         alt.hconcat(*[_panel(group, signal, others) for others, group in lowest.groupby("others")])
@@ -224,20 +224,20 @@ def _panel(points: pd.DataFrame, signal: str, others: str) -> alt.LayerChart:
     return alt.layer(*layers).properties(width=300, height=150)
 
 
-def table(found: pd.DataFrame) -> Document:
-    """The correlations as the project writes its tables."""
+def table(measured: pd.DataFrame) -> Document:
+    """Return the correlations as a table of the project."""
     numbers = [*_SIGNALS.values()]
-    columns = [Column(title=title, align="right" if title in ("n", *numbers) else "left") for title in found.columns]
+    columns = [Column(title=title, align="right" if title in ("n", *numbers) else "left") for title in measured.columns]
     rows = [
         tuple(f"{value:+.2f}" if title in numbers else str(value) for title, value in row.items())
-        for row in found.to_dict("records")
+        for row in measured.to_dict("records")
     ]
     part = Table(name="gates", title="gates: rank correlations", columns=tuple(columns), rows=tuple(rows))
     return Document(study="gates", sections=(Section(name="gates", title="", parts=(part,)),))
 
 
 def main() -> None:
-    """Measure, keep the points, draw."""
+    """Measure, write the points, draw them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spec", type=Path, default=_RESULTS / "evidence.toml")
     parser.add_argument("--data-dir", type=Path)

@@ -1,4 +1,4 @@
-"""Draws the documentation's figures with the project's own code: `.venv/bin/python docs/make_figures.py`."""
+"""Draw the documentation's figures with the project's own code: `.venv/bin/python docs/make_figures.py`."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ _FOLDER = Path(__file__).resolve().parent / "figures"
 def main() -> None:
     """Draw what `bench verify --out` draws into `docs/figures`, the same bytes every time."""
     for check in (theorem.checks, regression.checks):
-        for found in check():
-            if isinstance(found, Figure):
-                path = save(found.draw(), _FOLDER / f"{found.name}.svg")
+        for result in check():
+            if isinstance(result, Figure):
+                path = save(result.draw(), _FOLDER / f"{result.name}.svg")
                 print(f"{path.name}: {path.stat().st_size // 1024} KB")  # noqa: T201
 
 

@@ -1,9 +1,9 @@
-"""Publishes studies in `docs/results`: `.venv/bin/python docs/make_results.py STORE STUDY…`.
+"""Publish studies in `docs/results`: `.venv/bin/python docs/make_results.py STORE STUDY…`.
 
-Each study gets a folder with its numbers, specification, versions, and all tables and figures of its reports. Tables
-between `<!-- results: STUDY -->` or `<!-- answers: STUDY -->` and `<!-- end -->` in README.md and in
-`docs/results/README.md` are replaced by the study's comparison, and by what its runs say to the questions in
-`docs/results/questions.toml`, so that no figure of a run is ever typed.
+Each study gets a folder with its numbers, specification, versions, and all tables and figures of its reports. The
+comparison of the study replaces the table between `<!-- results: STUDY -->` and `<!-- end -->` in
+`docs/results/README.md`. The answers to the questions in `docs/results/questions.toml` replace the table after
+`<!-- answers: STUDY -->`. So no number in these tables is typed by hand.
 """
 
 import json
@@ -25,21 +25,21 @@ from bench.store.files import Store
 
 _DOCS = Path(__file__).resolve().parent
 _RESULTS = _DOCS / "results"
-_PAGES = (_DOCS.parent / "README.md", _RESULTS / "README.md")
+_PAGE = _RESULTS / "README.md"
 _WIDTH = 200
 
 
 def main(arguments: list[str]) -> None:
-    """Publish the studies that are named.
+    """Publish the studies that the command line names.
 
     Args:
-        arguments: A store's folder and names of studies.
+        arguments: Folder of a store, and names of studies in it.
     """
     store = Store(Path(arguments[0]))
     for name in arguments[1:]:
         results = StudyResults(store, store.load_study(name))
         folder = _RESULTS / name
-        shutil.rmtree(folder, ignore_errors=True)  # a table that an earlier state had would stay, e.g. of failures
+        shutil.rmtree(folder, ignore_errors=True)  # else a table that exists no longer would stay, e.g. of failures
         folder.mkdir(parents=True)
         publish(results, folder)
         fill_in(f"results: {name}", markdown(make_document(results, [DEFAULT_REPORT])))
@@ -66,7 +66,7 @@ def publish(results: StudyResults, folder: Path) -> None:
 
 
 def _specification(study: Mapping[str, Any]) -> str:
-    """The published file that the study was run from, by the name that its command gave it."""
+    """Return the published specification that the study was run from, by the name in its command."""
     stated = re.search(r"--spec[ =](\S+)", str(study["command"]))
     if stated is None:
         raise SystemExit(f"the study was run as '{study['command']}'; run it with --spec docs/results/NAME.toml")
@@ -74,10 +74,10 @@ def _specification(study: Mapping[str, Any]) -> str:
 
 
 def _anywhere(text: str, store: Store, specification: str) -> str:
-    """Commands and folders without the places that they had on the machine of the study.
+    """Replace the paths of the machine that ran the study, so that commands work on any machine.
 
-    A row's command names the specification that its run left in the store, which is not published; the study's own
-    makes the same run, in an ablation beside the other variants.
+    The command of a row names the specification of its run in the store, which is not published. The specification of
+    the study makes the same run; in an ablation it makes the other variants too.
     """
     text = re.sub(r"--spec \S+", f"--spec {specification}", text)
     text = text.replace(str(store.root), "STORE")
@@ -85,7 +85,7 @@ def _anywhere(text: str, store: Store, specification: str) -> str:
 
 
 def _versions(results: StudyResults) -> dict[str, object]:
-    """Versions and hardware as the first finished run recorded them."""
+    """Return versions and hardware as the first finished run recorded them."""
     done = results.runs[results.runs["status"] == "done"]
     record = results.store.record("runs", str(done["id"].iloc[0])) or {}
     return {key: record.get(key) for key in ("versions", "hardware", "fingerprint")}
@@ -99,13 +99,13 @@ def _draw(document: Document, folder: Path) -> None:
 
 
 def answers(results: StudyResults) -> Document:
-    """What the study says to the questions asked of it, budget by budget: paired differences, p corrected over all."""
+    """Answer the questions about a study, budget by budget, by paired differences; p is corrected over all of them."""
     asked = tomllib.loads((_RESULTS / "questions.toml").read_text()).get(results.name, [])
-    found = {(cell.method, cell.budget): cell for cell in cells(results)}
-    places = [(entry, budget) for entry in asked for budget in results.study["spec"]["budgets"]]
-    pairs = [_pair([found.get((method, budget)) for method in entry["pair"]]) for entry, budget in places]
+    groups = {(group.method, group.budget): group for group in cells(results)}
+    asked_at = [(entry, budget) for entry in asked for budget in results.study["spec"]["budgets"]]
+    pairs = [_pair([groups.get((method, budget)) for method in entry["pair"]]) for entry, budget in asked_at]
     corrected = holm([p_to_correct(pair) for pair in pairs])
-    rows = [_row(entry, budget, pair, p) for (entry, budget), pair, p in zip(places, pairs, corrected, strict=True)]
+    rows = [_row(entry, budget, pair, p) for (entry, budget), pair, p in zip(asked_at, pairs, corrected, strict=True)]
     titles = ("Question", "A", "B", "Budget", "n", "A − B", "95 % interval", "p", "Smallest seen")
     columns = tuple(Column(title=title, align="left" if index < 4 else "right") for index, title in enumerate(titles))
     table = Table(name="answers", title=f"{results.name}: questions", columns=columns, rows=tuple(rows))
@@ -118,27 +118,31 @@ def _pair(sides: Sequence[RunGroup | None]) -> PairedDifference | None:
 
 
 def _row(entry: dict[str, Any], budget: str, pair: PairedDifference | None, p: float) -> tuple[str, ...]:
-    """A question with its answer in points of Top-1; the last cell is the smallest difference that n would show."""
-    place = (entry["question"], *entry["pair"], budget)
+    """Return a question with its answer in points of Top-1; the last cell is the smallest difference that n detects."""
+    key = (entry["question"], *entry["pair"], budget)
     if pair is None:
-        return (*place, "0", "", "", "", "")
+        return (*key, "0", "", "", "", "")
     tested = probability(p) if pair.n >= MIN_PAIRS else TOO_FEW
     figures = (f"{pair.mean:+.2f}", interval(pair.interval, "+"), tested, number(pair.detectable))
-    return (*place, str(pair.n), *figures)
+    return (*key, str(pair.n), *figures)
 
 
 def markdown(document: Document) -> str:
-    """A document as it stands in pages."""
+    """Return a document as Markdown."""
     text: str = load("forms", "markdown").render(document, _WIDTH)
     return text
 
 
-def fill_in(name: str, table: str) -> None:
-    """Put a table into every page that has a place of that name."""
-    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    for page in _PAGES:
-        text = page.read_text()
-        page.write_text(place.sub(lambda found: f"{found[1]}\n{table.strip()}\n\n{found[2]}", text))
+def fill_in(name: str, table: str, page: Path = _PAGE) -> None:
+    """Replace a table of the page.
+
+    Args:
+        name: Name in the comment before the table.
+        table: New table, as Markdown.
+        page: Page to change.
+    """
+    block = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    page.write_text(block.sub(lambda match: f"{match[1]}\n{table.strip()}\n\n{match[2]}", page.read_text()))
 
 
 if __name__ == "__main__":

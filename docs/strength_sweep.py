@@ -1,10 +1,10 @@
-"""Draws how far weights, activations and filters move as λ grows, from searches on real images.
+"""Draw how bits of weights, bits of activations and filters fall as λ grows, from searches on real images.
 
-    .venv/bin/python docs/strength_sweep.py                                  digits, some minutes
+    .venv/bin/python docs/strength_sweep.py                                  # digits, some minutes
     .venv/bin/python docs/strength_sweep.py --dataset cifar100 --data-dir DIR --checkpoint FILE --epochs 1
 
-Each point is one search with plain λ log R (no budget), from one pretrained network. The points are kept beside the
-figure as CSV.
+Each point is one search with plain λ log R (no budget), from one pretrained network. A CSV file beside the figure
+has the points.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _LINES = {
 
 
 def arguments() -> argparse.Namespace:
-    """What to search on, and with which strengths."""
+    """Read the task and the strengths from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", type=Path)
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
 
 
 def pretrained(bench: Workbench) -> Mapping[str, Tensor]:
-    """The state that all searches start from."""
+    """Return the state that all searches start from."""
     start_process_deterministically(derive("pretrain"), bench.spec.threads)
     model = bench.task.make_model()
     if bench.spec.task.checkpoint is not None:
@@ -61,7 +61,7 @@ def pretrained(bench: Workbench) -> Mapping[str, Tensor]:
 
 
 def point(bench: Workbench, state: Mapping[str, Tensor], strength: float) -> dict[str, float]:
-    """One search: mean widths over searched layers, share of filters kept, cost relative to all-8-bit."""
+    """Search once; return mean bits over searched layers, share of filters kept, and cost relative to 8 bits."""
     start_process_deterministically(derive("sweep"), bench.spec.threads)
     network = bench.task.network
     method = make_method("sbs", {})
@@ -81,7 +81,7 @@ def point(bench: Workbench, state: Mapping[str, Tensor], strength: float) -> dic
 
 
 def shares(bench: Workbench, policy: Policy) -> dict[str, float]:
-    """What a policy comes to."""
+    """Return mean bits of a policy over searched layers, share of filters kept, and cost relative to 8 bits."""
     network = bench.task.network
     chosen = [policy.layers[layer.name] for layer in network.middle]
     prunable = [layer for layer in network.layers if layer.prunable]
@@ -95,7 +95,7 @@ def shares(bench: Workbench, policy: Policy) -> dict[str, float]:
 
 
 def sweep(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
-    """All searches, and the least cost that the space holds (relative to all-8-bit)."""
+    """Make all searches; return their points, and the least cost in the search space (relative to 8 bits)."""
     preset = with_schedule(read_preset("quick" if options.dataset == "digits" else "cifar100-short"))
     task = {"dataset": options.dataset, "checkpoint": options.checkpoint}
     asked = {"methods": ["sbs"], "seeds": [0], "device": "cpu", "task": task, "search": {"epochs": options.epochs}}
@@ -113,7 +113,7 @@ def sweep(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
 
 
 def draw(points: pd.DataFrame, least: float, title: str) -> alt.TopLevelMixin:
-    """Widths and filters above, cost below, over λ."""
+    """Draw bits and filters in the upper part and cost in the lower part, over λ."""
     across = alt.X("strength:Q", title="strength λ", scale=alt.Scale(type="log"))
     named = points.assign(eighths=8 * points["filters"]).rename(columns=_LINES)
     above = (
@@ -130,7 +130,7 @@ def draw(points: pd.DataFrame, least: float, title: str) -> alt.TopLevelMixin:
 
 
 def main() -> None:
-    """Search, keep the points, draw."""
+    """Search, write the points, draw them."""
     options = arguments()
     points, least = sweep(options)
     stem = _FOLDER / f"strength_sweep_{options.dataset}"
