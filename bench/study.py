@@ -24,7 +24,7 @@ from bench.reporting.report import write_views
 from bench.results.tables import StudyResults
 from bench.store.files import Store, write_checked
 from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
-from bench.store.outcomes import Ending
+from bench.store.outcomes import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _needed_pretrainings(study: Study, plan: Plan) -> set[str]:
     return {unit.pretraining.identity for unit in open_tunings} | {unit.pretraining.identity for unit in open_runs}
 
 
-def _outcome(ending: Ending) -> str:
+def _outcome(ending: Outcome) -> str:
     return f"{ending.status}: {ending.reason}" if ending.reason else ending.status
 
 

@@ -30,7 +30,7 @@ from bench.spec.schema import StudySpec
 from bench.spec.sources import build
 from bench.store.files import Store, write_checked
 from bench.store.leases import LeaseView
-from bench.store.outcomes import Ending
+from bench.store.outcomes import Outcome
 from bench.study import run_study
 from bench.training.loop import fit
 
@@ -133,7 +133,7 @@ def work(spec: StudySpec, root: Path, *, watcher: Recorder | None = None, isolat
     """Plan a study and work on it, in this process unless it is to be in processes of their own."""
     plan, store, watcher, tracker = make_plan(spec), Store(root), watcher or Recorder(), NoTracker()
 
-    def noting(order: Order) -> Ending:
+    def noting(order: Order) -> Outcome:
         watcher.unit = order.title
         return work_here(order)
 
@@ -167,7 +167,7 @@ class Workshop:
         """A workbench of the study."""
         return Workbench(self.spec, self.store, None, self.plan.network)
 
-    def attend(self, unit: Unit) -> Ending:
+    def attend(self, unit: Unit) -> Outcome:
         """Bring a unit to an ending."""
         ((_, ending),) = work_off(self.study, [unit])
         return ending

@@ -13,8 +13,8 @@ from bench.cli.options import FILE, data_option, store_option
 
 if TYPE_CHECKING:
     from bench.diagnostics.doctor.finding import Finding
-    from bench.store.cleanup import Item
     from bench.store.files import Store
+    from bench.store.survey import Item
 
 _VIEW_LOCK_SECONDS = 60.0
 
@@ -29,17 +29,19 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
     Nothing goes that anybody works on, nor anything of a study that is being run.
     """
     from bench.errors import EXIT_SOME_FAILED
-    from bench.store import cleanup as housekeeping
+    from bench.store.cleanup import clean as remove
+    from bench.store.contents import size_of
     from bench.store.files import Store
+    from bench.store.survey import survey
 
     store = Store(store_dir)
     failures: Iterable[str] = ()
     if yes:
-        done = housekeeping.clean(store, study)
+        done = remove(store, study)
         sized, notes, failures = done.removed, done.notes, done.failures
     else:
-        found = housekeeping.survey(store, study)
-        sized, notes = [(item, housekeeping.size_of(item.path)) for item in found.items], found.notes
+        removable = survey(store, study)
+        sized, notes = [(item, size_of(item.path)) for item in removable.items], removable.notes
     _tell_items(sized, "removed" if yes else "would go")
     _tell_usage(store)
     for line in (*notes, *failures):
@@ -50,7 +52,8 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
 
 
 def _tell_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
-    from bench.store.cleanup import CATEGORIES, human
+    from bench.store.contents import size_in_words
+    from bench.store.survey import CATEGORIES
 
     found = list(sized)
     if not found:
@@ -58,24 +61,24 @@ def _tell_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
     for category in CATEGORIES:
         sizes = [size for item, size in found if item.category == category]
         if sizes:
-            click.echo(f"{heading}  {category:<40} {len(sizes):>6} {human(sum(sizes)):>10}")
+            click.echo(f"{heading}  {category:<40} {len(sizes):>6} {size_in_words(sum(sizes)):>10}")
     if found:
-        click.echo(f"{heading}  {'in all':<40} {len(found):>6} {human(sum(size for _, size in found)):>10}")
+        click.echo(f"{heading}  {'in all':<40} {len(found):>6} {size_in_words(sum(size for _, size in found)):>10}")
 
 
 def _tell_usage(store: Store) -> None:
-    from bench.store.cleanup import human, usage
+    from bench.store.contents import size_by_kind, size_in_words
 
-    used = usage(store)
-    kinds = ", ".join(f"{kind} {human(size)}" for kind, size in used.items() if size)
-    click.echo(f"the store holds {human(sum(used.values()))}{': ' if kinds else ''}{kinds}")
+    used = size_by_kind(store)
+    kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in used.items() if size)
+    click.echo(f"the store holds {size_in_words(sum(used.values()))}{': ' if kinds else ''}{kinds}")
 
 
 def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
     """List what an archive of a study lacks, one line each."""
     from bench.results.tables import StudyResults
-    from bench.store.cleanup import read_claims
     from bench.store.outcomes import RESULTS
+    from bench.store.usage import read_usage
 
     found = Counter(StudyResults(store, document).runs["status"])
     open_ = {status: count for status, count in found.items() if status not in RESULTS}
@@ -83,7 +86,7 @@ def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
     if open_:
         counts = ", ".join(f"{count} {status}" for status, count in open_.items())
         lines.append(f"{sum(open_.values())} of {sum(found.values())} runs have no result that stands: {counts}")
-    session = read_claims(store).sessions.get(str(document["name"]))
+    session = read_usage(store).sessions.get(str(document["name"]))
     if session is not None:
         lines.append(f"{session.holder} runs the study now: the archive has what was done so far")
     return lines
@@ -96,7 +99,7 @@ def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
 def archive(study: str, file: Path, store_dir: Path) -> None:
     """Write a study with all its pretrainings, tunings and runs into one file."""
     from bench.store import archive as archives
-    from bench.store.cleanup import human
+    from bench.store.contents import size_in_words
     from bench.store.files import Store
 
     store = Store(store_dir)
@@ -106,7 +109,7 @@ def archive(study: str, file: Path, store_dir: Path) -> None:
         click.echo(f"warning: {line}")
     if made.left_out:
         click.echo(f"warning: {made.left_out} files in the study's folder are not the harness's and were left out")
-    click.echo(f"{file}: study {study}, {made.units} units, {made.files} files, {human(made.size)}")
+    click.echo(f"{file}: study {study}, {made.units} units, {made.files} files, {size_in_words(made.size)}")
     click.echo(f"to bring it back: bench restore {file}")
 
 

@@ -9,8 +9,8 @@ import torch
 from bench.planning.plan import RunUnit, TrialUnit, TuningUnit, Unit, kind_of
 from bench.store.files import Status, Store
 from bench.store.machine import hardware, versions
-from bench.store.outcomes import RESULTS, Ending, is_final
-from bench.store.staleness import fingerprint, staleness
+from bench.store.outcomes import RESULTS, Outcome, is_final
+from bench.store.staleness import changes, fingerprint
 
 
 def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -58,18 +58,18 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
     return record
 
 
-def close(record: dict[str, Any], ending: Ending) -> None:
+def close(record: dict[str, Any], ending: Outcome) -> None:
     """Enter how the work ended."""
     record.update(status=ending.status, reason=ending.reason or None, finished=now())
     if ending.nearest is not None:
         record["nearest_cost"] = ending.nearest
 
 
-def ending_in(record: Mapping[str, Any] | None) -> Ending:
+def ending_in(record: Mapping[str, Any] | None) -> Outcome:
     """The ending that a record tells of; "running" without one: nobody has said how it ended."""
     if record is None:
-        return Ending(status="running")
-    return Ending(status=record["status"], reason=record.get("reason") or "", nearest=record.get("nearest_cost"))
+        return Outcome(status="running")
+    return Outcome(status=record["status"], reason=record.get("reason") or "", nearest=record.get("nearest_cost"))
 
 
 def method_of(unit: Unit) -> str | None:
@@ -102,7 +102,7 @@ def standing(
         return False, "its record is damaged" if damaged else None
     if not is_final(record["status"], retry):
         return False, None
-    reason = staleness(record, fingerprint(source_of(unit), data_checksum, unit.spec.task.model))
+    reason = changes(record, fingerprint(source_of(unit), data_checksum, unit.spec.task.model))
     if reason is None and record["status"] in RESULTS:
         reason = store.damage(kind, unit.identity, record, thorough=kind == "pretrained")
     return reason is None, reason

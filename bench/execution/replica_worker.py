@@ -2,7 +2,7 @@
 
 The process of a unit keeps the lease and writes the record. Replicas are its children: each builds its own workbench
 on its own device and works on the same unit, the first one writes files and tells how far it is. What becomes of
-them comes back as an `Outcome`, which is what it would be with one process.
+them comes back as an `WorkResult`, which is what it would be with one process.
 """
 
 import os
@@ -25,7 +25,7 @@ from bench.replicas import ReplicaLostError
 from bench.spec.schema import StudySpec
 from bench.store.files import Store
 from bench.store.leases import LostLeaseError
-from bench.store.outcomes import Ending, ending_of
+from bench.store.outcomes import Outcome, outcome_of_error
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class Assignment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class WorkResult:
     """What became of the work.
 
     Attributes:
@@ -68,12 +68,12 @@ class Outcome:
         traceback: Of the error that ended it.
     """
 
-    ending: Ending
+    ending: Outcome
     record: dict[str, Any]
     traceback: str = ""
 
 
-def work_alone(assignment: Assignment, watcher: Watcher, device: "torch.device | None" = None) -> Outcome:
+def work_alone(assignment: Assignment, watcher: Watcher, device: "torch.device | None" = None) -> WorkResult:
     """Work on a unit in this process.
 
     Args:
@@ -103,7 +103,7 @@ def work_alone(assignment: Assignment, watcher: Watcher, device: "torch.device |
     except BaseException as error:
         return _failed(error, assignment)
     desk.record.update(unreadable_images(bench.task.data.faults))
-    return Outcome(ending=Ending(status="done"), record=desk.record)
+    return WorkResult(ending=Outcome(status="done"), record=desk.record)
 
 
 def unreadable_images(faults: "Sequence[Fault]") -> dict[str, Any]:
@@ -113,12 +113,12 @@ def unreadable_images(faults: "Sequence[Fault]") -> dict[str, Any]:
     return {"unreadable_images": {"count": len(faults), "first": [asdict(fault) for fault in faults[:_NAMED_FAULTS]]}}
 
 
-def _failed(error: BaseException, assignment: Assignment) -> Outcome:
+def _failed(error: BaseException, assignment: Assignment) -> WorkResult:
     text = "".join(traceback.format_exception(error))
-    return Outcome(ending=ending_of(error), record=assignment.record, traceback=text)
+    return WorkResult(ending=outcome_of_error(error), record=assignment.record, traceback=text)
 
 
-def work_together(assignment: Assignment, watcher: Watcher) -> Outcome:
+def work_together(assignment: Assignment, watcher: Watcher) -> WorkResult:
     """Work on a unit with as many replicas as the specification says; this process waits for them.
 
     Raises:
@@ -183,7 +183,7 @@ class _News:
     def __init__(self, ends: Sequence[Connection], watcher: Watcher) -> None:
         self._ends = ends
         self._watcher = watcher
-        self.outcomes: dict[int, tuple[float, Outcome]] = {}
+        self.outcomes: dict[int, tuple[float, WorkResult]] = {}
 
     @contextmanager
     def read(self, sending: Sequence[Connection]) -> Iterator[None]:
@@ -213,12 +213,12 @@ class _News:
 
     def _take(self, number: int, told: tuple[Any, Any]) -> None:
         first, second = told
-        if isinstance(second, Outcome):
+        if isinstance(second, WorkResult):
             self.outcomes[number] = (first, second)
         else:
             self._watcher.epoch(first, second)
 
-    def first_failure(self) -> Outcome | None:
+    def first_failure(self) -> WorkResult | None:
         """The outcome of the replica that failed first: the others may have failed because of it."""
         failed = [(at, outcome) for at, outcome in self.outcomes.values() if outcome.ending.status != "done"]
         return min(failed, key=lambda told: told[0])[1] if failed else None

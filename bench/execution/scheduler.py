@@ -45,7 +45,7 @@ from bench.spec.seeds import derive
 from bench.store.files import Store, read_checked, read_json, write_checked
 from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.leases import SESSION, Heartbeat, Lease, Leases, LostLeaseError
-from bench.store.outcomes import Ending, SkippedError, ending_of
+from bench.store.outcomes import Outcome, SkippedError, outcome_of_error
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _ignore() -> None:
 # --- all units ---------------------------------------------------------------------------------------------------
 
 
-def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending]]:
+def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
     """Bring units to an ending, several at once, and yield each when it is there.
 
     What another command works on is waited for, and taken over when that command dies.
@@ -175,7 +175,7 @@ def work_off(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending
         waiting = held
 
 
-def _attended(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ending | None]]:
+def _attended(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome | None]]:
     """Attend to units by joblib. When that loses a whole worker, the units in it are attended to once more.
 
     Raises:
@@ -200,7 +200,7 @@ def _attended(study: Study, units: Sequence[Unit]) -> Iterator[tuple[Unit, Endin
             _log.warning("a worker was lost (%s); its units are taken up again", type(error).__name__)
 
 
-def _in_parallel(study: Study, units: Sequence[Unit]) -> Iterator[tuple[str, Ending | None]]:
+def _in_parallel(study: Study, units: Sequence[Unit]) -> Iterator[tuple[str, Outcome | None]]:
     from joblib import Parallel, delayed, parallel_config
 
     how = study.how
@@ -265,7 +265,7 @@ def _end_with_command() -> None:
 # --- one unit ----------------------------------------------------------------------------------------------------
 
 
-def attend(study: Study, unit: Unit) -> tuple[str, Ending | None]:
+def attend(study: Study, unit: Unit) -> tuple[str, Outcome | None]:
     """Bring one unit to an ending.
 
     Returns:
@@ -281,13 +281,13 @@ def attend(study: Study, unit: Unit) -> tuple[str, Ending | None]:
         return unit.identity, None
     except Exception as error:
         _log.debug("attending to %s failed", title(unit), exc_info=True)
-        return unit.identity, ending_of(error)
+        return unit.identity, outcome_of_error(error)
     finally:
         _at_work.discard(me)
     return unit.identity, ending
 
 
-def _attend_process(study: Study, unit: Unit) -> Ending:
+def _attend_process(study: Study, unit: Unit) -> Outcome:
     """A unit that is worked on by a process."""
     how, stop = study.how, SessionWatch(study)
     order = Order(
@@ -304,12 +304,12 @@ def _attend_process(study: Study, unit: Unit) -> Ending:
         return stands
     if not how.isolated:
         return work_here(order)
-    needed = GpuRequest(device=study.spec.device, cards=study.spec.devices, runs_per_card=how.runs_per_card)
+    needed = GpuRequest(device=study.spec.device, gpus=study.spec.devices, runs_per_gpu=how.runs_per_card)
     with gpu_lease(study.leases, needed, order.title, stop) as card:
         return supervise(replace(order, card=card), how.limits, stop, study.modules)
 
 
-def _prepare(study: Study, unit: Unit) -> Ending | None:
+def _prepare(study: Study, unit: Unit) -> Outcome | None:
     """Make a unit's folder ready for work, what is stale or damaged set aside; an ending that stands, if it has one.
 
     Raises:
@@ -323,7 +323,7 @@ def _prepare(study: Study, unit: Unit) -> Ending | None:
         if held is not None and not leases.is_dead(held):
             raise HeldError(title(unit))
         if held is not None:
-            leases.bury(held)
+            leases.remove_dead(held)
         stands, reason = standing(store, unit, study.data_checksum, study.how.retry)
         stored = read_checked(path)
         if stored is not None and stored["depends_on"] != json.loads(json.dumps(unit.document)):
@@ -341,12 +341,12 @@ def _prepare(study: Study, unit: Unit) -> Ending | None:
 class _TrialEndedError(Exception):
     """A trial ended without a result, and so does its tuning."""
 
-    def __init__(self, number: int, ending: Ending) -> None:
+    def __init__(self, number: int, ending: Outcome) -> None:
         super().__init__(f"trial {number}: {ending.reason or ending.status}")
         self.ending = replace(ending, reason=str(self))
 
 
-def _attend_tuning(study: Study, unit: TuningUnit) -> Ending:
+def _attend_tuning(study: Study, unit: TuningUnit) -> Outcome:
     """A tuning: its trials one after the other, each worked on by a process."""
     store = study.how.store
     stands = _prepare(study, unit)
@@ -361,11 +361,11 @@ def _attend_tuning(study: Study, unit: TuningUnit) -> Ending:
         interruption: BaseException | None = None
         try:
             record.update(_tuned(study, unit, lease))
-            ending = Ending(status="done")
+            ending = Outcome(status="done")
         except _TrialEndedError as error:
             ending = error.ending
         except BaseException as error:
-            ending = ending_of(error)
+            ending = outcome_of_error(error)
             if ending.status == "failed" and not ending.error:
                 _log.warning("%s failed", title(unit), exc_info=True)
             if not isinstance(error, Exception):
@@ -417,7 +417,7 @@ def _tuned(study: Study, unit: TuningUnit, lease: Lease) -> Mapping[str, Any]:
     }
 
 
-def _waited_for(study: Study, unit: Unit) -> Ending:
+def _waited_for(study: Study, unit: Unit) -> Outcome:
     """The ending of a unit, also when the process of an earlier command is still at it."""
     while True:
         try:

@@ -20,7 +20,7 @@ from bench.execution.settings import Limits
 from bench.execution.worker import HeldError, process_main, work
 from bench.store.files import Store, read_checked
 from bench.store.leases import Leases
-from bench.store.outcomes import Ending
+from bench.store.outcomes import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Stop(Protocol):
         ...
 
 
-def work_here(order: Order) -> Ending:
+def work_here(order: Order) -> Outcome:
     """Work on a unit in this process, without limits: for debuggers, and for tests that look inside.
 
     Raises:
@@ -63,7 +63,7 @@ def work_here(order: Order) -> Ending:
     return ending
 
 
-def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] = ()) -> Ending:
+def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] = ()) -> Outcome:
     """Work on a unit in a process of its own, and once more when that process is lost.
 
     Args:
@@ -75,7 +75,7 @@ def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] =
     Raises:
         HeldError: Somebody else works on the unit.
     """
-    ending = Ending(status="interrupted")
+    ending = Outcome(status="interrupted")
     for attempt in range(_ATTEMPTS):
         ending = _attempt(order, limits, stop, preload)
         lost = ending.status == "killed" or (ending.status == "interrupted" and not stop())
@@ -85,7 +85,7 @@ def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] =
     return ending
 
 
-def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -> Ending:
+def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -> Outcome:
     """One process, from start to end."""
     _allow_children()
     kernel_kills, attempts_before = _kernel_kills(), _attempts(order)
@@ -102,7 +102,7 @@ def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -
         told = _told(receiving)
     if told is _HELD:
         raise HeldError(order.title)
-    if isinstance(told, Ending):
+    if isinstance(told, Outcome):
         return told
     _end(process, grace=0)  # when the server of processes was lost, its children may have survived it
     ending = verdict or _cause_of_death(process, _kernel_kills() - kernel_kills)
@@ -142,20 +142,20 @@ def _allow_children() -> None:
         multiprocessing.set_start_method("forkserver", force=True)
 
 
-def _watch(process: ForkServerProcess, limits: Limits, stop: Stop) -> Ending | None:
+def _watch(process: ForkServerProcess, limits: Limits, stop: Stop) -> Outcome | None:
     """Wait for a process to end; end it when it exceeds a limit or the study stops. Returns why, if it was ended."""
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
     while not wait([process.sentinel], timeout=_POLL_SECONDS):
         if stop():
             _end(process, grace=_GRACE_SECONDS)
-            return Ending(status="interrupted", reason="interrupted; the same command goes on from here")
+            return Outcome(status="interrupted", reason="interrupted; run the same command again to continue")
         if deadline is not None and time.monotonic() > deadline:
             _end(process, grace=0)
-            return Ending(status="timeout", reason=f"not done after {limits.seconds:.0f} s")
+            return Outcome(status="timeout", reason=f"not done after {limits.seconds:.0f} s")
         if limits.memory_bytes is not None and (used := _resident(process.pid)) > limits.memory_bytes:
             _end(process, grace=0)
             reason = f"out of memory: {used / 1e9:.2f} GB used, {limits.memory_bytes / 1e9:.2f} GB allowed"
-            return Ending(status="oom", reason=reason)
+            return Outcome(status="oom", reason=reason)
     process.join()
     return None
 
@@ -199,7 +199,7 @@ def _told(receiving: Connection) -> object:
     return _HELD if said is None else said
 
 
-def _cause_of_death(process: ForkServerProcess, kernel_kills: int) -> Ending:
+def _cause_of_death(process: ForkServerProcess, kernel_kills: int) -> Outcome:
     """What became of a process that ended without a word.
 
     Args:
@@ -208,10 +208,10 @@ def _cause_of_death(process: ForkServerProcess, kernel_kills: int) -> Ending:
     """
     code = process.exitcode
     if code == -signal.SIGKILL and kernel_kills:
-        return Ending(status="oom", reason="out of memory: the system killed its process")
+        return Outcome(status="oom", reason="out of memory: the system killed its process")
     if code is None or code >= 0:
-        return Ending(status="killed", reason=f"its process was lost (exit status {code})")
-    return Ending(status="killed", reason=f"its process was killed by {signal.Signals(-code).name}")
+        return Outcome(status="killed", reason=f"its process was lost (exit status {code})")
+    return Outcome(status="killed", reason=f"its process was killed by {signal.Signals(-code).name}")
 
 
 def _kernel_kills() -> int:
@@ -228,7 +228,7 @@ def _attempts(order: Order) -> int:
     return int((Store(order.store).record(order.kind, order.identity) or {}).get("attempt", 0))
 
 
-def _entered(order: Order, ending: Ending, attempts_before: int) -> Ending:
+def _entered(order: Order, ending: Outcome, attempts_before: int) -> Outcome:
     """Enter into the record how a process ended that could not say so itself.
 
     Returns:

@@ -18,7 +18,7 @@ from bench.execution.context import Order
 from bench.replicas import ReplicaLostError
 from bench.store.files import Store, read_checked, remove, write_text
 from bench.store.leases import Heartbeat, Lease, Leases, LostLeaseError
-from bench.store.outcomes import Ending, ending_of
+from bench.store.outcomes import Outcome, outcome_of_error
 from bench.training.checkpoints import Checkpoints
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class HeldError(Exception):
     """Somebody else works on the unit."""
 
 
-def work(order: Order, lost: Callable[[], None]) -> Ending:
+def work(order: Order, lost: Callable[[], None]) -> Outcome:
     """Work on a unit in this process and write its record.
 
     Args:
@@ -49,7 +49,7 @@ def work(order: Order, lost: Callable[[], None]) -> Ending:
         return _work_under(order, lease)
 
 
-def _work_under(order: Order, lease: Lease) -> Ending:
+def _work_under(order: Order, lease: Lease) -> Outcome:
     from bench.execution.records import close, ending_in, new_record, standing
     from bench.execution.replica_worker import Assignment, work_alone, work_together
     from bench.planning.plan import stored_unit
@@ -118,7 +118,7 @@ def process_main(order: Order, report: Connection) -> None:
         _end_like(lost)
     except BaseException as error:
         traceback.print_exc()
-        ending = ending_of(error)
+        ending = outcome_of_error(error)
     report.send(ending)
 
 

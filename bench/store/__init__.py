@@ -1,1 +1,6 @@
-"""The store: files, locks and records of a study, and what keeps them in order."""
+"""The store: the files in which a study keeps its results, and everything that keeps them in order.
+
+A *store* is a folder with one folder for each *unit* of work and one for each *study*. A unit's *record* says how far
+it is, and an *outcome* how the work on it ended. A *lease* says which process works on it. A result is *stale* when its
+method, model, data or cost counter has changed since.
+"""

@@ -1,15 +1,15 @@
-"""The store: a folder of run folders. It alone is the truth; tables and tracking are views of it.
+"""The store: a folder with one folder for each unit of work. Tables and tracking are views that are made from it.
 
     <store>/pretrained/<id>/         spec.json record.json curves.json model.pt
     <store>/tuning/<id>/             spec.json record.json trials/<n>/
     <store>/tuning/<id>/trials/<n>/  spec.json record.json trial.json
     <store>/runs/<id>/               spec.json record.json policy.json curves.json search.json network.pt
     <store>/studies/<name>/          study.json results.csv runs.csv table.md table.tex
-    <store>/leases/                  who is working on what, see `bench.store.leases`
+    <store>/leases/                  which process works on what, see `bench.store.leases`
 
 Every unit's folder also has output.log, error.txt after a failure, and checkpoints/ while it is worked on.
-An id is the hash of the unit's part of the specification, so asking for the same thing twice finds it; a trial's
-id is its tuning's and its number.
+An id is the hash of the unit's part of the specification, so the same unit is found again when it is asked for twice. A
+trial's id is made of its tuning's id and its number.
 """
 
 import hashlib
@@ -37,41 +37,42 @@ Status = Literal[
     "interrupted",
     "skipped",
 ]
-"""How far a unit is: at work; done; its budget cannot be reached (a result); an exception; a loss that is not finite;
-over the time limit; out of memory; its process was lost; stopped by the user; what it needs did not finish."""
+"""Status of a unit, in the order above: a process works on it; done; its budget cannot be reached (a result); an
+exception; a loss that is not finite; over the time limit; out of memory; its process died; stopped by the user; a unit
+that it needs did not finish."""
 
 UnitKind = Literal["pretrained", "tuning", "trials", "runs"]
 
 CHECKSUM = "checksum"
-"""The field of a record that tells whether the rest of it is as it was written."""
+"""Field of a JSON object that holds the checksum of its other fields."""
 
 _HASHED_BYTES = 1 << 20
-"""Files up to this size are hashed whenever they are checked, larger ones on demand."""
+"""Largest size of files that are hashed whenever they are checked; larger ones are hashed on request."""
 
 
 class Store:
-    """Reads and writes units and studies. Every file appears whole or not at all.
+    """Reads and writes units and studies. Every file appears complete or not at all.
 
     Args:
-        root: The store's folder; made when first written to.
+        root: Folder of the store; made when something is first written.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def unit(self, kind: UnitKind, identity: str) -> Path:
-        """The folder of a unit."""
+        """Return the folder of a unit."""
         if kind == "trials":
             tuning, _, number = identity.rpartition("-")
             return self.root / "tuning" / tuning / "trials" / number
         return self.root / kind / identity
 
     def study(self, name: str) -> Path:
-        """The folder of a study."""
+        """Return the folder of a study."""
         return self.root / "studies" / name
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
-        """The record of a unit; `None` when it was never started, or its record is damaged or another unit's."""
+        """Read the record of a unit; `None` when there is none, or when it is damaged or another unit's."""
         record = read_checked(self.unit(kind, identity) / "record.json")
         return None if record is None or record.get("id", identity) != identity else record
 
@@ -80,13 +81,13 @@ class Store:
         write_checked(self.unit(kind, identity) / "record.json", record)
 
     def damage(self, kind: UnitKind, identity: str, record: Mapping[str, Any], *, thorough: bool = False) -> str | None:
-        """What is wrong with the files that a finished unit left, in words; `None` when they are as written.
+        """Describe the first damaged file of a finished unit; `None` when all its files are as they were written.
 
         Args:
-            kind: Of the unit.
-            identity: Of the unit.
-            record: Its record, which lists its files.
-            thorough: Hash large files too; otherwise only their size is compared.
+            kind: Kind of the unit.
+            identity: Identity of the unit.
+            record: Record of the unit, which lists its files.
+            thorough: Whether to hash large files too; otherwise only their sizes are compared.
         """
         folder = self.unit(kind, identity)
         for name, expected in record.get("files", {}).items():
@@ -101,16 +102,16 @@ class Store:
         return None
 
     def studies(self) -> list[str]:
-        """Names of all studies, the most recently run last."""
+        """Return the names of all studies, the most recently run last."""
         folder = self.root / "studies"
-        found = list(folder.glob("*/study.json")) if folder.is_dir() else []
-        return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+        documents = list(folder.glob("*/study.json")) if folder.is_dir() else []
+        return [path.parent.name for path in sorted(documents, key=lambda path: path.stat().st_mtime)]
 
     def load_study(self, name: str | None) -> dict[str, Any]:
-        """The document of a study; of the latest one when no name is given.
+        """Read the document of a study; that of the latest one when no name is given.
 
         Raises:
-            BenchError: There is none.
+            BenchError: There is no such study, or its document is damaged.
         """
         known = self.studies()
         if not known:
@@ -122,7 +123,7 @@ class Store:
         if document is None:
             raise BenchError(
                 f"'{self.study(chosen) / 'study.json'}' is damaged; run the study's `bench run` command again, which "
-                "writes it anew and repeats nothing that has finished"
+                "writes a new one and repeats nothing that has finished"
             )
         return document
 
@@ -130,7 +131,7 @@ class Store:
         """Make the store's folder.
 
         Raises:
-            BenchError: It cannot be made or written to.
+            BenchError: The folder cannot be made or written to.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -143,24 +144,24 @@ class Store:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file.
+    """Compute the SHA-256 of a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and checksum of files, for a unit's record."""
+    """Compute size and checksum of files, for a unit's record."""
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)} for name in sorted(names)
     }
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:
-    """A JSON object that was written with its checksum; `None` when there is none or it was changed since."""
+    """Read a JSON object that was written with its checksum; `None` when it is missing or has been changed."""
     document = read_json(path)
     if not isinstance(document, dict) or document.get(CHECKSUM) != _checksum(document):
         return None
@@ -178,7 +179,7 @@ def _checksum(document: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; `None` when there is none or it is damaged."""
+    """Read a JSON file; `None` when it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
@@ -196,12 +197,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a file so that it appears whole or not at all.
+    """Write a file so that it appears complete or not at all.
 
     Args:
-        path: The file; its folder is made when missing.
-        content: Everything in it.
-        durable: Wait until it is on the disk, so that this also holds when the machine stops.
+        path: Path of the file; its folder is made when missing.
+        content: Content of the file.
+        durable: Whether to wait until it is on the disk, so that a crash of the machine cannot lose it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -211,19 +212,19 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():  # somebody's, in the place of a file: it is kept beside it
+        if path.is_dir() and not path.is_symlink():  # a user's folder has the file's name: keep it beside the file
             path.rename(path.with_name(f"{path.name}.folder-{secrets.token_hex(4)}"))
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):  # a full disk does not say where, and nobody knows the temporary file
+        if isinstance(error, OSError):  # a full disk names no file, and users do not know the temporary one
             error.filename, error.filename2 = str(path), None
         raise
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder that somebody put in its place; nothing happens when there is neither."""
+    """Remove a file, or a folder that has its name; does nothing when neither exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -231,7 +232,7 @@ def remove(path: Path) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a dictionary of tensors atomically, readable without executing code."""
+    """Write a dictionary of tensors atomically, so that it can be read without executing code."""
     import io
 
     import torch
@@ -242,10 +243,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a dictionary of tensors; never executes code from the file.
+    """Read a dictionary of tensors without executing code from the file.
 
     Raises:
-        BenchError: The file is missing, damaged, or holds something else.
+        BenchError: The file is missing or damaged, or it holds something else.
     """
     import pickle
 
@@ -254,7 +255,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise BenchError(f"no checkpoint at '{path}'") from error
+        raise BenchError(f"there is no checkpoint '{path}'; check the path") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise BenchError(f"the checkpoint '{path}' cannot be read: it is damaged or holds more than tensors") from error
     if not isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Leases of graphics cards: which process computes on which cards, over all commands that share a store."""
+"""Leases of GPUs: which process computes on which GPUs, over all commands that share a store."""
 
 import os
 import random
@@ -9,28 +9,28 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bench.errors import BenchError
-from bench.store.leases import Heartbeat, Lease, Leases
+from bench.store.leases import Heartbeat, Lease, Leases, ignore_loss
 
 _PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRequest:
-    """What a run needs.
+    """The GPUs that a run needs.
 
     Attributes:
-        device: Of the specification.
-        cards: Different cards of one host.
-        runs_per_card: Runs that may share a card.
+        device: Device of the specification.
+        gpus: Number of different GPUs, all on one machine.
+        runs_per_gpu: Number of runs that may share a GPU.
     """
 
     device: str
-    cards: int = 1
-    runs_per_card: int = 1
+    gpus: int = 1
+    runs_per_gpu: int = 1
 
 
-def visible_cards() -> list[str]:
-    """The cards that this process may use, as entries for CUDA_VISIBLE_DEVICES."""
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as entries for CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -38,82 +38,81 @@ def visible_cards() -> list[str]:
     return named[:count] if named else [str(index) for index in range(count)]
 
 
-def cards_for(device: str, cards: list[str]) -> list[str]:
-    """The cards that a specification's device stands for: one by number, or any."""
+def gpus_of_device(device: str, gpus: list[str]) -> list[str]:
+    """Return the GPUs that a device allows: one for "cuda:1", all of them for "cuda"."""
     _, _, number = device.partition(":")
-    return cards[int(number) : int(number) + 1] if number else cards
+    return gpus[int(number) : int(number) + 1] if number else gpus
 
 
 @contextmanager
-def gpu_lease(leases: Leases, needed: GpuRequest, title: str, stop: Callable[[], bool]) -> Iterator[str | None]:
-    """Hold a place on each of the cards that a run needs while the block runs.
+def gpu_lease(leases: Leases, request: GpuRequest, title: str, stop: Callable[[], bool]) -> Iterator[str | None]:
+    """Hold a slot on each GPU that a run needs during a `with` block; wait until enough slots are free.
 
     Args:
-        leases: Of the store.
-        needed: What is needed.
-        title: What the cards are for.
-        stop: Whether to give up waiting for them.
+        leases: Leases of the store.
+        request: GPUs that are needed.
+        title: Description of the work, for the lease files.
+        stop: Function that returns whether to give up waiting.
 
     Yields:
-        The cards, for CUDA_VISIBLE_DEVICES; `None` when none are needed, or when the study stops.
+        The GPUs, as a value for CUDA_VISIBLE_DEVICES; `None` when none are needed, or when the study stops.
 
     Raises:
-        BenchError: This machine has fewer cards.
+        BenchError: This machine has too few GPUs.
     """
-    if not needed.device.startswith("cuda"):
+    if not request.device.startswith("cuda"):
         yield None
         return
-    cards = cards_for(needed.device, visible_cards())
-    if len(cards) < needed.cards:
+    gpus = gpus_of_device(request.device, visible_gpus())
+    if len(gpus) < request.gpus:
         raise BenchError(
-            f"'{needed.device}' with --devices {needed.cards} is not there: {socket.gethostname()} has "
-            f"{len(visible_cards())} CUDA devices; use fewer, or --device cpu"
+            f"'{request.device}' with --devices {request.gpus} does not exist: {socket.gethostname()} has "
+            f"{len(visible_gpus())} CUDA devices; use fewer, or --device cpu"
         )
     while not stop():
-        held = _all_or_none(leases, cards, needed, title)
+        held = _all_or_none(leases, gpus, request, title)
         if held:
-            with ExitStack() as beating:
-                for lease in held.values():
-                    beating.enter_context(Heartbeat(lease, _ignore))
+            with ExitStack() as heartbeats:
+                for lease in held.values():  # a lost lease means that two processes share a GPU for a while
+                    heartbeats.enter_context(Heartbeat(lease, ignore_loss))
                 yield ",".join(held)
             return
         time.sleep(_PAUSE_SECONDS * random.uniform(1, 2))  # noqa: S311  (two that collide should not do so again)
     yield None
 
 
-def _all_or_none(leases: Leases, cards: list[str], needed: GpuRequest, title: str) -> dict[str, Lease]:
-    """A place on each of so many cards, by card, or nothing: nobody waits with a card in hand, so nobody is stuck.
+def _all_or_none(leases: Leases, gpus: list[str], request: GpuRequest, title: str) -> dict[str, Lease]:
+    """Take a slot on as many GPUs as needed, or none at all, so that no process waits while it holds a GPU.
 
-    Those who need several gather one after the other; otherwise two might take half each, for ever.
+    Processes that need several GPUs take turns; otherwise two of them might hold half of the GPUs each, for ever.
+
+    Returns:
+        The leases by GPU; empty when not enough slots are free.
     """
-    if needed.cards == 1:
-        return _gathered(leases, cards, needed, title)
+    if request.gpus == 1:
+        return _take_free_slots(leases, gpus, request, title)
     turn = leases.acquire(f"cards-{socket.gethostname()}", title)
     if turn is None:
         return {}
     with turn:
-        held = _gathered(leases, cards, needed, title)
-    if len(held) == needed.cards:
+        held = _take_free_slots(leases, gpus, request, title)
+    if len(held) == request.gpus:
         return held
     for lease in held.values():
         lease.release()
     return {}
 
 
-def _gathered(leases: Leases, cards: list[str], needed: GpuRequest, title: str) -> dict[str, Lease]:
-    """As many places on different cards as are needed and free; first the cards that nobody uses."""
+def _take_free_slots(leases: Leases, gpus: list[str], request: GpuRequest, title: str) -> dict[str, Lease]:
+    """Take free slots on different GPUs, at most as many as needed; unused GPUs come first."""
     held: dict[str, Lease] = {}
-    for place in range(needed.runs_per_card):
-        for card in cards:
-            if card in held:
+    for slot in range(request.runs_per_gpu):
+        for gpu in gpus:
+            if gpu in held:
                 continue
-            lease = leases.acquire(f"card-{socket.gethostname()}-{card}-{place}", title)
+            lease = leases.acquire(f"card-{socket.gethostname()}-{gpu}-{slot}", title)
             if lease is not None:
-                held[card] = lease
-            if len(held) == needed.cards:
+                held[gpu] = lease
+            if len(held) == request.gpus:
                 return held
     return held
-
-
-def _ignore() -> None:
-    """A card's lease that was taken over: two processes share the card for a while, which costs time only."""

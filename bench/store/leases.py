@@ -1,13 +1,14 @@
-"""Leases: who is working on what right now, and whether they still live.
+"""Leases: which process works on what, and whether that process is still alive.
 
-A lease is a file that its holder rewrites every few seconds with a count, the time and its progress. Whether the
-holder lives is told from that sign of life, never from the file's existence: on the same machine by its process
-(number and start, so that a reused number is no sign), on another one by whether the count still rises as seen
-by the observer's own steady clock; nobody's wall clock decides.
+A lease is a file that its holder rewrites every few seconds with a counter, the time, and its progress. Whether the
+holder is alive is decided by these signs of life, never by the existence of the file. On the same machine the process
+itself is looked up by its number and start time, so that a reused number is not mistaken for the holder. On another
+machine the counter must still rise within `PATIENCE_SECONDS` of the observer's own monotonic clock. Wall clocks do not
+take part in the decision.
 
-Taking, renewing and giving back happen under a lock of the operating system, so that of two who find a
-dead holder only one takes over. A holder that was taken for dead, e.g. after hours of sleep, learns it when it
-renews: its work must then end without writing anything.
+A lock of the operating system protects taking, renewing and releasing. If two processes find a dead holder, only one
+of them takes the lease over. A holder that was declared dead by mistake, for example after hours of sleep, notices it
+at its next renewal and must then end its work without writing anything.
 """
 
 import json
@@ -16,9 +17,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -28,46 +29,59 @@ from bench.errors import BenchError
 from bench.store.files import read_json, write_bytes
 
 BEAT_SECONDS = 2.0
-"""Time between two signs of life."""
+"""Seconds between two signs of life."""
 PATIENCE_SECONDS = 30.0
-"""A holder on another machine that gave no sign for so long is taken for dead."""
+"""Seconds without a sign of life after which a holder on another machine counts as dead."""
 _LOCK_SECONDS = 30.0
 
-
 SESSION = "session-"
-"""Begins the name of the lease of a command that runs a study."""
+"""Prefix of the lease names of commands that run a study."""
 
 
 class LostLeaseError(Exception):
-    """The lease was taken over by somebody else: nothing may be written any more."""
+    """Another process took the lease over: this one must not write anything any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """A process, so that it cannot be mistaken for another one.
+    """A process, described so that it cannot be mistaken for another one.
 
     Attributes:
         host: Name of the machine.
-        boot: Changes when the machine starts anew.
-        pid: Its number.
-        born: When it started, in the machine's own count.
+        boot: Identifier that changes whenever the machine is started.
+        pid: Process number.
+        start_time: Start of the process, in the machine's own units.
     """
 
     host: str
     boot: str
     pid: int
-    born: str
+    start_time: str
 
     @classmethod
     def this(cls) -> Self:
-        """The calling process."""
-        return cls(host=socket.gethostname(), boot=_boot(), pid=os.getpid(), born=born(os.getpid()) or "")
+        """Describe the calling process."""
+        return cls(host=socket.gethostname(), boot=_boot(), pid=os.getpid(), start_time=start_time(os.getpid()) or "")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read the fields of a lease file.
+
+        Raises:
+            KeyError, TypeError: Something is missing.
+        """
+        host, boot, pid, start = (document[key] for key in ("host", "boot", "pid", "born"))
+        return cls(host=host, boot=boot, pid=pid, start_time=start)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of a lease file."""
+        return {"host": self.host, "boot": self.boot, "pid": self.pid, "born": self.start_time}
 
     def is_alive(self) -> bool | None:
-        """Whether the process runs; `None` when it is on another machine."""
+        """Return whether the process runs; `None` when it is on another machine."""
         if self.host != socket.gethostname():
             return None
-        return self.boot == _boot() and born(self.pid) == self.born
+        return self.boot == _boot() and start_time(self.pid) == self.start_time
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -83,17 +97,19 @@ def _boot() -> str:
         return str(round(psutil.boot_time(), -1))
 
 
-def born(pid: int) -> str | None:
-    """When a process started, `None` when there is none or it has ended; not moved by changes of the clock."""
+def start_time(pid: int) -> str | None:
+    """Return when a process started; `None` when it does not exist or has ended.
+
+    The value is not affected by changes of the wall clock.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return _born_elsewhere(pid)
+        return _start_time_without_proc(pid)
     return None if state in "ZX" else fields[18]
 
 
-def _born_elsewhere(pid: int) -> str | None:
-    """The same on systems without `/proc`."""
+def _start_time_without_proc(pid: int) -> str | None:
     if Path("/proc/self/stat").exists():
         return None
     import psutil
@@ -107,16 +123,16 @@ def _born_elsewhere(pid: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseView:
-    """What a lease's file says.
+    """Content of a lease file.
 
     Attributes:
-        name: What is leased.
-        token: Tells one lease from the next of the same name.
-        holder: Who has it.
-        beat: Number of signs of life.
-        time: Of the latest one, by the holder's clock.
-        title: What the holder does, in words.
-        progress: How far it is.
+        name: Name of what is leased.
+        token: Random text that tells one lease from the next of the same name.
+        holder: Process that has the lease.
+        beat: Number of signs of life so far.
+        time: Time of the latest sign of life, by the holder's clock.
+        title: Description of the holder's work.
+        progress: Progress of that work.
     """
 
     name: str
@@ -129,55 +145,56 @@ class LeaseView:
 
 
 _seen: dict[Path, tuple[str, int, float]] = {}
-"""Signs of life of holders on other machines, and when this process saw them first, by its steady clock; kept by the
-process, since whoever asks for the next time may hold another copy of `Leases`."""
+"""Latest signs of life of holders on other machines, with this process's monotonic time when it first saw them.
+
+The dictionary belongs to the process because the next question may be asked through another `Leases` object.
+"""
 
 
 class Leases:
     """The leases of a store.
 
     Args:
-        root: The store's folder.
+        root: Folder of the store.
     """
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "leases"
 
     def acquire(self, name: str, title: str) -> "Lease | None":
-        """Take a lease; `None` while a living holder has it.
+        """Take a lease; return `None` while a living process has it.
 
         Args:
-            name: What is leased, a file name.
-            title: What the holder is going to do, in words.
+            name: Name of what is leased; must be a valid file name.
+            title: Description of the intended work.
         """
         with self.lock():
-            found = self.read(name)
-            if found is not None and not self.is_dead(found):
+            current = self.read(name)
+            if current is not None and not self.is_dead(current):
                 return None
             lease = Lease(self, name, title)
             lease.write()
             return lease
 
     def read(self, name: str) -> LeaseView | None:
-        """What is known of a lease; `None` when nobody has it or its file is damaged."""
-        path = self.folder / f"{name}.json"
-        document = read_json(path)
+        """Read a lease; return `None` when it does not exist or its file is damaged."""
+        document = read_json(self._path(name))
         try:
-            return LeaseView(**{**document, "holder": Holder(**document["holder"])})
+            return LeaseView(**{**document, "holder": Holder.from_json(document["holder"])})
         except (TypeError, KeyError):
             return None
 
     def all(self) -> Iterator[LeaseView]:
-        """Every lease, of living and dead holders."""
+        """Yield every lease, of living and dead holders."""
         for path in sorted(self.folder.glob("*.json")):
-            found = self.read(path.stem)
-            if found is not None:
-                yield found
+            view = self.read(path.stem)
+            if view is not None:
+                yield view
 
     def is_dead(self, view: LeaseView) -> bool:
-        """Whether a lease's holder is known to be gone.
+        """Return whether a lease's holder is known to be dead.
 
-        Of a holder on another machine this takes `PATIENCE_SECONDS` of asking again and again.
+        For a holder on another machine it takes repeated calls over `PATIENCE_SECONDS` to find out.
         """
         alive = view.holder.is_alive()
         if alive is not None:
@@ -189,16 +206,19 @@ class Leases:
             return False
         return now - since > PATIENCE_SECONDS
 
-    def bury(self, view: LeaseView) -> None:
-        """Remove the lease of a dead holder, for processes that have not watched it as long; called under the lock."""
-        (self.folder / f"{view.name}.json").unlink(missing_ok=True)
+    def remove_dead(self, view: LeaseView) -> None:
+        """Remove the lease of a dead holder, so that other processes need not wait for it; call it under the lock."""
+        self._path(view.name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """The lock under which leases change hands.
+        """Hold the lock under which leases change hands.
 
         Raises:
-            BenchError: It cannot be had.
+            BenchError: Another process keeps the lock, or the file system has no locks.
         """
         from filelock import FileLock, Timeout
 
@@ -208,7 +228,7 @@ class Leases:
             lock.acquire()
         except (Timeout, NotImplementedError) as error:
             raise BenchError(
-                f"the lock '{lock.lock_file}' cannot be had: another process holds it, or the file system has no "
+                f"cannot acquire the lock '{lock.lock_file}': another process holds it, or the file system has no "
                 "locks; see `bench doctor`"
             ) from error
         try:
@@ -217,37 +237,41 @@ class Leases:
             lock.release()
 
     def age(self, view: LeaseView) -> float:
-        """Seconds since a lease's latest sign of life, by the clock that stamps files in the store."""
-        path = self.folder / f"{view.name}.json"
+        """Return the seconds since a lease's latest sign of life, by the clock that stamps files in the store."""
         probe = self.folder / f".clock.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
             probe.touch()
             now = probe.stat().st_mtime
             probe.unlink()
-        except OSError:  # a store that cannot be written can still be looked at
+        except OSError:  # a read-only store can still be inspected
             now = time.time()
         try:
-            return max(0.0, now - path.stat().st_mtime)
+            return max(0.0, now - self._path(view.name).stat().st_mtime)
         except OSError:
-            return 0.0  # renewed or given back just now
+            return 0.0  # it was renewed or released a moment ago
 
 
 def sessions(leases: Leases, study: str) -> list[LeaseView]:
-    """The living commands that run a study."""
-    found = [view for view in leases.all() if view.name.rpartition("-")[0] == f"{SESSION}{study}"]
-    return [view for view in found if not leases.is_dead(view)]
+    """Return the leases of all living commands that run a study."""
+    own = [view for view in leases.all() if view.name.rpartition("-")[0] == f"{SESSION}{study}"]
+    return [view for view in own if not leases.is_dead(view)]
 
 
 def remove_dead_sessions(leases: Leases) -> None:
-    """Remove the leases of commands that were killed; nobody else would ever take them over."""
+    """Remove the leases of commands that were killed; no later command would take them over."""
     with leases.lock():
         for view in leases.all():
             if view.name.startswith(SESSION) and leases.is_dead(view):
-                leases.bury(view)
+                leases.remove_dead(view)
 
 
 class Lease:
-    """A lease that this process holds. Made by `Leases.acquire`."""
+    """A lease that this process holds. Made by `Leases.acquire`.
+
+    Attributes:
+        name: Name of what is leased.
+        progress: Progress of the work; other processes see it after the next sign of life.
+    """
 
     def __init__(self, leases: Leases, name: str, title: str) -> None:
         self.name = name
@@ -260,15 +284,15 @@ class Lease:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the lease file."""
         return self._leases.folder / f"{self.name}.json"
 
     def write(self) -> None:
-        """Write a sign of life; called under the lock."""
+        """Write the lease file; call it under the lock."""
         document = {
             "name": self.name,
             "token": self._token,
-            "holder": asdict(Holder.this()),
+            "holder": Holder.this().to_json(),
             "beat": self._beat,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "title": self._title,
@@ -277,35 +301,35 @@ class Lease:
         write_bytes(self.path, (json.dumps(document) + "\n").encode(), durable=False)
 
     def beat(self) -> None:
-        """Give a sign of life.
+        """Renew the lease.
 
         Raises:
-            LostLeaseError: Somebody else has the lease by now.
+            LostLeaseError: Another process has it now.
         """
         with self._leases.lock():
             self.check()
             self._beat += 1
             self.write()
-            if self._given_up:  # while this was written
+            if self._given_up:  # a signal came while the file was written
                 self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Make sure that the lease is still one's own.
+        """Make sure that this process still holds the lease.
 
         Raises:
-            LostLeaseError: It is not.
+            LostLeaseError: Another process has it now.
         """
-        found = read_json(self.path)
-        if not isinstance(found, dict) or found.get("token") != self._token:
+        document = read_json(self.path)
+        if not isinstance(document, dict) or document.get("token") != self._token:
             raise LostLeaseError(f"the lease '{self.name}' was taken over")
 
     def give_up(self) -> None:
-        """Give the lease back without the lock, from the handler of a signal that may have come while it is held."""
+        """Release the lease without taking the lock: a signal handler may run while this process holds the lock."""
         self._given_up = True
         self.path.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Give the lease back; nothing happens when it is not one's own any more."""
+        """Release the lease; does nothing when another process has it now."""
         with suppress(LostLeaseError), self._leases.lock():
             self.check()
             self.path.unlink()
@@ -318,14 +342,14 @@ class Lease:
 
 
 class Heartbeat:
-    """Renews a lease from a thread of its own while the block runs.
+    """Renews a lease from a thread of its own during a `with` block, and releases the lease at its end.
 
     Args:
-        lease: What to renew.
-        lost: Called, from the thread, when the lease is not one's own any more.
+        lease: Lease to renew.
+        lost: Function called from that thread when another process has taken the lease over.
     """
 
-    def __init__(self, lease: Lease, lost: Any) -> None:
+    def __init__(self, lease: Lease, lost: Callable[[], object]) -> None:
         self._lease = lease
         self._lost = lost
         self._stop = threading.Event()
@@ -347,5 +371,9 @@ class Heartbeat:
             except LostLeaseError:
                 self._lost()
                 return
-            except (OSError, BenchError):  # a full disk or a lock that is busy: the next sign may get through
+            except (OSError, BenchError):  # the disk is full or the lock is busy: the next attempt may succeed
                 continue
+
+
+def ignore_loss() -> None:
+    """Continue although another process took the lease over; for `Heartbeat` where that does no harm."""

@@ -1,4 +1,4 @@
-"""What a result was made on and with, and how much memory it took."""
+"""Devices, hardware, library versions and peak memory of the machine that makes a result."""
 
 import os
 import platform
@@ -17,25 +17,26 @@ _PACKAGES = ("torch", "torchvision", "optuna", "numpy", "mlflow")
 
 
 def resolve_device(text: str, devices: int = 1, *, elsewhere: bool = False) -> torch.device:
-    """The device of a specification; "auto" is CUDA where there is one.
+    """Return the device of a specification; "auto" means CUDA if the machine has it.
 
     Args:
-        text: The device.
-        devices: How many of its kind one run uses.
-        elsewhere: Whether the work is done on other machines, of which nothing is known here.
+        text: Device as the specification names it.
+        devices: Number of such devices that one run uses.
+        elsewhere: Whether the work is done on other machines, about which this one knows nothing.
 
     Raises:
-        BenchError: The device does not exist on this machine, or there are not so many; or "auto" would have to be
-            decided for other machines.
+        BenchError: This machine lacks the device or has too few of them, or "auto" was asked for other machines.
     """
     if elsewhere and text == "auto":
-        raise BenchError("which device a cluster has is not known here; say --device cpu or --device cuda")
+        raise BenchError("the devices of a cluster are not known here; add --device cpu or --device cuda")
     if elsewhere:
         return torch.device(text)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
-        raise BenchError(f"device '{text}' is not there: this machine has {found}; use --device cpu or --device auto")
+        present = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise BenchError(
+            f"device '{text}' does not exist: this machine has {present}; use --device cpu or --device auto"
+        )
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise BenchError(
             f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices; use --devices "
@@ -45,19 +46,19 @@ def resolve_device(text: str, devices: int = 1, *, elsewhere: bool = False) -> t
 
 
 def versions() -> dict[str, str]:
-    """Versions of the harness, Python and the libraries that numbers depend on."""
-    found = {"sbs-bench": bench.__version__, "python": platform.python_version()}
+    """Return the versions of the harness, of Python, and of the libraries that results depend on."""
+    installed = {"sbs-bench": bench.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Processor, memory and device."""
-    found: dict[str, Any] = {
+    """Describe processor and device, for records."""
+    description: dict[str, Any] = {
         "machine": platform.machine(),
         "system": platform.system(),
         "processor": _processor(),
@@ -66,8 +67,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "device": str(device),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        description["gpu"] = torch.cuda.get_device_name(device)
+    return description
 
 
 def _processor() -> str:
@@ -82,10 +83,10 @@ def _processor() -> str:
 
 
 class PeakMemory:
-    """Peak memory of a block in MB: of the device on CUDA, of the process elsewhere.
+    """Peak memory of a block: of the device on CUDA, of the process elsewhere.
 
     Attributes:
-        megabytes: Set when the block ends; `None` where the system does not tell.
+        megabytes: Peak in MB, set when the block ends; `None` if the system does not report it.
     """
 
     megabytes: float | None = None
@@ -93,7 +94,7 @@ class PeakMemory:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure the peak memory of the block."""
+    """Measure the peak memory of a `with` block."""
     peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -106,7 +107,7 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
 
 
 def _reset_process_peak() -> bool:
-    """Start the kernel's high-water mark anew (Linux)."""
+    """Reset the kernel's record of the process's peak memory; return whether the system can do that (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

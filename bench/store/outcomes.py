@@ -1,21 +1,21 @@
-"""How a unit of work ended, and which endings are final."""
+"""Outcomes of units of work, and which of them are final."""
 
 import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError, unknown_name
+from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError, first_line, unknown_name
 from bench.store.files import Status
 
 RESULTS: frozenset[Status] = frozenset({"done", "unreachable"})
-"""Endings that are results: they stand until what they depend on changes."""
+"""Statuses of results. A result is valid until something that it depends on changes."""
 
 RETRIABLE: frozenset[Status] = frozenset({"failed", "diverged", "timeout", "oom"})
-"""Endings that would most likely repeat themselves: they stand until `--retry` names them."""
+"""Statuses of failures that would probably happen again. They are final until `--retry` names them."""
 
 LOST: frozenset[Status] = frozenset({"killed", "interrupted", "skipped", "running"})
-"""Endings that say nothing about the unit: the same command works on it again."""
+"""Statuses that say nothing about the unit itself: the same command works on the unit again."""
 
 RETRY_CHOICES = (*sorted(RETRIABLE), "all")
 
@@ -23,15 +23,15 @@ Error = Literal["", "user", "system"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ending:
-    """How a unit ended.
+class Outcome:
+    """How the work on a unit ended.
 
     Attributes:
-        status: In one word.
-        reason: In one line; empty when there is nothing to say.
-        error: "user": the study cannot go on before a mistake is mended; "system": it cannot go on because
-            nothing can be written.
-        nearest: For an unreachable budget, the nearest cost.
+        status: Status that the unit's record gets.
+        reason: One line of explanation; may be empty.
+        error: "user" when the study cannot continue before the user corrects something; "system" when it cannot
+            continue because the store cannot be written; empty otherwise.
+        nearest: Nearest cost that can be reached, for an unreachable budget.
     """
 
     status: Status
@@ -41,7 +41,7 @@ class Ending:
 
 
 def parse_retry(text: str) -> frozenset[Status]:
-    """The endings that `--retry` names.
+    """Parse the value of `--retry`.
 
     Raises:
         BenchError: A name is unknown.
@@ -49,30 +49,35 @@ def parse_retry(text: str) -> frozenset[Status]:
     names = [part.strip() for part in text.split(",")]
     for name in names:
         if name not in RETRY_CHOICES:
-            raise unknown_name("ending", name, RETRY_CHOICES, "bench run --help")
+            raise unknown_name("outcome", name, RETRY_CHOICES, "bench run --help")
     return RETRIABLE if "all" in names else frozenset(status for status in RETRIABLE if status in names)
 
 
 def is_final(status: Any, retry: Iterable[Status] = ()) -> bool:
-    """Whether a unit with this status needs no work."""
+    """Return whether a unit with this status needs no work.
+
+    Args:
+        status: Status of the unit's record.
+        retry: Failures to try again.
+    """
     return status in RESULTS or (status in RETRIABLE and status not in retry)
 
 
-def ending_of(error: BaseException) -> Ending:
-    """What an exception that left a unit's work means for the unit."""
-    text = (str(error).strip().splitlines() or [""])[0]
+def outcome_of_error(error: BaseException) -> Outcome:
+    """Translate an exception that ended the work on a unit."""
+    text = first_line(error)
     if isinstance(error, UnreachableBudgetError):
-        return Ending(status="unreachable", reason=text, nearest=error.nearest)
+        return Outcome(status="unreachable", reason=text, nearest=error.nearest)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return Ending(status="interrupted", reason="interrupted; the same command goes on from here")
+        return Outcome(status="interrupted", reason="interrupted; run the same command again to continue")
     if isinstance(error, BenchError):
-        return Ending(status="failed", reason=text, error="user")
+        return Outcome(status="failed", reason=text, error="user")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        return Ending(status="failed", reason=f"{error.strerror}: {error.filename or 'no file named'}", error="system")
+        return Outcome(status="failed", reason=f"{error.strerror}: {error.filename or 'unknown file'}", error="system")
     status = _status_of(error)
-    return Ending(
-        status=status, reason=text if status in ("diverged", "skipped") else f"{type(error).__name__}: {text}"
-    )
+    kind = type(error).__name__
+    says_all = text == kind or status in ("diverged", "skipped")
+    return Outcome(status=status, reason=text if says_all else f"{kind}: {text}")
 
 
 def _status_of(error: BaseException) -> Status:
@@ -84,19 +89,19 @@ def _status_of(error: BaseException) -> Status:
 
 
 class SkippedError(Exception):
-    """What a unit needs did not finish."""
+    """A unit cannot be worked on because a unit that it needs did not finish."""
 
 
 _UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),  # something else stands where a file should be
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),  # a folder or a link is in the way of a file
 }
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, PyTorch's on the processor, or a card's."""
+    """Return whether Python, PyTorch on the processor, or a GPU ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):

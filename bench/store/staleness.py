@@ -1,4 +1,4 @@
-"""What makes a result stale: another source of its method or model, other data, another way of counting costs."""
+"""Staleness of results: whether a result's method, model, data or cost counter has changed since it was made."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,73 +6,98 @@ from typing import Any
 from bench.errors import BenchError
 from bench.plugins.registry import source_hash
 from bench.plugins.source_hash import VERSION
+from bench.store.outcomes import RESULTS
 
 COUNTER_VERSION = 1
-"""Of the cost counter, stored with every result; raised whenever `bench.costs.counter` counts differently."""
+"""Version of the cost counter, stored with every result; raised whenever `bench.costs.counter` counts differently."""
 
-_CHANGES = {
+_NAMES = {
     "data_checksum": "data",
     "cost_counter": "cost counter",
     "method_source": "method source",
     "model_source": "model source",
 }
+"""Parts of a fingerprint in words."""
 
 
 def fingerprint(method: str | None, data_checksum: str | None, model: str | None = None) -> dict[str, Any]:
-    """What a result depends on, as it is now.
+    """Compute what a result depends on besides its specification, from the present sources and data.
 
     Args:
-        method: Name of the method if one is involved, or its place if it is in a file.
-        data_checksum: Of data and split; left out when it is not known.
-        model: Name of the model; left out when it is not known.
-    """
-    found: dict[str, Any] = {"cost_counter": COUNTER_VERSION}
-    if data_checksum is not None:
-        found["data_checksum"] = data_checksum
-    if method is not None:
-        found["method_source"] = source_hash("methods", method)
-    if model is not None:
-        found["model_source"] = source_hash("models", model)
-    return found
-
-
-def staleness(record: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
-    """What changed since a result was made, in words; `None` when nothing did.
-
-    Args:
-        record: Of the result.
-        current: The fingerprint, as far as it is known now.
-    """
-    then = record.get("fingerprint") or {}
-    changed = [_name(key, then.get(key)) for key, value in current.items() if then.get(key) != value]
-    return f"{' and '.join(changed)} changed" if changed else None
-
-
-def _name(key: str, then: object) -> str:
-    """Name what changed; a source that an earlier release hashed may itself be the same."""
-    by_older_rule = key.endswith("_source") and isinstance(then, str) and not then.startswith(f"{VERSION}:")
-    return f"rule for identifying {_CHANGES[key]}s" if by_older_rule else _CHANGES[key]
-
-
-def outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
-    """What changed since a result was made, by what its own record and the document of its study say.
-
-    A method's file that is gone counts as it was when the study was last run.
+        method: Name of the method, or `/path/file.py:Class`; `None` for a unit without a method.
+        data_checksum: Checksum of data and split; `None` when it is not known.
+        model: Name of the model; `None` when it is not known.
 
     Raises:
-        BenchError: Its method or model is not installed here.
+        BenchError: The method or the model is not installed here.
     """
+    current: dict[str, Any] = {"cost_counter": COUNTER_VERSION}
+    if data_checksum is not None:
+        current["data_checksum"] = data_checksum
+    if method is not None:
+        current["method_source"] = source_hash("methods", method)
+    if model is not None:
+        current["model_source"] = source_hash("models", model)
+    return current
+
+
+def changes(record: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
+    """Describe what changed since a result was made; `None` when nothing did.
+
+    Args:
+        record: Record of the result.
+        current: Present fingerprint; parts that it lacks are not compared.
+    """
+    stored = record.get("fingerprint") or {}
+    differing = [key for key, value in current.items() if stored.get(key) != value]
+    by_earlier_rule = [key for key in differing if _is_of_earlier_rule(key, stored.get(key))]
+    changed = [_NAMES[key] for key in differing if key not in by_earlier_rule]
+    reasons = [f"{' and '.join(changed)} changed"] if changed else []
+    if by_earlier_rule:
+        sources = " and ".join(_NAMES[key].removesuffix(" source") for key in by_earlier_rule)
+        reasons.append(f"made by an earlier version of the harness, which identified {sources} sources differently")
+    return "; ".join(reasons) or None
+
+
+def _is_of_earlier_rule(key: str, stored: object) -> bool:
+    """Return whether a stored hash was computed by another rule, so that the source itself may be unchanged."""
+    return key.endswith("_source") and isinstance(stored, str) and not stored.startswith(f"{VERSION}:")
+
+
+def why_stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Explain why a stored result is stale; `None` when it is valid, or when the record is not that of a result.
+
+    The answer uses the record and the study's document only, so it needs no data. The data count as they were when the
+    study was last run, and so does a method's file that no longer exists.
+
+    Args:
+        record: Record of the unit.
+        study: Document of a study that the unit belongs to.
+    """
+    if record.get("status") not in RESULTS:
+        return None
+    try:
+        return changes(record, _fingerprint_now(record, study))
+    except BenchError as error:  # the method or the model is not installed here
+        return str(error).partition(":")[0]
+
+
+def _fingerprint_now(record: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:
     method = record.get("method")
-    place = (_table(study, "spec").get("method_files") or {}).get(str(method))
-    found = fingerprint(None if place else method, study.get("data_checksum"), record.get("model"))
-    if place:
+    file = (_table(study, "spec").get("method_files") or {}).get(str(method))
+    current = fingerprint(None if file else method, study.get("data_checksum"), record.get("model"))
+    if file:
         try:
-            found["method_source"] = source_hash("methods", place)
+            current["method_source"] = source_hash("methods", file)
         except BenchError:
-            found |= {"method_source": then} if (then := _table(study, "method_sources").get(str(method))) else {}
-    return staleness(record, found)
+            last = _table(study, "method_sources").get(str(method))
+            current |= {"method_source": last} if last else {}
+    return current
 
 
 def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = document.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+outdated = why_stale

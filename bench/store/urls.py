@@ -1,4 +1,4 @@
-"""Addresses of databases."""
+"""Addresses of databases: their drivers, their time limits, and how they may be shown."""
 
 import re
 from importlib.util import find_spec
@@ -6,17 +6,17 @@ from importlib.util import find_spec
 from bench.errors import BenchError
 
 _LIMITS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
-"""For PostgreSQL's client, in seconds and milliseconds: otherwise it waits for a quarter of an hour when the network
-is gone."""
+"""Time limits of PostgreSQL's client, in seconds and milliseconds. Without them it waits for a quarter of an hour when
+the network fails."""
 
 
 def with_driver(uri: str) -> str:
-    """The address of a database with a driver that is installed here, and limits to how long a server is waited for.
+    """Add an installed driver and time limits to the address of a PostgreSQL database; leave other addresses alone.
 
-    SQLAlchemy's choice for a plain `postgresql://` depends on its version, whatever is installed.
+    SQLAlchemy's own choice of a driver for `postgresql://` depends on its version and not on what is installed.
 
     Raises:
-        BenchError: There is none for PostgreSQL.
+        BenchError: No driver for PostgreSQL is installed.
     """
     if uri.startswith("postgresql+psycopg"):
         return _with_limits(uri)
@@ -31,10 +31,10 @@ def with_driver(uri: str) -> str:
 
 
 def check_database(uri: str) -> str:
-    """The address of a database, if it can be one.
+    """Return an address after making sure that it is that of a database.
 
     Raises:
-        BenchError: It cannot, or its driver is not installed.
+        BenchError: It is not, or its driver is not installed.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -57,6 +57,6 @@ def _with_limits(uri: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """A URI that can be shown."""
+    """Return an address that may be shown to others."""
     shown = uri.partition("?")[0] if uri.startswith("postgres") else uri
     return re.sub(r"(://[^:/@]*):[^/]+@", r"\1:***@", shown)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import damage, places, surroundings
-from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, Outcome
+from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, FaultOutcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Command, Reference, Warm
 
 _KILLS_A_STUDY = 12
 
-Scenario = Callable[[Arena, int], Iterator[Outcome]]
+Scenario = Callable[[Arena, int], Iterator[FaultOutcome]]
 
 
 def _damages(kind: str) -> Scenario:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.store.files import read_json
-from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, Outcome
+from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, FaultOutcome
 from tests.faults.study import NAME, Command
 
 
@@ -165,7 +165,7 @@ _LINKS_WRITTEN_THROUGH = ("output.log of a lost run", "lock of the views", "lock
 
 def damage_faults(
     arena: Arena, seed: int, kinds: Sequence[Kind] = KINDS, damages: Sequence[str] = tuple(DAMAGES)
-) -> Iterator[Outcome]:
+) -> Iterator[FaultOutcome]:
     """Damage each kind of file in each way, and continue the study.
 
     Several files, each of another unit, are damaged at once. Where that does not end equal, each is damaged alone.
@@ -211,7 +211,7 @@ def _paths(kind: Kind, store: Path) -> list[Path]:
     return sorted(store.glob(kind.pattern.format(lost=lost)))
 
 
-def _tried(arena: Arena, batch: Sequence[Kind], damage: str, draw: random.Random) -> Iterator[Outcome]:
+def _tried(arena: Arena, batch: Sequence[Kind], damage: str, draw: random.Random) -> Iterator[FaultOutcome]:
     """Damage one file of each kind, run the command, and judge."""
     began = time.monotonic()
     store = arena.copy("interrupted" if batch[0].base == "interrupted" else "finished")
@@ -225,12 +225,12 @@ def _tried(arena: Arena, batch: Sequence[Kind], damage: str, draw: random.Random
         candidates = [path for path in _paths(kind, store) if path.is_file() and _unit(path, store) not in taken]
         path = candidates[-1] if kind.base == "interrupted" and candidates else (candidates or [None])[0]  # type: ignore[list-item]
         if path is None:
-            yield Outcome(kind="damage", fault=f"{kind.name}: {damage}", outcome=SKIPPED, detail="no such file")
+            yield FaultOutcome(kind="damage", fault=f"{kind.name}: {damage}", outcome=SKIPPED, detail="no such file")
         elif DAMAGES[damage](path, outside, draw):
             taken.add(_unit(path, store))
             done.append((kind, path))
         else:
-            yield Outcome(kind="damage", fault=f"{kind.name}: {damage}", outcome=SKIPPED, detail="does not apply")
+            yield FaultOutcome(kind="damage", fault=f"{kind.name}: {damage}", outcome=SKIPPED, detail="does not apply")
     if not done:
         _remove(arena, store)
         return
@@ -248,7 +248,9 @@ def _tried(arena: Arena, batch: Sequence[Kind], damage: str, draw: random.Random
         outcome, detail = WRONG, "a file outside the store was changed"
     seconds = (time.monotonic() - began) / len(done)
     for kind, _ in done:
-        yield Outcome(kind="damage", fault=f"{kind.name}: {damage}", outcome=outcome, detail=detail, seconds=seconds)
+        yield FaultOutcome(
+            kind="damage", fault=f"{kind.name}: {damage}", outcome=outcome, detail=detail, seconds=seconds
+        )
     _remove(arena, store, keep=outcome == WRONG and len(done) == 1)
 
 
@@ -295,7 +297,7 @@ _FOLDERS = {
 """Patterns of folders, and whether nothing misses them as long as what was made with them stands."""
 
 
-def deleted_folders(arena: Arena, names: Sequence[str] = tuple(_FOLDERS)) -> Iterator[Outcome]:
+def deleted_folders(arena: Arena, names: Sequence[str] = tuple(_FOLDERS)) -> Iterator[FaultOutcome]:
     """Delete each kind of folder of a finished study, and continue it."""
     for name in names:
         began = time.monotonic()
@@ -308,7 +310,7 @@ def deleted_folders(arena: Arena, names: Sequence[str] = tuple(_FOLDERS)) -> Ite
         ended = arena.warm.run(store)
         outcome, detail = arena.judge(store, ended, tracking=not unread, left_out=left_out)
         seconds = time.monotonic() - began
-        yield Outcome(kind="deleted folder", fault=name, outcome=outcome, detail=detail, seconds=seconds)
+        yield FaultOutcome(kind="deleted folder", fault=name, outcome=outcome, detail=detail, seconds=seconds)
         _remove(arena, store, keep=outcome == WRONG)
 
 
@@ -320,7 +322,7 @@ _RUNNING_FOLDERS = (
 
 def folders_deleted_at_work(
     arena: Arena, seed: int, patterns: Sequence[str] = _RUNNING_FOLDERS, rounds: int = 1
-) -> Iterator[Outcome]:
+) -> Iterator[FaultOutcome]:
     """Delete each kind of folder at a random moment while a command runs, and run the command again."""
     for number in range(rounds):
         for pattern in patterns:
@@ -343,7 +345,9 @@ def folders_deleted_at_work(
                 outcome, detail = WRONG, f"left processes behind: {[process.line[:80] for process in left]}"
             fault = f"{'the store' if pattern == '.' else pattern} deleted at work"
             seconds = time.monotonic() - began
-            yield Outcome(kind="folder deleted at work", fault=fault, outcome=outcome, detail=detail, seconds=seconds)
+            yield FaultOutcome(
+                kind="folder deleted at work", fault=fault, outcome=outcome, detail=detail, seconds=seconds
+            )
             _remove(arena, store, keep=outcome == WRONG)
 
 

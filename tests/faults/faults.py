@@ -18,7 +18,7 @@ WRONG = "WRONG"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class FaultOutcome:
     """What became of a fault.
 
     Attributes:

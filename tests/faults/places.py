@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from tests.faults.faults import SKIPPED, WRONG, Arena, Outcome
+from tests.faults.faults import SKIPPED, WRONG, Arena, FaultOutcome
 from tests.faults.study import Command, Ended, leftover_temporaries
 
 SIZES = ("64k", "700k", "1200k", "2m", "3m", "4m")
@@ -40,7 +40,7 @@ def _remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)  # noqa: S607
 
 
-def full_disks(arena: Arena, sizes: Sequence[str] = SIZES) -> Iterator[Outcome]:
+def full_disks(arena: Arena, sizes: Sequence[str] = SIZES) -> Iterator[FaultOutcome]:
     """Disks that are too small from the start, then made larger."""
     for size in sizes:
         began = time.monotonic()
@@ -55,7 +55,7 @@ def full_disks(arena: Arena, sizes: Sequence[str] = SIZES) -> Iterator[Outcome]:
         arena.remove(store)
 
 
-def disks_filled_at_work(arena: Arena, seed: int, count: int = 4) -> Iterator[Outcome]:
+def disks_filled_at_work(arena: Arena, seed: int, count: int = 4) -> Iterator[FaultOutcome]:
     """Disks that somebody else fills while the study runs, and makes room on afterwards."""
     for number in range(count):
         draw = random.Random(f"{seed}/full/{number}")  # noqa: S311
@@ -98,7 +98,7 @@ def _judged_full(arena: Arena, store: Path, ended: Ended, remedy: Callable[[], o
     return arena.judge(store, ended, remedy, statuses=(2,))
 
 
-def read_only(arena: Arena) -> Iterator[Outcome]:
+def read_only(arena: Arena) -> Iterator[FaultOutcome]:
     """A file system that is read-only when the command starts; looking at the study still works there."""
     for base in ("finished", "interrupted"):
         began = time.monotonic()
@@ -119,7 +119,7 @@ def read_only(arena: Arena) -> Iterator[Outcome]:
         arena.remove(store)
 
 
-def unwritable_at_work(arena: Arena, seed: int, count: int = 3) -> Iterator[Outcome]:
+def unwritable_at_work(arena: Arena, seed: int, count: int = 3) -> Iterator[FaultOutcome]:
     """Folders that may not be changed any more while the command runs."""
     for number in range(count):
         began = time.monotonic()
@@ -158,7 +158,7 @@ def _immutable(store: Path, change: str) -> bool:
     return False
 
 
-def bad_paths(arena: Arena) -> Iterator[Outcome]:
+def bad_paths(arena: Arena) -> Iterator[FaultOutcome]:
     """Stores that are no folder, or that may not be written to."""
     file = arena.fresh()
     file.write_text("no folder")
@@ -176,7 +176,7 @@ def bad_paths(arena: Arena) -> Iterator[Outcome]:
     yield _without_permission(arena)
 
 
-def _without_permission(arena: Arena) -> Outcome:
+def _without_permission(arena: Arena) -> FaultOutcome:
     """A user who may read the store and not write to it."""
     began = time.monotonic()
     prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -197,7 +197,7 @@ def _without_permission(arena: Arena) -> Outcome:
     return _told("bad path", fault, outcome, detail, began)
 
 
-def file_size_limits(arena: Arena, limits: Sequence[int] = (8, 200, 400)) -> Iterator[Outcome]:
+def file_size_limits(arena: Arena, limits: Sequence[int] = (8, 200, 400)) -> Iterator[FaultOutcome]:
     """A limit on the size of files, as quotas of some clusters have it; lifted afterwards.
 
     Args:
@@ -220,5 +220,5 @@ def _wait(command: Command, store: Path, pattern: str) -> None:
         time.sleep(0.02)
 
 
-def _told(kind: str, fault: str, outcome: str, detail: str, began: float) -> Outcome:
-    return Outcome(kind=kind, fault=fault, outcome=outcome, detail=detail, seconds=time.monotonic() - began)
+def _told(kind: str, fault: str, outcome: str, detail: str, began: float) -> FaultOutcome:
+    return FaultOutcome(kind=kind, fault=fault, outcome=outcome, detail=detail, seconds=time.monotonic() - began)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.faults.faults import EQUAL, SKIPPED, WRONG, Arena, Outcome
+from tests.faults.faults import EQUAL, SKIPPED, WRONG, Arena, FaultOutcome
 from tests.faults.processes import roles
 from tests.faults.study import Command, Ended
 
@@ -54,12 +54,12 @@ class ShiftedClock:
         return {"LD_PRELOAD": str(self._library), "SHIFTED_CLOCK": str(self._offset)}
 
 
-def clock_jumps(arena: Arena) -> Iterator[Outcome]:
+def clock_jumps(arena: Arena) -> Iterator[FaultOutcome]:
     """Commands whose clocks differ by weeks, and a clock that jumps while a command runs."""
     try:
         clock = ShiftedClock(arena.folder)
     except FileNotFoundError:
-        yield Outcome(kind="clock", fault="all jumps", outcome=SKIPPED, detail="there is no C compiler 'gcc'")
+        yield FaultOutcome(kind="clock", fault="all jumps", outcome=SKIPPED, detail="there is no C compiler 'gcc'")
         return
     for first, second in ((40, -40), (-40, 40)):
         yield _continued_at_another_time(arena, clock, first, second)
@@ -67,7 +67,7 @@ def clock_jumps(arena: Arena) -> Iterator[Outcome]:
         yield _jumping(arena, clock, jumps)
 
 
-def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, second: int) -> Outcome:
+def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, second: int) -> FaultOutcome:
     """A command is lost with all its processes, and continued by one whose clock is another one, in days."""
     began = time.monotonic()
     store = arena.fresh()
@@ -82,7 +82,7 @@ def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, se
     return _told(arena, store, "clock", fault, outcome, detail, began)
 
 
-def _jumping(arena: Arena, clock: ShiftedClock, jumps: Sequence[int]) -> Outcome:
+def _jumping(arena: Arena, clock: ShiftedClock, jumps: Sequence[int]) -> FaultOutcome:
     """The clock jumps again and again while one command runs."""
     began = time.monotonic()
     store = arena.fresh()
@@ -127,7 +127,7 @@ def _locked(database: Path) -> Iterator[None]:
             holder.stdin.close()
 
 
-def locked_databases(arena: Arena) -> Iterator[Outcome]:
+def locked_databases(arena: Arena) -> Iterator[FaultOutcome]:
     """The tracking database is locked for all of a command's time, or from its middle on."""
     began = time.monotonic()
     store = arena.fresh()
@@ -152,7 +152,7 @@ def locked_databases(arena: Arena) -> Iterator[Outcome]:
     yield _told(arena, store, "SQLite locked", "from the first run on", outcome, detail, began)
 
 
-def servers_gone(arena: Arena) -> Iterator[Outcome]:
+def servers_gone(arena: Arena) -> Iterator[FaultOutcome]:
     """Tracking servers of which nobody answers."""
     began = time.monotonic()
     store = arena.fresh()
@@ -194,7 +194,7 @@ def _without_tracking(arena: Arena, store: Path, command: Command) -> tuple[str,
 # --- locks and sleep ---------------------------------------------------------------------------------------------
 
 
-def lock_held(arena: Arena) -> Iterator[Outcome]:
+def lock_held(arena: Arena) -> Iterator[FaultOutcome]:
     """Some process holds the lock of the leases and never lets go."""
     from filelock import FileLock
 
@@ -208,7 +208,7 @@ def lock_held(arena: Arena) -> Iterator[Outcome]:
     yield _told(arena, store, "lock", "that of the leases is held for ever", outcome, detail, began)
 
 
-def sleepers(arena: Arena, seconds: float = 45.0) -> Iterator[Outcome]:
+def sleepers(arena: Arena, seconds: float = 45.0) -> Iterator[FaultOutcome]:
     """Processes that are stopped for longer than others are patient, and go on."""
     for role in ("worker", "command", "server"):
         began = time.monotonic()
@@ -226,18 +226,20 @@ def sleepers(arena: Arena, seconds: float = 45.0) -> Iterator[Outcome]:
     yield _taken_over(arena, seconds)
 
 
-def _taken_over(arena: Arena, seconds: float) -> Outcome:
+def _taken_over(arena: Arena, seconds: float) -> FaultOutcome:
     """All of a command on another machine falls asleep; one here takes its work over; then the first one wakes up."""
     began = time.monotonic()
     fault = "a command on another machine, taken over, wakes up"
     prefix = ("unshare", "--uts", "bash", "-c", 'hostname another-machine && exec "$@"', "bash")
     if os.getuid() != 0 or shutil.which("unshare") is None:
-        return Outcome(kind="sleep", fault=fault, outcome=SKIPPED, detail="only root can give a process a host name")
+        return FaultOutcome(
+            kind="sleep", fault=fault, outcome=SKIPPED, detail="only root can give a process a host name"
+        )
     store = arena.fresh()
     asleep = Command(store, prefix=prefix)
     if _when_at_work(asleep, store, "worker") is None:
         asleep.kill_all()
-        return Outcome(kind="sleep", fault=fault, outcome=SKIPPED, detail=f"unshare: {asleep.output()[-200:]}")
+        return FaultOutcome(kind="sleep", fault=fault, outcome=SKIPPED, detail=f"unshare: {asleep.output()[-200:]}")
     stopped = asleep.family()
     for process in stopped:
         os.kill(process.pid, signal.SIGSTOP)
@@ -278,9 +280,9 @@ def _ended(arena: Arena, store: Path, command: Command) -> tuple[str, str]:
     return arena.judge(store, ended)
 
 
-def _told(arena: Arena, store: Path, kind: str, fault: str, outcome: str, detail: str, began: float) -> Outcome:
+def _told(arena: Arena, store: Path, kind: str, fault: str, outcome: str, detail: str, began: float) -> FaultOutcome:
     if outcome != WRONG:
         arena.remove(store)
     else:
         detail += f" [kept: {store}]"
-    return Outcome(kind=kind, fault=fault, outcome=outcome, detail=detail, seconds=time.monotonic() - began)
+    return FaultOutcome(kind=kind, fault=fault, outcome=outcome, detail=detail, seconds=time.monotonic() - began)

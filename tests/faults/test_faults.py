@@ -19,10 +19,10 @@ from bench.spec.environment import seconds_from_environment
 from bench.store import leases as leases_module
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.leases import Leases
-from bench.store.outcomes import Ending, ending_of
+from bench.store.outcomes import Outcome, outcome_of_error
 from tests.faults import damage, places
 from tests.faults import study as study_module
-from tests.faults.faults import EQUAL, SKIPPED, TOLD, Arena, Outcome
+from tests.faults.faults import EQUAL, SKIPPED, TOLD, Arena, FaultOutcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Reference, Warm
 
@@ -41,7 +41,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         yield Arena(folder=folder, reference=Reference.of(folder / "reference"), warm=warm, seconds=10.0)
 
 
-def well(outcomes: list[Outcome]) -> bool:
+def well(outcomes: list[FaultOutcome]) -> bool:
     """Whether all ended as they should; those that did not are shown by the failing assertion."""
     return [str(outcome) for outcome in outcomes if outcome.outcome not in (EQUAL, TOLD, SKIPPED)] == []
 
@@ -168,12 +168,12 @@ def test_lost_workers_are_counted_since_the_latest_unit_that_ended(
     """Before unit i ends, `losses[i]` workers are lost."""
     left = dict(enumerate(losses))
 
-    def in_parallel(_: Any, units: list[Any]) -> Iterator[tuple[str, Ending]]:
+    def in_parallel(_: Any, units: list[Any]) -> Iterator[tuple[str, Outcome]]:
         for unit in units:
             if left[int(unit.identity)]:
                 left[int(unit.identity)] -= 1
                 raise TerminatedWorkerError
-            yield unit.identity, Ending(status="done")
+            yield unit.identity, Outcome(status="done")
 
     monkeypatch.setattr(scheduling, "_in_parallel", in_parallel)
     units: Any = [SimpleNamespace(identity=str(number)) for number in range(len(losses))]
@@ -186,7 +186,7 @@ def test_lost_workers_are_counted_since_the_latest_unit_that_ended(
 
 
 def test_a_limit_on_the_size_of_files_ends_a_study_as_a_full_disk_does() -> None:
-    assert ending_of(OSError(errno.EFBIG, "File too large", "network.pt")).error == "system"
+    assert outcome_of_error(OSError(errno.EFBIG, "File too large", "network.pt")).error == "system"
 
 
 def test_a_record_of_another_unit_is_no_record(tmp_path: Path) -> None:

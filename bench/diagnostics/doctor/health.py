@@ -2,21 +2,21 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding, some
-from bench.errors import BenchError, first_line
-from bench.store.cleanup import StoreUsage, UnitKey, folders, human, read_claims, units, units_of
+from bench.errors import first_line
+from bench.store.contents import UnitKey, folders, size_in_words, units, units_of
 from bench.store.files import Store, UnitKind, read_json
 from bench.store.outcomes import RESULTS
-from bench.store.staleness import outdated
+from bench.store.staleness import why_stale
+from bench.store.usage import StoreUsage, read_usage
 
 
 def studies(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether the document of every study is as it was written."""
-    claims = read_claims(visit.store)
+    claims = read_usage(visit.store)
     for name in claims.damaged:
         document = read_json(visit.store.study(name) / "study.json")
         command = str(document.get("command")) if isinstance(document, dict) else "the study's `bench run` command"
@@ -60,7 +60,7 @@ def records(visit: DoctorRequest) -> Iterator[Finding]:
 
 def leases(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether every lease has a living holder."""
-    claims = read_claims(visit.store)
+    claims = read_usage(visit.store)
     found = {path.stem for path in (visit.store.root / "leases").glob("*.json")}
     dead = sorted(found - claims.names)
     if claims.unreadable:
@@ -76,7 +76,7 @@ def leases(visit: DoctorRequest) -> Iterator[Finding]:
 
 def orphans(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether somebody works on every unit that says so."""
-    store, held = visit.store, read_claims(visit.store).names
+    store, held = visit.store, read_usage(visit.store).names
     running = [unit for unit in all_units(store) if (store.record(*unit) or {}).get("status") == "running"]
     lost = [f"{kind}/{identity}" for kind, identity in running if f"{kind}-{identity}" not in held]
     if lost:
@@ -89,30 +89,19 @@ def orphans(visit: DoctorRequest) -> Iterator[Finding]:
 
 def stale(visit: DoctorRequest) -> Iterator[Finding]:
     """Which results were made with something that has changed since."""
-    claims, seen = read_claims(visit.store), set[UnitKey]()
+    claims, seen = read_usage(visit.store), set[UnitKey]()
     found: Counter[tuple[str, str]] = Counter()
     for document in claims.studies.values():
         for unit in units_of(document) - seen:
             seen.add(unit)
-            outdated = _staleness(visit.store.record(*unit), document)
-            found.update([outdated] if outdated is not None else [])
+            record = visit.store.record(*unit) or {}
+            reason = why_stale(record, document)
+            found.update([] if reason is None else [(str(record.get("method") or "pretraining"), reason)])
     for (method, reason), count in sorted(found.items()):
         words, remedy = f"{count} results of {method}: {reason}", _remedy_of_stale(claims, method)
         yield Finding(check="stale results", status=WARN, found=words, remedy=remedy)
     if not found:
         yield Finding(check="stale results", status=OK, found="none")
-
-
-def _staleness(record: Mapping[str, Any] | None, document: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The method of a stale result, and why it is stale."""
-    if record is None or record.get("status") not in RESULTS:
-        return None
-    method = record.get("method")
-    try:
-        reason = outdated(record, document)
-    except BenchError as error:
-        reason = first_line(error).partition(":")[0]
-    return None if reason is None else (str(method or "pretraining"), reason)
 
 
 def _remedy_of_stale(claims: StoreUsage, method: str) -> str:
@@ -140,7 +129,7 @@ def tracking_database(visit: DoctorRequest) -> Iterator[Finding]:
     except sqlite3.DatabaseError as error:
         verdict = str(error)
     if verdict == "ok":
-        yield Finding(check="MLflow database", status=OK, found=f"intact, {human(path.stat().st_size)}")
+        yield Finding(check="MLflow database", status=OK, found=f"intact, {size_in_words(path.stat().st_size)}")
     else:
         remedy = f"mv '{path}' '{path}.damaged'; the next `bench run` of each study writes it anew"
         yield Finding(check="MLflow database", status=PROBLEM, found=f"damaged: {first_line(verdict)}", remedy=remedy)

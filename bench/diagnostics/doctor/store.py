@@ -11,21 +11,13 @@ from pathlib import Path
 
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import BenchError, first_line
-from bench.store.archive import free_bytes, nearest_folder
-from bench.store.cleanup import (
-    file_system_now,
-    human,
-    make_scratch,
-    read_claims,
-    size_of,
-    survey,
-    units,
-    units_of,
-    usage,
-)
+from bench.store.cleanup import make_scratch
+from bench.store.contents import free_bytes, nearest_folder, size_by_kind, size_in_words, size_of, units, units_of
 from bench.store.files import Store, UnitKind, write_bytes
 from bench.store.leases import Leases
 from bench.store.outcomes import RESULTS
+from bench.store.survey import survey
+from bench.store.usage import file_system_now, read_usage
 
 _FLOOR_BYTES = 1_000_000_000
 """A small study with its tables and its MLflow database fits into this."""
@@ -118,7 +110,7 @@ def clock(visit: DoctorRequest) -> Iterator[Finding]:
 def space(visit: DoctorRequest) -> Iterator[Finding]:
     """Whether what the stored studies still need fits onto the disk."""
     free, needed = free_bytes(visit.store.root), max(_FLOOR_BYTES, _still_needed(visit.store))
-    found = f"{human(free)} free, about {human(needed)} needed"
+    found = f"{size_in_words(free)} free, about {size_in_words(needed)} needed"
     if free < needed:
         remedy = "see what `bench clean` would free, or give another disk with --store DIR"
         yield Finding(check="disk", status=PROBLEM, found=found, remedy=remedy)
@@ -128,7 +120,7 @@ def space(visit: DoctorRequest) -> Iterator[Finding]:
 
 def _still_needed(store: Store) -> int:
     """Bytes that the open units of all studies will take, judged by those of their kind that have finished."""
-    wanted = set().union(*map(units_of, read_claims(store).studies.values()))
+    wanted = set().union(*map(units_of, read_usage(store).studies.values()))
     finished = {unit for unit in units(store) if (store.record(*unit) or {}).get("status") in RESULTS}
     count = Counter(kind for kind, _ in finished)
     size: Counter[UnitKind] = Counter()
@@ -142,11 +134,11 @@ def disk_use(visit: DoctorRequest) -> Iterator[Finding]:
     if not visit.store.root.is_dir():
         yield Finding(check="disk use", status=OK, found="nothing yet")
         return
-    used = usage(visit.store)
-    kinds = ", ".join(f"{kind} {human(size)}" for kind, size in used.items() if size)
+    used = size_by_kind(visit.store)
+    kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in used.items() if size)
     spare = sum(size_of(item.path) for item in survey(visit.store).items)
-    found = f"{human(sum(used.values()))} in the store{': ' if kinds else ''}{kinds}"
-    remedy = f"`bench clean` would free {human(spare)}" if spare else ""
+    found = f"{size_in_words(sum(used.values()))} in the store{': ' if kinds else ''}{kinds}"
+    remedy = f"`bench clean` would free {size_in_words(spare)}" if spare else ""
     yield Finding(check="disk use", status=OK, found=found, remedy=remedy)
 
 

@@ -27,7 +27,7 @@ def output() -> io.StringIO:
 
 def at_work(title: str, **progress: Any) -> LeaseView:
     """A unit that somebody works on."""
-    holder = Holder(host="here", boot="1", pid=1, born="1")
+    holder = Holder(host="here", boot="1", pid=1, start_time="1")
     return LeaseView(name="runs-x", token="1", holder=holder, beat=1, time="", title=title, progress=progress)  # noqa: S106
 
 

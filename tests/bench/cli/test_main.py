@@ -130,7 +130,7 @@ def test_a_budget_that_is_none_is_named_with_what_is_allowed(bench: Callable[...
 def test_a_device_that_is_not_there(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
     told = bench(*SMALL, "--device", "cuda").refusal
-    assert "device 'cuda' is not there: this machine has no CUDA device; use --device cpu" in told
+    assert "device 'cuda' does not exist: this machine has no CUDA device; use --device cpu" in told
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe\x00", b'name = "a"\nname = "b"'])

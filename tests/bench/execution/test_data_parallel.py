@@ -40,7 +40,7 @@ from bench.store.files import Store, load_state, read_json
 from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.leases import Leases
 from bench.store.machine import resolve_device
-from bench.store.outcomes import Ending
+from bench.store.outcomes import Outcome
 from bench.training.loop import Meter, evaluate, fit, reestimate_norms
 from bench.training.synced_norm import SharedNorm2d, share_norms
 
@@ -511,7 +511,7 @@ def test_the_first_replica_tells_of_epochs(pretraining: Any) -> None:
     workshop, assignment = pretraining({"pretrain": {"epochs": 3}})
     watching = Watching()
     outcome = work_together(assignment, watching)
-    assert outcome.ending == Ending(status="done")
+    assert outcome.ending == Outcome(status="done")
     assert watching.told == [("pretrain", 1), ("pretrain", 2), ("pretrain", 3)]
     assert outcome.record["metrics"].keys() == {"validation_top1", "validation_loss"}
     assert outcome.record["files"].keys() == {"model.pt", "curves.json"}
@@ -521,7 +521,7 @@ def test_the_first_replica_tells_of_epochs(pretraining: Any) -> None:
 LONG = {"pretrain": {"epochs": 500}}
 
 
-def _supervised(workshop: Any, order: Order, deed: Callable[[], object], stop: Callable[[], bool]) -> Ending:
+def _supervised(workshop: Any, order: Order, deed: Callable[[], object], stop: Callable[[], bool]) -> Outcome:
     """Supervise a unit, and do something when its lease says that its replicas train, in the first attempt."""
     families: list[list[psutil.Process]] = []
 
@@ -757,6 +757,6 @@ def test_those_who_need_several_do_not_block_each_other(leases: Leases) -> None:
 
 
 def test_too_few_cards(leases: Leases) -> None:
-    told = r"--devices 5 is not there: .* has 4 CUDA devices; use fewer"
+    told = r"--devices 5 does not exist: .* has 4 CUDA devices; use fewer"
     with pytest.raises(BenchError, match=told), holding(leases, 5):
         pass

@@ -14,7 +14,7 @@ from bench.planning.plan import kind_of, trial_of
 from bench.plugins.registry import source_hash
 from bench.store import staleness
 from bench.store.files import read_checked
-from bench.store.outcomes import RETRIABLE, Ending
+from bench.store.outcomes import RETRIABLE, Outcome
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_attempts_are_counted(shop: Any, units: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "ending",
     [
-        Ending(status="done"),
-        Ending(status="timeout", reason="not done after 3 s"),
-        Ending(status="unreachable", reason="too dear", nearest=2.5),
+        Outcome(status="done"),
+        Outcome(status="timeout", reason="not done after 3 s"),
+        Outcome(status="unreachable", reason="too dear", nearest=2.5),
     ],
     ids=lambda ending: ending.status,
 )
-def test_an_ending_goes_into_the_record_and_comes_out_again(ending: Ending) -> None:
+def test_an_ending_goes_into_the_record_and_comes_out_again(ending: Outcome) -> None:
     record: dict[str, Any] = {"status": "running", "finished": None}
     close(record, ending)
     assert ending_in(record) == ending

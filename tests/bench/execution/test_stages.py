@@ -498,7 +498,7 @@ def test_an_interruption_is_recorded_and_goes_on_to_the_caller(
         attempt(error)
     records = [read_checked(path) or {} for path in copied.glob("runs/*/record.json")]
     (record,) = [record for record in records if record["status"] == "interrupted"]
-    assert record["reason"] == "interrupted; the same command goes on from here"
+    assert record["reason"] == "interrupted; run the same command again to continue"
     record = read_checked(attempt(None) / "record.json") or {}
     assert (record["status"], record["reason"]) == ("done", None)
 

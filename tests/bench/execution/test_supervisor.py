@@ -17,8 +17,8 @@ from bench.execution.worker import HeldError
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.store.files import load_state
-from bench.store.leases import born
-from bench.store.outcomes import Ending
+from bench.store.leases import start_time
+from bench.store.outcomes import Outcome
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 MB = 1_000_000
@@ -53,7 +53,7 @@ class Trouble:
         (self.unit,) = shop.plan.runs
         self.folder: Path = shop.folder(self.unit)
 
-    def supervise(self, stop: Callable[[], bool] = lambda: False, **limits: Any) -> Ending:
+    def supervise(self, stop: Callable[[], bool] = lambda: False, **limits: Any) -> Outcome:
         """Work on it in a process of its own."""
         return supervise(self.shop.order(self.unit), Limits(**limits), stop)
 
@@ -87,7 +87,7 @@ def trouble(tiny: SimpleNamespace, copied: Path, tmp_path: Path, misbehaving: No
     yield make
     for each in made:
         assert list(each.shop.study.leases.all()) == []
-        assert [pid for pid in each.processes if pid != os.getpid() and born(pid) is not None] == []
+        assert [pid for pid in each.processes if pid != os.getpid() and start_time(pid) is not None] == []
 
 
 def assert_same(one: Trouble, other: Trouble) -> None:
@@ -100,7 +100,7 @@ def assert_same(one: Trouble, other: Trouble) -> None:
 
 def test_a_process_gives_the_numbers_that_this_one_gives(trouble: Callable[..., Trouble]) -> None:
     other, here = trouble("print"), trouble("nothing")
-    assert other.supervise() == Ending(status="done")
+    assert other.supervise() == Outcome(status="done")
     assert work_here(here.shop.order(here.unit)).status == "done"
     assert_same(other, here)
     (pid,) = other.processes
@@ -113,7 +113,7 @@ def test_a_process_gives_the_numbers_that_this_one_gives(trouble: Callable[..., 
 
 def test_an_exception_is_a_failure_with_its_traceback_and_is_not_repeated(trouble: Callable[..., Trouble]) -> None:
     run = trouble("raise")
-    assert run.supervise() == Ending(status="failed", reason="ValueError: it was told to")
+    assert run.supervise() == Outcome(status="failed", reason="ValueError: it was told to")
     assert (run.record["status"], run.record["reason"]) == ("failed", "ValueError: it was told to")
     trace = (run.folder / "error.txt").read_text()
     assert trace.startswith("Traceback") and "misbehaving.py" in trace
@@ -132,7 +132,7 @@ def test_over_its_time_a_process_is_ended(trouble: Callable[..., Trouble]) -> No
     trouble("nothing").supervise()  # from here on processes start at once
     run = trouble("sleep")
     began = time.monotonic()
-    assert run.supervise(seconds=6) == Ending(status="timeout", reason="not done after 6 s")
+    assert run.supervise(seconds=6) == Outcome(status="timeout", reason="not done after 6 s")
     assert time.monotonic() - began < 60
     assert (run.record["status"], run.record["reason"]) == ("timeout", "not done after 6 s")
     assert len(run.processes) == 1
@@ -150,7 +150,7 @@ def test_over_its_memory_a_process_is_ended(trouble: Callable[..., Trouble]) -> 
 @pytest.mark.parametrize("how", ["kill", "terminate", "exit"])
 def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callable[..., Trouble], how: str) -> None:
     run, calm = trouble(how, 1), trouble("nothing")
-    assert run.supervise() == calm.supervise() == Ending(status="done")
+    assert run.supervise() == calm.supervise() == Outcome(status="done")
     assert len(run.processes) == 2
     assert run.record["attempt"] == 2
     assert_same(run, calm)
@@ -161,7 +161,7 @@ def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callab
     [
         ("kill", "killed", "its process was killed by SIGKILL"),
         ("exit", "killed", "its process was lost (exit status 3)"),
-        ("terminate", "interrupted", "interrupted; the same command goes on from here"),
+        ("terminate", "interrupted", "interrupted; run the same command again to continue"),
     ],
 )
 def test_a_process_that_is_lost_again_and_again_ends_the_unit(
@@ -177,14 +177,14 @@ def test_a_process_that_is_lost_again_and_again_ends_the_unit(
 def test_the_same_command_works_again_on_what_was_killed(trouble: Callable[..., Trouble]) -> None:
     run = trouble("kill", 2)
     assert run.supervise().status == "killed"
-    assert run.supervise() == Ending(status="done")
+    assert run.supervise() == Outcome(status="done")
     assert run.record["attempt"] == 3
 
 
 def test_what_a_lost_process_had_started_ends_with_it(trouble: Callable[..., Trouble], tmp_path: Path) -> None:
     run = trouble("child", 1)
     assert run.supervise().status == "done"
-    assert born(int((tmp_path / "child 1" / "child").read_text())) is None
+    assert start_time(int((tmp_path / "child 1" / "child").read_text())) is None
 
 
 @pytest.mark.parametrize("how", ["sleep", "ignore"])
@@ -195,7 +195,7 @@ def test_when_the_study_stops_its_processes_do(
     run = trouble(how)
     ending = run.supervise(stop=lambda: bool(run.processes))
     assert ending.status == run.record["status"] == "interrupted"
-    assert run.record["reason"] == "interrupted; the same command goes on from here"
+    assert run.record["reason"] == "interrupted; run the same command again to continue"
     assert len(run.processes) == 1  # not tried again
 
 
@@ -256,5 +256,5 @@ def test_a_process_that_is_lost_after_its_last_word_has_done_its_work(
 ) -> None:
     done = trouble("nothing")
     monkeypatch.setattr(supervisor, "_told", lambda _: None)
-    assert done.supervise() == Ending(status="done")
+    assert done.supervise() == Outcome(status="done")
     assert (done.record["status"], done.record["attempt"]) == ("done", 1)

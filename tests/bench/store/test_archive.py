@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from bench.errors import BenchError
 from bench.plugins.registry import load
 from bench.reporting.mlflow.tracker import Tracker
 from bench.results.tables import StudyResults
-from bench.store import archive as archives
-from bench.store.archive import MANIFEST, archive, restore
-from bench.store.cleanup import clean, survey
+from bench.store.archive import MANIFEST, archive, restore, restoring, verifying
+from bench.store.cleanup import clean
 from bench.store.files import Store, read_checked, write_checked, write_json, write_text
 from bench.store.leases import Holder
+from bench.store.survey import survey
 from tests import fake_store
 
 FakeStore = fake_store.FakeStore
@@ -143,7 +143,7 @@ def test_only_what_is_the_studys_goes_in(fake: FakeStore, tmp_path: Path) -> Non
 def test_what_is_lacking_is_told(fake: FakeStore) -> None:
     (line,) = shortcomings(fake.store, fake.store.load_study("quick"))
     assert line == "4 of 14 runs have no result that stands: 1 failed, 1 running, 1 missing, 1 damaged"
-    document = {"name": "session-quick-0a1b2c3d", "token": "t", "holder": asdict(Holder.this()), "beat": 1}
+    document = {"name": "session-quick-0a1b2c3d", "token": "t", "holder": Holder.this().to_json(), "beat": 1}
     write_json(
         fake.root / "leases" / "session-quick-0a1b2c3d.json", document | {"time": "", "title": "", "progress": {}}
     )
@@ -154,7 +154,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     fake: FakeStore, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = file.read_bytes()
-    with pytest.raises(BenchError, match="is there already; give another name, or remove it first: rm"):
+    with pytest.raises(BenchError, match="exists already; give another name, or remove it first: rm"):
         archive(fake.store, "quick", file)
     with pytest.raises(BenchError, match=r"no study 'quik'"):
         archive(fake.store, "quik", tmp_path / "b.tar.gz")
@@ -165,7 +165,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BenchError, match="No space left on device; nothing was left there"):
+    with pytest.raises(BenchError, match="No space left on device; nothing was written"):
         archive(fake.store, "quick", tmp_path / "b.tar.gz")
     assert {path.name for path in tmp_path.iterdir()} == {"store", "quick.tar.gz"}
     assert file.read_bytes() == before
@@ -226,7 +226,7 @@ def test_an_unfinished_unit_of_the_store_is_kept_when_the_archives_is_unfinished
 
 
 def test_what_somebody_works_on_is_kept(fake: FakeStore, file: Path) -> None:
-    document = {"name": "runs-fixed-4bit-0", "token": "t", "holder": asdict(Holder.this()), "beat": 1}
+    document = {"name": "runs-fixed-4bit-0", "token": "t", "holder": Holder.this().to_json(), "beat": 1}
     write_json(fake.root / "leases" / "runs-fixed-4bit-0.json", document | {"time": "", "title": "", "progress": {}})
     record = fake.store.record("runs", "fixed-4bit-0")
     fake.store.write_record("runs", "fixed-4bit-0", record | {"status": "running"})
@@ -253,7 +253,7 @@ def test_another_study_of_the_same_name_is_an_error_and_another_name_the_way_out
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101])
 def test_a_name_that_is_none_is_refused(file: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(BenchError, match=r"--name '.*' is no name of a study"):
+    with pytest.raises(BenchError, match=r"--name '.*' is not a valid name of a study"):
         restore(Store(tmp_path / "there"), file, name)
     assert not (tmp_path / "there").exists()
 
@@ -282,8 +282,8 @@ def test_a_restoration_that_is_cut_off_leaves_only_what_cleaning_removes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "_check_records" if step == "unpacking" else "_put_study", killed)
-        patch.setattr(archives.shutil, "rmtree", lambda *_, **__: None)  # as if the process were gone
+        patch.setattr(restoring, "_check_records" if step == "unpacking" else "_install_study", killed)
+        patch.setattr(restoring.shutil, "rmtree", lambda *_, **__: None)  # as if the process were gone
         with pytest.raises(KeyboardInterrupt):
             restore(there, file)
     assert there.studies() == []
@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_nothing(file: Path, tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives, "_write_file", full)
+    monkeypatch.setattr(restoring, "_write_file", full)
     with pytest.raises(BenchError, match=r"cannot restore '.*': No space left on device"):
         restore(Store(tmp_path / "there"), file)
     assert tree(tmp_path / "there") == {}
@@ -348,7 +348,7 @@ def test_a_file_in_the_wrong_place_is_refused(file: Path, tmp_path: Path, name: 
     entries = members(file)
     del entries[MANIFEST]
     told = refusal(pack(tmp_path / "hostile.tar.gz", [(name, b"x"), *entries.items()]), tmp_path / "there")
-    assert "is not where a study's files are" in told or "does not belong to study 'quick'" in told
+    assert "is not a path that a study's files have" in told or "does not belong to study 'quick'" in told
     assert told.isprintable()
 
 
@@ -381,14 +381,14 @@ def test_a_link_and_a_file_beneath_it_cannot_lead_outside(file: Path, tmp_path: 
         ("missing manifest", "it has no MANIFEST.json"),
         ("missing file", "is missing in it"),
         ("extra file", "is not listed in its MANIFEST.json"),
-        ("wrong checksum", "is damaged: its checksum is another one"),
-        ("wrong size", "is damaged: its checksum is another one"),
+        ("wrong checksum", "is damaged: its checksum differs"),
+        ("wrong size", "is damaged: its checksum differs"),
         ("twice", "is in it twice"),
         ("file and folder", "is both a file and a folder"),
         ("no study.json", "'studies/quick/study.json' is missing in it"),
         ("another study.json", "is not the document of study 'quick'"),
         ("damaged study.json", "'studies/quick/study.json' in it is damaged"),
-        ("changed study.json", "the study.json of 'quick' in it is not as it was written"),
+        ("changed study.json", "the study.json of 'quick' in it does not have its checksum"),
         ("another unit's record", "the record in runs/fixed-4bit-0 is that of 'fixed-4bit-1'"),
     ],
 )
@@ -451,14 +451,14 @@ def test_too_many_files_and_too_large_ones_are_refused(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "MAX_FILES", 20)
+        patch.setattr(verifying, "MAX_FILES", 20)
         assert "it has more than 20 files" in refusal(file, tmp_path / "there")
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "MAX_DOCUMENT_BYTES", 100)
+        patch.setattr(verifying, "MAX_DOCUMENT_BYTES", 100)
         assert "at most 100 B are allowed" in refusal(file, tmp_path / "there")
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "free_bytes", lambda _: 5000)
-        assert "or more, and 5.0 kB are free" in refusal(file, tmp_path / "there")
+        patch.setattr(restoring, "free_bytes", lambda _: 5000)
+        assert "or more; 5.0 kB are free" in refusal(file, tmp_path / "there")
 
 
 def test_a_header_that_asks_for_all_memory_is_refused(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_a_chain_of_headers_without_end_is_refused(tmp_path: Path) -> None:
     info.size = len(content)
     header = info.tobuf() + content.ljust(512, b"\0")
     (tmp_path / "hostile.tar.gz").write_bytes(gzip.compress(header * 3000))
-    assert "cannot be restored" in refusal(tmp_path / "hostile.tar.gz", tmp_path / "there")
+    assert "cannot restore" in refusal(tmp_path / "hostile.tar.gz", tmp_path / "there")
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_a_chain_of_headers_without_end_is_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "hostile.tar.gz").write_bytes(content)
-    assert "cannot be restored" in refusal(tmp_path / "hostile.tar.gz", tmp_path / "there")
+    assert "cannot restore" in refusal(tmp_path / "hostile.tar.gz", tmp_path / "there")
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
@@ -525,13 +525,13 @@ def test_an_archive_that_changes_while_it_is_restored_is_refused(
     entries = members(file)
     del entries[MANIFEST]
     entries["runs/fixed-4bit-0/policy.json"] = b"{}"
-    original = archives.make_scratch
+    original = restoring.make_scratch
 
     def swapped(store: Store, purpose: str) -> Path:
         pack(file, entries.items())
         return original(store, purpose)
 
-    monkeypatch.setattr(archives, "make_scratch", swapped)
+    monkeypatch.setattr(restoring, "make_scratch", swapped)
     with pytest.raises(BenchError, match=r"'runs/fixed-4bit-0/policy.json' in it changed while it was read"):
         restore(Store(tmp_path / "there"), file)
     assert tree(tmp_path / "there") == {}
@@ -585,7 +585,7 @@ def test_archive_restore_report_and_run_again(command: Callable[..., tuple[int, 
     assert {name: tree(there)[name] for name in units} == units
     assert {path: path.stat().st_mtime_ns for path in there.glob("runs/*/*")} == stamps
     status, out, err = command("archive", "quick", file, "--store", here)
-    assert (status, out) == (2, "") and "is there already" in err
+    assert (status, out) == (2, "") and "exists already" in err
     (tmp_path / "a.tar.gz").write_bytes(b"x")
     status, out, err = command("restore", file, "--store", there)
     assert (status, out) == (2, "") and len(err.splitlines()) == 1

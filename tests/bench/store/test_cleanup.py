@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,23 @@ from click.testing import CliRunner
 
 from bench.cli.main import bench
 from bench.errors import BenchError
-from bench.store import cleanup as housekeeping
-from bench.store.cleanup import (
+from bench.store import cleanup as cleaning
+from bench.store.cleanup import clean
+from bench.store.contents import size_by_kind, size_in_words, size_of, units
+from bench.store.files import Store, write_checked, write_json, write_text
+from bench.store.leases import Holder, Leases
+from bench.store.survey import (
     CHECKPOINTS,
     DEAD_LEASES,
-    OLD_SECONDS,
     OWN_UNITS,
     REMAINS,
-    SET_ASIDE,
+    STALE_RESULTS,
     STUDY,
     TEMPORARY,
     UNREFERENCED,
-    clean,
-    human,
-    leased_unit,
-    size_of,
     survey,
-    units,
-    usage,
 )
-from bench.store.files import Store, write_checked, write_json, write_text
-from bench.store.leases import Holder, Leases
+from bench.store.usage import OLD_SECONDS, leased_unit
 from tests import fake_store
 
 FakeStore = fake_store.FakeStore
@@ -55,7 +50,7 @@ def fake(tmp_path: Path) -> FakeStore:
 
 def lease(root: Path, name: str, beat: int = 100, **holder: object) -> Path:
     """A lease of this process, or of the holder that is described."""
-    document = {"name": name, "token": "t", "holder": asdict(Holder.this()) | holder, "beat": beat}
+    document = {"name": name, "token": "t", "holder": Holder.this().to_json() | holder, "beat": beat}
     path = root / "leases" / f"{name}.json"
     write_json(path, document | {"time": "2026-01-01T00:00:00+00:00", "title": "at work", "progress": {}})
     return path
@@ -85,7 +80,7 @@ def leftovers(fake: FakeStore) -> dict[str, Path]:
     trash = fake.root / ".bench-trash-00000000"
     write_text(trash / "0" / "record.json", "{}")
     return {
-        SET_ASIDE: aside,
+        STALE_RESULTS: aside,
         TEMPORARY: old(temporary),
         CHECKPOINTS: checkpoint,
         DEAD_LEASES: lease(fake.root, "card-here-0-0", **DEAD),
@@ -154,7 +149,7 @@ def test_checkpoints_and_stale_folders_of_trials_are_found(fake: FakeStore) -> N
     trials = fake.root / "tuning" / "tuning-sbs-4bit" / "trials"
     write_text(trials / "0" / "checkpoints" / "search.000001.aa.pt", "x")
     write_text(trials / "1.stale-1" / "trial.json", "{}")
-    assert set(found(fake)) == {CHECKPOINTS, SET_ASIDE}
+    assert set(found(fake)) == {CHECKPOINTS, STALE_RESULTS}
 
 
 def test_a_study_goes_with_the_units_that_only_it_refers_to(fake: FakeStore) -> None:
@@ -177,7 +172,7 @@ def test_a_study_goes_with_the_units_that_only_it_refers_to(fake: FakeStore) -> 
     ("category", "name"),
     [
         (UNREFERENCED, "runs-nobodys"),
-        (SET_ASIDE, "runs-fixed-4bit-0"),
+        (STALE_RESULTS, "runs-fixed-4bit-0"),
         (TEMPORARY, "runs-fixed-4bit-1"),
         (CHECKPOINTS, "runs-fixed-4bit-1"),
     ],
@@ -203,7 +198,7 @@ def test_all_that_a_running_study_refers_to_stays(fake: FakeStore) -> None:
     lease(fake.root, "session-quick-0a1b2c3d")
     assert set(found(fake)) == {DEAD_LEASES, REMAINS, UNREFERENCED}
     clean(fake.store)
-    assert all(placed[category].exists() for category in (SET_ASIDE, TEMPORARY, CHECKPOINTS))
+    assert all(placed[category].exists() for category in (STALE_RESULTS, TEMPORARY, CHECKPOINTS))
     assert (fake.root / "leases" / "session-quick-0a1b2c3d.json").exists()
 
 
@@ -310,14 +305,14 @@ def test_a_folder_of_units_that_is_a_link_is_left_alone(fake: FakeStore, tmp_pat
 
 def test_what_is_taken_up_between_looking_and_removing_stays(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     placed = leftovers(fake)
-    original = housekeeping.make_scratch
+    original = cleaning.make_scratch
 
     def taken_up(store: Store, purpose: str) -> Path:
         lease(fake.root, "runs-nobodys")
         lease(fake.root, "session-quick-0a1b2c3d")
         return original(store, purpose)
 
-    monkeypatch.setattr(housekeeping, "make_scratch", taken_up)
+    monkeypatch.setattr(cleaning, "make_scratch", taken_up)
     done = clean(fake.store)
     assert {item.category for item, _ in done.removed} == {DEAD_LEASES, REMAINS}
     assert placed[UNREFERENCED].exists() and placed[CHECKPOINTS].exists()
@@ -333,7 +328,7 @@ def test_killed_before_deleting_leaves_something_for_the_next_cleaning(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(housekeeping.shutil, "rmtree", killed)
+        patch.setattr(cleaning.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             clean(fake.store)
     (trash,) = found(fake)[REMAINS]
@@ -447,12 +442,13 @@ def test_a_process_that_is_killed_while_it_cleans_does_no_harm(fake: FakeStore) 
     for number in range(60):
         unit(fake, f"nobodys-{number}")
     code = (
-        "import os, sys; from pathlib import Path; from bench import housekeeping, store\n"
+        "import os, sys; from pathlib import Path\n"
+        "from bench.store.cleanup import clean; from bench.store.files import Store\n"
         "seen = []\n"
         "def rename(self, target, original=Path.rename):\n"
         "    seen.append(self)\n"
         "    return os.kill(os.getpid(), 9) if len(seen) == 30 else original(self, target)\n"
-        "Path.rename = rename; housekeeping.clean(store.Store(Path(sys.argv[1])))\n"
+        "Path.rename = rename; clean(Store(Path(sys.argv[1])))\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(fake.root)], check=False).returncode == -9
     assert len(units(fake.store)) == 3 + 31
@@ -466,11 +462,17 @@ def test_a_process_that_is_killed_while_it_cleans_does_no_harm(fake: FakeStore) 
 
 def test_sizes(fake: FakeStore) -> None:
     (fake.root / "mlflow.db").write_bytes(b"x" * 1000)
-    used = usage(fake.store)
+    used = size_by_kind(fake.store)
     assert used["MLflow"] == 1000
     assert used["runs"] == size_of(fake.root / "runs") > 0
     assert sum(used.values()) == size_of(fake.root)
-    assert [human(size) for size in (0, 999, 1500, 2.5e6, 3.25e9)] == ["0 B", "999 B", "1.5 kB", "2.5 MB", "3.2 GB"]
+    assert [size_in_words(size) for size in (0, 999, 1500, 2.5e6, 3.25e9)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3.2 GB",
+    ]
 
 
 def test_the_unit_of_a_lease() -> None:

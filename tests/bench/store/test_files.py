@@ -227,7 +227,7 @@ def test_a_cut_off_state_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_missing_state_and_one_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="no checkpoint at"):
+    with pytest.raises(BenchError, match="there is no checkpoint"):
         load_state(tmp_path / "model.pt")
     torch.save(torch.zeros(3), tmp_path / "model.pt")
     with pytest.raises(BenchError, match="holds a Tensor; expected a dictionary of tensors"):

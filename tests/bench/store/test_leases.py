@@ -16,7 +16,16 @@ import pytest
 
 from bench.errors import BenchError
 from bench.store import leases as module
-from bench.store.leases import Heartbeat, Holder, Lease, Leases, LostLeaseError, born, remove_dead_sessions, sessions
+from bench.store.leases import (
+    Heartbeat,
+    Holder,
+    Lease,
+    Leases,
+    LostLeaseError,
+    remove_dead_sessions,
+    sessions,
+    start_time,
+)
 
 
 @pytest.fixture
@@ -35,6 +44,12 @@ def taken(leases: Leases, name: str = "runs-x", title: str = "run x") -> Lease:
     lease = leases.acquire(name, title)
     assert lease is not None
     return lease
+
+
+def test_a_lease_file_keeps_its_fields(leases: Leases) -> None:
+    document = json.loads(taken(leases).path.read_text())
+    assert document.keys() == {"name", "token", "holder", "beat", "time", "title", "progress"}
+    assert document["holder"].keys() == {"host", "boot", "pid", "born"}
 
 
 # --- taking and giving back ---
@@ -82,7 +97,7 @@ def test_nobody_gives_back_what_another_has_by_now(leases: Leases) -> None:
 def ended() -> tuple[int, str]:
     """Number and start of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = born(process.pid)
+    started = start_time(process.pid)
     assert started is not None
     process.communicate(b"\n")
     return process.pid, started
@@ -104,7 +119,7 @@ def test_a_dead_holder_on_this_machine_is_taken_over_at_once(leases: Leases) -> 
 def test_a_zombie_is_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended; nobody has asked how
-    assert born(process.pid) is None
+    assert start_time(process.pid) is None
     process.wait()
 
 
@@ -267,7 +282,7 @@ def test_a_full_disk_or_a_busy_lock_does_not_end_the_heartbeat(leases: Leases, m
 
 def test_a_lock_that_cannot_be_had_is_one_clear_line(leases: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
-    with leases.lock(), pytest.raises(BenchError, match=r"the lock '.*\.lock' cannot be had: .* see `bench doctor`"):
+    with leases.lock(), pytest.raises(BenchError, match=r"cannot acquire the lock '.*\.lock': .* see `bench doctor`"):
         leases.acquire("runs-x", "run x")
     taken(leases)
 

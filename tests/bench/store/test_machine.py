@@ -30,7 +30,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices_without_cuda() -> None:
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
     for text in ("cuda", "cuda:0"):
-        with pytest.raises(BenchError, match=f"device '{text}' is not there: this machine has no CUDA device; use"):
+        with pytest.raises(BenchError, match=f"device '{text}' does not exist: this machine has no CUDA device; use"):
             resolve_device(text)
 
 
@@ -39,7 +39,7 @@ def test_devices_with_cuda() -> None:
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(BenchError, match="device 'cuda:2' is not there: this machine has 2 CUDA devices"):
+    with pytest.raises(BenchError, match="device 'cuda:2' does not exist: this machine has 2 CUDA devices"):
         resolve_device("cuda:2")
 
 

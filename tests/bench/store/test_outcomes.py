@@ -1,4 +1,4 @@
-"""What every way in which work can end is called, and which endings stand."""
+"""What every way in which work can end is called, and which outcomes are final."""
 
 import errno
 import os
@@ -9,7 +9,16 @@ import torch
 
 from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
 from bench.store.files import Status
-from bench.store.outcomes import LOST, RESULTS, RETRIABLE, Ending, SkippedError, ending_of, is_final, parse_retry
+from bench.store.outcomes import (
+    LOST,
+    RESULTS,
+    RETRIABLE,
+    Outcome,
+    SkippedError,
+    is_final,
+    outcome_of_error,
+    parse_retry,
+)
 
 STATUSES = set(get_args(Status))
 
@@ -49,11 +58,11 @@ def test_endings_to_try_again(text: str, expected: set[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("timeuot", "unknown ending 'timeuot': did you mean 'timeout'?"),
-        ("failed,", "unknown ending ''"),
-        ("done", "unknown ending 'done'"),
-        ("killed", "unknown ending 'killed'"),
-        ("unreachable", "unknown ending 'unreachable'"),
+        ("timeuot", "unknown outcome 'timeuot': did you mean 'timeout'?"),
+        ("failed,", "unknown outcome ''"),
+        ("done", "unknown outcome 'done'"),
+        ("killed", "unknown outcome 'killed'"),
+        ("unreachable", "unknown outcome 'unreachable'"),
     ],
 )
 def test_what_cannot_be_tried_again_is_one_clear_line(text: str, told: str) -> None:
@@ -62,42 +71,44 @@ def test_what_cannot_be_tried_again_is_one_clear_line(text: str, told: str) -> N
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
-GOES_ON = "interrupted; the same command goes on from here"
+CONTINUE = "interrupted; run the same command again to continue"
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ValueError("first\nsecond"), Ending(status="failed", reason="ValueError: first")),
-        (ValueError("\n\n  first"), Ending(status="failed", reason="ValueError: first")),
-        (RuntimeError(), Ending(status="failed", reason="RuntimeError: ")),
-        (KeyError("x"), Ending(status="failed", reason="KeyError: 'x'")),
-        (RecursionError("too deep"), Ending(status="failed", reason="RecursionError: too deep")),
-        (NonFiniteLossError("the loss became nan"), Ending(status="diverged", reason="the loss became nan")),
-        (UnreachableBudgetError("too dear", 2.5), Ending(status="unreachable", reason="too dear", nearest=2.5)),
-        (SkippedError("no pretraining"), Ending(status="skipped", reason="no pretraining")),
-        (KeyboardInterrupt(), Ending(status="interrupted", reason=GOES_ON)),
-        (SystemExit(3), Ending(status="interrupted", reason=GOES_ON)),
-        (BenchError("no such file"), Ending(status="failed", reason="no such file", error="user")),
-        (MemoryError(), Ending(status="oom", reason="MemoryError: ")),
-        (OSError(errno.ENOMEM, "no"), Ending(status="oom", reason="OSError: [Errno 12] no")),
+        (ValueError("first\nsecond"), Outcome(status="failed", reason="ValueError: first")),
+        (ValueError("\n\n  first"), Outcome(status="failed", reason="ValueError: first")),
+        (RuntimeError(), Outcome(status="failed", reason="RuntimeError")),
+        (KeyError("x"), Outcome(status="failed", reason="KeyError: 'x'")),
+        (RecursionError("too deep"), Outcome(status="failed", reason="RecursionError: too deep")),
+        (NonFiniteLossError("the loss became nan"), Outcome(status="diverged", reason="the loss became nan")),
+        (UnreachableBudgetError("too dear", 2.5), Outcome(status="unreachable", reason="too dear", nearest=2.5)),
+        (SkippedError("no pretraining"), Outcome(status="skipped", reason="no pretraining")),
+        (KeyboardInterrupt(), Outcome(status="interrupted", reason=CONTINUE)),
+        (SystemExit(3), Outcome(status="interrupted", reason=CONTINUE)),
+        (BenchError("no such file"), Outcome(status="failed", reason="no such file", error="user")),
+        (MemoryError(), Outcome(status="oom", reason="MemoryError")),
+        (OSError(errno.ENOMEM, "no"), Outcome(status="oom", reason="OSError: [Errno 12] no")),
         (
             FileNotFoundError(errno.ENOENT, "No such file", "a"),
-            Ending(status="failed", reason="FileNotFoundError: [Errno 2] No such file: 'a'"),
+            Outcome(status="failed", reason="FileNotFoundError: [Errno 2] No such file: 'a'"),
         ),
-        (BrokenPipeError(errno.EPIPE, "x"), Ending(status="failed", reason="BrokenPipeError: [Errno 32] x")),
+        (BrokenPipeError(errno.EPIPE, "x"), Outcome(status="failed", reason="BrokenPipeError: [Errno 32] x")),
     ],
     ids=repr,
 )
-def test_what_an_exception_means(error: BaseException, expected: Ending) -> None:
-    assert ending_of(error) == expected
+def test_what_an_exception_means(error: BaseException, expected: Outcome) -> None:
+    assert outcome_of_error(error) == expected
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
 def test_where_nothing_can_be_written_nothing_can_go_on(number: int) -> None:
     text = os.strerror(number)
-    assert ending_of(OSError(number, text, "a.pt")) == Ending(status="failed", reason=f"{text}: a.pt", error="system")
-    assert ending_of(OSError(number, text)).reason == f"{text}: no file named"
+    assert outcome_of_error(OSError(number, text, "a.pt")) == Outcome(
+        status="failed", reason=f"{text}: a.pt", error="system"
+    )
+    assert outcome_of_error(OSError(number, text)).reason == f"{text}: unknown file"
 
 
 @pytest.mark.parametrize(
@@ -110,12 +121,12 @@ def test_where_nothing_can_be_written_nothing_can_go_on(number: int) -> None:
     ],
 )
 def test_libraries_say_in_words_that_memory_ran_out(text: str) -> None:
-    assert ending_of(RuntimeError(text)).status == "oom"
-    assert ending_of(torch.OutOfMemoryError(text)).status == "oom"
-    assert ending_of(ValueError(text)).status == "failed"
+    assert outcome_of_error(RuntimeError(text)).status == "oom"
+    assert outcome_of_error(torch.OutOfMemoryError(text)).status == "oom"
+    assert outcome_of_error(ValueError(text)).status == "failed"
 
 
 def test_more_than_there_is_runs_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert ending_of(caught.value).status == "oom"
+    assert outcome_of_error(caught.value).status == "oom"

@@ -32,7 +32,7 @@ psycopg2 = pytest.importorskip("psycopg2")
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-matching = SimpleNamespace(**runpy.run_path(str(HERE / "test_matching.py")))
+matching = SimpleNamespace(**runpy.run_path(str(HERE.parent / "matching" / "test_tune.py")))
 
 SHORT = 15.0
 """Seconds that no failure may take, on a busy machine."""

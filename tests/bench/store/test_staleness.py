@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.plugins.registry import _source_hash, source_hash
-from bench.store.staleness import COUNTER_VERSION, fingerprint, staleness
+from bench.store.staleness import COUNTER_VERSION, changes, fingerprint, why_stale
 
 DATA = "d" * 64
 
@@ -34,23 +34,44 @@ def test_a_result_depends_on_its_method_the_data_and_the_counter() -> None:
         ({"method_source": None}, "method source changed"),
         ({"data_checksum": "e" * 64, "method_source": "syntax-1:another"}, "data and method source changed"),
         ({"something else": 1}, None),
+        (
+            {"method_source": "0123"},
+            "made by an earlier version of the harness, which identified method sources differently",
+        ),
+        (
+            {"method_source": "0123", "data_checksum": "e" * 64},
+            "data changed; made by an earlier version of the harness, which identified method sources differently",
+        ),
     ],
     ids=str,
 )
 def test_what_changed_is_named(then: dict[str, object], reason: str | None) -> None:
     now = fingerprint("sbs", DATA)
-    assert staleness({"fingerprint": {**now, **then}}, now) == reason
+    assert changes({"fingerprint": {**now, **then}}, now) == reason
 
 
 @pytest.mark.parametrize("record", [{}, {"fingerprint": None}, {"fingerprint": {}}])
 def test_a_record_without_a_fingerprint_is_stale(record: dict[str, object]) -> None:
-    assert staleness(record, fingerprint(None, DATA)) == "cost counter and data changed"
+    assert changes(record, fingerprint(None, DATA)) == "cost counter and data changed"
+
+
+@pytest.mark.parametrize("status", ["done", "unreachable", "failed", "running"])
+def test_only_results_are_stale(status: str) -> None:
+    record = {"status": status, "method": "sbs", "model": "resnet8", "fingerprint": fingerprint("sbs", DATA, "resnet8")}
+    assert why_stale(record, {"data_checksum": DATA}) is None
+    expected = "data changed" if status in ("done", "unreachable") else None
+    assert why_stale(record, {"data_checksum": "e" * 64}) == expected
+
+
+def test_a_result_of_a_method_that_is_not_installed_is_stale() -> None:
+    record = {"status": "done", "method": "nowhere", "model": "resnet8", "fingerprint": fingerprint(None, DATA)}
+    assert why_stale(record, {"data_checksum": DATA}) == "unknown method 'nowhere'"
 
 
 def test_what_is_not_known_now_is_not_compared() -> None:
     then = {"fingerprint": fingerprint("sbs", DATA)}
-    assert staleness(then, fingerprint("sbs", None)) is None
-    assert staleness(then, fingerprint(None, None)) is None
+    assert changes(then, fingerprint("sbs", None)) is None
+    assert changes(then, fingerprint(None, None)) is None
 
 
 def test_a_changed_building_block_makes_stale_who_imports_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,18 +83,18 @@ def test_a_changed_building_block_makes_stale_who_imports_it(monkeypatch: pytest
     original = Path.read_bytes
 
     def changed(path: Path) -> bytes:
-        return original(path) + (b"\nchanged = 1" if path.name == "shared_layers.py" else b"")
+        return original(path) + (b"\nchanged = 1" if path.parts[-2:] == ("shared", "layers.py") else b"")
 
     monkeypatch.setattr(Path, "read_bytes", changed)
     plugins._source_hash.cache_clear()
     try:
-        found = {name: staleness(record, fingerprint(name, DATA)) for name, record in then.items()}
+        found = {name: changes(record, fingerprint(name, DATA)) for name, record in then.items()}
     finally:
         monkeypatch.undo()
         plugins._source_hash.cache_clear()
     stale = "method source changed"
     assert found == {"sbs": stale, "dnas": stale, "fixed": None, "full_precision": None}
-    assert all(staleness(record, fingerprint(name, DATA)) is None for name, record in then.items())
+    assert all(changes(record, fingerprint(name, DATA)) is None for name, record in then.items())
 
 
 def test_a_model_s_source_counts_and_a_user_s_is_found_by_its_place(
@@ -85,9 +106,9 @@ def test_a_model_s_source_counts_and_a_user_s_is_found_by_its_place(
     monkeypatch.setattr(sys, "path", [*sys.path])
     then = fingerprint(None, DATA, "own_networks:make")
     assert then["model_source"] != fingerprint(None, DATA, "resnet20")["model_source"]
-    assert staleness({"fingerprint": then}, fingerprint(None, DATA, "own_networks:make")) is None
+    assert changes({"fingerprint": then}, fingerprint(None, DATA, "own_networks:make")) is None
     module.write_text("def make(in_channels, num_classes): return None\n")
     _source_hash.cache_clear()
-    assert staleness({"fingerprint": then}, fingerprint(None, DATA, "own_networks:make")) == "model source changed"
+    assert changes({"fingerprint": then}, fingerprint(None, DATA, "own_networks:make")) == "model source changed"
     with pytest.raises(BenchError, match="nowhere_to_be_found, cannot be found from here"):
         fingerprint(None, DATA, "nowhere_to_be_found:make")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import EntryPoint, PackageNotFoundError
 from pathlib import Path
 from types import ModuleType
@@ -424,7 +423,7 @@ def test_a_large_file_is_hashed_when_asked_for(fake: FakeStore) -> None:
 def test_leases_of_the_dead_and_units_that_only_say_they_run(fake: FakeStore) -> None:
     fake.run("dnas", 0, status="running")
     fake.run("dnas", 1, status="running")
-    for name, holder in (("runs-dnas-4bit-0", DEAD), ("runs-dnas-4bit-1", asdict(Holder.this()))):
+    for name, holder in (("runs-dnas-4bit-0", DEAD), ("runs-dnas-4bit-1", Holder.this().to_json())):
         document = {"name": name, "token": "t", "holder": holder, "beat": 1, "time": "", "title": "", "progress": {}}
         write_json(fake.root / "leases" / f"{name}.json", document)
     finding = only(doctor_health.leases(visit(fake.root)))
