@@ -1,3 +1,5 @@
 """Running commands as the tests of `bench` do."""
 
-from tests.bench.conftest import bench as bench
+from tests.bench.conftest import bench
+
+__all__ = ["bench"]

@@ -1,0 +1,178 @@
+"""All pages: short lines, links that lead somewhere, and names, files and commands that exist."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+
+from bench.cli.main import bench as commands
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), RESULTS]
+MOST_COLUMNS = 100
+GROUPS = {"bench.methods", "bench.datasets", "bench.models", "bench.reports", "bench.forms", "bench.checks"}
+"""Entry-point groups, which are written like modules."""
+OTHERS = {"Conv2d", "Linear", "ConvTranspose2d", "MultiheadAttention", "Path"}
+"""Classes of other packages that pages name."""
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def without_generated(text: str) -> str:
+    """A page without the tables that scripts write into it."""
+    return re.sub(r"<!-- (?!end).*?<!-- end -->", "", text, flags=re.DOTALL)
+
+
+def prose(text: str) -> str:
+    """A page without tables and without what is printed as it is."""
+    text = re.sub(r"^```.*?^```", "", without_generated(text), flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("|", "    ")))
+
+
+@each_page
+def test_lines_are_short(page: Path) -> None:
+    assert not [line for line in prose(page.read_text()).splitlines() if len(line) > MOST_COLUMNS]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        if name.startswith(("http:", "https:")):
+            continue
+        linked = page if not name else page.parent / name
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@each_page
+def test_files_exist(page: Path) -> None:
+    named = re.findall(
+        r"\b(?:bench|methods|datasets|reports|tests|docs)/[\w./-]*\w", without_generated(page.read_text())
+    )
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """Names that a module defines or imports, and those of its classes as `Class.name`."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        found.update(_names(node))
+        if isinstance(node, ast.ClassDef):
+            found.update(f"{node.name}.{name}" for inner in node.body for name in _names(inner))
+    return frozenset(found)
+
+
+def _names(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name for alias in node.names)
+    elif isinstance(node, ast.Assign):
+        yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        yield node.target.id
+    elif isinstance(node, ast.If):  # imports for types
+        yield from (name for inner in node.body for name in _names(inner))
+
+
+def exists(dotted: str) -> bool:
+    """Whether `package.module.name` names a package, a module, or something that a module defines."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        path, rest = ROOT.joinpath(*parts[:length]), ".".join(parts[length:])
+        sources = [path.with_suffix(ending) for ending in (".py", ".pyi")]
+        sources += [path / "__init__.py", path / "__init__.pyi"] if path.is_dir() else []
+        if present := [source for source in sources if source.is_file()]:
+            return not rest or any(rest in names_in(source) for source in present)
+    return False
+
+
+@each_page
+def test_modules_and_their_names_exist(page: Path) -> None:
+    text = re.sub(r"\]\([^)]*\)", "]", without_generated(page.read_text()))
+    dotted = re.findall(r"(?<![\w./-])(?:bench|methods|datasets|reports|tests)(?:\.(?!md\b)\w+)+", text)
+    assert not [name for name in dotted if name not in GROUPS and not exists(name)]
+
+
+@cache
+def classes() -> frozenset[str]:
+    """Names of all classes and type aliases of the project."""
+    files = [path for folder in ("bench", "methods", "datasets", "reports") for path in (ROOT / folder).rglob("*.py")]
+    return frozenset(name for path in files for name in names_in(path))
+
+
+@each_page
+def test_classes_exist(page: Path) -> None:
+    named = re.findall(r"`([A-Z][a-z]+(?:[A-Z0-9][a-z0-9]*)*)(?:\.(\w+))?(?:\([^`]*)?`", prose(page.read_text()))
+    unknown = [name for name, _ in named if name not in classes() | OTHERS]
+    unknown += [f"{name}.{member}" for name, member in named if member and f"{name}.{member}" not in classes()]
+    assert not unknown
+
+
+def printed_commands(page: Path) -> Iterator[list[str]]:
+    """Complete commands `bench …` of a page; those that say what may be given, with brackets or bars, are none."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(r"(?m)^ {4}(?:\$ )?bench (.*)$", text) + re.findall(r"`bench ([^`]*)`", text)
+    for line in lines:
+        if not re.search(r"[|…]|\[[A-Z-]| {2,}[A-Za-z]", line.partition(" #")[0]):
+            yield shlex.split(line, comments=True)
+
+
+@each_page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    for name, *arguments in printed_commands(page):
+        if name.isupper():
+            continue
+        command = commands.commands.get(name)
+        assert isinstance(command, click.Command), name
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        given = {argument for argument in arguments if argument.startswith("--")}
+        assert given <= known | {"--help"}, (name, given - known)
+
+
+@each_page
+def test_modules_that_are_run_exist(page: Path) -> None:
+    assert not [name for name in re.findall(r"python -m (tests[\w.]+)", page.read_text()) if not exists(name)]
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("docs/*.py")), ids=lambda script: script.stem)
+def test_scripts_can_be_imported(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(script.parent)
+    spec = importlib.util.spec_from_file_location(f"docs_{script.stem}", script)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_finding_of_the_first_page_is_a_row_of_the_results() -> None:
+    finding = re.search(r"is (\S+) points of Top-1, with a 95 %\s+interval of \[(\S+), (\S+)\]", PAGES[0].read_text())
+    assert finding is not None
+    mean, low, high = (number.replace("−", "-") for number in finding.groups())
+    row = rf"\| sbs +\| fixed +\| 3bit +\| +5 \| +{re.escape(mean)} \| +\[{re.escape(low)}, {re.escape(high)}\] \|"
+    (table,) = re.findall(r"<!-- answers: evidence -->.*?<!-- end -->", RESULTS.read_text(), re.DOTALL)
+    assert re.search(row, table)
+
+
+def test_tables_of_results_are_replaced_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    make_results = importlib.import_module("make_results")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- answers: a -->\nold\n<!-- end -->\n<!-- answers: b -->\nkept\n<!-- end -->\n")
+    make_results.fill_in("answers: a", "| new |\n", page)
+    expected = "before\n<!-- answers: a -->\n\n| new |\n\n<!-- end -->\n<!-- answers: b -->\nkept\n<!-- end -->\n"
+    assert page.read_text() == expected
