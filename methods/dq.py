@@ -1,20 +1,22 @@
-"""DQ, differentiable quantization (Uhlich et al. 2020, arXiv 1905.11452), with its case U3: learned step and range.
+"""DQ, differentiable quantization (Uhlich et al. 2020, arXiv 1905.11452), in its case U3: learned step and range.
 
-Every tensor has a step d and a range q_max, from which its width follows (Section 2; b_w has a bit for the sign):
+Every tensor has a step d and a range q_max, from which its number of bits follows (Section 2; a weight needs one bit
+more, for its sign):
 
     d̂ = 2^⌊log2 d⌉        q̂ = n·d̂, n = ⌊q_max/d̂⌉        Q(x) = sign(x) · min(d̂·⌊|x|/d̂ + 1/2⌋, q̂)
     b_w = ⌈log2(q̂/d̂ + 1) + 1⌉        b_x = ⌈log2(q̂/d̂ + 1)⌉
 
-⌊·⌉ and ⌈·⌉ are the identity in the backward pass. Then dQ/dd̂ = (Q(x) − x)/d̂ inside the range and 0 outside, dQ/dq̂ is
-0 inside and sign(x) outside; and since widths have gradients, so has the cost. The paper adds a squared hinge on
-memory to the loss; as in SBS's comparison it is put on what the budget limits, here relative to the budget:
+In the backward pass ⌊·⌉ and ⌈·⌉ are the identity. So dQ/dd̂ = (Q(x) − x)/d̂ inside the range and 0 outside, and dQ/dq̂ is
+0 inside and sign(x) outside (`methods.shared.quantizers.learned_range`). Bits have gradients too, and through them the
+cost. The paper adds a squared hinge on memory to the loss. Here, as in SBS's comparison, the hinge is on what the
+budget B limits, relative to the budget:
 
     L = L_ce + λ · max(0, C/B − 1)²
 
-C is the exact cost of the policy that the steps and ranges stand for now. With `match = "lambda"` the term is λ log C
-as for all methods.
+C is the exact cost of the present bits (`methods.shared.networks.ranges`). With `match = "lambda"` the term is λ log C,
+as for all methods. Weights, steps and ranges learn in the same step.
 
-Constants are those of the authors' code (`sony/ai-research-code`, folder `mixed-precision-dnns`), the first values
+Constants are those of the authors' code (`sony/ai-research-code`, folder `mixed-precision-dnns`). First values are
 those of the SBS paper's Appendix F, which are the same.
 """
 
@@ -32,77 +34,73 @@ from bench.api import (
     Capabilities,
     Knob,
     Match,
-    Method,
-    NetworkShape,
-    Policy,
+    Options,
     QuantizerFactory,
     SearchJob,
-    SearchResult,
     sgd,
-    uniform,
     weight_groups,
 )
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import positive
-from methods.shared.quantizers import learned_range
+from methods.shared.history import History
+from methods.shared.networks.ranges import RangeNetwork, SignedCandidates, range_optimizer
+from methods.shared.options import ChoosesBits
 from methods.shared.quantizers.learned_range import (
     LearnedQuantizer,
-    RangeNetwork,
-    WidthCandidates,
-    WidthOptions,
     bounded,
     least_error,
     levels_of,
     passed_on,
     quantize,
-    range_optimizer,
 )
+from methods.shared.training import TrainingMethod, train_jointly
 
 _STEPS = (2.0**-8, 1.0)
 """Bounds of d (authors' code)."""
 _LEAST_RANGE, _LARGEST_RANGE_SIGNED, _LARGEST_RANGE = 2.0**-8, 127.0, 255.0
 """Bounds of q_max (authors' code)."""
 _FIRST_STEP_OF_INPUTS = 2.0**-3
-"""Appendix F of the SBS paper."""
+"""First d of inputs (Appendix F of the SBS paper)."""
 _ROUNDED_DOWN = 4
-"""Up to this width the first step of weights is rounded down to a power of two, above it up (authors' code)."""
+"""Largest number of bits at which the first step of weights is rounded down to a power of two; above it is rounded up
+(authors' code)."""
 _LEARNED = ("clip_step", "clip_range")
 _CALIBRATED_POWERS = 7
-"""How many powers of two are tried for the step of a tensor whose width is fixed."""
+"""Number of powers of two that are tried for the step of a tensor whose number of bits is fixed."""
 
 STRENGTH = Knob(low=3.0, high=3_000.0, log=True)
-"""Gradients are cut off, so that λ says which of cost and task decides a step's sign, not how far it goes: from 10 on,
-searches of ResNet-8 on digits end within a few per cent of budgets of 3 and 4 bit. The paper's 0.1 on its targets of
-some 70 and 92 KB is 500 to 850 relative to them."""
+"""Range of λ for the squared hinge. Gradients are clipped, so λ decides whether cost or task gives a step its sign, and
+not how long the step is. From 10 on, searches of ResNet-8 on digits end within a few per cent of budgets of 3 and 4
+bits. The paper's 0.1, on its targets of some 70 and 92 KB, is 500 to 850 relative to them."""
 LOG_STRENGTH = Knob(low=0.01, high=1.0, log=True)
-"""On digits 0.01 costs twice what 4 bits do, 1 costs half."""
+"""Range of λ for λ log C. On digits, searches at 0.01 cost twice as much as 4 bits do, and half as much at 1."""
 
 
-class DqOptions(WidthOptions):
+class DqOptions(Options):
     """Options of DQ.
 
     Attributes:
-        bits: Candidate widths for weights and activations, rising. The paper has all from 2 to 8; a width between two
-            of others counts as the higher.
-        start_bits: The width at which steps and ranges start (Appendix F of the SBS paper).
-        start: First values by Appendix F of the SBS paper, or those of least squared error on a batch.
-        range_travel: Rate × updates of d and q_max; the rate follows from the length of the search. Our choice: the
-            paper's rate of 0.03 over 80 epochs of 391 updates is a way that no short search can go, and at the rate of
-            the weights nothing would move in one.
+        bits: Candidate bits for weights and activations, rising. The paper has all from 2 to 8. A tensor whose bits lie
+            between two candidates has the higher one.
+        start_bits: Bits at which steps and ranges start (Appendix F of the SBS paper).
+        start: First values by Appendix F of the SBS paper, or those of the least squared error on a batch.
+        range_travel: Learning rate of d and q_max × number of updates. The rate follows from the length of the search.
+            This is our choice: the paper's rate of 0.03 over 80 epochs of 391 updates goes a way that no short search
+            can go, and at the rate of the weights nothing would move in a short search.
     """
 
-    bits: WidthCandidates = (2, 3, 4, 5, 6, 7, 8)
+    bits: SignedCandidates = (2, 3, 4, 5, 6, 7, 8)
     start_bits: Annotated[int, Field(ge=2, le=16)] = 4
     start: Literal["paper", "calibrated"] = "paper"
     range_travel: Annotated[float, Field(gt=0)] = 4.0
 
 
 def grid(step: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """d̂, the power of two nearest to d, and n, how often it goes into q_max, once at least.
+    """Compute d̂, the power of two nearest to d, and n = ⌊q_max/d̂⌉, at least 1.
 
     Args:
-        step: d, of any shape.
-        limit: q_max, of the same shape.
+        step: Steps d, of any shape.
+        limit: Ranges q_max, of the same shape.
     """
     exponent = torch.log2(step)
     power = torch.exp2(passed_on(torch.round(exponent), exponent))
@@ -111,13 +109,13 @@ def grid(step: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DqQuantizer(LearnedQuantizer):
-    """Q of case U3. In fine-tuning its width is fixed: q_max takes no more levels than there are.
+    """Q of case U3. In fine-tuning the number of bits is fixed, and with it the largest n.
 
     Args:
-        bits: Of the start of a search, or fixed.
+        bits: Number of bits at which a search starts, or the fixed number.
         kind: Weights or activations.
-        searching: Whether the width is still to be found.
-        start: How a search starts; see `DqOptions`.
+        searching: Whether the number of bits is searched.
+        start: First values of a search; see `DqOptions`.
     """
 
     def __init__(
@@ -127,18 +125,18 @@ class DqQuantizer(LearnedQuantizer):
         self.start = start
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize a tensor of any shape."""
-        if self.searching:
-            step, count = grid(self.clip_step, self.clip_range)
-        else:
-            bound = positive(self.clip_step)
-            step, count = grid(positive(bounded(self.clip_step, bound)), positive(bounded(self.clip_range, bound)))
-            count = count.clamp_max(levels_of(self.bits, self.signed))
+        """Compute Q(x) for a tensor of any shape."""
+        step, count = grid(self.clip_step, self.clip_range) if self.searching else self._fixed_grid()
         return quantize(x, step, step * count, signed=self.signed)
+
+    def _fixed_grid(self) -> tuple[Tensor, Tensor]:
+        bound = positive(self.clip_step)
+        step, count = grid(positive(bounded(self.clip_step, bound)), positive(bounded(self.clip_range, bound)))
+        return step, count.clamp_max(levels_of(self.bits, self.signed))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set d and q_max for the width, with all its levels."""
+        """Set d and q_max for a tensor of any shape, with all levels of `bits`."""
         levels = levels_of(self.bits, self.signed)
         step = self._first_step(x) if self.start == "paper" else self._best_step(x)
         self.clip_step.fill_(step)
@@ -151,18 +149,18 @@ class DqQuantizer(LearnedQuantizer):
         return float(2.0 ** rounded(self._exponent(x)))
 
     def _exponent(self, x: Tensor) -> float:
-        """Log2 of the step that reaches the largest value."""
+        """Compute log2 of the step that reaches the largest value."""
         return math.log2(max(float(x.abs().max()), _LEAST_RANGE) / levels_of(self.bits, self.signed))
 
     def _best_step(self, x: Tensor) -> float:
-        """The power of two with the least squared error."""
+        """Choose the power of two with the least squared error."""
         levels, highest = levels_of(self.bits, self.signed), math.ceil(self._exponent(x))
         steps = [2.0 ** (highest - down) for down in range(_CALIBRATED_POWERS)]
         return least_error(x, [(step, step * levels) for step in steps], signed=self.signed)[0]
 
 
 def dq_quantizer(*, bits: int, kind: Kind, normalized: bool) -> DqQuantizer:
-    """DQ's quantizer at a fixed width; weights are not standardised, their range is learned."""
+    """Make DQ's quantizer for a fixed number of bits; weights are not standardised, since their range is learned."""
     return DqQuantizer(bits=bits, kind=kind)
 
 
@@ -172,34 +170,34 @@ class DqNetwork(RangeNetwork):
     def _grid(self) -> tuple[Tensor, Tensor]:
         return grid(self.stacked("clip_step"), self.stacked("clip_range"))
 
-    def continuous_widths(self) -> Tensor:
-        """Log2(q̂/d̂ + 1), and 1 more for weights, shape (2, L), differentiable."""
+    def continuous_bits(self) -> Tensor:
+        """Compute log2(q̂/d̂ + 1), and 1 more for weights, shape (2, L), differentiable."""
         _, count = self._grid()
         return torch.log2(count + 1) + self.signed
 
-    def widths(self) -> Tensor:
-        """The lowest candidates that hold all levels, with the gradient of what is rounded up."""
+    def relaxed_bits(self) -> Tensor:
+        """Compute b: the lowest candidate that has all levels, with the gradient of the continuous bits."""
         chosen = self.candidates[self.chosen()]
-        return passed_on(chosen, self.continuous_widths().double())
+        return passed_on(chosen, self.continuous_bits().double())
 
     @torch.no_grad()
     def chosen(self) -> Tensor:
-        """By counting levels, which are whole numbers: logarithms of them need not be exact."""
+        """Find the lowest candidate by counting levels: these are whole numbers, and their logarithms need not be."""
         _, count = self._grid()
         held = levels_of(self.candidates[:-1], self.signed.unsqueeze(2))
         return (count.unsqueeze(2) > held).sum(2)
 
     @torch.no_grad()
     def margins(self) -> Tensor:
-        """With q_max as it is before it is rounded to a multiple of d̂."""
+        """Compute distances to the candidates, with q_max before it is rounded to a multiple of d̂."""
         step, limit = self.stacked("clip_step"), self.stacked("clip_range")
         power, _ = grid(step, limit)
-        widths = torch.log2(limit / power + 1).double() + self.signed
-        return widths.unsqueeze(2) - self.candidates[:-1]
+        bits = torch.log2(limit / power + 1).double() + self.signed
+        return bits.unsqueeze(2) - self.candidates[:-1]
 
     @torch.no_grad()
     def project(self) -> None:
-        """Clip d and q_max to their bounds, swap them where they cross, and keep widths between the candidates."""
+        """Clip d and q_max to their bounds, swap them where d > q_max, and keep bits between the candidates."""
         step = self.stacked("clip_step").clamp(*_STEPS)
         largest = torch.where(self.signed, _LARGEST_RANGE_SIGNED, _LARGEST_RANGE)
         limit = self.stacked("clip_range").clamp_min(_LEAST_RANGE).minimum(largest)
@@ -211,7 +209,7 @@ class DqNetwork(RangeNetwork):
 
     @torch.no_grad()
     def bound_gradients(self) -> None:
-        """|grad d| ≤ d and |grad q_max| ≤ d (authors' code)."""
+        """Clip gradients so that |grad d| ≤ d and |grad q_max| ≤ d (authors' code)."""
         for quantizer in self.quantizers:
             bound = quantizer.clip_step.detach()
             for parameter in (quantizer.clip_step, quantizer.clip_range):
@@ -220,25 +218,33 @@ class DqNetwork(RangeNetwork):
 
 
 def squared_hinge(cost: Tensor, budget: float) -> Tensor:
-    """max(0, C/B − 1)²."""
+    """Compute max(0, C/B − 1)²."""
     return F.relu(cost / budget - 1).square()
 
 
-class Dq(Method):
+def penalty(job: SearchJob, network: DqNetwork) -> Tensor:
+    """Compute the term that is added to the cross-entropy, a scalar."""
+    cost = network.relaxed_cost()
+    if job.match == "hinge":
+        return job.knobs["strength"] * squared_hinge(cost, job.budget)
+    return job.cost_term()(cost, cost.detach())
+
+
+class Dq(TrainingMethod[DqNetwork], ChoosesBits):
     """DQ with case U3."""
 
-    summary = "DQ: learned step and range of every tensor, widths follow from them, squared hinge on the cost"
+    summary = "DQ: learned step and range of every tensor, from which bits follow, and a squared hinge on the cost"
     source = "Uhlich et al., Mixed Precision DNNs: All you need is a good parametrization, ICLR 2020, arXiv 1905.11452"
     deviations = (
-        "The squared hinge is on what the budget limits, one for weights and inputs together, relative to the budget; "
-        "the paper has one on the memory of each.",
+        "One squared hinge is on what the budget limits, for weights and inputs together and relative to the budget; "
+        "the paper has one hinge on the memory of weights and one on the memory of inputs.",
         'With match = "lambda" the term is λ log C, as for all methods.',
-        "The cost's slope at a width is that of the step down to the next candidate; the paper's is a smooth one.",
-        "First and last layer have 8 bits, and biases are not quantized; the paper learns the widths of all.",
-        "Widths stay between the lowest and the highest candidate; the paper's form can exceed 8 bits.",
-        "Steps and ranges have a rate of their own, which follows from the length of the search.",
-        "The network is fine-tuned at the found widths like all others; the paper trains once.",
-        "Where an input can be negative it has a learned offset, as in SBS's Appendix G.",
+        "The slope of the cost at a candidate is that of the step down to the next one; the paper's cost is smooth.",
+        "The first and the last layer have 8 bits, and biases are not quantized; the paper learns the bits of all.",
+        "Bits stay between the lowest and the highest candidate; the paper's form can exceed 8 bits.",
+        "Steps and ranges have a learning rate of their own, which follows from the length of the search.",
+        "The network is fine-tuned at the found bits like all others; the paper trains once.",
+        "An input that can be negative has a learned offset, as in SBS's Appendix G.",
     )
     capabilities = Capabilities(
         budget="strength", mixed_precision=True, own_quantizer=True, one_stage=True, data_parallel=True
@@ -247,49 +253,26 @@ class Dq(Method):
     options: DqOptions
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """λ of the squared hinge, or of λ log C."""
+        """Tune λ of the squared hinge, or of λ log C."""
         return {"strength": STRENGTH if match == "hinge" else LOG_STRENGTH}
-
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """The least candidate everywhere."""
-        return uniform(network, min(self.options.bits))
 
     @property
     def quantizer(self) -> QuantizerFactory:
-        """Case U3 at a fixed width."""
+        """Case U3 at a fixed number of bits."""
         return dq_quantizer
 
     def network(self, job: SearchJob) -> DqNetwork:
-        """The network that is searched in, from the pretrained weights."""
+        """Build the network of the search from the pretrained weights."""
         make = partial(DqQuantizer, start=self.options.start)
         return DqNetwork(job, self.options.bits, make, start_bits=self.options.start_bits)
 
-    def search(self, job: SearchJob) -> SearchResult:
-        """Train weights, steps and ranges together, then read the widths off."""
-        network = self.network(job)
-        start_top1 = learned_range.start(job, network)
+    def rates(self, job: SearchJob) -> dict[str, float]:
+        """State the learning rate of steps and ranges."""
+        return {"range_lr": self.options.range_travel / job.steps}
+
+    def train(self, job: SearchJob, network: DqNetwork) -> History:
+        """Train weights, steps and ranges together."""
         of_ranges, rates = range_optimizer(job, network, _LEARNED, self.options.range_travel)
         of_weights = sgd(weight_groups(network.model, exclude=network.parameters(*_LEARNED)), job.schedule)
         optimizers = {"of_weights": of_weights, "of_ranges": of_ranges}
-        history = learned_range.train(job, network, optimizers, rates, penalty=lambda: penalty(job, network))
-        decisions = network.decisions()
-        return SearchResult(
-            policy=network.policy(decisions),
-            state=network.state(job.pretrained),
-            quantizers=network.learned(),
-            decisions=decisions,
-            record={
-                "start_top1": start_top1,
-                "range_lr": self.options.range_travel / job.steps,
-                "history": history.entries,
-                **network.figures(),
-            },
-        )
-
-
-def penalty(job: SearchJob, network: DqNetwork) -> Tensor:
-    """What is added to the cross-entropy, a scalar."""
-    cost = network.relaxed_cost()
-    if job.match == "hinge":
-        return job.knobs["strength"] * squared_hinge(cost, job.budget)
-    return job.cost_term()(cost, cost.detach())
+        return train_jointly(job, network, optimizers, penalty=lambda: penalty(job, network), rates=rates)

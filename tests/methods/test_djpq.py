@@ -21,15 +21,14 @@ from bench.method import SearchJob, Task
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import reestimate_norms
 from methods.djpq import (
-    ChannelGates,
     Djpq,
     DjpqNetwork,
     DjpqOptions,
     DjpqQuantizer,
     djpq_quantizer,
-    gated_norms,
     penalty,
 )
+from methods.shared.networks.bottleneck import ChannelGates, gated_norms
 
 MakeJob = Callable[..., SearchJob]
 MEASURES = [BOPS, Memory(), Latency(AcceleratorSpec())]
@@ -78,16 +77,18 @@ def test_widths_are_those_of_the_formula(make_job: MakeJob) -> None:
         for row, layer in enumerate(network.layers.values()):
             quantizer = getattr(layer, f"{what}_quantizer")
             d, q, t = (getattr(quantizer, f"clip_{name}").item() for name in ("step", "range", "exponent"))
-            assert network.widths()[kind, row].item() == pytest.approx(math.log2(q**t / d + 1) + (1 - kind), rel=1e-5)
-    assert network.widths().min() >= 2 - 1e-5
-    assert network.widths().max() <= 8 + 1e-5
+            assert network.relaxed_bits()[kind, row].item() == pytest.approx(
+                math.log2(q**t / d + 1) + (1 - kind), rel=1e-5
+            )
+    assert network.relaxed_bits().min() >= 2 - 1e-5
+    assert network.relaxed_bits().max() <= 8 + 1e-5
 
 
 def test_a_search_starts_at_eight_bits_and_takes_the_nearest_candidates(make_job: MakeJob) -> None:
     job = make_job()
     network = network_of(job)
     calibrate(network.model, job.task.data.calibration_batches(1, 28)[0])
-    assert network.widths().flatten().tolist() == pytest.approx([8.0] * 16, abs=1e-4)
+    assert network.relaxed_bits().flatten().tolist() == pytest.approx([8.0] * 16, abs=1e-4)
     power = network.stacked("clip_range") ** network.stacked("clip_exponent")
     for width, nearest in ((2.0, 2), (2.9, 2), (3.1, 4), (5.9, 4), (6.1, 8), (8.0, 8)):
         network.fill("clip_step", power / (2 ** (width - 1.0 * network.signed) - 1))
@@ -129,15 +130,22 @@ def test_updates_end_within_bounds(make_job: MakeJob) -> None:
     assert network.stacked("clip_range").min() > 0
     assert network.stacked("clip_exponent").min() >= 0.5
     assert network.stacked("clip_exponent").max() <= 2
-    assert network.widths().min() >= 2 - 1e-4
-    assert network.widths().max() <= 8 + 1e-4
+    assert network.relaxed_bits().min() >= 2 - 1e-4
+    assert network.relaxed_bits().max() <= 8 + 1e-4
 
 
 # --- the gates --------------------------------------------------------------------------------------------------
 
 
-def gates_of(means: list[float], log_variances: list[float], **options: object) -> ChannelGates:
-    gates = ChannelGates(len(means), DjpqOptions.model_validate(options), CPU)
+def gates_of(
+    means: list[float],
+    log_variances: list[float],
+    *,
+    group_size: int = 1,
+    threshold: float = 0.0,
+    softness: float = 1.0,
+) -> ChannelGates:
+    gates = ChannelGates(len(means), CPU, group_size=group_size, threshold=threshold, softness=softness)
     with torch.no_grad():
         gates.mean.copy_(torch.tensor(means))
         gates.log_variance.copy_(torch.tensor(log_variances))
@@ -208,13 +216,13 @@ def test_with_whole_widths_and_channels_the_cost_is_exact(scrambled_job: SearchJ
     cost = job.price(policy)
     assert network.actual_cost().item() == pytest.approx(cost, rel=1e-9)
     whole = network.candidates[network.chosen()]
-    network.widths = lambda: whole  # type: ignore[method-assign]
+    network.relaxed_bits = lambda: whole  # type: ignore[method-assign]
     assert network.relaxed_cost().item() == pytest.approx(cost, rel=1e-9)
     gone = [choice for choice in policy.layers.values() if choice.kept_filters is not None]
     assert bool(gone) != measure.on_accelerator
 
 
-def test_between_candidates_the_cost_is_that_of_the_continuous_widths(make_job: MakeJob, network: NetworkShape) -> None:
+def test_between_candidates_the_cost_is_that_of_the_continuous_bits(make_job: MakeJob, network: NetworkShape) -> None:
     job = make_job()
     found = network_of(job)
     calibrate(found.model, job.task.data.calibration_batches(1, 16)[0])
@@ -223,7 +231,7 @@ def test_between_candidates_the_cost_is_that_of_the_continuous_widths(make_job: 
         gates.log_variance.data.fill_(-9.0)
     layers = {layer.name: layer for layer in price(network, uniform(network, 8)).layers}
     total = float(sum(layer.bops for name, layer in layers.items() if name not in found.layers))
-    for name, (weight, activation) in zip(found.layers, found.widths().T.tolist(), strict=True):
+    for name, (weight, activation) in zip(found.layers, found.relaxed_bits().T.tolist(), strict=True):
         total += layers[name].macs * weight * activation
     assert found.relaxed_cost().item() == pytest.approx(total, rel=1e-9)
 
@@ -255,10 +263,9 @@ def test_only_norms_of_their_own_carry_gates(mobile_job: SearchJob) -> None:
 def compressed_form(network: DjpqNetwork, job: SearchJob, policy: Policy) -> nn.Module:
     """The network that fine-tuning with the own recipe starts from, first and last layer as in the search."""
     model = job.task.make_model()
-    model.load_state_dict(network.state(job.pretrained))
+    model.load_state_dict(network.state(policy, job.pretrained))
     compressed = compress(model, job.task.network, policy, quantizer=Djpq().quantizer)
-    learned = network.learned(("clip_range", "clip_exponent"))
-    assert compressed.load_state_dict(learned, strict=False).unexpected_keys == []
+    assert compressed.load_state_dict(network.learned(), strict=False).unexpected_keys == []
     for shape in job.task.network.layers:
         if shape.position != "middle":
             replace_layer(compressed, shape.name, network.model.get_submodule(shape.name))
@@ -295,7 +302,8 @@ def test_repair_may_bring_filters_back_with_their_means(make_job: MakeJob) -> No
         gates.mean.copy_(torch.linspace(0.5, 1.5, len(gates.mean)))
         gates.log_variance[1:] = 3.0
     norm = network.norms[name]
-    folded, before = network.state(job.pretrained), job.pretrained
+    folded = network.state(network.policy(network.decisions()), job.pretrained)
+    before = job.pretrained
     for part in ("weight", "bias"):
         assert torch.allclose(folded[f"{norm}.{part}"], before[f"{norm}.{part}"] * gates.mean)
     about = [decision for decision in network.decisions() if decision.layer == name and decision.what == "filters"]
@@ -348,7 +356,7 @@ def test_rounded_in_the_search_the_network_is_what_its_policy_says(make_job: Mak
         gates.log_variance.data.fill_(-9.0)
     policy = network.policy(network.decisions())
     assert network.relaxed_cost().item() == pytest.approx(job.price(policy), rel=1e-12)
-    assert network.continuous_widths().sub(network.widths()).abs().max() > 0.5
+    assert network.continuous_bits().sub(network.relaxed_bits()).abs().max() > 0.5
     network.model.double().eval()
     with torch.no_grad():
         found = network.model(images.double())

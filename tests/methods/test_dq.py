@@ -59,7 +59,7 @@ def test_widths_are_those_of_the_formula(make_job: MakeJob) -> None:
         [slow_width(step, limit, signed=signed) for step, limit in zip(*row, strict=True)]
         for signed, row in ((True, (steps[0], limits[0])), (False, (steps[1], limits[1])))
     ]
-    assert network.widths().tolist() == expected
+    assert network.relaxed_bits().tolist() == expected
     assert len({width for row in expected for width in row}) > 4
 
 
@@ -72,14 +72,14 @@ def test_whole_grids_take_exactly_their_width(make_job: MakeJob, bits: int, sign
         network.fill("clip_step", torch.full_like(network.stacked("clip_step"), 2.0**-5))
         limit = (levels_of(bits, signed) + extra) * 2.0**-5
         network.fill("clip_range", torch.full_like(network.stacked("clip_step"), limit))
-        assert network.widths()[0 if signed else 1].tolist() == [width] * len(network.layers)
+        assert network.relaxed_bits()[0 if signed else 1].tolist() == [width] * len(network.layers)
 
 
 def test_rounding_is_the_identity_in_the_gradients_of_widths(make_job: MakeJob) -> None:
     network = scrambled(network_of(make_job()))
     step, limit = network.stacked("clip_step").double(), network.stacked("clip_range").double()
     power, count = (part.double() for part in grid(step, limit))
-    found = torch.autograd.grad(network.widths().sum(), network.parameters("clip_step", "clip_range"))
+    found = torch.autograd.grad(network.relaxed_bits().sum(), network.parameters("clip_step", "clip_range"))
     slope = 1 / ((count + 1) * math.log(2))
     to_limit, to_step = slope / power, -slope * limit / power / step  # d̂/d for the power, and 1/d̂ of −q/d̂²
     expected = torch.cat([to_step.flatten(), to_limit.flatten()]).float()
@@ -117,8 +117,8 @@ def test_a_width_s_slope_is_what_one_step_down_saves(make_job: MakeJob) -> None:
     job = make_job()
     network = scrambled(network_of(job))
     policy = network.policy(network.decisions())
-    widths = network.widths().detach().requires_grad_()
-    network.widths = lambda: widths  # type: ignore[method-assign]
+    widths = network.relaxed_bits().detach().requires_grad_()
+    network.relaxed_bits = lambda: widths  # type: ignore[method-assign]
     (slopes,) = torch.autograd.grad(network.relaxed_cost(), widths)
     for kind, what in enumerate(("weight_bits", "activation_bits")):
         for row, name in enumerate(network.layers):
@@ -174,8 +174,8 @@ def test_updates_end_within_bounds(make_job: MakeJob) -> None:
     # The second, the sixth and the seventh cross; weights take 3 to 15 steps.
     assert steps[0].tolist() == [2.0**-8, 0.125, 1.0, 0.25, 0.25, 2.0**-8, 2.0**-8, 0.25]
     assert limits[0].tolist() == [15 / 256, 0.5, 8.0, 15 / 4, 0.75, 15 / 256, 15 / 256, 0.75]
-    assert network.widths().min() == 3
-    assert network.widths().max() == 5
+    assert network.relaxed_bits().min() == 3
+    assert network.relaxed_bits().max() == 5
 
 
 def test_gradients_are_at_most_the_step(make_job: MakeJob) -> None:
@@ -272,7 +272,7 @@ def searched_form(network: DqNetwork, job: SearchJob) -> nn.Module:
 def compressed_form(network: DqNetwork, job: SearchJob, policy: Policy) -> nn.Module:
     """The network that fine-tuning with the own recipe starts from, first and last layer as in the search."""
     model = job.task.make_model()
-    model.load_state_dict(network.state(job.pretrained))
+    model.load_state_dict(network.state(policy, job.pretrained))
     compressed = compress(model, job.task.network, policy, quantizer=Dq().quantizer)
     assert compressed.load_state_dict(network.learned(), strict=False).unexpected_keys == []
     for shape in job.task.network.layers:
