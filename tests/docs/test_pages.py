@@ -125,6 +125,13 @@ def test_classes_exist(page: Path) -> None:
     assert not unknown
 
 
+def test_the_page_on_the_api_lists_all_its_names() -> None:
+    rows = re.findall(r"(?m)^\| (?!for|---).*$", (ROOT / "docs" / "api.md").read_text())
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    stated = re.findall(r"(?m)import (?:\w+ as )?(\w+)$", (ROOT / "bench" / "api.pyi").read_text())
+    assert sorted(listed) == sorted(stated)
+
+
 def printed_commands(page: Path) -> Iterator[list[str]]:
     """Complete commands `bench …` of a page; those that say what may be given, with brackets or bars, are none."""
     text = page.read_text().replace("\\\n", " ")
