@@ -26,7 +26,8 @@ from bench.execution.settings import RunSettings, check_settings
 from bench.execution.stages import check_reachable
 from bench.execution.supervisor import supervise, work_here
 from bench.execution.worker import HeldError
-from bench.matching.tune import Trial, Tuning, tune
+from bench.matching.trial import Trial
+from bench.matching.tune import Tuning, tune
 from bench.planning.plan import (
     TuningUnit,
     Unit,

@@ -28,7 +28,7 @@ from bench.data.task_data import TaskData
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.execution.context import Watcher
 from bench.matching.repair import Repair, repair
-from bench.matching.tune import Trial
+from bench.matching.trial import Trial
 from bench.method import Decision, Method, SearchJob, SearchResult, Task
 from bench.models.build import build_model
 from bench.models.weights import checkpoint_of

@@ -1,8 +1,8 @@
-"""Repair: moves the fewest decisions of smallest margin so that a policy ends inside the budget's window.
+"""Repair: move the fewest decisions of smallest margin so that a policy ends within the budget's window.
 
-The costs that a network can have are a coarse lattice, and searches hover around their budget; without this
-last step two methods would be compared at costs that differ by more than the window. What was moved is
-recorded, and raw and repaired cost are both reported.
+The possible costs of a network form a coarse lattice, and searches end near their budget, not on it. Without repair two
+methods would be compared at costs that differ by more than the window. The number of changed decisions is recorded, and
+reports show the cost before and after.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,16 +15,17 @@ from bench.costs.budget import Budget
 from bench.method import Decision
 
 _PAIR_CANDIDATES = 40
+"""Number of single moves, those of smallest margin, from which pairs are formed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Move:
-    """One decision set to a neighbouring option.
+    """Change of one decision to a neighbouring option.
 
     Attributes:
-        index: Position of the decision.
-        chosen: The new option.
-        margin: How clearly the search had preferred the other side.
+        index: Index of the decision.
+        chosen: Index of the new option.
+        margin: Size of the search's preference for the present option.
     """
 
     index: int
@@ -34,13 +35,13 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
-    """The outcome of a repair.
+    """Outcome of a repair.
 
     Attributes:
-        policy: The policy after it.
-        decisions: The decisions after it.
-        raw_cost, cost: Before and after, in the unit of what the budget limits.
-        moved: How many decisions differ from the search's.
+        policy: Policy after repair.
+        decisions: Decisions after repair.
+        raw_cost, cost: Costs before and after, in the unit of the budget's measure.
+        moved: Number of decisions that differ from the search's.
     """
 
     policy: Policy
@@ -51,11 +52,11 @@ class Repair:
 
 
 def policy_of(base: Policy, decisions: Iterable[Decision]) -> Policy:
-    """The policy that decisions stand for; what none of them touches stays as in `base`.
+    """Apply decisions to a policy; what no decision is about stays as it is in `base`.
 
     Args:
-        base: Lists all filters of every layer that has filter decisions.
-        decisions: The choices.
+        base: Policy that lists all filters of every layer that has filter decisions.
+        decisions: Decisions to apply.
     """
     members: dict[str, list[Decision]] = {}
     for decision in decisions:
@@ -65,7 +66,7 @@ def policy_of(base: Policy, decisions: Iterable[Decision]) -> Policy:
 
 
 def layer_policy_of(base: LayerPolicy, decisions: Iterable[Decision]) -> LayerPolicy:
-    """The same for one layer, from the decisions about it."""
+    """Apply decisions about one layer; see `policy_of`."""
     widths: dict[str, int] = {}
     dropped: set[int] = set()
     about_filters = False
@@ -86,24 +87,24 @@ def layer_policy_of(base: LayerPolicy, decisions: Iterable[Decision]) -> LayerPo
     )
 
 
-def _remaining(base: LayerPolicy, gone: set[int]) -> tuple[int, ...]:
+def _remaining(base: LayerPolicy, dropped: set[int]) -> tuple[int, ...]:
     if base.kept_filters is None:
         raise ValueError("the base policy of a layer with filter decisions must list its filters")
-    return tuple(filter_ for filter_ in base.kept_filters if filter_ not in gone)
+    return tuple(filter_ for filter_ in base.kept_filters if filter_ not in dropped)
 
 
 def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Repair:
     """Bring a policy into the window of a budget, if its decisions allow it.
 
-    First single moves, then pairs of moves of small margin; when none lands in the window, the move of
-    smallest margin towards it is made and the search for a landing goes on from there. What cannot be brought
-    inside ends at the dearest policy met that costs no more than the budget.
+    Single moves are tried first, then pairs of moves of small margin. If none of them ends in the window, the move of
+    smallest margin towards it is made, and both are tried again from there. A policy that cannot be brought into the
+    window becomes the costliest one seen on the way that costs no more than the budget.
 
     Args:
-        network: The shapes.
-        policy: The search's policy, consistent with `decisions`.
-        decisions: What may be moved.
-        budget: The target.
+        network: Shapes of the network.
+        policy: Policy of the search, consistent with `decisions`.
+        decisions: Decisions that may be changed.
+        budget: Target.
     """
     ledger = _Ledger(network, _with_all_filters(network, policy, decisions), decisions, budget)
     cost = raw = budget.price(network, policy)
@@ -127,21 +128,21 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
 
 
 def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence[Decision]) -> Policy:
-    """The policy with every filter listed in the layers that have filter decisions."""
+    """List every filter in the layers of a policy that have filter decisions."""
     for name in {decision.layer for decision in decisions if decision.what == "filters"}:
         policy = policy.with_layer(name, kept_filters=tuple(range(network[name].out_channels)))
     return policy
 
 
 class _Ledger:
-    """Decisions as they stand, and what each move of one would change.
+    """The present decisions, and the change of cost that each move would cause.
 
-    A move changes the price of its layer and of those that share its channels, so only these are priced, and a change
-    is priced again only after one of the layers that it depends on has moved. Networks have some thousand decisions.
+    A network can have some thousand decisions. A move changes the cost of its own layer and of those that share its
+    channels, so only these are computed, and only again after one of the layers involved has changed.
 
     Attributes:
-        base: The policy that decisions change; lists all filters.
-        decisions: As they stand.
+        base: Policy that decisions are applied to; lists all filters.
+        decisions: Present decisions.
     """
 
     def __init__(self, network: NetworkShape, base: Policy, decisions: Sequence[Decision], budget: Budget) -> None:
@@ -162,29 +163,29 @@ class _Ledger:
         self._changes: dict[tuple[tuple[int, int], ...], float] = {}
 
     def state(self) -> tuple[int, ...]:
-        """What is chosen."""
+        """Return the index of every chosen option."""
         return tuple(decision.chosen for decision in self.decisions)
 
     def policy(self) -> Policy:
-        """What the decisions stand for."""
+        """Return the policy of the present decisions."""
         return self._policy
 
     def change(self, *moves: Move) -> float:
-        """By how much moves, made together, change the cost."""
+        """Return the change of cost when moves are made together."""
         key = tuple((move.index, move.chosen) for move in moves)
         if key not in self._changes:
             self._changes[key] = self._change(moves)
         return self._changes[key]
 
     def change_of_both(self, first: Move, second: Move) -> float:
-        """By how much two moves together change the cost."""
+        """Return the change of cost when two moves are made together."""
         layers = self.decisions[first.index].layer, self.decisions[second.index].layer
         if self._involved[layers[0]].isdisjoint(self._involved[layers[1]]):
             return self.change(first) + self.change(second)
         return self.change(first, second)
 
     def make(self, move: Move) -> None:
-        """Move a decision."""
+        """Make a move."""
         layer = self.decisions[move.index].layer
         self._policy = self._after([move])
         self.decisions[move.index] = replace(self.decisions[move.index], chosen=move.chosen)
@@ -203,7 +204,7 @@ class _Ledger:
         return sum(price(after, layer) - price(self._policy, layer) for layer in layers)
 
     def _after(self, moves: Sequence[Move]) -> Policy:
-        """The policy that moves lead to."""
+        """Return the policy after some moves."""
         chosen = {move.index: move.chosen for move in moves}
         policy = self._policy
         for name in {self.decisions[index].layer for index in chosen}:
@@ -214,30 +215,30 @@ class _Ledger:
 
 
 def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
-    """Moves by one option that change the cost in the wanted direction, smallest margin first."""
+    """Return all moves by one option that change the cost in the wanted direction, smallest margin first."""
     step = -1 if towards_less else 1
-    found = []
+    possible = []
     for index, decision in enumerate(ledger.decisions):
         chosen = decision.chosen + step
         if 0 <= chosen < len(decision.options):
             boundary = min(decision.chosen, chosen)
-            found.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
-    effective = [move for move in found if step * ledger.change(move) > 0]
+            possible.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
+    effective = [move for move in possible if step * ledger.change(move) > 0]
     return sorted(effective, key=lambda move: (move.margin, move.index))
 
 
 def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> bool:
-    """Whether all moves together come as far as the window; where they do not, no two of them do.
+    """Return whether all moves together reach the window; if they do not, no two of them do.
 
-    Far from the budget that spares the price of every pair. It takes for granted that a move which changes the cost in
-    the wanted direction does so beside the others, too.
+    Far from the budget this saves computing the cost of every pair. It assumes that a move which changes the cost in
+    the wanted direction does so in combination with the others too.
     """
     after = cost + ledger.change(*moves)
     return after <= budget.limit if cost > budget.limit else after >= budget.low
 
 
 def _landing(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> Sequence[Move] | None:
-    """The fewest moves, then the least sum of margins, that end inside the window in at most two."""
+    """Find one or two moves that end in the window: as few as possible, then of least sum of margins."""
     for move in moves:
         if budget.matches(cost + ledger.change(move)):
             return [move]

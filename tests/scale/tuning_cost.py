@@ -36,7 +36,8 @@ from bench.execution.stages import (
     pretrain,
 )
 from bench.matching.repair import repair
-from bench.matching.tune import Trial, Tuning, tune
+from bench.matching.trial import Trial
+from bench.matching.tune import Tuning, tune
 from bench.planning.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, trial_of
 from bench.spec.schema import canonical_hash
 from bench.spec.seeds import derive

@@ -21,7 +21,8 @@ from typing import Any
 import optuna
 import pytest
 
-from bench.matching.tune import Trial, tune
+from bench.matching.trial import Trial
+from bench.matching.tune import tune
 from bench.reporting.mlflow import tracker as tracking
 from bench.reporting.mlflow import ui as interface
 from bench.reporting.mlflow.tracker import Tracker
