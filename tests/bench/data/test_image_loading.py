@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from bench import replicas
-from bench.data import image_loading
+from bench.data import image_decoding, image_loading
 from bench.data.image_decoding import Loader, loading_workers
 from bench.data.image_loading import FileSubset
 from bench.data.subset import UNREADABLE
@@ -90,9 +90,9 @@ def test_evaluation_shows_the_usual_test_images_in_order(folder: Path) -> None:
 def test_training_takes_every_image_once_each_with_its_label(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     data = _data(folder)
-    readable = image_loading.Reader._readable
+    readable = image_decoding.Reader._readable
     monkeypatch.setattr(
-        image_loading.Reader, "_readable", lambda reader, at: (asked.append(at), readable(reader, at))[1]
+        image_decoding.Reader, "_readable", lambda reader, at: (asked.append(at), readable(reader, at))[1]
     )
     labels = torch.cat([labels for _, labels in data.training_batches(40, generator("order"))])
     assert len(asked) == len(set(asked)) == 80  # two batches of 40, the rest is dropped
@@ -125,13 +125,13 @@ def test_the_number_of_processes_changes_nothing(folder: Path, workers: int) -> 
 
 def test_processes_stay_from_epoch_to_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[bool] = []
-    make = Loader._made
+    make = Loader._data_loader
 
     def counting(loader: Loader, *arguments: Any, keep: bool) -> Any:
         made.append(keep)
         return make(loader, *arguments, keep=keep)
 
-    monkeypatch.setattr(Loader, "_made", counting)
+    monkeypatch.setattr(Loader, "_data_loader", counting)
     data, order = _data(folder, 1), generator("order")
     whole = _all(data, order, epochs=3)
     assert made == [True]
@@ -160,8 +160,8 @@ def test_skipped_batches_are_not_decoded(folder: Path, monkeypatch: pytest.Monke
     data, one, other = _data(folder), generator("order"), generator("order")
     whole = _all(data, one, batch_size=16)
     decoded: list[int] = []
-    decode = image_loading.decode
-    monkeypatch.setattr(image_loading, "decode", lambda content: (decoded.append(1), decode(content))[1])
+    decode = image_decoding.decode
+    monkeypatch.setattr(image_decoding, "decode", lambda content: (decoded.append(1), decode(content))[1])
     assert torch.equal(_all(data, other, batch_size=16, skip=4), whole[64:])
     assert len(decoded) == 32
     assert torch.equal(one.get_state(), other.get_state())
@@ -185,8 +185,8 @@ def test_replicas_decode_their_share(folder: Path, monkeypatch: pytest.MonkeyPat
     whole = [(images, labels) for images, labels in data.training_batches(40, generator("order"))]
     test = [images for images, _ in data.evaluation_batches(data.test, 5)]
     decoded: list[int] = []
-    decode = image_loading.decode
-    monkeypatch.setattr(image_loading, "decode", lambda content: (decoded.append(1), decode(content))[1])
+    decode = image_decoding.decode
+    monkeypatch.setattr(image_decoding, "decode", lambda content: (decoded.append(1), decode(content))[1])
     monkeypatch.setattr(replicas, "count", lambda: 4)
     for rank in range(4):
         monkeypatch.setattr(replicas, "rank", lambda rank=rank: rank)
