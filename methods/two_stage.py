@@ -1,12 +1,11 @@
 """Two stages instead of one: SBS-P → SBS-Q and SBS-Q → SBS-P (paper, Section 5.2 and Table 7).
 
-Each stage is a search of its own with a strength of its own. How much of the compression the first stage
-does is the knob `split`: on a logarithmic scale from the uncompressed cost (0) to the budget (1). Both are tuned by
-the harness on validation accuracy, like any other method's knobs; the search's epochs are divided between the
-stages.
+Each stage is a search by Algorithm 1 with a strength of its own, and half of the epochs. The knob `split` says how much
+of the compression the first stage does: on a logarithmic scale from the uncompressed cost (0) to the budget (1). The
+harness tunes all of them by validation accuracy, like the knobs of any other method.
 
-With `match = "lambda"` there is no budget inside a search: `split` falls away and the first strength alone says how
-far the first stage goes, while the second is bracketed onto the budget.
+With `match = "lambda"` no budget acts inside a search. There is no `split` then: the first strength alone says how much
+the first stage compresses, and the second one is bracketed onto the budget.
 """
 
 from abc import abstractmethod
@@ -17,16 +16,9 @@ from typing import ClassVar
 
 from bench.api import Budget, Capabilities, Knob, Match, NetworkShape, Policy, SearchJob, SearchResult
 from bench.matching.repair import repair
-from methods.sbs import (
-    PRUNING_STRENGTH,
-    QUANTIZATION_STRENGTH,
-    SOURCE,
-    Sbs,
-    SharingMethod,
-    search_space,
-    share_bits,
-)
+from methods.sbs import PRUNING_STRENGTH, QUANTIZATION_STRENGTH, SOURCE, Algorithm1, Sbs, SharingMethod
 from methods.shared.bit_sharing.network import Start
+from methods.shared.bit_sharing.options import search_space
 from methods.shared.space import (
     FULL_PRECISION,
     SearchSpace,
@@ -40,7 +32,7 @@ _STAGE_TOLERANCE = 0.03
 
 
 class _TwoStage(SharingMethod):
-    """What both orders share."""
+    """The search of both orders."""
 
     deviations = (
         *Sbs.deviations,
@@ -54,53 +46,59 @@ class _TwoStage(SharingMethod):
     second_strength: ClassVar[Knob]
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Strengths of both stages, and the split where budgets act inside searches."""
+        """Return the strengths of both stages, and the split where budgets act inside searches."""
         stages = {"strength": self.second_strength, "first_strength": self.first_strength}
         return stages if match == "lambda" else {**stages, "split": Knob(low=0.1, high=0.9)}
 
     @abstractmethod
     def first_space(self, network: NetworkShape) -> SearchSpace:
-        """What the first stage may choose."""
+        """Build the space of the first stage."""
 
     @abstractmethod
     def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
-        """What the second stage may choose after the first."""
+        """Build the space of the second stage, after a policy of the first."""
+
+    @abstractmethod
+    def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
+        """Select the clip values of the first stage that the second one starts from."""
 
     def cheapest(self, network: NetworkShape) -> Policy:
-        """The cheapest policy of joint pruning and quantization; both orders can express it."""
+        """Return the cheapest policy of joint pruning and quantization, which both orders can express."""
         return cheapest_policy(network, search_space(network, self.options, prune=True))
 
     def search(self, job: SearchJob) -> SearchResult:
-        """Search, repair onto the first stage's own budget, and search on from there."""
-        network = job.task.network
+        """Run both stages; the second starts from the weights and the policy of the first."""
         first_epochs = max(1, job.schedule.epochs // 2)
-        space = self.first_space(network)
-        first = self._first_stage(_stage(job, "first", first_epochs), space)
+        first = self._first_stage(_stage(job, "first", first_epochs))
         second_job = _stage(job, "second", max(1, job.schedule.epochs - first_epochs))
         clips = first.clips if self.options.finetune_from == "searched" else {}
-        start = Start(state=first.state, clips=self._kept_clips(clips))
-        second = share_bits(second_job, self.second_space(network, first.policy), self.options, start, job.cost_term())
+        start = Start(state=first.state, clips=self.kept_clips(clips))
+        space = self.second_space(job.task.network, first.policy)
+        second = Algorithm1(second_job, space, self.options, start, job.cost_term()).run()
         return replace(second, record={**second.record, "first_stage": first.record})
 
-    def _first_stage(self, job: SearchJob, space: SearchSpace) -> SearchResult:
+    def _first_stage(self, job: SearchJob) -> SearchResult:
+        """Search for the first stage's budget, and repair the result onto it."""
+        space = self.first_space(job.task.network)
+        target = self._target(job, space)
+        term = job.cost_term(strength=job.knobs["first_strength"], budget=target)
+        start = Start(state=job.pretrained, clips={})
+        result = Algorithm1(job, space, self.options, start, term).run()
+        record = {**result.record, "target_cost": target, "raw_cost": job.price(result.policy)}
+        if "split" not in job.knobs:
+            return replace(result, record=record)
+        window = Budget(text="first stage", limit=target, tolerance=_STAGE_TOLERANCE, measure=job.measure)
+        repaired = repair(job.task.network, result.policy, result.decisions, window)
+        return replace(result, policy=repaired.policy, record={**record, "cost": repaired.cost})
+
+    def _target(self, job: SearchJob, space: SearchSpace) -> float:
+        """Compute the first stage's budget; that of the run where there is no split."""
+        if "split" not in job.knobs:
+            return job.budget
         network = job.task.network
         costliest = job.price(costliest_policy(network, space))
-        target = job.budget
-        if "split" in job.knobs:
-            reachable = max(job.budget, job.price(cheapest_policy(network, space)))
-            target = exp(log(costliest) + job.knobs["split"] * (log(reachable) - log(costliest)))
-        term = job.cost_term(strength=job.knobs["first_strength"], budget=target)
-        result = share_bits(job, space, self.options, Start(state=job.pretrained, clips={}), term)
-        record = {**result.record, "target_cost": target, "raw_cost": job.price(result.policy)}
-        if "split" in job.knobs:
-            window = Budget(text="first stage", limit=target, tolerance=_STAGE_TOLERANCE, measure=job.measure)
-            repaired = repair(network, result.policy, result.decisions, window)
-            return replace(result, policy=repaired.policy, record={**record, "cost": repaired.cost})
-        return replace(result, record=record)
-
-    @abstractmethod
-    def _kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
-        """Clip values of the first stage that the second starts from."""
+        reachable = max(job.budget, job.price(cheapest_policy(network, space)))
+        return exp(log(costliest) + job.knobs["split"] * (log(reachable) - log(costliest)))
 
 
 class PruneThenQuantize(_TwoStage):
@@ -112,15 +110,15 @@ class PruneThenQuantize(_TwoStage):
     first_strength, second_strength = PRUNING_STRENGTH, QUANTIZATION_STRENGTH
 
     def first_space(self, network: NetworkShape) -> SearchSpace:
-        """Filters, at full precision."""
+        """Build the space of filters, at full precision."""
         return search_space(network, self.options, bits=FULL_PRECISION, prune=True)
 
     def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
-        """Bits, with the filters of the first stage."""
+        """Build the space of bits, with the filters of the first stage."""
         return with_fixed_filters(search_space(network, self.options, prune=False), first)
 
-    def _kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
-        """None: nothing was quantized yet."""
+    def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
+        """Select none: the first stage quantizes nothing."""
         return {}
 
 
@@ -132,15 +130,15 @@ class QuantizeThenPrune(_TwoStage):
     first_strength, second_strength = QUANTIZATION_STRENGTH, PRUNING_STRENGTH
 
     def first_space(self, network: NetworkShape) -> SearchSpace:
-        """Bits."""
+        """Build the space of bits."""
         return search_space(network, self.options, prune=False)
 
     def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
-        """Filters, with the widths of the first stage."""
+        """Build the space of filters, with the widths of the first stage."""
         return with_fixed_bits(search_space(network, self.options, prune=True), first)
 
-    def _kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
-        """All of them: the second stage goes on with the quantizers of the first."""
+    def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
+        """Select all: the second stage keeps the quantizers of the first."""
         return clips
 
 

@@ -1,15 +1,15 @@
-"""Binary gates: the step function with its surrogate, and the gates of filter groups (Eqs. 10–12)."""
+"""Binary gates: the step function with its surrogate gradient, and the gates of filter groups (Eqs. 10–12)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def surrogate_slope(excess: Tensor) -> Tensor:
-    """S(1 − S) at Â − α: the slope that stands in for the step function's (Eq. 12)."""
+    """Compute S(1 − S) at Â − α, the slope that replaces the step function's (Eq. 12); any shape."""
     share = torch.sigmoid(excess)
     return share * (1 - share)
 
@@ -21,7 +21,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, metric: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(metric - threshold)
         ctx.threshold_shape = threshold.shape
-        return (metric >= threshold).to(metric.dtype)
+        return (metric >= threshold).to(threshold.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor]:
@@ -30,24 +30,27 @@ class _Gate(torch.autograd.Function):
 
 
 def gate(metric: Tensor, threshold: Tensor) -> Tensor:
-    """Open (1) where the metric reaches its threshold, shut (0) elsewhere.
+    """Open a gate (1) where the metric reaches its threshold, and shut it (0) elsewhere (Eqs. 10 to 12).
 
     Args:
-        metric: Any shape; without gradient.
-        threshold: Broadcastable to `metric`; its gradient is summed over what it is shared by.
+        metric: Â, any shape; without gradient.
+        threshold: α, broadcastable to `metric`. The gradient of a shared threshold is the sum over its gates.
     """
     result: Tensor = _Gate.apply(metric, threshold)  # type: ignore[no-untyped-call]
     return result
 
 
 def opened(values: Sequence[int] | Tensor, gates: Tensor) -> Tensor:
-    """What the gates choose from a chain: a_1 + g_2(a_2 − a_1 + g_3(a_3 − a_2 + …)), a scalar (Eqs. 10 and 14).
+    """Compute a_1 + g_2(a_2 − a_1 + g_3(a_3 − a_2 + …)), the value that nested gates choose (Eqs. 10 and 14).
 
     With the widths of the candidates it is the width as a function of the gates.
 
     Args:
-        values: One for each candidate, K of them.
+        values: Values of the candidates, K of them.
         gates: Shape (K − 1,).
+
+    Returns:
+        A scalar, differentiable.
     """
     rest = gates.new_zeros(())
     for index in reversed(range(1, len(values))):
@@ -56,12 +59,15 @@ def opened(values: Sequence[int] | Tensor, gates: Tensor) -> Tensor:
 
 
 def shares(gates: Sequence[Tensor]) -> Tensor:
-    """The share of every candidate of each layer, shape (L, K): 1 for the one that the nested gates choose.
+    """Compute the share of every candidate: 1 for the one that the nested gates of a layer choose, 0 for the others.
 
-    Differentiable: Σ share · width is the width as a function of the gates (Eq. 14).
+    Σ share · width is the width as a function of the gates (Eq. 14).
 
     Args:
-        gates: Of each layer, shape (K_l − 1,); K is the largest K_l.
+        gates: Gates of each layer, shape (K_l − 1,).
+
+    Returns:
+        Shape (L, K), differentiable; K is the largest K_l.
     """
     longest = max(map(len, gates))
     table = torch.stack([F.pad(row, (0, longest - len(row))) for row in gates])
@@ -76,9 +82,9 @@ class FilterGroups:
     """The division of a layer's filters into consecutive groups (Section 3.2.2).
 
     Attributes:
-        members: The filters of each group.
-        sizes: Filters a group, shape (G,).
-        owner: The group of each filter, shape (filters,).
+        members: Filters of each group, G of them.
+        sizes: Number of filters of each group, shape (G,).
+        owner: Group of each filter, shape (filters,).
     """
 
     def __init__(self, filters: int, group_size: int, device: torch.device) -> None:
@@ -88,17 +94,48 @@ class FilterGroups:
         self.owner = torch.arange(filters, device=device) // group_size
 
     def metric(self, weight: Tensor) -> Tensor:
-        """Mean absolute weight of each group, shape (G,), without gradient (Eq. 11, Section 3.2.3)."""
+        """Average the absolute weights of each group, shape (G,), without gradient (Eq. 11, Section 3.2.3)."""
         per_filter = weight.detach().abs().flatten(1).mean(1)
         sums = torch.zeros_like(self.sizes).to(per_filter.dtype).index_add(0, self.owner, per_filter)
         return sums / self.sizes
 
     def gates(self, metric: Tensor, threshold: Tensor) -> Tensor:
-        """One gate a group; the strongest group never closes, since a layer without filters is no layer."""
+        """Compute one gate a group, shape (G,); the strongest never closes, since a layer needs filters (Eq. 11)."""
         strongest = F.one_hot(metric.argmax(), len(metric)).to(metric.dtype)
         opened = gate(metric, threshold)
         return opened + strongest * (1 - opened.detach())
 
     def spread(self, gates: Tensor) -> Tensor:
-        """The gate of each filter, shape (filters,)."""
+        """Repeat the gate of each group for its filters, shape (filters,)."""
         return gates[self.owner]
+
+
+class FilterGates(nn.Module):
+    """The pruning gates of one layer (Eq. 11).
+
+    Args:
+        weight: Weight of the layer.
+        group_size: B, number of filters of a group.
+
+    Attributes:
+        groups: Groups of filters, G of them.
+        threshold: α_b1, a scalar for the layer; 0 at the start.
+        gates: g_{c,b1} of the latest forward pass, shape (G,), differentiable.
+        metric: Â of these gates, shape (G,), without gradient.
+    """
+
+    def __init__(self, weight: Tensor, group_size: int) -> None:
+        super().__init__()
+        self.groups = FilterGroups(len(weight), group_size, weight.device)
+        self.threshold = nn.Parameter(weight.new_zeros(()))
+        self.gates = self.metric = weight.new_zeros(0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Compute the gate of each filter, shape (filters,)."""
+        self.metric = self.groups.metric(weight)
+        self.gates = self.groups.gates(self.metric, self.threshold)
+        return self.groups.spread(self.gates)
+
+    def count(self) -> Tensor:
+        """Count the filters that survive, a scalar, differentiable."""
+        return (self.gates * self.groups.sizes).sum()

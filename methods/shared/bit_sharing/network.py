@@ -1,76 +1,84 @@
-"""The network of a bit-sharing search: a model whose searched layers are shared ones, with its cost and decisions."""
+"""The network of a bit-sharing search: a model of shared layers, with its cost R and its decisions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.api import (
-    EDGE_BITS,
-    FULL_PRECISION_BITS,
     Decision,
     LayerPolicy,
     LayerShape,
-    LayerSpace,
     Policy,
     QuantizedLayer,
     SearchJob,
-    replace_layer,
+    policy_of,
+    replicas,
 )
 from bench.compression.quantizer import clips_of, read_clips, restore_clips
 from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
+from methods.shared.bit_sharing.quantizer import SharedQuantizer
 from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.gates import shares
-from methods.shared.search import edge_layer
-from methods.shared.space import FULL_PRECISION, SearchSpace
+from methods.shared.search import SearchNetwork, edge_layer, replace_layers
+from methods.shared.space import FULL_PRECISION, SearchSpace, edge_bits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a search starts.
+    """The start of a search.
 
     Attributes:
-        state: Weights under the float model's names.
-        clips: Clip values to keep; when empty they are set by `clip_init`.
+        state: Weights and buffers under the names of the float model.
+        clips: Clip values to keep, by the keys of `SearchResult.clips`; when empty, the search sets them.
     """
 
     state: Mapping[str, Tensor]
     clips: Mapping[str, float]
 
 
-class SharedNetwork:
-    """A model whose searched layers are shared ones, with its differentiable cost.
+class SharedNetwork(SearchNetwork):
+    """A model whose searched layers share bits, with its differentiable cost.
 
-    Attributes:
-        model: The network, in which layers keep their names.
-        layers: The searched layers, in order of execution.
+    Args:
+        job: Model and measure of the cost.
+        space: Choices of every searched layer.
+        settings: Behaviour of the layers.
+        start: Weights and clip values.
+        quantizer: Class of the quantizers of searched layers.
     """
 
-    def __init__(self, job: SearchJob, space: SearchSpace, settings: LayerSettings, start: Start) -> None:
-        self.network = job.task.network
+    layers: dict[str, SharedLayer]
+
+    def __init__(
+        self,
+        job: SearchJob,
+        space: SearchSpace,
+        settings: LayerSettings,
+        start: Start,
+        *,
+        quantizer: type[SharedQuantizer] = SharedQuantizer,
+    ) -> None:
+        self.network, self.space = job.task.network, space
         self.model = job.task.make_model()
         self.model.load_state_dict(dict(start.state))
-        full_precision = all(choice.weight_bits == FULL_PRECISION for choice in space.values())
-        self.layers: dict[str, SharedLayer] = {}
-        for shape in self.network.layers:
-            module = self.model.get_submodule(shape.name)
-            if shape.position == "middle":
-                self.layers[shape.name] = self._shared(module, shape, space[shape.name], settings)
-                replace_layer(self.model, shape.name, self.layers[shape.name])
-            elif not full_precision:
-                edge = edge_layer(module, shape, normalized=settings.weight_normalization)
-                replace_layer(self.model, shape.name, edge)
-        self._edge_bits = FULL_PRECISION_BITS if full_precision else EDGE_BITS
+        self._edge_bits = edge_bits(space)
+
+        def searched(module: nn.Module, shape: LayerShape, before: Mapping[str, SharedLayer]) -> SharedLayer:
+            producer, leader = before.get(shape.producer or ""), before.get(shape.leader or "")
+            choice = space[shape.name]
+            return SharedLayer(module, shape, choice, settings, producer=producer, leader=leader, quantizer=quantizer)
+
+        quantized = partial(edge_layer, normalized=settings.weight_normalization)
+        edge = _unquantized if (self._edge_bits,) == FULL_PRECISION else quantized
+        self.layers = replace_layers(self.model, self.network, searched, edge)
         self._relaxed = job.measure.relaxed(self.network, space, job.task.device, self._edge_bits)
         if settings.gate_place == "norm_output":
             self._mask_after_norms()
         restore_clips(self._clips(), start.clips)
-
-    def _shared(self, module: nn.Module, shape: LayerShape, space: LayerSpace, settings: LayerSettings) -> SharedLayer:
-        producer, leader = self.layers.get(shape.producer or ""), self.layers.get(shape.leader or "")
-        return SharedLayer(module, shape, space, settings, producer=producer, leader=leader)
 
     def _mask_after_norms(self) -> None:
         for norm, name in self.network.norms:
@@ -82,103 +90,114 @@ class SharedNetwork:
 
             self.model.get_submodule(norm).register_forward_hook(mask)
 
-    def _clips(self) -> Sequence[tuple[str, Tensor]]:
-        found: list[tuple[str, Tensor]] = []
+    def weight_thresholds(self) -> list[nn.Parameter]:
+        """List α_w: the thresholds of weights, and those of filter groups."""
+        gates = [layer.filter_gates for layer in self.layers.values()]
+        filters = [of_layer.threshold for of_layer in gates if of_layer is not None]
+        return [layer.weight_quantizer.thresholds for layer in self.layers.values()] + filters
+
+    def activation_thresholds(self) -> list[nn.Parameter]:
+        """List α_x: the thresholds of activations."""
+        return [layer.activation_quantizer.thresholds for layer in self.layers.values()]
+
+    # --- the cost -------------------------------------------------------------------------------------------------
+
+    def relaxed_cost(self) -> Tensor:
+        """Compute R as a function of the gates of the latest forward pass (Eq. 14), a scalar.
+
+        Its value is the exact cost. Each width is expanded over its own gates, and the cost of a layer is their
+        product. By the product rule a gate of weights then has the gradient of the printed, weight-only form at the
+        present activations.
+        """
+        layers = self.layers.values()
+        return self._relaxed(
+            shares([layer.weight_quantizer.gates for layer in layers]),
+            shares([layer.activation_quantizer.gates for layer in layers]),
+            **self._relaxed.channels({name: layer.filters() for name, layer in self.layers.items()}),
+        )
+
+    def with_cost(self) -> nn.Module:
+        """Return a module that maps images to logits and to `relaxed_cost`; it shares the network's parameters."""
+        return _WithCost(self)
+
+    # --- the end of a search --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def calibrate_metrics(self, batches: Sequence[Tensor]) -> None:
+        """Replace the metrics of activation gates by their means over batches.
+
+        Args:
+            batches: Images, each of shape (N, C, H, W).
+        """
+        quantizers = [layer.activation_quantizer for layer in self.layers.values()]
+        sums = [torch.zeros_like(quantizer.thresholds) for quantizer in quantizers]
+        self.model.train()  # batch statistics, as the gates met them during the search
+        with replicas.alone():
+            for images in batches:
+                self.model(images)
+                sums = [total + quantizer.metric for total, quantizer in zip(sums, quantizers, strict=True)]
+        replicas.share([*sums, *self.model.buffers()])
+        for total, quantizer in zip(sums, quantizers, strict=True):
+            quantizer.metric = total / len(batches)
+
+    def decisions(self) -> list[Decision]:
+        """List every gate with its margin Â − α, for the present metrics and thresholds."""
+        decisions: list[Decision] = []
+        for name, layer in self.layers.items():
+            for what, quantizer in layer.quantizers().items():
+                excess = (quantizer.metric - quantizer.thresholds).tolist()
+                decisions += gates_decision(name, what, quantizer.bits, excess)
+            if (filters := layer.filter_gates) is not None:
+                excess = (filters.metric - filters.threshold).tolist()
+                decisions += group_decisions(name, filters.groups.members, excess, int(filters.metric.argmax()))
+        return decisions
+
+    def policy(self, decisions: Sequence[Decision]) -> Policy:
+        """Build the policy of these decisions."""
+        return policy_of(self.base_policy(), decisions)
+
+    def base_policy(self) -> Policy:
+        """Build the policy of what is fixed before the search: edges, single candidates, filters of an earlier stage.
+
+        Layers with pruning gates list all their filters.
+        """
+        edge = LayerPolicy(weight_bits=self._edge_bits, activation_bits=self._edge_bits)
+        layers = {shape.name: edge for shape in self.network.layers}
+        for name, choice in self.space.items():
+            every = tuple(range(self.network[name].out_channels))
+            layers[name] = LayerPolicy(
+                weight_bits=choice.weight_bits[0],
+                activation_bits=choice.activation_bits[0],
+                kept_filters=every if choice.group_size else choice.kept_filters,
+            )
+        return Policy(model=self.network.model, dataset=self.network.dataset, layers=layers)
+
+    def clips(self, policy: Policy) -> dict[str, float]:
+        """Read all clip values and offsets, at the widths of a policy."""
+        return read_clips(self._clips(policy))
+
+    def _clips(self, policy: Policy | None = None) -> list[tuple[str, Tensor]]:
+        """List the parameters of all quantizers; without a policy those of the lowest candidates."""
+        chosen = self.base_policy() if policy is None else policy
+        clips: list[tuple[str, Tensor]] = []
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
             if isinstance(module, SharedLayer):
-                found += [(f"{shape.name}.{kind}", clip) for kind, clip in module.clips().items()]
+                clips += [
+                    (f"{shape.name}.{key}", clip) for key, clip in module.clips(chosen.layers[shape.name]).items()
+                ]
             elif isinstance(module, QuantizedLayer):
-                found += clips_of(shape.name, module.weight_quantizer, module.activation_quantizer)
-        return found
-
-    def clips(self) -> dict[str, float]:
-        """All clip values, after `decide`."""
-        found = dict(self._clips())
-        for name, layer in self.layers.items():
-            found.update({f"{name}.{kind}": clip for kind, clip in layer.decided_clips().items()})
-        return read_clips(found.items())
-
-    def relaxed_cost(self) -> Tensor:
-        """R as a function of the gates of the latest forward pass (Eq. 14); its value is the exact cost.
-
-        Each width is expanded over its own gates, and the cost of a layer is their product: by the product rule
-        a gate of weights then has the gradient of the printed, weight-only form at the present activations.
-        """
-        layers = list(self.layers.values())
-        filters = {name: layer.filters() for name, layer in self.layers.items()}
-        outputs = [filters[shape.leader or shape.name] for shape in self._relaxed.layers]
-        inputs = [
-            filters.get(shape.producer or "", full)
-            for shape, full in zip(self._relaxed.layers, self._relaxed.in_channels, strict=True)
-        ]
-        return self._relaxed(
-            shares([layer.weight_gates for layer in layers]),
-            shares([layer.activation_gates for layer in layers]),
-            in_channels=torch.stack(inputs),
-            out_channels=torch.stack(outputs),
-        )
-
-    @torch.no_grad()
-    def probe(self, share: float, noise: torch.Generator) -> None:
-        """Let a share of the gates of bits, drawn anew, act as if they were shut in the passes that follow.
-
-        Args:
-            share: Between 0, which ends probing, and 1.
-            noise: Draws them.
-        """
-        for layer in self.layers.values():
-            layer.probed_weight = _drawn(layer.thresholds_weight, share, noise)
-            layer.probed_activation = _drawn(layer.thresholds_activation, share, noise)
-
-    def with_cost(self) -> nn.Module:
-        """A module that maps images to logits and to `relaxed_cost`; it shares the network's parameters."""
-        return _WithCost(self)
-
-    def state(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights and buffers under the float model's names."""
-        mine = self.model.state_dict()
-        return {name: mine[name].detach().clone() for name in names}
+                clips += clips_of(shape.name, module.weight_quantizer, module.activation_quantizer)
+        return clips
 
     def decide(self, policy: Policy) -> None:
         """Fix all gates as a policy says."""
         for name, layer in self.layers.items():
             layer.decide(policy.layers[name])
 
-    def decisions(self, activation_metrics: Mapping[str, Tensor]) -> list[Decision]:
-        """Every gate with its margin Â − α, at the present thresholds.
 
-        Args:
-            activation_metrics: Calibrated metrics by layer.
-        """
-        found: list[Decision] = []
-        for name, layer in self.layers.items():
-            excess = (layer.weight_metric - layer.thresholds_weight).tolist()
-            found += gates_decision(name, "weight_bits", layer.space.weight_bits, excess)
-            excess = (activation_metrics[name] - layer.thresholds_activation).tolist()
-            found += gates_decision(name, "activation_bits", layer.space.activation_bits, excess)
-            if layer.groups is not None and layer.threshold_filters is not None:
-                excess = (layer.group_metric - layer.threshold_filters).tolist()
-                found += group_decisions(name, layer.groups.members, excess, int(layer.group_metric.argmax()))
-        return found
-
-    def base_policy(self, space: SearchSpace) -> Policy:
-        """What is fixed beforehand: edges, widths without a choice, filters kept from an earlier stage.
-
-        Layers with pruning gates list all their filters.
-        """
-        layers = {}
-        for shape in self.network.layers:
-            choice = space.get(shape.name)
-            if choice is None:
-                layers[shape.name] = LayerPolicy(weight_bits=self._edge_bits, activation_bits=self._edge_bits)
-            else:
-                layers[shape.name] = LayerPolicy(
-                    weight_bits=choice.weight_bits[0],
-                    activation_bits=choice.activation_bits[0],
-                    kept_filters=tuple(range(shape.out_channels)) if choice.group_size else choice.kept_filters,
-                )
-        return Policy(model=self.network.model, dataset=self.network.dataset, layers=layers)
+def _unquantized(module: nn.Module, _: LayerShape) -> nn.Module:
+    return module
 
 
 class _WithCost(nn.Module):
@@ -189,8 +208,3 @@ class _WithCost(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.model(images), self._network.relaxed_cost()
-
-
-def _drawn(like: Tensor, share: float, noise: torch.Generator) -> Tensor | None:
-    """1 with probability `share`, 0 otherwise, in the shape of another tensor; `None` without a share."""
-    return (torch.rand(like.shape, generator=noise) < share).to(like) if share else None
