@@ -1,4 +1,4 @@
-"""The ablation table: each option changed alone, with its paired difference to the study as it stands."""
+"""The ablation tables: each option changed alone, with its paired difference to the unchanged study."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,18 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Report, StudyResults, Table
-from bench.results import groups as pairs
+from bench.costs.measures import Bops
 from bench.results import statistics
+from bench.results.groups import difference as paired_difference
+from bench.results.groups import p_to_correct, top1_by_seed
 from bench.results.statistics import MIN_PAIRS, PairedDifference
 from bench.results.tables import FAILURES
-from reports.shared.formatting import MILLION, TOO_FEW, count, difference, number, spread
+from reports.shared.formatting import TOO_FEW, count, difference, in_budget, number, spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-_PLACE = ("model", "plain", "budget")
-"""What a row has in common with the default that it is compared with; `plain` is the method without the change."""
+_KEY = ("model", "plain", "budget")
+"""Columns that a row shares with the default that it is compared with; `plain` is the method without the change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,11 +27,11 @@ class _Row:
     """One value of one option, for one method at one budget on one model.
 
     Attributes:
-        option, value, model, method, budget: What it is.
-        default: Whether the value is the one that the study has anyway.
-        runs: The runs.
-        difference: To the default; `None` where there is nothing to compare.
-        p: Of the difference, corrected; NaN where too few pairs allow no test.
+        option, value, model, method, budget: Identity of the row.
+        default: Whether the value is the study's default.
+        runs: Runs with this value.
+        difference: Difference to the default; `None` when there is nothing to compare.
+        p: Corrected p-value of the difference; NaN when there are too few pairs for a test.
     """
 
     option: str
@@ -44,14 +46,14 @@ class _Row:
 
 
 class Ablation(Report):
-    """What each option is worth."""
+    """The effect of each option that was changed alone."""
 
     summary = "studies with --ablate: each option changed alone, paired differences to the default"
     title = "Ablation"
     rank = 10
 
     def build(self, results: StudyResults) -> list[Table]:
-        """One table for each option that was ablated."""
+        """Make one table for each option that was ablated."""
         rows = _compared(list(_rows(results)))
         options = dict.fromkeys(row.option for row in rows)
         return [_table(option, [row for row in rows if row.option == option], len(rows)) for option in options]
@@ -60,11 +62,11 @@ class Ablation(Report):
 def _rows(results: StudyResults) -> Iterator[_Row]:
     runs = results.runs.assign(plain=results.runs["method"].str.partition("[")[0])
     first, *changed = results.study.get("ablations") or ({"runs": ()},)
-    groups = dict(iter(runs[runs["id"].isin(first["runs"])].groupby(list(_PLACE), sort=False)))
+    defaults = dict(iter(runs[runs["id"].isin(first["runs"])].groupby(list(_KEY), sort=False)))
     for ablation in changed:
-        for place, group in runs[runs["id"].isin(ablation["runs"])].groupby(list(_PLACE), sort=False):
-            partners = groups.get(place, runs.iloc[:0])
-            model, method, budget = map(str, place)
+        for key, group in runs[runs["id"].isin(ablation["runs"])].groupby(list(_KEY), sort=False):
+            partners = defaults.get(key, runs.iloc[:0])
+            model, method, budget = map(str, key)
             row = _Row(
                 option=str(ablation["key"]),
                 value=str(ablation["value"]),
@@ -74,13 +76,13 @@ def _rows(results: StudyResults) -> Iterator[_Row]:
                 default=set(group["id"]) == set(partners["id"]),
                 runs=group,
             )
-            own, other = (pairs.top1_by_seed(frame) for frame in (group, partners))
-            yield row if row.default else replace(row, difference=pairs.difference(own, other))
+            pair = paired_difference(top1_by_seed(group), top1_by_seed(partners))
+            yield row if row.default else replace(row, difference=pair)
 
 
 def _compared(rows: Sequence[_Row]) -> list[_Row]:
-    """The rows with p corrected over all options: one study asks all of these questions."""
-    corrected = statistics.holm([pairs.p_to_correct(row.difference) for row in rows])
+    """Add the p-values to the rows, corrected over all options, because one study asks all of these questions."""
+    corrected = statistics.holm([p_to_correct(row.difference) for row in rows])
     return [replace(row, p=p) for row, p in zip(rows, corrected, strict=True)]
 
 
@@ -95,7 +97,7 @@ def _table(option: str, rows: Sequence[_Row], tests: int) -> Table:
         Column(title="Δ default"),
         Column(title="Δ 95 % interval", drop=2),
         Column(title="p"),
-        Column(title="BOPs (M)", drop=1),
+        Column(title=Bops.title, drop=1),
         Column(title="In budget", drop=3),
         Column(title="Search s"),
         Column(title="Peak MB", drop=4),
@@ -112,18 +114,17 @@ def _table(option: str, rows: Sequence[_Row], tests: int) -> Table:
 def _cells(row: _Row) -> tuple[str, ...]:
     done = row.runs[row.runs["status"] == "done"]
     failed = int(row.runs["status"].isin(FAILURES).sum())
-    found: dict[str, Any] = {name: statistics.summarize(done[name].dropna()) for name in ("top1", "bops")}
-    within = ("yes" if done["within_budget"].eq(True).all() else "no") if len(done) and row.budget else ""
+    samples: dict[str, Any] = {name: statistics.summarize(done[name].dropna()) for name in ("top1", "bops")}
     return (
         f"{row.value} (default)" if row.default else row.value,
         row.model,
         row.method,
         row.budget,
         count(len(done), failed),
-        spread(found["top1"].mean, found["top1"].std),
+        spread(samples["top1"].mean, samples["top1"].std),
         *(("default", "", "") if row.default else difference(row.difference, row.p)),
-        spread(found["bops"].mean / MILLION, found["bops"].std / MILLION),
-        within,
+        spread(samples["bops"].mean / Bops.scale, samples["bops"].std / Bops.scale),
+        in_budget(done),
         number(done["search_seconds"].mean(), digits=1),
         number(done["peak_memory_mb"].max(), digits=0),
     )
@@ -138,11 +139,7 @@ def _notes(rows: Sequence[_Row], tests: int) -> Iterator[str]:
     short = [row.difference for row in rows if row.difference is not None and row.difference.n < MIN_PAIRS]
     if short:
         yield f"{TOO_FEW}: too few pairs for a test"
-    known = [row for row in rows if row.difference is not None and row.difference.n > 1]
-    parts = [
-        f"{row.value} {row.model} {row.method} {row.budget} {row.difference.detectable:.2f}"
-        for row in known
-        if row.difference
-    ]
+    known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
+    parts = [f"{row.value} {row.model} {row.method} {row.budget} {pair.detectable:.2f}" for row, pair in known]
     if parts:
         yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""Methods over several tasks: what can be said of a method beyond one model on one data set."""
+"""Methods over several tasks: how a method does beyond one model on one data set."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.reporting.wording import count, interval, listed, number
-from bench.results.groups import RunGroup, baseline_of, cells, common_seeds
+from bench.results.groups import RunGroup, baseline_of, common_seeds, run_groups
 from bench.results.statistics import Interval
 from bench.results.task_statistics import Estimate, average_ranks, interquartile_mean, probability_of_improvement
 
 MANY_TASKS = 6
-"""With fewer tasks ranks tell little."""
+"""Number of tasks below which average ranks are only a description."""
 
 Task = tuple[str, str]
 _NOTHING = Estimate(math.nan, Interval(math.nan, math.nan))
@@ -22,21 +22,22 @@ class _Row:
     """A method at a budget.
 
     Attributes:
-        cells: Its runs by task.
-        partners: Those of the baseline, for the tasks where both have runs.
-        rank: Average rank among the methods at this budget; NaN where it has none.
+        method, budget: Identity of the row.
+        groups: Runs of the method, by task.
+        partners: Runs of the baseline, for the tasks on which both have runs.
+        rank: Average rank among the methods at this budget; NaN when it is not defined.
     """
 
     method: str
     budget: str
-    cells: Mapping[Task, RunGroup]
+    groups: Mapping[Task, RunGroup]
     partners: Mapping[Task, RunGroup]
     rank: float
 
     @property
     def paired(self) -> list[tuple[RunGroup, RunGroup]]:
-        """The cells of the tasks where the baseline has runs too, with the baseline's."""
-        return [(self.cells[task], partner) for task, partner in self.partners.items()]
+        """Runs of the method and of the baseline, for each task on which both have runs."""
+        return [(self.groups[task], partner) for task, partner in self.partners.items()]
 
 
 class AcrossTasks(Report):
@@ -47,13 +48,13 @@ class AcrossTasks(Report):
     rank = 30
 
     def build(self, results: StudyResults) -> list[Table]:
-        """The table; nothing where all runs with a result belong to one task."""
-        found = cells(results)
-        tasks = list(dict.fromkeys(cell.task for cell in found))
+        """Make the table; none when all runs with a result belong to one task."""
+        groups = run_groups(results)
+        tasks = list(dict.fromkeys(group.task for group in groups))
         if len(tasks) < 2:
             return []
         baseline = str(results.spec.get("baseline", ""))
-        rows = _rows(found, baseline)
+        rows = _rows(groups, baseline)
         return [
             Table(
                 name="across_tasks",
@@ -81,49 +82,49 @@ def _columns(baseline: str) -> tuple[Column, ...]:
     )
 
 
-def _rows(found: Sequence[RunGroup], baseline: str) -> list[_Row]:
-    """One row for each method and budget, in the study's order."""
-    groups: dict[tuple[str, str], dict[Task, RunGroup]] = {}
-    for cell in found:
-        groups.setdefault((cell.method, cell.budget), {})[cell.task] = cell
-    ranks = _ranks(groups)
+def _rows(groups: Sequence[RunGroup], baseline: str) -> list[_Row]:
+    """Make one row for each method and budget, in the study's order."""
+    by_method: dict[tuple[str, str], dict[Task, RunGroup]] = {}
+    for group in groups:
+        by_method.setdefault((group.method, group.budget), {})[group.task] = group
+    ranks = _ranks(by_method)
     rows = []
-    for (method, budget), members in groups.items():
-        partners = {task: baseline_of(cell, found, baseline) for task, cell in members.items()}
+    for (method, budget), members in by_method.items():
+        partners = {task: baseline_of(group, groups, baseline) for task, group in members.items()}
         known = {task: partner for task, partner in partners.items() if partner is not None}
         rank = ranks.get((method, budget), math.nan)
-        rows.append(_Row(method=method, budget=budget, cells=members, partners=known, rank=rank))
+        rows.append(_Row(method=method, budget=budget, groups=members, partners=known, rank=rank))
     return rows
 
 
-def _ranks(groups: Mapping[tuple[str, str], Mapping[Task, RunGroup]]) -> dict[tuple[str, str], float]:
-    """Average ranks by mean Top-1 among the methods of each budget, over the tasks that all of them have."""
-    found: dict[tuple[str, str], float] = {}
-    for budget in dict.fromkeys(budget for _, budget in groups):
-        rivals = {key: members for key, members in groups.items() if key[1] == budget}
+def _ranks(by_method: Mapping[tuple[str, str], Mapping[Task, RunGroup]]) -> dict[tuple[str, str], float]:
+    """Return average ranks by mean Top-1 among the methods of each budget, over the tasks that all of them have."""
+    ranks: dict[tuple[str, str], float] = {}
+    for budget in dict.fromkeys(budget for _, budget in by_method):
+        rivals = {key: members for key, members in by_method.items() if key[1] == budget}
         tasks = [task for task in next(iter(rivals.values())) if all(task in members for members in rivals.values())]
         if len(rivals) > 1 and len(tasks) > 1:
             scores = [[_mean(members[task]) for members in rivals.values()] for task in tasks]
-            found |= dict(zip(rivals, map(float, average_ranks(scores)), strict=True))
-    return found
+            ranks |= dict(zip(rivals, map(float, average_ranks(scores)), strict=True))
+    return ranks
 
 
-def _mean(cell: RunGroup) -> float:
-    return sum(cell.top1.values()) / len(cell.top1)
+def _mean(group: RunGroup) -> float:
+    return sum(group.top1.values()) / len(group.top1)
 
 
-def _top1(cell: RunGroup) -> list[float]:
-    return list(cell.top1.values())
+def _top1(group: RunGroup) -> list[float]:
+    return list(group.top1.values())
 
 
 def _differences(row: _Row) -> list[list[float]]:
-    """For each task the differences to the baseline, seed by seed; tasks without a common seed are left out."""
-    pairs = [(cell, partner, common_seeds(cell.top1, partner.top1)) for cell, partner in row.paired]
-    return [[cell.top1[seed] - partner.top1[seed] for seed in seeds] for cell, partner, seeds in pairs if seeds]
+    """Return the differences to the baseline of each task, seed by seed; tasks without a common seed are left out."""
+    pairs = [(group, partner, common_seeds(group.top1, partner.top1)) for group, partner in row.paired]
+    return [[group.top1[seed] - partner.top1[seed] for seed in seeds] for group, partner, seeds in pairs if seeds]
 
 
 def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
-    level = interquartile_mean([_top1(cell) for cell in row.cells.values()])
+    level = interquartile_mean([_top1(group) for group in row.groups.values()])
     difference, better = _NOTHING, _NOTHING
     if len(row.partners) > 1:
         difference = interquartile_mean(_differences(row))
@@ -131,8 +132,8 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
     return (
         row.method,
         row.budget,
-        str(len(row.cells)),
-        str(sum(len(cell.runs) for cell in row.cells.values())),
+        str(len(row.groups)),
+        str(sum(len(group.runs) for group in row.groups.values())),
         number(level.value),
         interval(level.interval),
         "baseline" if row.method == baseline else number(difference.value, sign="+"),
@@ -147,13 +148,13 @@ def _notes(rows: Sequence[_Row], tasks: Sequence[Task], baseline: str) -> Iterat
     yield "IQM: interquartile mean, the mean of the middle half of all runs of all tasks (Agarwal et al. 2021)"
     yield f"Δ: Top-1 minus that of {baseline}, paired by seed. P: probability that a run is above one of {baseline}"
     yield (
-        "Intervals: bootstrap of runs within tasks; they say nothing of other tasks. None where a task has one run, "
-        "or where all resamples agree"
+        "Intervals: bootstrap of runs within tasks; they do not extend to other tasks. There is none when a task has "
+        "one run, or when all resamples agree"
     )
-    yield "Mean rank: 1 is the best at a budget, by mean Top-1, over the tasks that all methods there have"
+    yield "Mean rank: 1 is the best at a budget, by mean Top-1, over the tasks that all methods at this budget have"
     if len(tasks) < MANY_TASKS:
-        yield f"{count(len(tasks), 'task')}: too few to take ranks for more than a description"
-    partial = [f"{row.method} {row.budget}".strip() for row in rows if len(row.cells) < len(tasks)]
+        yield f"{count(len(tasks), 'task')}: with so few, ranks are only a description"
+    partial = [f"{row.method} {row.budget}".strip() for row in rows if len(row.groups) < len(tasks)]
     if partial:
         yield f"Not on all tasks, hence not comparable with the others: {listed(partial)}"
     if not any(row.method == baseline for row in rows):

@@ -1,4 +1,4 @@
-"""Do repeats of a search find the same policy? Agreement between seeds beyond what chance gives."""
+"""Agreement between seeds: whether repeats of a search find the same policy, beyond what chance gives."""
 
 import math
 from collections import Counter
@@ -12,8 +12,8 @@ from bench.results.tables import IDENTITY
 from reports.policies import BITS, decisions
 from reports.shared.formatting import named_runs, number
 
-Widths = Sequence[int]
-"""What one run chose for every searched tensor, in the network's order."""
+Bits = Sequence[int]
+"""Bits that one run chose for every searched tensor, in the network's order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,68 +21,68 @@ class _Row:
     """The runs of a method and budget.
 
     Attributes:
-        method, budget: Of the runs.
-        widths: Of each run, by kind of tensor.
-        pruned: Mean percentage of filters that are gone, of the layers that could lose some; NaN where none could.
+        method, budget: Identity of the row.
+        runs: Bits that each run chose, by kind of tensor.
+        pruned: Mean percentage of filters that were pruned, over prunable layers; NaN without such layers.
     """
 
     method: str
     budget: str
-    widths: Sequence[Mapping[str, Widths]]
+    runs: Sequence[Mapping[str, Bits]]
     pruned: float
 
-    def of_both(self) -> list[Widths]:
-        """All widths of each run."""
-        return [[width for kind in BITS for width in run[kind]] for run in self.widths]
+    def all_bits(self) -> list[Bits]:
+        """Return the bits of each run, of weights and activations together."""
+        return [[bits for kind in BITS for bits in run[kind]] for run in self.runs]
 
-    def mean_of(self, kind: str) -> float:
-        """Mean width over tensors and runs."""
-        return mean([width for run in self.widths for width in run[kind]])
+    def mean_bits(self, kind: str) -> float:
+        """Return the mean bits over tensors and runs."""
+        return mean([bits for run in self.runs for bits in run[kind]])
 
 
 class Agreement(Report):
-    """How alike the policies of different seeds are."""
+    """The agreement between the policies of different seeds."""
 
-    summary = "whether different seeds find the same policy: agreement beyond chance, mean widths"
+    summary = "whether different seeds find the same policy: agreement beyond chance, mean bits"
     title = "Agreement between seeds"
     rank = 32
 
     def build(self, results: StudyResults) -> list[Table]:
-        """Nothing before two runs of some method have left policies."""
-        rows = [row for row in _rows(results) if len(row.widths) > 1]
+        """Make the table; none before two runs of some method have policies."""
+        rows = [row for row in _rows(results) if len(row.runs) > 1]
         return [_table(rows)] if rows else []
 
 
 def _rows(results: StudyResults) -> Iterator[_Row]:
     runs = named_runs(results)
     for _, group in runs[runs["status"] == "done"].groupby(list(IDENTITY), sort=False):
-        widths, pruned = [], []
+        bits, pruned = [], []
         for run in group["id"]:
             middle = list(decisions(results, str(run)))[1:-1]  # first and last layer have 8 bits in every network
             if middle:
-                widths.append({kind: [int(found[kind]) for _, found in middle] for kind in BITS})
-            pruned += [found["pruned"] for _, found in middle if "pruned" in found]
+                bits.append({kind: [int(decision[kind]) for _, decision in middle] for kind in BITS})
+            pruned += [decision["pruned"] for _, decision in middle if "pruned" in decision]
         line, budget = str(group["line"].iloc[0]), str(group["budget"].iloc[0])
-        yield _Row(method=line, budget=budget, widths=widths, pruned=mean(pruned) if pruned else math.nan)
+        yield _Row(method=line, budget=budget, runs=bits, pruned=mean(pruned) if pruned else math.nan)
 
 
-def kappa(one: Widths, two: Widths) -> tuple[float, float]:
-    """The share of equal choices, and Cohen's κ: that share beyond chance, (p − p_e)/(1 − p_e).
+def kappa(first: Bits, second: Bits) -> tuple[float, float]:
+    """Return the share p of equal choices, and Cohen's κ = (p − p_e)/(1 − p_e).
 
-    p_e is the share that two runs with the same numbers of each width would have in common by chance (Cohen 1960,
-    doi 10.1177/001316446002000104). κ is NaN where there is no other outcome than to agree.
+    p_e is the share of equal choices that two runs with the same numbers of each choice would have by chance (Cohen
+    1960, doi 10.1177/001316446002000104). κ is NaN when both runs can only agree.
     """
-    n = len(one)
-    equal = sum(a == b for a, b in zip(one, two, strict=True)) / n
-    counts, others = Counter(one), Counter(two)
-    chance = sum(counts[width] * others[width] for width in counts) / n**2
+    n = len(first)
+    equal = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    counts, others = Counter(first), Counter(second)
+    chance = sum(counts[bits] * others[bits] for bits in counts) / n**2
     return equal, math.nan if chance == 1 else (equal - chance) / (1 - chance)
 
 
-def _over_pairs(runs: Sequence[Widths]) -> tuple[float, float]:
-    """Both, as means over all pairs of runs."""
-    found = [kappa(one, two) for one, two in combinations(runs, 2)]
-    return mean([equal for equal, _ in found]), mean([beyond for _, beyond in found])
+def _mean_kappa(runs: Sequence[Bits]) -> tuple[float, float]:
+    """Return the share of equal choices and κ, as means over all pairs of runs."""
+    agreements = [kappa(first, second) for first, second in combinations(runs, 2)]
+    return mean([equal for equal, _ in agreements]), mean([beyond for _, beyond in agreements])
 
 
 def _table(rows: Sequence[_Row]) -> Table:
@@ -93,7 +93,7 @@ def _table(rows: Sequence[_Row]) -> Table:
             Column(title="Method", align="left"),
             Column(title="Budget", align="left"),
             Column(title="n"),
-            Column(title="Same width %"),
+            Column(title="Same bits %"),
             Column(title="κ"),
             Column(title="Weight bits"),
             Column(title="Activation bits"),
@@ -101,21 +101,21 @@ def _table(rows: Sequence[_Row]) -> Table:
         ),
         rows=tuple(_cells(row) for row in rows),
         notes=(
-            "Same width: share of searched tensors with the same width, over all pairs of seeds",
-            "κ: the same beyond chance; 0 is what runs with as many tensors of each width agree on by chance, 1 is the "
-            "same policy; empty where all tensors have one width",
-            "Bits: means over searched tensors and seeds, each tensor counting alike",
+            "Same bits: share of searched tensors with the same bits, mean over all pairs of seeds",
+            "κ: agreement beyond chance. 0 is the agreement by chance of runs with these numbers of each choice, 1 is "
+            "the same policy. Empty when all tensors have the same bits",
+            "Bits: means over searched tensors and seeds; every tensor has the same weight",
         ),
     )
 
 
 def _cells(row: _Row) -> tuple[str, ...]:
-    equal, beyond = _over_pairs(row.of_both())
-    bits = (number(row.mean_of(kind), 2) for kind in BITS)
+    equal, beyond = _mean_kappa(row.all_bits())
+    bits = (number(row.mean_bits(kind), 2) for kind in BITS)
     return (
         row.method,
         row.budget,
-        str(len(row.widths)),
+        str(len(row.runs)),
         number(100 * equal, 1),
         number(beyond, 2),
         *bits,

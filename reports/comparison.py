@@ -1,4 +1,4 @@
-"""The comparison table: mean±std of every method at every budget, with what the differences are worth."""
+"""The comparison table: mean±std of every method at every budget, with the paired difference to the baseline."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Report, StudyResults, Table
-from bench.results import groups as pairs
+from bench.costs.measures import Bops, Measure, Memory
 from bench.results import statistics
+from bench.results.groups import baseline_of, p_to_correct, top1_by_seed
+from bench.results.groups import difference as paired_difference
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
 from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, section
 from bench.store.outcomes import RETRIABLE
-from reports.shared.formatting import MILLION, TOO_FEW, anchor, count, difference, interval, number, spread, yes_no
-from reports.shared.limits import Measured, limited
+from reports.shared.formatting import TOO_FEW, anchor, count, difference, in_budget, interval, measured, number, spread
+from reports.shared.limits import limited_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,25 +22,27 @@ if TYPE_CHECKING:
 
 _Namer = Callable[[Mapping[Any, Any]], str]
 
-_TRIALS_A_KNOB = 3
-"""Fewer may leave a method of several knobs behind its place: with ten trials instead of three for its three knobs,
+_TRIALS_PER_KNOB = 3
+"""With fewer trials a method of several knobs may fall behind: with ten trials instead of three for its three knobs,
 quantizing before pruning gained nine points (`docs/results`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Row:
-    """One line of the table before it is text.
+    """One row of the table before it is text.
 
     Attributes:
-        result: The line of `StudyResults.lines`.
-        budget_cost: What the budget allows, in the unit of what it limits; NaN without one.
+        result: Row of `StudyResults.lines`.
+        budget_cost: Limit of the budget, in the unit of its measure; NaN without a budget.
+        in_budget: Position of the finished runs relative to the budget window, in words.
         top1: Top-1 by seed, of the runs that are done.
-        difference: To the baseline; `None` where there is nothing to compare.
-        p: Of the difference, corrected; NaN where too few pairs allow no test.
+        difference: Difference to the baseline; `None` when there is nothing to compare.
+        p: Corrected p-value of the difference; NaN when there are too few pairs for a test.
     """
 
     result: Mapping[str, Any]
     budget_cost: float
+    in_budget: str
     top1: Mapping[int, float]
     difference: PairedDifference | None = None
     p: float = math.nan
@@ -55,22 +59,22 @@ class _Row:
 
     @property
     def budget(self) -> str:
-        """The budget as the user wrote it; empty for none."""
+        """Budget as the user wrote it; empty for none."""
         return str(self.result["budget"])
 
 
 class Comparison(Report):
-    """The table that ends `bench run`."""
+    """The table that `bench run` ends with."""
 
     summary = "mean±std of every method and budget, paired differences to the baseline, search cost"
     title = "Comparison"
     rank = 0
 
     def build(self, results: StudyResults) -> list[Table]:
-        """The table of all runs that a study has so far."""
+        """Make the table of all runs that a study has so far."""
         baseline = str(results.spec.get("baseline", ""))
         rows = _compared(_rows(results.runs, results.lines), baseline)
-        more = [kind for kind in limited(results.runs) if kind.measure in ("latency", "energy")]
+        more = [measure for measure in limited_measures(results.runs) if measure.on_accelerator]
         table = Table(
             name="table",
             title=_title(results),
@@ -89,7 +93,7 @@ def _title(results: StudyResults) -> str:
 
 
 def _task_columns(rows: Sequence[_Row]) -> tuple[Column, ...]:
-    """A column for the model, where there are several."""
+    """Make a column for the model when there are several."""
     return (Column(title="Model", align="left"),) if len({row.task for row in rows}) > 1 else ()
 
 
@@ -97,7 +101,7 @@ def _task_cells(row: _Row, rows: Sequence[_Row]) -> tuple[str, ...]:
     return row.task[: len(_task_columns(rows))]
 
 
-def _columns(baseline: str, more: Sequence[Measured]) -> tuple[Column, ...]:
+def _columns(baseline: str, more: Sequence[type[Measure]]) -> tuple[Column, ...]:
     return (
         Column(title="Method", align="left"),
         Column(title="Budget", align="left"),
@@ -108,38 +112,44 @@ def _columns(baseline: str, more: Sequence[Measured]) -> tuple[Column, ...]:
         Column(title="Δ 95 % interval", drop=3),
         Column(title="p"),
         Column(title="Top-5 %", drop=9),
-        Column(title="BOPs (M)"),
-        *(Column(title=kind.title) for kind in more),
+        Column(title=Bops.title),
+        *(Column(title=measure.title) for measure in more),
         Column(title="% of budget", drop=5),
         Column(title="In budget", drop=1),
-        Column(title="Memory KB", drop=7),
+        Column(title=Memory.title, drop=7),
         Column(title="Search s", drop=2),
         Column(title="Tuning s", drop=4),
         Column(title="Peak MB", drop=8),
     )
 
 
-def _rows(runs: "pd.DataFrame", results: "pd.DataFrame") -> list[_Row]:
-    """The lines of the table in the study's order, each with its runs' Top-1."""
-    members = dict(iter(runs.groupby(list(IDENTITY), sort=False)))
+def _rows(runs: "pd.DataFrame", lines: "pd.DataFrame") -> list[_Row]:
+    """Make the rows of the table in the study's order, each with its runs' Top-1."""
+    groups = dict(iter(runs.groupby(list(IDENTITY), sort=False)))
     rows = []
-    for result in results.to_dict("records"):
-        group = members[tuple(result[key] for key in IDENTITY)]
-        fields = {str(key): value for key, value in result.items()}
-        rows.append(_Row(result=fields, budget_cost=group["budget_cost"].max(), top1=pairs.top1_by_seed(group)))
+    for line in lines.to_dict("records"):
+        group = groups[tuple(line[key] for key in IDENTITY)]
+        rows.append(
+            _Row(
+                result={str(key): value for key, value in line.items()},
+                budget_cost=group["budget_cost"].max(),
+                in_budget=in_budget(group[group["status"] == "done"]),
+                top1=top1_by_seed(group),
+            )
+        )
     return rows
 
 
 def _compared(rows: Sequence[_Row], baseline: str) -> list[_Row]:
-    """The rows with their differences to the baseline, p corrected over the table."""
-    partners = [pairs.baseline_of(row, rows, baseline) for row in rows]
+    """Add the differences to the baseline to the rows, with p corrected over the table."""
+    partners = [baseline_of(row, rows, baseline) for row in rows]
     both = zip(rows, partners, strict=True)
-    found = [None if partner is None else pairs.difference(row.top1, partner.top1) for row, partner in both]
-    corrected = statistics.holm([pairs.p_to_correct(pair) for pair in found])
-    return [replace(row, difference=pair, p=p) for row, pair, p in zip(rows, found, corrected, strict=True)]
+    pairs = [None if partner is None else paired_difference(row.top1, partner.top1) for row, partner in both]
+    corrected = statistics.holm([p_to_correct(pair) for pair in pairs])
+    return [replace(row, difference=pair, p=p) for row, pair, p in zip(rows, pairs, corrected, strict=True)]
 
 
-def _cells(row: _Row, baseline: str, more: Sequence[Measured]) -> tuple[str, ...]:
+def _cells(row: _Row, baseline: str, more: Sequence[type[Measure]]) -> tuple[str, ...]:
     result = row.result
     return (
         row.method,
@@ -149,11 +159,11 @@ def _cells(row: _Row, baseline: str, more: Sequence[Measured]) -> tuple[str, ...
         interval(statistics.t_interval(list(row.top1.values()))),
         *(("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)),
         spread(result["top5_mean"], result["top5_std"]),
-        spread(result["bops_mean"] / MILLION, result["bops_std"] / MILLION),
-        *(number(result[f"{kind.column}_mean"], digits=3) for kind in more),
+        spread(result["bops_mean"] / Bops.scale, result["bops_std"] / Bops.scale),
+        *(measured(result[f"{measure.column}_mean"], measure) for measure in more),
         number(100 * result["cost_mean"] / row.budget_cost, digits=1),
-        yes_no(result["within_budget"]),
-        number(result["memory_kb_mean"], digits=1),
+        row.in_budget,
+        measured(result["memory_kb_mean"], Memory),
         number(result["search_seconds_mean"], digits=1),
         number(result["tuning_seconds"], digits=1),
         number(result["peak_memory_mb"], digits=0),
@@ -169,7 +179,7 @@ def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
     outside = [name(row.result) for row in rows if row.result["within_budget"] is False]
     if outside:
-        yield f"Not all runs within the budget: {', '.join(outside)}"
+        yield f"Not all runs within the budget window: {', '.join(outside)}"
     references = sorted({row.method for row in rows if not row.budget})
     if references:
         yield f"References without a budget: {', '.join(references)}"
@@ -179,11 +189,11 @@ def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
 
 
 def _one_stage(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
-    """Which methods of the table are not trained here as their papers do."""
+    """Name the methods of the table that are trained in another way than in their papers."""
     known = results.study.get("one_stage") or ()
-    found = dict.fromkeys(row.method for row in rows if row.method.partition("[")[0] in known)
-    if found:
-        yield f"Trained once in their papers, here searched and then fine-tuned like all others: {', '.join(found)}"
+    methods = dict.fromkeys(row.method for row in rows if row.method.partition("[")[0] in known)
+    if methods:
+        yield f"Trained once in their papers, here searched and then fine-tuned like all others: {', '.join(methods)}"
 
 
 def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iterator[str]:
@@ -203,7 +213,7 @@ def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iter
 
 
 def _detectable(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
-    """What each comparison could have found, so that "no difference" is not read as "equal"."""
+    """State what each comparison could have found, so that a reader does not take "no difference" for "equal"."""
     known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
     parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
     if parts:
@@ -221,8 +231,8 @@ def _protocol(spec: Mapping[str, Any]) -> str:
 
 
 def _accelerator(runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
-    """Where latency and energy come from, when a budget limits them."""
-    if set(runs["budget_measure"]) & {"latency", "energy"}:
+    """Describe the accelerator when a budget limits latency or energy."""
+    if any(measure.on_accelerator for measure in limited_measures(runs)):
         stated = section(spec, "accelerator")
         yield (
             f"Latency and energy: of an image, simulated BitFusion ({stated.get('hardware')}, batch "
@@ -231,19 +241,24 @@ def _accelerator(runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]
 
 
 def _matching_notes(results: StudyResults) -> Iterator[str]:
-    """What it took to bring methods onto their budgets: trials, and gates that repair moved."""
-    runs, name = results.runs, _namer(results)
+    """State how methods were brought onto their budgets: trials, knobs, and gates that repair moved."""
+    name = _namer(results)
     done = [record for record in results.tunings() if record.get("status") == "done"]
     if done:
-        parts = [
-            f"{name(record)} {record['trials_used']} trials, chosen "
-            + ", ".join(f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
-            for record in done
-        ]
-        yield f"Tuning: {'; '.join(parts)}"
+        yield f"Tuning: {'; '.join(_tuned(record, name) for record in done)}"
     knobs = [(name(record), len(section(record, "knobs")), int(record["trials_used"])) for record in done]
-    if few := [f"{who} ({count})" for who, count, trials in knobs if count > 1 and trials < _TRIALS_A_KNOB * count]:
+    few = [f"{row} ({n})" for row, n, trials in knobs if n > 1 and trials < _TRIALS_PER_KNOB * n]
+    if few:
         yield f"Few trials for several knobs, more may well change the row: {', '.join(few)}"
+    yield from _repairs(results.runs, name)
+
+
+def _tuned(record: Mapping[str, Any], name: _Namer) -> str:
+    knobs = (f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
+    return f"{name(record)} {record['trials_used']} trials, chosen {', '.join(knobs)}"
+
+
+def _repairs(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
     repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_cost"] > 0)]
     if len(repaired):
         shares = repaired.assign(share=repaired["raw_cost"] / repaired["budget_cost"])
@@ -256,7 +271,7 @@ def _matching_notes(results: StudyResults) -> Iterator[str]:
 
 
 def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
-    """How many runs are still to come, and in which state they are."""
+    """Count the runs without a result, by state."""
     open_runs = runs[~runs["status"].isin(FINISHED)]
     if len(open_runs):
         states = ", ".join(f"{count} {status}" for status, count in open_runs["status"].value_counts().items())
@@ -264,11 +279,11 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
     for identity in runs[runs["status"] == DAMAGED]["id"]:
         yield f"The record of run {identity} is damaged and was left out"
     for reason, stale in runs[runs["status"] == STALE].groupby("reason", sort=False):
-        yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` makes them anew"
+        yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` repeats them"
 
 
 def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
-    """Runs that ended without a result, by cell of the table and reason."""
+    """Name the runs that ended without a result, by row of the table and reason."""
     failed = runs[runs["status"].isin(FAILURES)]
     for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
         run = group.to_dict("records")[0]
@@ -281,6 +296,6 @@ def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
 
 
 def _namer(results: StudyResults) -> _Namer:
-    """Names a run or a line of the table by method and budget, and by its model where there are several."""
+    """Return a function that names a run or a row by method and budget, and by its model when there are several."""
     keys = ("method", "budget") if results.runs["model"].nunique() < 2 else ("model", "method", "budget")
     return lambda fields: " ".join(str(fields[key]) for key in keys if fields[key])

@@ -1,4 +1,4 @@
-"""How searches and fine-tunings went on: loss, accuracy and cost after every epoch, mean over seeds."""
+"""Curves of searches and fine-tunings: loss, accuracy and cost after every epoch, mean over seeds."""
 
 import math
 from collections import defaultdict
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Measure:
+class _Curve:
     """A figure that a phase reports after every epoch.
 
     Attributes:
-        phase: Of a run: search or fine-tuning.
-        key: Of the figure.
-        title: What the phase and the figure are called.
+        phase: Phase of a run: search or finetune.
+        key: Key of the figure in `curves.json`.
+        title: Name of the phase and the figure.
         axis: Title of the axis, with the unit.
-        share: Where a line is drawn across.
+        share: Height of a horizontal line; no line when absent.
     """
 
     phase: str
@@ -34,16 +34,16 @@ class _Measure:
     share: float | None = None
 
 
-_MEASURES = (
-    _Measure(phase="search", key="loss", title="Search: loss", axis="training loss"),
-    _Measure(phase="search", key="accuracy", title="Search: accuracy", axis="training accuracy (%)"),
-    _Measure(phase="search", key="cost", title="Search: cost", axis="share of the budget (%)", share=100.0),
-    _Measure(phase="finetune", key="loss", title="Fine-tuning: loss", axis="training loss"),
-    _Measure(phase="finetune", key="accuracy", title="Fine-tuning: accuracy", axis="training accuracy (%)"),
+_CURVES = (
+    _Curve(phase="search", key="loss", title="Search: loss", axis="training loss"),
+    _Curve(phase="search", key="accuracy", title="Search: accuracy", axis="training accuracy (%)"),
+    _Curve(phase="search", key="cost", title="Search: cost", axis="share of the budget (%)", share=100.0),
+    _Curve(phase="finetune", key="loss", title="Fine-tuning: loss", axis="training loss"),
+    _Curve(phase="finetune", key="accuracy", title="Fine-tuning: accuracy", axis="training accuracy (%)"),
 )
 _Line = tuple[str, str]
 _Values = dict[tuple[_Line, str, str], dict[int, list[float]]]
-"""By method and budget, phase and figure: for each epoch the values of all runs."""
+"""Values of all runs by epoch, for each method and budget, phase and figure."""
 
 
 class Convergence(Report):
@@ -54,13 +54,13 @@ class Convergence(Report):
     rank = 40
 
     def build(self, results: StudyResults) -> list[Part]:
-        """Nothing before the first run has left its curves."""
+        """Make the figures and the table; none before the first run has its curves."""
         values = _gathered(results)
         if not values:
             return []
         lines = list(dict.fromkeys(line for line, _, _ in values))
         methods = unique(method for method, _ in lines)
-        figures = (_figure(measure, methods, lines, values) for measure in _MEASURES)
+        figures = (_figure(curve, methods, lines, values) for curve in _CURVES)
         return [*filter(None, figures), _table(lines, values)]
 
 
@@ -77,9 +77,9 @@ def _gathered(results: StudyResults) -> _Values:
 
 
 def _epochs(entries: Any, budget: float) -> Iterator[tuple[str, int, Mapping[str, float]]]:
-    """Phase, number and figures of each epoch of a run.
+    """Yield the phase, number and figures of each epoch of a run.
 
-    Epochs are counted on over the stages of a search. Cost is a percentage of the run's budget, where it has one.
+    Epochs are numbered through all stages of a search. Cost is a percentage of the run's budget, if it has one.
     """
     counts: dict[str, int] = defaultdict(int)
     for entry in entries if isinstance(entries, list) else []:
@@ -87,33 +87,33 @@ def _epochs(entries: Any, budget: float) -> Iterator[tuple[str, int, Mapping[str
             continue
         phase = str(entry.get("phase"))
         counts[phase] += 1
-        found = {key: figure(entry.get(key)) for key in ("loss", "accuracy")}
-        found["cost"] = 100 * figure(entry.get("cost")) / budget if budget > 0 else math.nan
-        yield phase, counts[phase], {key: value for key, value in found.items() if math.isfinite(value)}
+        figures = {key: figure(entry.get(key)) for key in ("loss", "accuracy")}
+        figures["cost"] = 100 * figure(entry.get("cost")) / budget if budget > 0 else math.nan
+        yield phase, counts[phase], {key: value for key, value in figures.items() if math.isfinite(value)}
 
 
-def _figure(measure: _Measure, methods: Sequence[str], lines: Sequence[_Line], values: _Values) -> Figure | None:
-    rows, note = _rows(measure, lines, values)
+def _figure(curve: _Curve, methods: Sequence[str], lines: Sequence[_Line], values: _Values) -> Figure | None:
+    rows, note = _rows(curve, lines, values)
     if not rows:
         return None
-    drawn = both(_layers(measure, methods, rows), rows, "budget", "Budget")
+    drawn = both(_layers(curve, methods, rows), rows, "budget", "Budget")
     notes = ("Lines: means over seeds; bands: ± one standard deviation", *note)
-    return Figure(name=f"{measure.phase}-{measure.key}", title=measure.title, notes=notes, **drawn)
+    return Figure(name=f"{curve.phase}-{curve.key}", title=curve.title, notes=notes, **drawn)
 
 
-def _layers(measure: _Measure, methods: Sequence[str], rows: Rows) -> "Callable[[], Sequence[alt.Chart]]":
-    return lambda: curves(methods, rows, "epoch", measure.axis, measure.share)
+def _layers(curve: _Curve, methods: Sequence[str], rows: Rows) -> "Callable[[], Sequence[alt.Chart]]":
+    return lambda: curves(methods, rows, "epoch", curve.axis, curve.share)
 
 
-def _rows(measure: _Measure, lines: Sequence[_Line], values: _Values) -> tuple[Rows, tuple[str, ...]]:
-    """One row for each method, budget and epoch; of too many epochs evenly spaced ones and the last."""
-    known = [line for line in lines if (line, measure.phase, measure.key) in values]
-    points = sum(len(values[line, measure.phase, measure.key]) for line in known)
+def _rows(curve: _Curve, lines: Sequence[_Line], values: _Values) -> tuple[Rows, tuple[str, ...]]:
+    """Make one row for each method, budget and epoch; of too many epochs, evenly spaced ones and the last."""
+    known = [line for line in lines if (line, curve.phase, curve.key) in values]
+    points = sum(len(values[line, curve.phase, curve.key]) for line in known)
     step = math.ceil(points / MOST_POINTS)
     rows = [
-        {"method": line[0], "budget": line[1], "epoch": epoch, **spread_of(of_runs)}
+        {"method": line[0], "budget": line[1], "epoch": epoch, **spread_of(figures)}
         for line in known
-        for epoch, of_runs in _spaced(values[line, measure.phase, measure.key], step)
+        for epoch, figures in _spaced(values[line, curve.phase, curve.key], step)
     ]
     return rows, () if step < 2 else (f"The figure shows every {step}th epoch and the last",)
 
@@ -140,8 +140,8 @@ def _table(lines: Sequence[_Line], values: _Values) -> Table:
         ),
         rows=tuple(_cells(line, values) for line in lines),
         notes=(
-            "Training loss and accuracy; cost is that of the search itself, before repair. "
-            "Methods without a search have none of its figures",
+            "Training loss and accuracy. Cost is that of the search itself, before repair. "
+            "Methods without a search have no figures of one",
         ),
     )
 

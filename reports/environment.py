@@ -1,4 +1,4 @@
-"""What a study was made with: versions, hardware, specification, data."""
+"""The conditions of a study: versions, hardware, specification, data."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,31 +11,31 @@ _PARTS = ("versions", "hardware")
 
 
 class Environment(Report):
-    """Versions, hardware, specification, data."""
+    """The versions, hardware, specification and data of a study."""
 
     summary = "versions and hardware of the runs, the specification, the data's checksum"
     title = "Environment and specification"
     rank = 80
 
     def build(self, results: StudyResults) -> list[Table]:
-        """Never nothing: the specification is there from the beginning."""
+        """Make both tables; there is always a specification."""
         return [_environment(results), _specification(results)]
 
 
 def _environment(results: StudyResults) -> Table:
     records = [results.record("runs", str(identity)) for identity in results.study.get("runs") or ()]
-    counts = Counter(found for record in records if record is not None for found in _conditions(record))
-    order = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in counts))}
+    counts = Counter(condition for record in records if record is not None for condition in _conditions(record))
+    order = {name: index for index, name in enumerate(dict.fromkeys(name for name, _ in counts))}
     return Table(
         name="environment",
         title="Versions, hardware and data of the runs",
-        columns=(Column(title="What", align="left"), Column(title="Value", align="left"), Column(title="Runs")),
+        columns=(Column(title="Condition", align="left"), Column(title="Value", align="left"), Column(title="Runs")),
         rows=tuple(
-            (*condition, str(counts[condition])) for condition in sorted(counts, key=lambda found: order[found[0]])
+            (*condition, str(counts[condition])) for condition in sorted(counts, key=lambda entry: order[entry[0]])
         ),
         notes=(
             f"Data now: checksum {results.study.get('data_checksum') or 'unknown'}",
-            f"Study made {results.study.get('created') or 'at an unknown time'}: "
+            f"Study created {results.study.get('created') or 'at an unknown time'}: "
             f"{results.study.get('command') or 'its command is not known'}",
         ),
     )
@@ -60,7 +60,7 @@ def _specification(results: StudyResults) -> Table:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Keys as `--set` takes them, with their values."""
+    """Yield keys as `--set` reads them, with their values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

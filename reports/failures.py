@@ -1,5 +1,6 @@
-"""Runs without a result that counts: what became of each, why, and the command that gets it one."""
+"""Runs without a usable result: the state of each, its reason, and the command that gets a result."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,18 +12,18 @@ from reports.shared.commands import continuation, repetition
 _OPEN = "running"
 _ORPHANED, _OVER, _BELOW = "orphaned", "over budget", "below the window"
 _MEANING = {
-    "failed": "an exception; its traceback is in error.txt of the run's folder",
-    "diverged": "the loss did not stay finite",
+    "failed": "an exception; the traceback is in error.txt in the run's folder",
+    "diverged": "the loss became infinite or NaN",
     "timeout": "over the time limit",
     "oom": "out of memory",
-    "killed": "its process was lost",
+    "killed": "its process died",
     "interrupted": "stopped by the user",
-    "skipped": "what it needs did not finish",
-    "unreachable": "no policy of the method fits the budget: a result",
-    MISSING: "not begun yet",
-    DAMAGED: "its record is not as it was written",
+    "skipped": "a pretraining or tuning that it needs did not finish",
+    "unreachable": "no policy of the method fits the budget; this counts as a result",
+    MISSING: "not started yet",
+    DAMAGED: "its record does not match its checksum",
     STALE: "made with another method source, other data or another cost counter",
-    _ORPHANED: "its process is gone without having said so",
+    _ORPHANED: "its process died without reporting an outcome",
     _OVER: "finished, but costs more than the budget",
     _BELOW: "finished, but costs less than the window below the budget",
 }
@@ -36,18 +37,17 @@ class Failures(Report):
     rank = 60
 
     def build(self, results: StudyResults) -> list[Table]:
-        """Nothing when every run is done within its budget, or still at work."""
+        """Make the table; none when every run is done within its budget, or still running."""
         living = _living(results)
         runs = [{str(key): value for key, value in run.items()} for run in results.runs.to_dict("records")]
-        found = [(run, state, reason) for run in runs for state, reason in _state(run, living)]
-        if not found:
+        failures = [(run, state, reason) for run in runs for state, reason in _state(run, living)]
+        if not failures:
             return []
-        states = list(dict.fromkeys(state for _, state, _ in found))
-        counts = {state: sum(other == state for _, other, _ in found) for state in states}
+        counts = Counter(state for _, state, _ in failures)
         return [
             Table(
                 name="failures",
-                title=f"{len(found)} of {len(results.runs)} runs",
+                title=f"{len(failures)} of {len(results.runs)} runs",
                 columns=(
                     Column(title="Run", align="left"),
                     Column(title="State", align="left"),
@@ -55,23 +55,23 @@ class Failures(Report):
                     Column(title="Id", align="left", drop=2, code=True),
                     Column(title="To get a result", align="left", drop=1, code=True),
                 ),
-                rows=tuple(_cells(results, run, state, reason) for run, state, reason in found),
-                notes=tuple(f"{state} ({counts[state]}): {_MEANING.get(state, 'see the reason')}" for state in states),
+                rows=tuple(_cells(results, run, state, reason) for run, state, reason in failures),
+                notes=tuple(f"{state} ({n}): {_MEANING.get(state, 'see the reason')}" for state, n in counts.items()),
             )
         ]
 
 
 def _living(results: StudyResults) -> set[str]:
-    """Names of the units that somebody works on."""
+    """Return the names of the units that a process is running."""
     leases = Leases(results.store.root)
     return {view.name for view in leases.all() if not leases.is_dead(view)}
 
 
 def _state(run: Mapping[str, Any], living: set[str]) -> Iterator[tuple[str, str]]:
-    """What a run is called that has no result which counts, and why."""
+    """Yield the state and reason of a run without a usable result; nothing for any other run."""
     status, reason = str(run["status"]), str(run["reason"])
     if status == _OPEN and f"runs-{run['id']}" not in living:
-        yield _ORPHANED, f"begun {run['started']}"
+        yield _ORPHANED, f"started {run['started']}"
     elif status in FAILURES | {MISSING, DAMAGED, STALE}:
         yield status, reason
     elif status == "done" and run["within_budget"] is False:
@@ -86,7 +86,7 @@ def _cells(results: StudyResults, run: Mapping[str, Any], state: str, reason: st
 
 
 def _title(results: StudyResults, run: Mapping[str, Any]) -> str:
-    """A run in words: as the study calls it, else from what is known of it."""
+    """Return the name of a run: the study's title for it, else method, budget and seed, else its id."""
     stated = section(results.study, "titles").get(str(run["id"]))
     if stated is not None:
         return str(stated).removeprefix("run ")

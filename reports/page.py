@@ -1,8 +1,8 @@
-"""One page for everything: a single HTML file with sortable tables and interactive charts, without network.
+"""The HTML form: a single page with sortable tables and interactive charts, which works without a network.
 
-The libraries, DataTables (through itables) and Vega-Lite (through vl-convert), stand in the file once. Every text from
-a study is foreign: the template escapes it, data of charts are JSON in which no tag can end, and the page's own policy
-forbids the browser to run any other script and to fetch anything.
+The file contains its libraries once: DataTables (through itables) and Vega-Lite (through vl-convert). Texts from a
+study are not trusted: the template escapes them, the data of charts are JSON in which no tag can end, and the page's
+content security policy forbids the browser to run any other script and to fetch anything.
 """
 
 import base64
@@ -22,9 +22,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")
 _MOST_ROWS = 2000
 _UNPAGED = 200
-"""Up to so many rows stand below one another; longer tables are turned over."""
+"""Number of rows above which a table is divided into pages."""
 _LONG = 34
-"""Characters from which on a cell is broken into lines."""
+"""Characters above which a cell is broken into lines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +32,9 @@ class Cell:
     """A cell as the template shows it.
 
     Attributes:
-        text: What stands in it.
-        order: What it is sorted by; empty for no number, `None` where the text decides.
-        link: Where it leads within the page; empty for nowhere.
+        text: Text of the cell.
+        order: Number by which the cell is sorted; empty for no number, `None` to sort by the text.
+        link: Target within the page; empty for no link.
     """
 
     text: str
@@ -47,11 +47,11 @@ class ShownTable:
     """A table as the template shows it: see `bench.reporting.report.Table`.
 
     Attributes:
-        identity: In the page.
-        title, columns, notes: Of the table.
-        rows: For each row its place in the page, empty for none, and its cells.
-        long: For each column, whether its cells are broken into lines.
-        paged: Whether it is turned over.
+        identity: Id of the table in the page.
+        title, columns, notes: Texts of the table.
+        rows: Id in the page, empty for none, and cells of each row.
+        long: Whether the cells are broken into lines, for each column.
+        paged: Whether the table is divided into pages.
     """
 
     identity: str
@@ -68,9 +68,9 @@ class ShownFigure:
     """A figure as the template shows it.
 
     Attributes:
-        identity: In the page.
-        title, notes: Of the figure.
-        chart: Its Vega-Lite specification.
+        identity: Id of the figure in the page.
+        title, notes: Texts of the figure.
+        chart: Vega-Lite specification.
     """
 
     identity: str
@@ -81,13 +81,13 @@ class ShownFigure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Libraries:
-    """What the page brings along, once.
+    """The style sheet and scripts that the page contains.
 
     Attributes:
         style: Style sheet of tables.
-        modules: Import map in which the module of tables stands as a data URL.
+        modules: Import map with the module of tables as a data URL.
         charts: Script of charts.
-        own: The page's own script, which hands tables and charts to these two.
+        own: Script of the page, which starts tables and charts.
     """
 
     style: str
@@ -97,16 +97,16 @@ class _Libraries:
 
     @property
     def policy(self) -> str:
-        """What a browser may do with the page: run these scripts and no others, and fetch nothing."""
+        """Content security policy: the browser may run these scripts and no others, and may fetch nothing."""
         scripts = " ".join(f"'sha256-{_hash(script)}'" for script in (self.modules, self.charts, self.own))
         return f"default-src 'none'; script-src {scripts} data:; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(document: Document, _: int = 0) -> str:
-    """The page of a document.
+    """Render a document as one page.
 
     Args:
-        document: What it shows.
+        document: Document to show.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -119,8 +119,8 @@ def page(document: Document, _: int = 0) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    places = _places(document)
-    sections = [(section, [_shown(part, places) for part in section.parts]) for section in document.sections]
+    anchors = _anchor_ids(document)
+    sections = [(section, [_shown(part, anchors) for part in section.parts]) for section in document.sections]
     figures = [part for _, parts in sections for part in parts if isinstance(part, ShownFigure)]
     return environment.get_template("page.html").render(
         study=document.study,
@@ -133,21 +133,21 @@ def page(document: Document, _: int = 0) -> str:
 
 
 def sort_value(text: str) -> str:
-    """The number that a cell stands for among others: its first one, "" for none, that of "<0.001" just below it."""
-    found = _NUMBER.match(text)
-    if found is None:
+    """Return the number by which a cell is sorted: the first one in it, or "" for none; "<0.001" sorts below 0.001."""
+    match = _NUMBER.match(text)
+    if match is None:
         return ""
-    value = float(found["number"].replace("−", "-"))
-    return repr(math.nextafter(value, -math.inf) if found["below"] else value)
+    value = float(match["number"].replace("−", "-"))
+    return repr(math.nextafter(value, -math.inf) if match["below"] else value)
 
 
-def _places(document: Document) -> dict[str, str]:
-    """For each anchor its name in the page, in which only plain letters stand."""
+def _anchor_ids(document: Document) -> dict[str, str]:
+    """Return an id in the page for each anchor, made of plain letters only."""
     anchors = [anchor for table in document.tables for anchor in table.anchors if anchor]
     return {anchor: f"line-{number}" for number, anchor in enumerate(dict.fromkeys(anchors), 1)}
 
 
-def _shown(part: Part, places: dict[str, str]) -> ShownTable | ShownFigure:
+def _shown(part: Part, anchors: dict[str, str]) -> ShownTable | ShownFigure:
     from bench.reporting.charts import page_specification
 
     identity = f"part-{part.name}"
@@ -160,20 +160,20 @@ def _shown(part: Part, places: dict[str, str]) -> ShownTable | ShownFigure:
         identity=identity,
         title=part.title,
         columns=part.columns,
-        rows=tuple(_row(part, number, places) for number in range(most)),
+        rows=tuple(_row(part, number, anchors) for number in range(most)),
         notes=(*([left_out] if len(part.rows) > most else []), *part.notes),
         long=tuple(any(len(row[index]) > _LONG for row in part.rows) for index, _ in enumerate(part.columns)),
         paged=len(part.rows) > _UNPAGED and not part.anchors,
     )
 
 
-def _row(table: Table, number: int, places: dict[str, str]) -> tuple[str, tuple[Cell, ...]]:
-    link = places.get(table.links[number], "") if table.links else ""
+def _row(table: Table, number: int, anchors: dict[str, str]) -> tuple[str, tuple[Cell, ...]]:
+    link = anchors.get(table.links[number], "") if table.links else ""
     cells = (
         Cell(text=text, order=sort_value(text) if column.align == "right" else None, link=link)
         for column, text in zip(table.columns, table.rows[number], strict=True)
     )
-    return places.get(table.anchors[number], "") if table.anchors else "", tuple(cells)
+    return anchors.get(table.anchors[number], "") if table.anchors else "", tuple(cells)
 
 
 @cache
@@ -196,12 +196,12 @@ def _libraries() -> _Libraries:
 
 
 def _enclosed(text: str, element: str, less: str) -> str:
-    """A library's text so that nothing in its strings and comments ends the element that it stands in.
+    """Escape a library's text, so that nothing in its strings and comments ends the element around it.
 
     Args:
-        text: Of the library.
-        element: The element's name.
-        less: How a string of the library's language writes "<" otherwise.
+        text: Text of the library.
+        element: Name of the element.
+        less: Escape of "<" in strings of the library's language.
     """
     plain = text.replace("\r\n", "\n").replace("\r", "\n")  # as a browser reads it
     return re.sub(rf"<(?=/{element}|!--)", lambda _: less, plain, flags=re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""What searches decided, layer by layer: bits of weights and activations, and filters (Figs. 6, 7, II to VI)."""
+"""The policies that searches found, layer by layer: bits and filters (Figs. 6, 7, II to VI of the SBS paper)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 2000
 BITS = {"weight_bits": "weights", "activation_bits": "activations"}
-"""Kinds of widths, and what has them."""
+"""Fields of a policy that hold bits, and the tensors that have them."""
 _KINDS = (*BITS, "pruned")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layer:
-    """What all runs of a method and budget decided for one layer.
+    """The decisions of all runs of a method and budget for one layer.
 
     Attributes:
-        method, budget: Of the runs.
-        layer: Its name.
-        values: For each kind of decision, a value for each run; `pruned` is a percentage, empty where none can be.
+        method, budget: Identity of the runs.
+        layer: Name of the layer.
+        values: Values of all runs for each kind of decision; `pruned` is a percentage, empty for an unpruned layer.
     """
 
     method: str
@@ -41,19 +41,19 @@ class _Layer:
 
     @property
     def quantized(self) -> bool:
-        """Whether some run has it below full precision."""
-        return any(width < FULL_PRECISION_BITS for key in BITS for width in self.values[key])
+        """Whether some run has the layer below full precision."""
+        return any(bits < FULL_PRECISION_BITS for key in BITS for bits in self.values[key])
 
 
 class Policies(Report):
-    """Bits and filters of every layer."""
+    """The bits and filters of every layer."""
 
     summary = "bits and pruned filters of every layer, for each method and budget"
     title = "Policies, layer by layer"
     rank = 30
 
     def build(self, results: StudyResults) -> list[Part]:
-        """Nothing before the first run has left a policy."""
+        """Make the figures and the table; none before the first run has a policy."""
         lines = [line for line in _lines(results) if line]
         if not lines:
             return []
@@ -69,7 +69,7 @@ class Policies(Report):
 
 
 def _within(lines: Sequence[Sequence[_Layer]]) -> tuple[Sequence[Sequence[_Layer]], tuple[str, ...]]:
-    """So many lines as a reader can still look through, and what was left out."""
+    """Keep as many methods and budgets as the table can hold; the note names what was left out."""
     most = max(1, _MOST_ROWS // max(map(len, lines)))
     if len(lines) <= most:
         return lines, ()
@@ -77,21 +77,21 @@ def _within(lines: Sequence[Sequence[_Layer]]) -> tuple[Sequence[Sequence[_Layer
 
 
 def _lines(results: StudyResults) -> Iterator[list[_Layer]]:
-    """The layers of each method and budget, in the study's order."""
+    """Yield the layers of each method and budget, in the study's order."""
     runs = named_runs(results)
     for _, group in runs[runs["status"] == "done"].groupby(list(IDENTITY), sort=False):
         method, budget = str(group["line"].iloc[0]), str(group["budget"].iloc[0])
         values: dict[str, dict[str, list[float]]] = {}
         for run in group["id"]:
-            for layer, found in decisions(results, str(run)):
-                of_layer = values.setdefault(layer, {key: [] for key in _KINDS})
-                for key, value in found.items():
-                    of_layer[key].append(value)
-        yield [_Layer(method=method, budget=budget, layer=layer, values=found) for layer, found in values.items()]
+            for layer, decision in decisions(results, str(run)):
+                kinds = values.setdefault(layer, {key: [] for key in _KINDS})
+                for key, value in decision.items():
+                    kinds[key].append(value)
+        yield [_Layer(method=method, budget=budget, layer=layer, values=kinds) for layer, kinds in values.items()]
 
 
 def decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """What a run decided for each layer; what is no policy of a layer is left out."""
+    """Yield the decisions of a run for each layer; entries that are no policy of a layer are left out."""
     policy = results.file(run, "policy.json")
     filters = section(results.record("runs", run) or {}, "filters")
     for layer, entry in section(policy, "layers").items() if isinstance(policy, dict) else ():
@@ -100,27 +100,27 @@ def decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, 
 
 
 def _pruned(entry: Mapping[str, Any], filters: Any) -> dict[str, float]:
-    """Percentage of a layer's filters that are gone; nothing where the policy or the record does not tell."""
+    """Return the percentage of a layer's filters that were pruned; nothing when it is not recorded."""
     kept = entry.get("kept_filters")
     if not isinstance(kept, list) or not isinstance(filters, int) or filters < 1:
         return {}
     return {"pruned": 100 * (1 - len(kept) / filters)}
 
 
-# --- shown ----------------------------------------------------------------------------------------------------
+# --- figures and table ----------------------------------------------------------------------------------------
 
 
 def _figure_of_bits(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
-    """Without lines at full precision, beside whose 32 bits no others could be told apart."""
+    """Draw the bits, without methods at full precision, whose 32 bits would hide all other differences."""
     quantized = {layer.line for layer in layers if layer.quantized}
     plain = unique(layer.line for layer in layers if layer.line not in quantized)
     if plain:
         notes = (*notes, f"At full precision throughout, not drawn: {', '.join(plain)}")
     layers = [layer for layer in layers if layer.line in quantized]
     rows = [
-        {"line": layer.line, "layer": layer.layer, "what": what, **spread_of(layer.values[key])}
+        {"line": layer.line, "layer": layer.layer, "kind": kind, **spread_of(layer.values[key])}
         for layer in layers
-        for key, what in BITS.items()
+        for key, kind in BITS.items()
     ]
     order = unique(layer.layer for layer in layers)
     drawn = both(lambda: _bars(order, "bits", list(BITS.values())), rows, "line", "Method")
@@ -129,7 +129,7 @@ def _figure_of_bits(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
 
 def _figure_of_filters(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
     rows = [
-        {"line": layer.line, "layer": layer.layer, "what": "filters", **spread_of(layer.values["pruned"])}
+        {"line": layer.line, "layer": layer.layer, "kind": "filters", **spread_of(layer.values["pruned"])}
         for layer in layers
         if layer.values["pruned"]
     ]
@@ -139,19 +139,19 @@ def _figure_of_filters(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figu
 
 
 def _bars(order: Sequence[str], title: str, kinds: Sequence[str], top: float | None = None) -> "list[alt.Chart]":
-    """Layers of a chart without data: means as bars, one standard deviation to either side as lines."""
+    """Make the layers of a chart, without data: means as bars, ± one standard deviation as lines."""
     import altair as alt
 
     scale = alt.Undefined if top is None else alt.Scale(domain=[0, top])
     axis = alt.Axis(labelAngle=-60, labelLimit=130, labelOverlap=True)
     base = alt.Chart().encode(x=alt.X("layer:N", sort=list(order), title=None, axis=axis))
-    colour = alt.Color("what:N", title=None, scale=alt.Scale(domain=list(kinds)), legend=_legend(kinds))
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=list(kinds)), legend=_legend(kinds))
     if len(kinds) > 1:
-        base = base.encode(xOffset=alt.XOffset("what:N", sort=list(kinds)))
+        base = base.encode(xOffset=alt.XOffset("kind:N", sort=list(kinds)))
     tooltip = [
         alt.Tooltip("line:N", title="method"),
         alt.Tooltip("layer:N"),
-        alt.Tooltip("what:N"),
+        alt.Tooltip("kind:N"),
         alt.Tooltip("mean:Q", format=".2f", title=title),
         alt.Tooltip("std:Q", format=".2f"),
         alt.Tooltip("n:Q", title="runs"),
@@ -182,7 +182,7 @@ def _table(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Table:
             Column(title="Filters pruned %"),
         ),
         rows=tuple(_cells(layer) for layer in layers),
-        notes=("An empty share: no run chose among the layer's filters", *notes),
+        notes=("Filters pruned is empty when no run could prune the layer", *notes),
     )
 
 

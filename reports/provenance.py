@@ -1,4 +1,4 @@
-"""How each line of the comparison was obtained: its runs, with what and when they were made, and how to repeat them."""
+"""The origin of each row of the comparison: its runs, their conditions and times, and the command to repeat them."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,14 @@ _MOST_RUNS = 20
 
 
 class Provenance(Report):
-    """Runs, versions, hardware, times and commands behind every line of the comparison."""
+    """The runs, versions, hardware, times and commands behind every row of the comparison."""
 
-    summary = "for each line of the comparison its runs, versions, hardware, times, and the command to repeat them"
+    summary = "for each row of the comparison its runs, versions, hardware, times, and the command to repeat them"
     title = "How this was obtained"
     rank = 70
 
     def build(self, results: StudyResults) -> list[Table]:
-        """Nothing before the first run has a record."""
+        """Make the table; none before the first run has a record."""
         runs = named_runs(results)
         known = runs[~runs["status"].isin((MISSING, DAMAGED))]
         groups = [group for _, group in known.groupby(list(IDENTITY), sort=False)]
@@ -33,7 +33,7 @@ class Provenance(Report):
         return [
             Table(
                 name="provenance",
-                title="For each line of the comparison",
+                title="For each row of the comparison",
                 columns=(
                     Column(title="Method", align="left"),
                     Column(title="Budget", align="left"),
@@ -47,8 +47,8 @@ class Provenance(Report):
                 rows=tuple(_cells(results, group) for group in groups),
                 notes=(
                     "Run s: seconds of all runs together, without tuning",
-                    "A command makes the same runs, and the tuning before them, in a store of its own; "
-                    "numbers agree where versions and hardware do",
+                    "A command repeats the runs, and the tuning before them, in a store of its own; "
+                    "numbers agree if versions and hardware do",
                     f"The study itself: {results.study.get('command') or 'its command is not known'}",
                 ),
                 anchors=tuple(anchor(group.iloc[0].to_dict()) for group in groups),
@@ -63,8 +63,8 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
         str(runs[0]["line"]),
         str(runs[0]["budget"]),
         _listed([f"{run['seed']}: {run['id']}" for run in runs]),
-        _different(_versions(record) for record in records),
-        _different(_hardware(record) for record in records),
+        _distinct(_versions(record) for record in records),
+        _distinct(_hardware(record) for record in records),
         _period(runs),
         number(group["total_seconds"].sum(), 0),
         repetition(results, runs),
@@ -72,12 +72,12 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
 
 
 def _listed(runs: list[str]) -> str:
-    """The runs, of very many the first."""
+    """List the runs; only the first ones when there are very many."""
     more = [f"and {len(runs) - _MOST_RUNS} more, in the study's runs.csv"] if len(runs) > _MOST_RUNS else []
     return ", ".join([*runs[:_MOST_RUNS], *more])
 
 
-def _different(texts: Iterable[str]) -> str:
+def _distinct(texts: Iterable[str]) -> str:
     return "; ".join(filter(None, dict.fromkeys(texts)))
 
 
@@ -86,14 +86,14 @@ def _versions(record: Mapping[str, Any]) -> str:
 
 
 def _hardware(record: Mapping[str, Any]) -> str:
-    found = section(record, "hardware")
-    name = next((str(found[key]) for key in _HARDWARE if found.get(key)), "")
-    return ", ".join(filter(None, [name, *(f"{key} {found[key]}" for key in _CONDITIONS if key in found)]))
+    hardware = section(record, "hardware")
+    name = next((str(hardware[key]) for key in _HARDWARE if hardware.get(key)), "")
+    return ", ".join(filter(None, [name, *(f"{key} {hardware[key]}" for key in _CONDITIONS if key in hardware)]))
 
 
 def _period(runs: Iterable[Mapping[str, Any]]) -> str:
-    """From the first beginning to the last end."""
+    """Return the time from the start of the first run to the end of the last."""
     runs = list(runs)
-    begun = min(filter(None, (run["started"] for run in runs)), default="")
-    ended = max(filter(None, (run["finished"] for run in runs)), default="")
-    return " to ".join(filter(None, (begun, ended)))
+    start = min(filter(None, (run["started"] for run in runs)), default="")
+    end = max(filter(None, (run["finished"] for run in runs)), default="")
+    return " to ".join(filter(None, (start, end)))

@@ -1,4 +1,4 @@
-"""What the paper prints beside what was measured here: two columns each, never mixed."""
+"""The figures that the SBS paper prints beside those of the study, in separate columns."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.api import Column, Report, StudyResults, Table
+from bench.costs.measures import MEASURES, Bops, Measure
 from bench.results.published import Printed, printed
 from bench.results.tables import section
-from reports.shared.formatting import MILLION, number, spread
+from reports.shared.formatting import number, spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,12 +17,12 @@ class _Quantity:
     """A figure that the paper prints in some of its tables.
 
     Attributes:
-        title: With the unit in which it is shown.
-        printed, here: The figure of a printed row and of a line of `StudyResults.lines`, in that unit.
-        std: Of the figure here, where it is known.
+        title: Heading, with the unit in which the figure is shown.
+        printed, here: Readers of a printed row and of a row of `StudyResults.lines`, in that unit.
+        std: Reader of the standard deviation here, when it is known.
         digits: Decimals.
-        drop: Of its two columns.
-        is_cost: Whether it tells rows of different budgets apart.
+        drop: Rank at which a narrow terminal drops the two columns.
+        is_cost: Whether the figure is a cost, by which rows of different budgets are matched.
     """
 
     title: str
@@ -33,16 +34,19 @@ class _Quantity:
     is_cost: bool = True
 
 
+def _cost(measure: type[Measure]) -> _Quantity:
+    """Make the quantity of a measure; the paper prints one decimal at most, and so do we."""
+    column, scale = measure.column, measure.scale
+    return _Quantity(
+        title=measure.title,
+        printed=lambda row: float(getattr(row, column)) / scale,
+        here=lambda line: line[f"{column}_mean"] / scale,
+        std=(lambda line: line[f"{column}_std"] / scale) if measure is Bops else None,
+    )
+
+
 _QUANTITIES = (
-    _Quantity(
-        title="BOPs (M)",
-        printed=lambda row: row.bops / MILLION,
-        here=lambda line: line["bops_mean"] / MILLION,
-        std=lambda line: line["bops_std"] / MILLION,
-    ),
-    _Quantity(title="Memory KB", printed=lambda row: row.memory_kb, here=lambda line: line["memory_kb_mean"]),
-    _Quantity(title="Latency ms", printed=lambda row: row.latency_ms, here=lambda line: line["latency_ms_mean"]),
-    _Quantity(title="Energy mJ", printed=lambda row: row.energy_mj, here=lambda line: line["energy_mj_mean"]),
+    *map(_cost, MEASURES.values()),
     _Quantity(
         title="Search h",
         printed=lambda row: row.search_hours,
@@ -68,14 +72,14 @@ _SCHEDULES = (
 
 
 class Published(Report):
-    """The paper's table beside the study's."""
+    """The table of the paper beside that of the study."""
 
     summary = "studies that repeat a table of the paper (`published` in the specification)"
     title = "Beside the paper"
     rank = 20
 
     def build(self, results: StudyResults) -> list[Table]:
-        """The rows of the printed table; none where the study repeats none."""
+        """Make the table; none when the study repeats no table of the paper."""
         rows = printed(str(results.spec.get("published")))
         if not rows:
             return []
@@ -93,7 +97,7 @@ class Published(Report):
 
 
 def _nearest(row: Printed, lines: Sequence[Mapping[Any, Any]]) -> Mapping[Any, Any] | None:
-    """The study's line of the same model and method whose cost is nearest to the printed one."""
+    """Return the study's row of the same model and method whose cost is nearest to the printed one."""
     same = [line for line in lines if (line["model"], line["method"]) == (row.model, row.row)]
     costs = [quantity for quantity in _QUANTITIES if quantity.is_cost and not math.isnan(quantity.printed(row))]
 
@@ -113,9 +117,9 @@ def _columns(shown: Sequence[_Quantity]) -> tuple[Column, ...]:
         Column(title="Top-1 %, here"),
         Column(title="n here"),
         *(
-            Column(title=f"{quantity.title}, {place}", drop=quantity.drop)
+            Column(title=f"{quantity.title}, {source}", drop=quantity.drop)
             for quantity in shown
-            for place in ("printed", "here")
+            for source in ("printed", "here")
         ),
     )
 
@@ -146,7 +150,7 @@ def _measured(line: Mapping[Any, Any], quantity: _Quantity) -> str:
 
 
 def _as_printed(mean: float, std: float) -> str:
-    """With the one digit that the paper prints."""
+    """Format an accuracy with the one decimal that the paper prints."""
     return number(mean, digits=1) + ("" if math.isnan(std) else f"±{std:.1f}")
 
 

@@ -1,4 +1,4 @@
-"""Reports as text: terminal, Markdown, CSV, LaTeX. All show the same strings."""
+"""The text forms: terminal, Markdown, CSV and LaTeX. All show the same strings."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from bench.api import Column, Document, Figure, Part, Table
 from bench.reporting.report import Form
 
 _LAST_LATEX_LETTER = 0x17E
-"""Up to here (Latin Extended-A) LaTeX knows letters by itself."""
+"""Last letter that LaTeX sets without help: the end of Latin Extended-A."""
 _WIDE_CELL = 40
-"""Characters from which on a cell is broken into lines in LaTeX."""
+"""Characters above which a cell is broken into lines in LaTeX."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,7 +33,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': "''",
-    # After the \\ of the row before, a bracket would be read as its argument and a star as part of it.
+    # After the \\ of the previous row LaTeX would read a bracket as its argument and a star as part of it.
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
@@ -57,7 +57,7 @@ _LATEX = {
 
 
 def terminal(table: Table, width: int) -> str:
-    """Plain text of the given width, without colours."""
+    """Render a table as plain text of a given width, without colours."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(renderable(table, width))
@@ -65,7 +65,7 @@ def terminal(table: Table, width: int) -> str:
 
 
 def renderable(table: Table, width: int) -> Group:
-    """The table for a rich console; columns that do not fit are left out and named below it."""
+    """Render a table for a rich console. Columns that do not fit are left out and named below the table."""
     shown = _fitting(table, width)
     fits = _line_width(table, shown) <= width
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(table.title, "bold"), title_justify="left")
@@ -79,7 +79,7 @@ def renderable(table: Table, width: int) -> Group:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table with its title above and its notes below."""
+    """Render a table as GitHub-flavoured Markdown, with its title above and its notes below."""
     head = [_escape_markdown(column.title) for column in table.columns]
     body = [[_escape_markdown(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[index]) for row in [head, *body])) for index in range(len(head))]
@@ -91,7 +91,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Headings and rows as CSV, without title and notes."""
+    """Render headings and rows as CSV, without title and notes."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(column.title for column in table.columns)
@@ -100,7 +100,7 @@ def comma_separated(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A LaTeX table; the document needs the package booktabs."""
+    """Render a table as LaTeX; the document needs the package booktabs."""
     alignment = "".join(_latex_column(table, index) for index, _ in enumerate(table.columns))
     rows = [_latex_row(row) for row in table.rows]
     notes = [rf"\par\footnotesize {escape_latex(note)}" for note in table.notes]
@@ -123,13 +123,13 @@ def latex(table: Table) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text in which nothing is a command to LaTeX; a hyphen before a number becomes a minus sign."""
+    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
     signed = re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
     return "".join(_latex_character(character) for character in signed)
 
 
 def _latex_character(character: str) -> str:
-    """A character; by its number where LaTeX's usual fonts lack it, so that the document still compiles."""
+    """Escape a character; one that LaTeX's usual fonts lack becomes its number, so that the document compiles."""
     if character in _LATEX:
         return _LATEX[character]
     if ord(character) > _LAST_LATEX_LETTER or not (character.isprintable() or character.isspace()):
@@ -138,17 +138,17 @@ def _latex_character(character: str) -> str:
 
 
 def figure_in_terminal(figure: Figure) -> str:
-    """The place of a figure in plain text: its title, and the file that `bench report --out` draws it to."""
+    """Render a figure in plain text: its title, and the file that `bench report --out` draws."""
     return f"Figure: {figure.title} ({figure.name}.svg with --out)\n"
 
 
 def figure_in_markdown(figure: Figure) -> str:
-    """A figure in Markdown, which shows its file where it lies beside the text."""
+    """Render a figure in Markdown, which shows its file if the file lies beside the text."""
     return f"![{_escape_markdown(figure.title)}]({figure.name}.svg)\n"
 
 
 def figure_in_latex(figure: Figure) -> str:
-    """A figure in LaTeX; the document needs the package graphicx, and the file beside it."""
+    """Render a figure in LaTeX; the document needs the package graphicx, and the file beside it."""
     lines = [
         "% needs \\usepackage{graphicx}",
         r"\begin{figure*}",
@@ -163,7 +163,7 @@ def figure_in_latex(figure: Figure) -> str:
 def _each(
     table: Callable[[Table, int], str], figure: Callable[[Figure], str] | None = None
 ) -> Callable[[Document, int], str]:
-    """A form that shows a document part by part; without a way to show figures it leaves them out."""
+    """Make a renderer that shows a document part by part; without a renderer for figures it leaves them out."""
 
     def shown(part: Part, width: int) -> Iterator[str]:
         if isinstance(part, Table):
@@ -183,7 +183,7 @@ CSV = Form("headings and rows of tables alone", ".csv", _each(lambda table, _: c
 
 
 def _fitting(table: Table, width: int) -> list[int]:
-    """The columns to show: the least important ones go until the others fit."""
+    """Return the columns to show: the least important ones are dropped until the others fit."""
     shown = list(range(len(table.columns)))
     for index in sorted(shown, key=lambda index: (-table.columns[index].drop, -index)):
         if _line_width(table, shown) <= width or not table.columns[index].drop:
@@ -193,12 +193,12 @@ def _fitting(table: Table, width: int) -> list[int]:
 
 
 def _line_width(table: Table, shown: Sequence[int]) -> int:
-    """Characters that a line needs, with two between columns and one at either end."""
+    """Return the characters that a line needs, with two between columns and one at either end."""
     return sum(_column_width(table, index) + 2 for index in shown)
 
 
 def _column_width(table: Table, index: int) -> int:
-    """Characters of the longest cell; headings may be broken at blanks."""
+    """Return the characters of the longest cell; headings may be broken at blanks."""
     words = table.columns[index].title.split()
     return max(len(text) for text in [*words, *(row[index] for row in table.rows)])
 
@@ -209,7 +209,7 @@ def _left_out(table: Table, shown: Sequence[int]) -> list[str]:
 
 
 def _bullets(notes: Sequence[str]) -> RichTable:
-    """Notes with their continuation lines indented."""
+    """Render notes with their continuation lines indented."""
     grid = RichTable.grid(padding=(0, 1))
     for note in notes:
         grid.add_row(Text(" ·", "dim"), Text(note, "dim"))
@@ -217,7 +217,7 @@ def _bullets(notes: Sequence[str]) -> RichTable:
 
 
 def _escape_markdown(text: str) -> str:
-    """Text in which nothing is markup; "n<6" stays as it is, since no tag starts with a digit."""
+    """Escape a text for Markdown; "n<6" needs no escape, because no tag starts with a digit."""
     return re.sub(r"([\\|*`]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
@@ -234,7 +234,7 @@ def _rule(column: Column, width: int) -> str:
 
 
 def _latex_column(table: Table, index: int) -> str:
-    """How a column is set: long texts in lines, the width divided among the columns that have them."""
+    """Return the LaTeX column type; columns with long texts are broken into lines and share the width."""
     longest = [max((len(row[other]) for row in table.rows), default=0) for other, _ in enumerate(table.columns)]
     if longest[index] <= _WIDE_CELL:
         return table.columns[index].align[0]

@@ -1,4 +1,7 @@
-"""Accuracy over cost: every run, the mean of every method and budget, the Pareto front of the means (Figs. 4, 5)."""
+"""Accuracy over cost: every run, the mean of every method and budget, and the Pareto front of the means.
+
+The figures correspond to Figs. 4 and 5 of the SBS paper.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,11 +9,12 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
+from bench.costs.measures import Bops, Measure, Memory
 from bench.results.statistics import mean, std, t_interval
 from reports.shared.drawing import Rows, data, method_colour, method_shape, thinned, unique
 from reports.shared.drawing import number as plotted
 from reports.shared.formatting import anchor, interval, named_runs, number, spread
-from reports.shared.limits import BOPS, Measured, limited, of_kind
+from reports.shared.limits import limited_measures, runs_limited_by
 
 if TYPE_CHECKING:
     import altair as alt
@@ -18,60 +22,61 @@ if TYPE_CHECKING:
 
 _NO_BUDGET = "none"
 _WIDE = 10.0
-"""Costs that differ by more than this factor stand on a logarithmic axis."""
+"""Factor between costs above which their axis is logarithmic."""
 _MARGIN = 0.3
-"""Above and below the runs, as a share of the range of their accuracies."""
+"""Space above and below the runs, as a share of the range of their accuracies."""
 
 
 class Tradeoff(Report):
-    """Accuracy over what budgets limit."""
+    """Accuracy over the cost that the budgets limit."""
 
-    summary = "accuracy over cost, and which methods no other one beats in both"
+    summary = "accuracy over cost, and the methods that no other method beats in both"
     title = "Accuracy over cost"
     rank = 10
 
     def build(self, results: StudyResults) -> list[Part]:
-        """Nothing before the first run is done."""
+        """Make a figure and a table for each limited measure; none before the first run is done."""
         runs = named_runs(results)
         done = runs[runs["status"] == "done"].dropna(subset=["top1"])
-        return [part for kind in limited(done) for part in _parts(of_kind(done, kind), kind)]
+        return [part for measure in limited_measures(done) for part in _parts(runs_limited_by(done, measure), measure)]
 
 
-def _parts(done: "pd.DataFrame", kind: Measured) -> list[Part]:
-    """Figure and table over one kind of cost."""
+def _parts(done: "pd.DataFrame", measure: type[Measure]) -> list[Part]:
+    """Make the figure and the table over one measure of cost."""
     if not len(done):
         return []
-    means = _means(done, kind)
+    means = _means(done, measure)
     front = pareto_front(means)
-    points = sorted(_points(done, kind), key=lambda point: (point["method"], point["budget"]))  # some of each are kept
+    # Sorted, so that thinning keeps some runs of each method and budget.
+    points = sorted(_points(done, measure), key=lambda point: (point["method"], point["budget"]))
     shown, note = thinned(points, "runs")
     methods = unique(row["method"] for row in means)
-    suffix = "" if kind is BOPS else f"_{kind.measure}"
+    suffix = "" if measure is Bops else f"_{measure.name}"
     text = (
-        "Small: runs. Large: means with 95 % Student-t intervals, joined over the budgets of a method. "
-        "Dashed, and ringed: the Pareto front of the means. Intervals are cut where they leave the figure. "
-        "Dotted: the mean of what has no budget, whatever it costs",
+        "Small marks: runs. Large marks: means with 95 % Student-t intervals, joined over the budgets of a method. "
+        "Dashed line and rings: the Pareto front of the means. Intervals are cut off where they leave the figure. "
+        "Dotted lines: means of methods without a budget, whatever they cost",
         *note,
     )
     return [
         Figure(
             name=f"tradeoff{suffix}",
-            title=f"Top-1 accuracy over {kind.title}",
-            draw=lambda: _draw(methods, shown, means, front, kind),
+            title=f"Top-1 accuracy over {measure.title}",
+            draw=lambda: _draw(methods, shown, means, front, measure),
             notes=text,
         ),
-        _table(means, front, kind, f"pareto{suffix}"),
+        _table(means, front, measure, f"pareto{suffix}"),
     ]
 
 
-def _points(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
+def _points(done: "pd.DataFrame", measure: type[Measure]) -> list[dict[str, Any]]:
     return [
         {
             "method": run["line"],
             "budget": run["budget"] or _NO_BUDGET,
             "seed": None if run["seed"] != run["seed"] else int(run["seed"]),
             "top1": plotted(run["top1"]),
-            "cost": plotted(run[kind.column] / kind.per_unit),
+            "cost": plotted(run[measure.column] / measure.scale),
             "memory": plotted(run["memory_kb"]),
             "run": run["id"],
         }
@@ -79,8 +84,8 @@ def _points(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def _means(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
-    """One row for each method and budget, in the study's order."""
+def _means(done: "pd.DataFrame", measure: type[Measure]) -> list[dict[str, Any]]:
+    """Make one row for each method and budget, in the study's order."""
     rows = []
     for _, group in done.groupby(["model", "dataset", "method", "budget"], sort=False):
         ends = t_interval(group["top1"])
@@ -93,7 +98,7 @@ def _means(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
                 "top1": mean(group["top1"]),
                 "std": std(group["top1"]),
                 "interval": ends,
-                "cost": mean(group[kind.column]) / kind.per_unit,
+                "cost": mean(group[measure.column]) / measure.scale,
                 "memory": mean(group["memory_kb"]),
                 "anchor": anchor(first.to_dict()),
             }
@@ -102,9 +107,9 @@ def _means(done: "pd.DataFrame", kind: Measured) -> list[dict[str, Any]]:
 
 
 def pareto_front(means: Rows) -> list[int]:
-    """Positions of the means that no other one beats in cost and accuracy, by rising cost.
+    """Return the indices of the means that no other mean beats, by rising cost.
 
-    One beats another when it is no worse in both and better in one.
+    A mean beats another when it is at least as good in both cost and accuracy, and better in one.
     """
     order = sorted(range(len(means)), key=lambda index: (means[index]["cost"], -means[index]["top1"]))
     front: list[int] = []
@@ -116,43 +121,45 @@ def pareto_front(means: Rows) -> list[int]:
     return front
 
 
-def _table(means: Rows, front: Sequence[int], kind: Measured, name: str) -> Table:
+def _table(means: Rows, front: Sequence[int], measure: type[Measure], name: str) -> Table:
     return Table(
         name=name,
-        title=f"Means by {kind.title}, and the Pareto front",
+        title=f"Means by {measure.title}, and the Pareto front",
         columns=(
             Column(title="Method", align="left"),
             Column(title="Budget", align="left"),
             Column(title="n"),
-            Column(title=kind.title),
+            Column(title=measure.title),
             Column(title="Top-1 %"),
             Column(title="95 % interval", drop=1),
-            *(() if kind.measure == "memory" else (Column(title="Memory KB", drop=2),)),
+            *(() if measure is Memory else (Column(title=Memory.title, drop=2),)),
             Column(title="On the front", align="left"),
         ),
         rows=tuple(
-            _cells(means[index], kind, on_front=index in set(front))
+            _cells(means[index], measure, on_front=index in set(front))
             for index in sorted(range(len(means)), key=lambda index: float(means[index]["cost"]))
         ),
-        notes=("On the front: no other mean costs no more and is at least as accurate, and better in one of both",),
+        notes=("On the front: no other mean is at least as good in both cost and accuracy, and better in one",),
         links=tuple(str(row["anchor"]) for row in sorted(means, key=lambda row: float(row["cost"]))),
     )
 
 
-def _cells(row: Mapping[str, Any], kind: Measured, *, on_front: bool) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], measure: type[Measure], *, on_front: bool) -> tuple[str, ...]:
     return (
         row["method"],
         row["budget"],
         str(row["n"]),
-        number(row["cost"], 2),
+        number(row["cost"], measure.decimals),
         spread(row["top1"], row["std"]),
         interval(row["interval"]),
-        *(() if kind.measure == "memory" else (number(row["memory"], 1),)),
+        *(() if measure is Memory else (number(row["memory"], Memory.decimals),)),
         "yes" if on_front else "no",
     )
 
 
-def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int], kind: Measured) -> "alt.TopLevelMixin":
+def _draw(
+    methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int], measure: type[Measure]
+) -> "alt.TopLevelMixin":
     import altair as alt
 
     from bench.reporting.charts import GREY
@@ -161,7 +168,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
     costs = [means[index]["cost"] for index in budgeted]
     wide = max(costs) > _WIDE * min(costs)
     scale = alt.Scale(type="log", nice=False, padding=20) if wide else alt.Scale(zero=False, padding=12)
-    x = alt.X("cost:Q", title=kind.title, scale=scale, axis=alt.Axis(format=",.3~f"))
+    x = alt.X("cost:Q", title=measure.title, scale=scale, axis=alt.Axis(format=",.3~f"))
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
@@ -172,7 +179,7 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
     points = [run for run in runs if not references or run["budget"] != _NO_BUDGET]
     low, high = alt.Y("low:Q", title=title, scale=height), alt.Y2("high:Q")
     return alt.layer(
-        *([_levels(references, y, colour, kind)] if references else []),
+        *([_levels(references, y, colour, measure)] if references else []),
         edge.mark_line(color=GREY, strokeDash=[5, 4], interpolate="step-after").encode(x=x, y=y),
         edge.mark_point(color=GREY, filled=False, shape="circle", size=320).encode(x=x, y=y),
         centres.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
@@ -180,44 +187,46 @@ def _draw(methods: Sequence[str], runs: Rows, means: Rows, front: Sequence[int],
         centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
         alt.Chart(data(points))
         .mark_point(filled=True, size=28, opacity=0.5)
-        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(kind, ("seed", "run"))),
+        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(measure, ("seed", "run"))),
         centres.mark_point(filled=True, size=110, opacity=1).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=_hover(kind, ("n", "std", "interval"))
+            x=x, y=y, color=colour, shape=shape, tooltip=_hover(measure, ("n", "std", "interval"))
         ),
     )
 
 
-def _levels(references: Rows, y: "alt.Y", colour: "alt.Color", kind: Measured) -> "alt.LayerChart | alt.FacetChart":
-    """A named line for each method without a budget, whose cost would stretch the axis."""
+def _levels(
+    references: Rows, y: "alt.Y", colour: "alt.Color", measure: type[Measure]
+) -> "alt.LayerChart | alt.FacetChart":
+    """Draw a named line for each method without a budget, because its cost would stretch the axis."""
     import altair as alt
 
     lines = alt.Chart(data(references)).encode(y=y, color=colour)
     return alt.layer(
-        lines.mark_rule(strokeDash=[1, 3], strokeWidth=1.8).encode(tooltip=_hover(kind, ("n", "std", "interval"))),
+        lines.mark_rule(strokeDash=[1, 3], strokeWidth=1.8).encode(tooltip=_hover(measure, ("n", "std", "interval"))),
         lines.mark_text(align="left", baseline="bottom", dx=4, dy=-2).encode(x=alt.value(0), text="method:N"),
     )
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A mean for the chart; without an interval, both ends are the mean, so that its mark has no extent."""
+    """Return a mean for the chart; without an interval both ends are the mean, so that the mark has no extent."""
     figures = {key: plotted(row[key]) for key in ("top1", "std", "cost", "memory")}
     low, high = (figures["top1"] if math.isnan(end) else plotted(end) for end in astuple(row["interval"]))
     return {**row, **figures, "low": low, "high": high, "interval": interval(row["interval"])}
 
 
 def _height(accuracies: Sequence[float]) -> list[float]:
-    """Ends of the accuracies' axis: runs decide, since the intervals of few seeds would leave nothing else to see."""
+    """Return the ends of the axis of accuracies; wide intervals of few seeds do not stretch it."""
     low, high = min(accuracies), max(accuracies)
     margin = max(_MARGIN * (high - low), 1.0)
     return [max(low - margin, 0.0), min(high + margin, 100.0)]
 
 
-def _hover(kind: Measured, more: Sequence[str]) -> "list[alt.Tooltip]":
+def _hover(measure: type[Measure], more: Sequence[str]) -> "list[alt.Tooltip]":
     import altair as alt
 
-    figures = {"top1": "Top-1 %", "cost": kind.title}
-    if kind.measure != "memory":
-        figures["memory"] = "memory (KB)"
+    figures = {"top1": "Top-1 %", "cost": measure.title}
+    if measure is not Memory:
+        figures["memory"] = Memory.title
     names = {"method": "method", "budget": "budget", "seed": "seed", "run": "run", "n": "runs"}
     titles = {**names, **figures, "std": "std", "interval": "95 % interval"}
     chosen = ("method", "budget", *figures, *more)

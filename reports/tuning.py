@@ -1,4 +1,4 @@
-"""How methods were brought onto their budgets: every trial, its strength λ, its cost, its validation accuracy."""
+"""The tuning of methods onto their budgets: strength λ, cost and validation accuracy of every trial."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.results.tables import section
 from reports.shared.drawing import Rows, both, method_colour, method_shape, thinned, unique, whole_ticks
 from reports.shared.drawing import number as plotted
-from reports.shared.formatting import figure, number, yes_no
+from reports.shared.formatting import figure, number, window_position
 
 if TYPE_CHECKING:
     import altair as alt
@@ -20,33 +20,33 @@ _DEFAULT_TOLERANCE = 0.03
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Axis:
-    """A field of a trial along an axis."""
+    """A field of a trial that an axis shows."""
 
     field: str
     title: str
     log: bool = False
 
 
-_OVER = _Axis(field="number", title="trial")
+_TRIAL = _Axis(field="number", title="trial")
 _LAMBDA = _Axis(field=_STRENGTH, title="strength λ", log=True)
 _COST = _Axis(field="raw", title="cost before repair (% of the budget)", log=True)
 _ACCURACY = _Axis(field="accuracy", title="validation Top-1 (%)")
 _FIGURES = (
-    ("tuning-trials", "Cost from trial to trial", _OVER, _COST),
+    ("tuning-trials", "Cost from trial to trial", _TRIAL, _COST),
     ("tuning-cost", "Cost over strength", _LAMBDA, _COST),
     ("tuning-accuracy", "Validation accuracy over strength", _LAMBDA, _ACCURACY),
 )
 
 
 class Tuning(Report):
-    """Every trial of every tuning."""
+    """The trials of every tuning."""
 
     summary = "the trials that brought each method onto each budget: strength, cost, validation accuracy"
     title = "Tuning onto the budget"
     rank = 50
 
     def build(self, results: StudyResults) -> list[Part]:
-        """Nothing where no method was tuned, or before the first trial."""
+        """Make the figures and the table; none when no method was tuned, or before the first trial."""
         several = results.runs["model"].nunique() > 1
         tunings = map(str, results.study.get("tunings") or ())
         rows = [row for identity in tunings for row in _trials(results, identity, several=several)]
@@ -55,29 +55,29 @@ class Tuning(Report):
         tolerance = figure(section(results.spec, "tuning").get("tolerance"))
         low = 100 * (1 - (_DEFAULT_TOLERANCE if math.isnan(tolerance) else tolerance))
         shown, thin = thinned(rows, "trials")
-        notes = (f"Ringed: the chosen trial. Between the lines: the window, {low:.0f} to 100 % of the budget", *thin)
+        notes = (f"Ring: chosen trial. Dashed lines: budget window, {low:.0f} to 100 % of the budget", *thin)
         return [*_figures(shown, low, notes), _table(rows)]
 
 
 def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[dict[str, Any]]:
-    """One row for each trial of a tuning; its record names the method, its own or that of the tuning.
+    """Yield one row for each trial of a tuning.
 
     Args:
-        results: The study.
-        identity: Of the tuning.
-        several: Whether the study has several models, which are named then.
+        results: Numbers of the study.
+        identity: Id of the tuning.
+        several: Whether the study has several models, so that the method's name needs the model.
     """
     record = results.record("tuning", identity) or {}
     for trial in results.trials(identity):
-        number_ = trial.get("number")
-        named = {**(record or results.record("trials", f"{identity}-{number_}") or {}), **results.place(identity)}
-        budget = figure(named.get("budget_cost"))
+        index = trial.get("number")
+        unit = {**(record or results.record("trials", f"{identity}-{index}") or {}), **results.planned(identity)}
+        budget = figure(unit.get("budget_cost"))
         knobs = section(trial, "knobs")
-        method = str(named.get("method") or "unknown")
+        method = str(unit.get("method") or "unknown")
         yield {
-            "method": f"{named.get('model')} {method}" if several else method,
-            "budget": str(named.get("budget") or "unknown"),
-            "number": number_ if isinstance(number_, int) else 0,
+            "method": f"{unit.get('model')} {method}" if several else method,
+            "budget": str(unit.get("budget") or "unknown"),
+            "number": index if isinstance(index, int) else 0,
             _STRENGTH: figure(knobs.get(_STRENGTH)),
             "knobs": ", ".join(f"{key} {figure(value):.3g}" for key, value in knobs.items() if key != _STRENGTH),
             "raw": _share(trial.get("raw_cost"), budget),
@@ -86,12 +86,12 @@ def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[
             "accuracy": figure(trial.get("validation_top1")),
             "seconds": figure(trial.get("seconds")),
             "inside": trial.get("within_budget"),
-            "chosen": record.get("status") == "done" and record.get("chosen_trial") == number_,
+            "chosen": record.get("status") == "done" and record.get("chosen_trial") == index,
         }
 
 
 def _share(cost: Any, budget: float) -> float:
-    """Percentage of a budget; NaN without one."""
+    """Return a cost in percent of a budget; NaN without a budget."""
     return 100 * figure(cost) / budget if budget > 0 else math.nan
 
 
@@ -116,12 +116,12 @@ def _layers_of(rows: Rows, x: _Axis, y: _Axis, low: float) -> "Callable[[], list
 
 
 def _layers(rows: Rows, x: _Axis, y: _Axis, low: float) -> "list[alt.Chart]":
-    """Layers of a chart without data."""
+    """Make the layers of a chart, without data."""
     import altair as alt
 
     from bench.reporting.charts import GREY
 
-    last = max(row[_OVER.field] for row in rows)
+    last = max(row[_TRIAL.field] for row in rows)
     methods = unique(row["method"] for row in rows)
     across = alt.X(f"{x.field}:Q", title=x.title, scale=_scale(x), axis=_axis(x, last))
     up = alt.Y(f"{y.field}:Q", title=y.title, scale=_scale(y), axis=_axis(y, last))
@@ -151,7 +151,7 @@ def _scale(axis: _Axis) -> "alt.Scale":
 def _axis(axis: _Axis, last: int) -> "alt.Axis":
     import altair as alt
 
-    return alt.Axis(values=whole_ticks(last), format="d") if axis is _OVER else alt.Axis(tickCount=6, format=".3~g")
+    return alt.Axis(values=whole_ticks(last), format="d") if axis is _TRIAL else alt.Axis(tickCount=6, format=".3~g")
 
 
 def _hover() -> "list[alt.Tooltip]":
@@ -184,7 +184,9 @@ def _table(rows: Rows) -> Table:
             Column(title="Chosen", align="left"),
         ),
         rows=tuple(_cells(row) for row in rows),
-        notes=("A trial is one search with a short fine-tuning, at seeds that no run uses; its Top-1 is validation's",),
+        notes=(
+            "A trial is one search with a short fine-tuning, at a seed that no run uses. Top-1 is on validation data",
+        ),
     )
 
 
@@ -199,7 +201,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         number(row["cost"], 1),
         number(row["gates"], 0),
         number(row["accuracy"], 2),
-        yes_no(row["inside"]),
+        window_position(row["inside"], row["cost"]),
         number(row["seconds"], 1),
         "yes" if row["chosen"] else "",
     )

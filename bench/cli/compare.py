@@ -1,4 +1,4 @@
-"""Commands on differences: how large one is, and how many seeds it would take to find one."""
+"""The commands on differences: `bench compare` shows one, `bench plan` forecasts the seeds that one needs."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
     import json
 
     from bench.cli.console import show
-    from bench.reporting import compare as compared
+    from bench.reporting import compare as lines
     from bench.reporting import compare_layers as layers
     from bench.results.selection import select
     from bench.store.files import Store
 
     store = Store(store_dir)
-    found = compared.compare(select(store, first), select(store, second))
+    comparison = lines.compare(select(store, first), select(store, second))
     if as_json:
-        click.echo(json.dumps(compared.to_json(found) | {"layers": layers.to_json(found)}, indent=1))
+        click.echo(json.dumps(lines.to_json(comparison) | {"layers": layers.to_json(comparison)}, indent=1))
     else:
-        show([compared.table(found), *layers.tables(found)])
+        show([lines.table(comparison), *layers.tables(comparison)])
 
 
 @click.command("plan")
 @click.argument("study", required=False)
 @click.option("--detect", type=float, required=True, metavar="POINTS", help="Difference in Top-1 to find, e.g. 0.3.")
-@click.option("--baseline", default=None, help="Method to compare with.  [default: the study's]")
+@click.option("--baseline", default=None, help="Method to compare with.  [default: the study's baseline]")
 @store_option
 def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir: Path) -> None:
-    """Tell how many seeds and hours a difference takes, from the spread of the study's runs so far."""
+    """Forecast how many seeds and hours a difference needs, from the spread of the study's runs so far."""
     from bench.cli.console import show
-    from bench.reporting.power import forecast, nothing_to_say, table
+    from bench.reporting.power import forecast, no_forecast_reason, table
     from bench.results.tables import StudyResults
     from bench.store.files import Store
 
     if not (math.isfinite(detect) and 0 < detect <= 100):
         raise BenchError(f"--detect {detect:g} is no difference in Top-1; give points above 0 up to 100, e.g. 0.3")
     store = Store(store_dir)
-    found = forecast(StudyResults(store, store.load_study(study)), detect, baseline)
-    unsaid = nothing_to_say(found)
-    if unsaid is not None:
-        click.echo(unsaid)
+    plan = forecast(StudyResults(store, store.load_study(study)), detect, baseline)
+    reason = no_forecast_reason(plan)
+    if reason is not None:
+        click.echo(reason)
     else:
-        show([table(found)])
+        show([table(plan)])

@@ -1,7 +1,7 @@
-"""What all figures have in common: how they look, and how they become files.
+"""The common look of all figures, and their conversion to files.
 
-A figure is an Altair chart, which is a Vega-Lite specification: the same one is interactive on a page and still in a
-file. Files are drawn by vl-convert, without a browser and without network.
+A figure is an Altair chart, which is a Vega-Lite specification. The same one is interactive on a page and still in a
+file. vl-convert draws the files, without a browser and without a network.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     import altair
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-"""Told apart by the colour-blind (Okabe and Ito, Color Universal Design, 2008), the darkest first; yellow is left out,
-which does not stand out from white."""
+"""Colours that the colour-blind can distinguish (Okabe and Ito, Color Universal Design, 2008), the darkest first.
+Yellow is left out because it is hardly visible on white."""
 
 DARK_COLOURS = ("#4DA6DE", "#F28033", "#1FC495", "#E39BC2", "#F0B840", "#A5DAFA", "#FFFFFF", "#A0A0A0")
-"""The same for a dark page: each lighter, in the same order."""
+"""Lighter variants of these colours for a dark page, in the same order."""
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
-"""Of points; with a number that has no common divisor with that of the colours, no two of 56 methods look the same."""
+"""Shapes of points. Their number has no common divisor with that of the colours, so 56 methods all look different."""
 
 GREY = "#808080"
-"""Of what is no data: lines at a budget, fronts; stands out from light and dark."""
+"""Colour of what is not data, such as lines at a budget and fronts; visible on light and dark."""
 
 _FILE: Mapping[str, Any] = {
     "background": "white",
@@ -49,40 +49,40 @@ _PAGE: Mapping[str, Any] = {
     },
     "view": {"stroke": "transparent", "continuousHeight": 320, "discreteHeight": 320},
 }
-"""Colours are the page's own, by the names that its style sheet gives them: a chart changes with the page from light to
-dark, and to paper, without being drawn anew."""
+"""The look of charts on a page. Colours are variables of the page's style sheet, so that a chart follows the page from
+light to dark, and to paper, without being drawn again."""
 
 _COMPOSED = frozenset({"facet", "repeat", "concat", "hconcat", "vconcat"})
 _PNG_SCALE = 2.0
 
 
 def specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
-    """The Vega-Lite specification of a chart in the common look of files."""
-    found: dict[str, Any] = chart.to_dict()
-    return {**found, "config": {**found.get("config", {}), **_FILE}}
+    """Return the Vega-Lite specification of a chart in the look of files."""
+    spec: dict[str, Any] = chart.to_dict()
+    return {**spec, "config": {**spec.get("config", {}), **_FILE}}
 
 
 def page_specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
-    """The Vega-Lite specification of a chart in the look of a page; a single view is as wide as its place there."""
-    found: dict[str, Any] = chart.to_dict()
+    """Return the Vega-Lite specification of a chart in the look of a page; a single view fills the width."""
+    spec: dict[str, Any] = chart.to_dict()
     fitted = (
-        {} if _COMPOSED & set(found) else {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+        {} if _COMPOSED & set(spec) else {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     )
-    return {**found, **fitted, "config": {**found.get("config", {}), **_PAGE}}
+    return {**spec, **fitted, "config": {**spec.get("config", {}), **_PAGE}}
 
 
 def vega_lite_version() -> str:
-    """The version of Vega-Lite that charts are written in, as vl-convert names it: "6.1"."""
+    """Return the version of Vega-Lite of the charts, as vl-convert names it: "6.1"."""
     from altair import SCHEMA_VERSION
 
     return ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def save(chart: "altair.TopLevelMixin", path: Path) -> Path:
-    """Write a figure in the format that its ending names, SVG, PDF or PNG; returns the path.
+    """Write a figure to an SVG, PDF or PNG file, and return its path.
 
     Raises:
-        ValueError: The ending is another one.
+        ValueError: The path has another ending.
     """
     import vl_convert
 

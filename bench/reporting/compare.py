@@ -1,4 +1,4 @@
-"""Compares two studies, two of their methods, or two runs, in pairs of the same seed."""
+"""Comparison of two studies, two of their methods, or two runs, in pairs of runs with the same seed."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,11 +7,12 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+from bench.costs.measures import Bops
 from bench.errors import BenchError
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
-from bench.reporting.wording import MILLION, count, listed, number
-from bench.results.groups import RunGroup, cells, common_seeds, difference, p_to_correct
+from bench.reporting.wording import count, listed, number
+from bench.results.groups import RunGroup, common_seeds, difference, p_to_correct, run_groups
 from bench.results.selection import Selection
 from bench.results.statistics import LEVEL, MIN_PAIRS, PairedDifference, holm
 from bench.results.tables import section
@@ -20,20 +21,20 @@ SIGNIFICANT = 1 - LEVEL
 
 _MATCHED = ("method", "model", "dataset", "budget")
 _NOT_COMPARED = frozenset({"name", "methods", "seeds", "budgets", "baseline", "options", "method_files"})
-"""Of a specification: what two studies may differ in without their runs being different."""
+"""Fields of a specification in which two studies may differ although their runs are the same."""
 _MOST_DIFFERENCES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Two cells that are compared.
+    """Two groups of runs that are compared.
 
     Attributes:
-        label: What tells the line from others; empty for a single one.
-        first, second: The cells.
-        p: Of the sign-flip test, Holm-corrected over its family; NaN where there are too few pairs for one.
-        family: How many tests p was corrected over.
-        pooled: Whether it stands for all other lines together.
+        label: Text that distinguishes the line from others; empty for a single one.
+        first, second: Groups of runs.
+        p: p-value of the sign-flip test, Holm-corrected over its family; NaN when there are too few pairs for a test.
+        family: Number of tests that p was corrected over.
+        pooled: Whether the line stands for all other lines together.
     """
 
     label: str
@@ -45,7 +46,7 @@ class Line:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Those of the pairs."""
+        """Seeds of the pairs."""
         return common_seeds(self.first.top1, self.second.top1)
 
     @cached_property
@@ -56,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two selections and what of them is compared."""
+    """Two selections and the lines that compare them."""
 
     first: Selection
     second: Selection
@@ -64,18 +65,18 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Which is which."""
+        """Names of A and B."""
         return f"A = {self.first.name}, B = {self.second.name}"
 
 
 def compare(first: Selection, second: Selection) -> Comparison:
     """Pair the runs of two selections.
 
-    Methods of two studies are compared where both have the same method and budget; otherwise models, data sets and
-    budgets must agree where both sides have several of them.
+    For two studies, a line compares the groups with the same method and budget. Otherwise the model, data set or budget
+    of the two groups must agree only if both selections have several of them.
 
     Raises:
-        BenchError: A whole study is to be compared with something smaller.
+        BenchError: One selection is a whole study and the other is not.
     """
     if (first.kind == "study") != (second.kind == "study"):
         study, other = (first, second) if first.kind == "study" else (second, first)
@@ -84,20 +85,20 @@ def compare(first: Selection, second: Selection) -> Comparison:
             f"or a method of the study as {study.name}/METHOD"
         )
     strict = ("method", "budget") if first.kind == "study" else ()
-    pairs = _partners(cells(first.results, first.runs), cells(second.results, second.runs), strict)
+    pairs = _partners(run_groups(first.results, first.runs), run_groups(second.results, second.runs), strict)
     lines = [Line(label=label, first=a, second=b) for label, (a, b) in zip(_labels(pairs, strict), pairs, strict=True)]
     if len(lines) > 1 and first.kind != "study":
-        lines += _overall(lines)
+        lines += _pooled(lines)
     return Comparison(first=first, second=second, lines=tuple(_tested(lines)))
 
 
 def _partners(
     first: Sequence[RunGroup], second: Sequence[RunGroup], strict: Sequence[str]
 ) -> list[tuple[RunGroup, RunGroup]]:
-    """The pairs of cells that agree in all that must agree."""
+    """Return the pairs of groups that agree in every field that must agree."""
 
     def several(side: Sequence[RunGroup], key: str) -> bool:
-        return len({getattr(cell, key) for cell in side}) > 1
+        return len({getattr(group, key) for group in side}) > 1
 
     compared = [key for key in _MATCHED if key in strict or (key != "method" and several(first, key))]
     shared = [key for key in compared if key in strict or several(second, key)]
@@ -105,18 +106,18 @@ def _partners(
 
 
 def _labels(pairs: Sequence[tuple[RunGroup, RunGroup]], strict: Sequence[str]) -> list[str]:
-    """What tells the pairs apart, in words."""
+    """Return one text for each pair, of the fields in which the pairs differ."""
     texts = {key: [_either(getattr(a, key), getattr(b, key)) for a, b in pairs] for key in _MATCHED}
-    told = [key for key in _MATCHED if key in strict or (key != "method" and len(set(texts[key])) > 1)]
-    return [" ".join(filter(None, (texts[key][index] for key in told))) for index in range(len(pairs))]
+    shown = [key for key in _MATCHED if key in strict or (key != "method" and len(set(texts[key])) > 1)]
+    return [" ".join(filter(None, (texts[key][index] for key in shown))) for index in range(len(pairs))]
 
 
 def _either(first: str, second: str) -> str:
     return first if first == second else f"{first or '–'}|{second or '–'}"
 
 
-def _overall(lines: Sequence[Line]) -> list[Line]:
-    """One line for all others, in which a seed counts once: its mean over the lines."""
+def _pooled(lines: Sequence[Line]) -> list[Line]:
+    """Return one line for all others, in which each common seed counts once, with its mean over the lines."""
     seeds = sorted(set.intersection(*(set(line.seeds) for line in lines)))
     if not seeds:
         return []
@@ -124,34 +125,34 @@ def _overall(lines: Sequence[Line]) -> list[Line]:
     return [Line(label="mean of these", first=_averaged(first, seeds), second=_averaged(second, seeds), pooled=True)]
 
 
-def _averaged(cells: Sequence[RunGroup], seeds: Sequence[int]) -> RunGroup:
-    """A cell whose figures are the means of others'."""
+def _averaged(groups: Sequence[RunGroup], seeds: Sequence[int]) -> RunGroup:
+    """Return a group whose figures are the means of others'."""
 
     def mean(values: Iterable[float]) -> float:
-        return sum(values) / len(cells)
+        return sum(values) / len(groups)
 
     return RunGroup(
-        model=_common(cell.model for cell in cells),
-        dataset=_common(cell.dataset for cell in cells),
-        method=_common(cell.method for cell in cells),
-        budget=_common(cell.budget for cell in cells),
-        runs=tuple(dict.fromkeys(run for cell in cells for run in cell.runs)),
-        top1={seed: mean(cell.top1[seed] for cell in cells) for seed in seeds},
-        bops=mean(cell.bops for cell in cells),
-        search_seconds=mean(cell.search_seconds for cell in cells),
-        tuning_seconds=mean(cell.tuning_seconds for cell in cells),
-        total_seconds=mean(cell.total_seconds for cell in cells),
+        model=_common(group.model for group in groups),
+        dataset=_common(group.dataset for group in groups),
+        method=_common(group.method for group in groups),
+        budget=_common(group.budget for group in groups),
+        runs=tuple(dict.fromkeys(run for group in groups for run in group.runs)),
+        top1={seed: mean(group.top1[seed] for group in groups) for seed in seeds},
+        bops=mean(group.bops for group in groups),
+        search_seconds=mean(group.search_seconds for group in groups),
+        tuning_seconds=mean(group.tuning_seconds for group in groups),
+        total_seconds=mean(group.total_seconds for group in groups),
     )
 
 
 def _common(values: Iterable[str]) -> str:
-    """The value that all share; empty when they do not."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else ""
+    """Return the value that all share; an empty text when they differ."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else ""
 
 
 def _tested(lines: Sequence[Line]) -> Iterator[Line]:
-    """The lines with their p: Holm-corrected over all but the one that stands for the others, a test of its own."""
+    """Yield the lines with their p-values, Holm-corrected over all lines except the pooled one, a test of its own."""
     raw = [p_to_correct(line.difference) for line in lines]
     family = [math.nan if line.pooled else p for line, p in zip(lines, raw, strict=True)]
     tests = sum(not math.isnan(p) for p in family)
@@ -163,57 +164,57 @@ def _tested(lines: Sequence[Line]) -> Iterator[Line]:
 
 
 def verdict(line: Line, first: str, second: str) -> str:
-    """What a line says of two things, with its uncertainty, in a sentence.
+    """State the result of one line in a sentence, with its uncertainty.
 
-    "Better" needs both an interval without 0 and p ≤ 0.05.
+    "Better" requires that the interval excludes 0 and that p ≤ 0.05.
 
     Args:
-        line: The comparison.
-        first: Name of the first.
-        second: Name of the second.
+        line: Line of the comparison.
+        first: Name of the first side.
+        second: Name of the second side.
     """
-    found = line.difference
-    if found is None:
+    pair = line.difference
+    if pair is None:
         seeds = f"{first} has {listed(line.first.top1)}, {second} has {listed(line.second.top1)}"
-        return f"cannot tell: no seed in common ({seeds})"
-    if found.n == 1:
-        return f"cannot tell: {first} minus {second} is {found.mean:+.2f} points in the only pair"
-    if found.mean == found.std == 0:
-        return f"no difference: {first} and {second} have the same Top-1 in all {found.n} pairs"
-    if found.interval.low <= 0 <= found.interval.high or line.p > SIGNIFICANT:
-        return _undecided(line, found, first, second)
-    better, worse, sign = (first, second, 1) if found.mean > 0 else (second, first, -1)
-    low, high = sorted((sign * found.interval.low, sign * found.interval.high))
+        return f"not comparable: no seed in common ({seeds})"
+    if pair.n == 1:
+        return f"not distinguishable: {first} minus {second} is {pair.mean:+.2f} points in the only pair"
+    if pair.mean == pair.std == 0:
+        return f"no difference: {first} and {second} have the same Top-1 in all {pair.n} pairs"
+    if pair.interval.low <= 0 <= pair.interval.high or line.p > SIGNIFICANT:
+        return _not_distinguishable(line, pair, first, second)
+    better, worse, sign = (first, second, 1) if pair.mean > 0 else (second, first, -1)
+    low, high = sorted((sign * pair.interval.low, sign * pair.interval.high))
     verb = "seems" if math.isnan(line.p) else "is"
     return (
-        f"{better} {verb} better than {worse} by {abs(found.mean):.2f} points, "
-        f"95 % interval [{low:.2f}, {high:.2f}], {_evidence(line, found)}"
+        f"{better} {verb} better than {worse} by {abs(pair.mean):.2f} points, "
+        f"95 % interval [{low:.2f}, {high:.2f}], {_evidence(line, pair)}"
     )
 
 
-def _undecided(line: Line, found: PairedDifference, first: str, second: str) -> str:
+def _not_distinguishable(line: Line, pair: PairedDifference, first: str, second: str) -> str:
     return (
-        f"cannot tell: {first} minus {second} is {found.mean:+.2f} points, 95 % interval "
-        f"{wording.interval(found.interval, sign='+')}, {_evidence(line, found)}; a difference below "
-        f"{found.detectable:.2f} would not have been found reliably with {count(found.n, 'pair')}"
+        f"not distinguishable: {first} minus {second} is {pair.mean:+.2f} points, 95 % interval "
+        f"{wording.interval(pair.interval, sign='+')}, {_evidence(line, pair)}; a difference below "
+        f"{pair.detectable:.2f} would not have been found reliably with {count(pair.n, 'pair')}"
     )
 
 
-def _evidence(line: Line, found: PairedDifference) -> str:
-    """The pairs and what the test says of them."""
+def _evidence(line: Line, pair: PairedDifference) -> str:
+    """State the number of pairs and the result of the test."""
     if math.isnan(line.p):
-        return f"{count(found.n, 'pair')} (too few for a test, which needs {MIN_PAIRS})"
+        return f"{count(pair.n, 'pair')} (too few for a test, which needs {MIN_PAIRS})"
     p = wording.probability(line.p)
     corrected = f" (Holm over {line.family})" if line.family > 1 else ""
-    return f"{count(found.n, 'pair')}, p {f'< {p[1:]}' if p.startswith('<') else f'= {p}'}{corrected}"
+    return f"{count(pair.n, 'pair')}, p {f'< {p[1:]}' if p.startswith('<') else f'= {p}'}{corrected}"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """The verdict of every line."""
+    """Return the verdict of every line."""
     names = comparison.first.name, comparison.second.name
     sentences = [(line.label, verdict(line, *names)) for line in comparison.lines]
     return [f"{label}: {sentence}" if label else sentence for label, sentence in sentences] or [
-        "cannot tell: A and B have no runs with a result that could be compared"
+        "not comparable: A and B have no runs with a result on the same task and budget"
     ]
 
 
@@ -221,12 +222,12 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def table(comparison: Comparison) -> Table:
-    """The lines of a comparison with their costs side by side."""
+    """Make the table of a comparison's lines, with their costs side by side."""
     return Table(
         name="compare",
         title=comparison.title,
         columns=_COLUMNS,
-        rows=tuple(_cells(line) for line in comparison.lines),
+        rows=tuple(_row(line) for line in comparison.lines),
         notes=tuple(_notes(comparison)),
     )
 
@@ -240,36 +241,36 @@ _COLUMNS = (
     Column(title="95 % interval"),
     Column(title="p"),
     Column(title="Detectable", drop=1),
-    Column(title="BOPs (M) A", drop=2),
-    Column(title="BOPs (M) B", drop=2),
+    Column(title=f"{Bops.title} A", drop=2),
+    Column(title=f"{Bops.title} B", drop=2),
     Column(title="Search s A", drop=3),
     Column(title="Search s B", drop=3),
 )
 
 
-def _cells(line: Line) -> tuple[str, ...]:
-    found = line.difference
+def _row(line: Line) -> tuple[str, ...]:
+    pair = line.difference
     sides = (line.first, line.second)
     return (
         line.label or _either(line.first.budget, line.second.budget),
         str(len(line.seeds)),
         *(number(_top1(side, line.seeds)) for side in sides),
-        *wording.difference(found, line.p),
-        "" if found is None else number(found.detectable),
-        *(number(side.bops / MILLION) for side in sides),
+        *wording.difference(pair, line.p),
+        "" if pair is None else number(pair.detectable),
+        *(number(side.bops / Bops.scale, Bops.decimals) for side in sides),
         *(number(side.search_seconds + side.tuning_seconds, digits=1) for side in sides),
     )
 
 
-def _top1(cell: RunGroup, seeds: Sequence[int]) -> float:
-    """Mean Top-1 over the pairs' seeds, over all where there are no pairs."""
-    values = [cell.top1[seed] for seed in seeds] or list(cell.top1.values())
+def _top1(group: RunGroup, seeds: Sequence[int]) -> float:
+    """Return the mean Top-1 over the seeds of the pairs; over all seeds when there are no pairs."""
+    values = [group.top1[seed] for seed in seeds] or list(group.top1.values())
     return sum(values) / len(values)
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     yield from verdicts(comparison)
-    yield "Pairs: runs of the same seed; Top-1 % is their mean. Interval: 95 % Student-t"
+    yield "Pairs: runs with the same seed; Top-1 % is the mean over pairs. Interval: 95 % Student-t"
     tested = [line for line in comparison.lines if not math.isnan(line.p)]
     if tested:
         family = max(line.family for line in tested)
@@ -278,14 +279,14 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"p: two-sided sign-flip test{corrected}{alone}"
     if any(line.difference and line.difference.n < MIN_PAIRS for line in comparison.lines):
         yield f"{wording.TOO_FEW}: too few pairs for a test"
-    yield "Detectable: smallest true difference that so many pairs show with 80 % power"
-    yield "Search s: the mean search and all trials of tuning"
+    yield "Detectable: smallest true difference that so many pairs find with 80 % power"
+    yield "Search s: mean time of one search, plus all tuning trials"
     yield from _left_out(comparison)
     yield from _differing(comparison)
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
-    """Runs that were not compared: those without a result, and those without a partner."""
+    """Name the runs that were not compared: those without a result, and those without a partner."""
     for side, name in (("first", "A"), ("second", "B")):
         states = getattr(comparison, side).left_out
         if states:
@@ -298,7 +299,7 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
 
 
 def _differing(comparison: Comparison) -> Iterator[str]:
-    """What besides the method tells the runs of two studies apart."""
+    """Name the fields of the specification, besides the method, in which two studies differ."""
     first, second = comparison.first.results, comparison.second.results
     if first.name == second.name:
         return
@@ -312,61 +313,62 @@ def _differing(comparison: Comparison) -> Iterator[str]:
         yield "The studies' data or splits differ: pairs share a seed, not the images"
 
 
-def _leaves(table: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested tables with the paths to them."""
-    for key in table:
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested tables with the paths to them."""
+    for key in values:
         where = f"{path}{key}"
         if where not in _NOT_COMPARED:
-            inner = section(table, key)
-            yield from _leaves(inner, f"{where}.") if inner else [(where, table[key])]
+            inner = section(values, key)
+            yield from _leaves(inner, f"{where}.") if inner else [(where, values[key])]
 
 
 # --- as JSON ------------------------------------------------------------------------------------------------------
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """All figures of a comparison; what is not known is `null`."""
-    sides = (("first", comparison.first), ("second", comparison.second))
+    """Return all figures of a comparison; an unknown figure is `null`."""
     return {
-        **{
-            side: {
-                "name": found.name,
-                "kind": found.kind,
-                "study": found.results.name,
-                "runs": [str(run) for run in found.runs["id"]],
-                "left_out": found.left_out,
-            }
-            for side, found in sides
-        },
+        "first": _selection_json(comparison.first),
+        "second": _selection_json(comparison.second),
         "lines": [_line_json(line) for line in comparison.lines],
         "verdicts": verdicts(comparison),
     }
 
 
-def _line_json(line: Line) -> dict[str, Any]:
-    found = line.difference
+def _selection_json(selection: Selection) -> dict[str, Any]:
     return {
-        "label": line.label,
-        "seeds": line.seeds,
-        "difference": None if found is None else known(found.mean),
-        "std": None if found is None else known(found.std),
-        "interval": None if found is None else [known(found.interval.low), known(found.interval.high)],
-        "p": known(line.p),
-        "detectable": None if found is None else known(found.detectable),
-        "first": _cell_json(line.first),
-        "second": _cell_json(line.second),
+        "name": selection.name,
+        "kind": selection.kind,
+        "study": selection.results.name,
+        "runs": [str(run) for run in selection.runs["id"]],
+        "left_out": selection.left_out,
     }
 
 
-def _cell_json(cell: RunGroup) -> dict[str, Any]:
+def _line_json(line: Line) -> dict[str, Any]:
+    pair = line.difference
     return {
-        **{key: getattr(cell, key) for key in _MATCHED},
-        "runs": list(cell.runs),
-        "top1": {str(seed): value for seed, value in cell.top1.items()},
-        **{key: known(getattr(cell, key)) for key in ("bops", "search_seconds", "tuning_seconds")},
+        "label": line.label,
+        "seeds": line.seeds,
+        "difference": None if pair is None else known(pair.mean),
+        "std": None if pair is None else known(pair.std),
+        "interval": None if pair is None else [known(pair.interval.low), known(pair.interval.high)],
+        "p": known(line.p),
+        "detectable": None if pair is None else known(pair.detectable),
+        "first": _group_json(line.first),
+        "second": _group_json(line.second),
+    }
+
+
+def _group_json(group: RunGroup) -> dict[str, Any]:
+    return {
+        **{key: getattr(group, key) for key in _MATCHED},
+        "runs": list(group.runs),
+        "top1": {str(seed): value for seed, value in group.top1.items()},
+        **{key: known(getattr(group, key)) for key in ("bops", "search_seconds", "tuning_seconds")},
     }
 
 
 def known(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """Return a number for JSON, which has no NaN."""
     return None if math.isnan(value) else value

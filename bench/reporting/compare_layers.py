@@ -1,4 +1,4 @@
-"""The difference of two sides' policies, layer by layer, each averaged over the side's runs."""
+"""The difference between two sides' policies, layer by layer, each averaged over the side's runs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from bench.results.tables import StudyResults, section
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerMeans:
-    """What is done to one layer, averaged over runs.
+    """The policy of one layer, averaged over runs.
 
     Attributes:
         weight_bits: Mean bits of weights.
         activation_bits: Mean bits of the layer's input.
-        kept: Mean share of its filters that survive, 0 to 1; NaN where a run does not say how many there were.
+        kept: Mean share of its filters that are kept, 0 to 1; NaN when a run does not record how many there were.
     """
 
     weight_bits: float
@@ -31,12 +31,12 @@ class LayerMeans:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SideLayers:
-    """The policies of one side.
+    """The mean policy of one side.
 
     Attributes:
-        layers: By name, in the order of the network.
-        policies: How many were averaged.
-        missing: How many runs have none that can be read.
+        layers: Layers by name, in the order of the network.
+        policies: Number of policies that were averaged.
+        missing: Number of runs without a readable policy.
     """
 
     layers: Mapping[str, LayerMeans]
@@ -44,21 +44,21 @@ class SideLayers:
     missing: int
 
 
-def layers_of(results: StudyResults, cell: RunGroup) -> SideLayers:
-    """The mean policy of a cell's runs.
+def layers_of(results: StudyResults, group: RunGroup) -> SideLayers:
+    """Return the mean policy of a group's runs.
 
     Args:
-        results: The study that the runs belong to.
-        cell: Of whose runs all count that have a policy, paired or not.
+        results: Study that the runs belong to.
+        group: Group of runs; every run with a policy counts, paired or not.
     """
-    found = [(policy, identity) for identity in cell.runs if (policy := _policy(results, identity)) is not None]
+    policies = [(policy, identity) for identity in group.runs if (policy := _policy(results, identity)) is not None]
     entries: dict[str, list[tuple[LayerPolicy, Any]]] = {}
-    for policy, identity in found:
+    for policy, identity in policies:
         filters = section(results.record("runs", identity) or {}, "filters")
         for name, layer in policy.layers.items():
             entries.setdefault(name, []).append((layer, filters.get(name)))
     layers = {name: _averaged(runs) for name, runs in entries.items()}
-    return SideLayers(layers=layers, policies=len(found), missing=len(cell.runs) - len(found))
+    return SideLayers(layers=layers, policies=len(policies), missing=len(group.runs) - len(policies))
 
 
 def _policy(results: StudyResults, identity: str) -> Policy | None:
@@ -77,7 +77,7 @@ def _averaged(runs: Sequence[tuple[LayerPolicy, Any]]) -> LayerMeans:
 
 
 def _share(layer: LayerPolicy, filters: Any) -> float:
-    """The share of a layer's filters that survive."""
+    """Return the share of a layer's filters that are kept."""
     if layer.kept_filters is None:
         return 1.0
     return len(layer.kept_filters) / filters if isinstance(filters, int) and filters > 0 else math.nan
@@ -91,7 +91,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """One table for each line with cells of its own; none for studies, of which methods have to be named."""
+    """Make one table for each line except the pooled one; none when whole studies are compared."""
     return [_table(comparison, line, number) for number, line in enumerate(_lines(comparison))]
 
 
@@ -135,35 +135,35 @@ def _cells(first: LayerMeans | None, second: LayerMeans | None) -> Iterator[str]
 
 
 def _short(value: float, digits: int) -> str:
-    """A number with decimals only where it has any."""
+    """Format a number without trailing zeros."""
     return "" if math.isnan(value) else f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def _notes(first: SideLayers, second: SideLayers, names: Sequence[str]) -> Iterator[str]:
     both = [name for name in names if name in first.layers and name in second.layers]
     changed = sum(_differ(first.layers[name], second.layers[name]) for name in both)
-    yield f"{changed} of {count(len(both), 'layer')} that both have differ"
+    yield f"Layers that differ: {changed} of the {len(both)} that both have"
     yield f"Means over the policies of {count(first.policies, 'run')} of A and {count(second.policies, 'run')} of B"
     for side, name in ((first, "A"), (second, "B")):
         if side.missing:
             yield f"{name}: {count(side.missing, 'run')} without a readable policy left out"
         if any(math.isnan(layer.kept) for layer in side.layers.values()):
-            yield f"{name}: a run does not say how many filters a pruned layer had; the layer's share is left out"
+            yield f"{name}: a run does not record how many filters a pruned layer had; the layer's share is left out"
 
 
 def _differ(first: LayerMeans, second: LayerMeans) -> bool:
-    """Whether anything that is known of both is different."""
+    """Return whether any figure that is known for both differs."""
     figures = zip(asdict(first).values(), asdict(second).values(), strict=True)
     return any(abs(a - b) > 0 for a, b in figures)
 
 
 def to_json(comparison: Comparison) -> list[dict[str, Any]]:
-    """The mean policies of both sides, line by line."""
-    found = []
+    """Return the mean policies of both sides, line by line."""
+    lines = []
     for line in _lines(comparison):
         sides = zip(("first", "second"), _sides(comparison, line), strict=True)
-        found.append({"label": line.label, **{side: _side_json(layers) for side, layers in sides}})
-    return found
+        lines.append({"label": line.label, **{side: _side_json(layers) for side, layers in sides}})
+    return lines
 
 
 def _side_json(side: SideLayers) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many seeds it takes to find a difference, judged by how much paired differences have varied so far."""
+"""Forecast of the seeds that a difference needs, from the spread of the paired differences so far."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,22 +8,21 @@ from bench.errors import unknown_name
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import count, duration, listed, number
-from bench.results.groups import RunGroup, baseline_of, cells, difference
+from bench.results.groups import RunGroup, baseline_of, difference, run_groups
 from bench.results.selection import methods_of
 from bench.results.statistics import MOST_PAIRS, Interval, deviation_interval, pairs_needed
 from bench.results.tables import StudyResults, section
 
 LEVEL, POWER = 0.05, 0.8
-HOUR = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """Pairs that a difference needs.
+    """Number of pairs that a difference needs; `None` for more than `MOST_PAIRS`.
 
     Attributes:
-        pairs: For the deviation as estimated; `None` for more than can be planned.
-        low, high: For the ends of its interval.
+        pairs: Pairs for the standard deviation as estimated.
+        low, high: Pairs for the ends of its interval.
     """
 
     pairs: int | None
@@ -33,20 +32,20 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outlook:
-    """What one comparison with the baseline needs.
+    """Forecast for one comparison with the baseline.
 
     Attributes:
-        cell: The method at a budget on a task.
-        partner: The baseline's cell.
-        pairs: So far.
-        deviation: Of the paired differences so far; NaN for fewer than two pairs.
+        group: Runs of the method.
+        partner: Runs of the baseline.
+        pairs: Number of pairs so far.
+        deviation: Standard deviation of the paired differences so far; NaN for fewer than two pairs.
         interval: 95 % chi-square interval of the deviation.
-        alone: Pairs needed for this comparison by itself.
-        together: Pairs needed at the strictest level that Holm's correction over all comparisons can ask for.
-        seconds: Of one more pair: pretraining and both runs.
+        alone: Pairs for this comparison by itself.
+        together: Pairs at the strictest level that Holm's correction over all comparisons can ask for.
+        seconds: Seconds of one more pair: a pretraining and both runs.
     """
 
-    cell: RunGroup
+    group: RunGroup
     partner: RunGroup
     pairs: int
     deviation: float
@@ -56,23 +55,23 @@ class Outlook:
     seconds: float
 
     @property
-    def judged(self) -> bool:
-        """Whether differences have varied, so that something can be said."""
+    def has_spread(self) -> bool:
+        """Whether the differences so far vary, so that a forecast is possible."""
         return self.deviation > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a study needs to find a difference.
+    """Forecast for a study.
 
     Attributes:
-        study: Its name.
-        baseline: With which methods are compared.
-        detect: The difference in points.
-        outlooks: One for each comparison that has a pair.
-        level: That Holm's correction asks for at the strictest.
-        seconds_per_seed: One seed of everything in the study: pretraining and the runs of all methods.
-        lacking: Methods and budgets without a pair.
+        study: Name of the study.
+        baseline: Method that the others are compared with.
+        detect: Difference to find, in points of Top-1.
+        outlooks: Forecast for each comparison that has a pair.
+        level: Strictest significance level that Holm's correction asks for.
+        seconds_per_seed: Seconds of one more seed of the whole study: a pretraining and the runs of all methods.
+        lacking: Methods, with their budgets, that have no pair.
     """
 
     study: str
@@ -83,14 +82,19 @@ class Forecast:
     seconds_per_seed: float
     lacking: tuple[str, ...]
 
+    @property
+    def usable(self) -> list[Outlook]:
+        """Comparisons for which a forecast is possible."""
+        return [outlook for outlook in self.outlooks if outlook.has_spread]
+
 
 def forecast(results: StudyResults, detect: float, baseline: str | None = None) -> Forecast:
-    """Tell how many seeds a study needs to find a difference with 80 % power at 5 %, in a paired t-test.
+    """Forecast how many seeds a study needs to find a difference with 80 % power at 5 %, in a paired t-test.
 
     Args:
-        results: The study's numbers.
-        detect: The difference in points of Top-1, above 0.
-        baseline: The method to compare with; the study's own when absent.
+        results: Numbers of the study.
+        detect: Difference in points of Top-1, above 0.
+        baseline: Method to compare with; the study's own baseline when absent.
 
     Raises:
         BenchError: The study has no such method.
@@ -98,89 +102,89 @@ def forecast(results: StudyResults, detect: float, baseline: str | None = None) 
     reference = str(results.spec.get("baseline", "")) if baseline is None else baseline
     if reference not in methods_of(results):
         raise unknown_name(f"method of study {results.name}", reference, methods_of(results), "bench plan --baseline")
-    found = cells(results)
-    pairs = [(cell, partner) for cell in found if (partner := baseline_of(cell, found, reference)) is not None]
+    groups = run_groups(results)
+    pairs = [(group, partner) for group in groups if (partner := baseline_of(group, groups, reference)) is not None]
     level = LEVEL / max(1, len(pairs))
     pretraining = _pretraining_seconds(results)
-    outlooks = tuple(_outlook(cell, partner, detect, level, pretraining) for cell, partner in pairs)
-    tasks = len({cell.task for cell in found})
+    outlooks = tuple(_outlook(group, partner, detect, level, pretraining) for group, partner in pairs)
+    tasks = len({group.task for group in groups})
     return Forecast(
         study=results.name,
         baseline=reference,
         detect=detect,
         outlooks=tuple(outlook for outlook in outlooks if outlook.pairs),
         level=level,
-        seconds_per_seed=tasks * pretraining + sum(cell.total_seconds for cell in found),
-        lacking=_lacking(results, found, outlooks, reference),
+        seconds_per_seed=tasks * pretraining + sum(group.total_seconds for group in groups),
+        lacking=_lacking(results, groups, outlooks, reference),
     )
 
 
-def _outlook(cell: RunGroup, partner: RunGroup, detect: float, level: float, pretraining: float) -> Outlook:
-    found = difference(cell.top1, partner.top1)
-    pairs, deviation = (0, math.nan) if found is None else (found.n, found.std)
+def _outlook(group: RunGroup, partner: RunGroup, detect: float, level: float, pretraining: float) -> Outlook:
+    pair = difference(group.top1, partner.top1)
+    pairs, deviation = (0, math.nan) if pair is None else (pair.n, pair.std)
     interval = deviation_interval(deviation, pairs)
 
     def need(level: float) -> Need:
-        numbers = (pairs_needed(detect, each, power=POWER, level=level) for each in (deviation, *_ends(interval)))
-        return Need(**dict(zip(("pairs", "low", "high"), numbers, strict=True)))
+        return Need(
+            pairs=pairs_needed(detect, deviation, power=POWER, level=level),
+            low=pairs_needed(detect, interval.low, power=POWER, level=level),
+            high=pairs_needed(detect, interval.high, power=POWER, level=level),
+        )
 
     return Outlook(
-        cell=cell,
+        group=group,
         partner=partner,
         pairs=pairs,
         deviation=deviation,
         interval=interval,
         alone=need(LEVEL),
         together=need(level),
-        seconds=pretraining + cell.total_seconds + partner.total_seconds,
+        seconds=pretraining + group.total_seconds + partner.total_seconds,
     )
 
 
-def _ends(interval: Interval) -> tuple[float, float]:
-    return interval.low, interval.high
-
-
 def _pretraining_seconds(results: StudyResults) -> float:
-    """Mean time of a pretraining; 0 where nothing was pretrained."""
+    """Return the mean time of a pretraining; 0 when nothing was pretrained."""
     records = [results.record("pretrained", str(identity)) or {} for identity in results.study.get("pretrained") or ()]
-    found = [section(record, "times").get("total_seconds") for record in records if record.get("status") == "done"]
-    known = [float(seconds) for seconds in found if isinstance(seconds, int | float)]
+    times = [section(record, "times").get("total_seconds") for record in records if record.get("status") == "done"]
+    known = [float(seconds) for seconds in times if isinstance(seconds, int | float)]
     return sum(known) / len(known) if known else 0.0
 
 
 def _lacking(
-    results: StudyResults, found: Sequence[RunGroup], outlooks: Sequence[Outlook], baseline: str
+    results: StudyResults, groups: Sequence[RunGroup], outlooks: Sequence[Outlook], baseline: str
 ) -> tuple[str, ...]:
-    """Methods, with their budgets where they have run, that have no pair with the baseline."""
-    paired = {id(outlook.cell) for outlook in outlooks if outlook.pairs}
-    alone = [cell.name for cell in found if id(cell) not in paired and cell.method != baseline]
-    ran = {cell.method for cell in found}
+    """Return the methods without a pair with the baseline; with their budgets when they have run."""
+    paired = {id(outlook.group) for outlook in outlooks if outlook.pairs}
+    alone = [group.name for group in groups if id(group) not in paired and group.method != baseline]
+    ran = {group.method for group in groups}
     return (*alone, *(method for method in methods_of(results) if method not in ran and method != baseline))
 
 
 # --- in words -----------------------------------------------------------------------------------------------------
 
 
-def nothing_to_say(found: Forecast) -> str | None:
-    """Why nothing can be said, in a line; `None` where something can."""
-    if any(outlook.judged for outlook in found.outlooks):
+def no_forecast_reason(plan: Forecast) -> str | None:
+    """Return one line on why no forecast is possible; `None` when one is."""
+    if plan.usable:
         return None
-    reasons = [*_unjudged(found)] or ["no runs with a result"]
+    reasons = [*_without_forecast(plan)] or ["no runs with a result"]
     return (
-        f"nothing can be said of study {found.study} yet: {'; '.join(reasons)}; "
-        "the same `bench run` with more --seeds gives more pairs"
+        f"no forecast for study {plan.study} yet: {'; '.join(reasons)}; "
+        "repeat the same `bench run` with more --seeds to get more pairs"
     )
 
 
-def table(found: Forecast) -> Table:
-    """The comparisons of a forecast, with what all of them need together below."""
-    judged = [outlook for outlook in found.outlooks if outlook.judged]
+def table(plan: Forecast) -> Table:
+    """Make the table of a forecast's comparisons; the notes say what all of them need together."""
+    outlooks = plan.usable
+    several = len({outlook.group.task for outlook in outlooks}) > 1
     return Table(
         name="plan",
-        title=f"{found.study}: seeds to find {found.detect:g} points against {found.baseline}",
+        title=f"{plan.study}: seeds to find {plan.detect:g} points against {plan.baseline}",
         columns=_COLUMNS,
-        rows=tuple(_cells(outlook, several=len({each.cell.task for each in judged}) > 1) for outlook in judged),
-        notes=tuple(_notes(found, judged)),
+        rows=tuple(_row(outlook, several=several) for outlook in outlooks),
+        notes=tuple(_notes(plan, outlooks)),
     )
 
 
@@ -201,11 +205,12 @@ _COLUMNS = (
 )
 
 
-def _cells(outlook: Outlook, *, several: bool) -> tuple[str, ...]:
-    task = f" ({outlook.cell.model}, {outlook.cell.dataset})" if several else ""
+def _row(outlook: Outlook, *, several: bool) -> tuple[str, ...]:
+    group = outlook.group
+    task = f" ({group.model}, {group.dataset})" if several else ""
     return (
-        outlook.cell.method + task,
-        outlook.cell.budget,
+        group.method + task,
+        group.budget,
         str(outlook.pairs),
         number(outlook.deviation),
         wording.interval(outlook.interval),
@@ -221,54 +226,58 @@ def _need_cells(outlook: Outlook, need: Need) -> tuple[str, str, str, str]:
 
 
 def _more(outlook: Outlook, need: Need) -> int | None:
-    """Pairs that are lacking; `None` where too many are needed."""
+    """Return the number of further pairs; `None` when more than `MOST_PAIRS` are needed."""
     return None if need.pairs is None else max(0, need.pairs - outlook.pairs)
 
 
-def _pairs(number_of: int | None) -> str:
-    return f">{MOST_PAIRS}" if number_of is None else str(number_of)
+def _pairs(pairs: int | None) -> str:
+    return f">{MOST_PAIRS}" if pairs is None else str(pairs)
 
 
 def _time(seconds: float) -> str:
     return "" if math.isnan(seconds) else duration(seconds)
 
 
-def _notes(found: Forecast, judged: Sequence[Outlook]) -> Iterator[str]:
-    strictest = f"p below {found.level:.3g}"
-    yield _altogether(found, "Each comparison by itself", [(outlook, outlook.alone) for outlook in judged])
-    if found.level < LEVEL:
-        yield _altogether(found, f"After Holm ({strictest} at the strictest)", [(o, o.together) for o in judged])
+def _notes(plan: Forecast, outlooks: Sequence[Outlook]) -> Iterator[str]:
+    yield _summary(plan, "Each comparison by itself", [(outlook, outlook.alone) for outlook in outlooks])
+    if plan.level < LEVEL:
+        strictest = f"After Holm (p below {plan.level:.3g} at the strictest)"
+        yield _summary(plan, strictest, [(outlook, outlook.together) for outlook in outlooks])
     yield (
-        f"Seeds: pairs with which a paired t-test finds a true difference of {found.detect:g} points in 80 of 100 "
-        "studies at 5 %; the 95 % is that of the standard deviation (chi-square), which few pairs tell badly"
+        f"Seeds: pairs with which a paired t-test finds a true difference of {plan.detect:g} points in 80 of 100 "
+        "studies at 5 %. Their interval follows from the 95 % interval of the standard deviation (chi-square), which "
+        "is wide for few pairs"
     )
-    least, holm = (math.ceil(math.log2(2 / level)) for level in (LEVEL, found.level))
-    yield f"The sign-flip test of `bench report` needs {least} pairs at least, {holm} after Holm"
-    yield "Time: of the lacking runs one at a time, as long as runs so far took; a row's with the baseline's runs"
-    yield from _unjudged(found)
+    least, holm = (math.ceil(math.log2(2 / level)) for level in (LEVEL, plan.level))
+    yield f"The sign-flip test of `bench report` needs at least {least} pairs, and {holm} after Holm"
+    yield (
+        "Time: further runs one after another, each as long as runs took so far; the time of a row includes the "
+        "baseline's runs"
+    )
+    yield from _without_forecast(plan)
 
 
-def _altogether(found: Forecast, what: str, needs: Sequence[tuple[Outlook, Need]]) -> str:
-    """What it takes until the most demanding comparison has enough."""
+def _summary(plan: Forecast, condition: str, needs: Sequence[tuple[Outlook, Need]]) -> str:
+    """State how many seeds the most demanding comparison needs."""
     _, most = max(needs, key=lambda entry: entry[1].pairs or math.inf)
     span = f"{_pairs(most.pairs)} seeds (95 % interval {_pairs(most.low)} to {_pairs(most.high)})"
-    lacking = [_more(outlook, need) for outlook, need in needs]
-    known = [more for more in lacking if more is not None]
-    if len(known) < len(lacking):
-        return f"{what}: {span}; not within reach"
+    further = [_more(outlook, need) for outlook, need in needs]
+    known = [more for more in further if more is not None]
+    if len(known) < len(further):
+        return f"{condition}: {span}; not within reach"
     more = max(known)
     if not more:
-        return f"{what}: {span}; there are enough"
-    time = _time(more * found.seconds_per_seed)
-    return f"{what}: {span}, {more} more than there are" + (f"; all methods: about {time}" if time else "")
+        return f"{condition}: {span}; there are enough"
+    time = _time(more * plan.seconds_per_seed)
+    return f"{condition}: {span}, {more} more than there are" + (f"; all methods: about {time}" if time else "")
 
 
-def _unjudged(found: Forecast) -> Iterator[str]:
-    """Comparisons of which nothing can be said."""
-    for outlook in found.outlooks:
+def _without_forecast(plan: Forecast) -> Iterator[str]:
+    """Name the comparisons for which no forecast is possible."""
+    for outlook in plan.outlooks:
         if outlook.pairs < 2:
-            yield f"{outlook.cell.name}: {count(outlook.pairs, 'pair')} with {found.baseline}, a spread takes two"
-        elif not outlook.judged:
-            yield f"{outlook.cell.name}: all {outlook.pairs} differences are equal, which tells no spread"
-    if found.lacking:
-        yield f"without a pair with {found.baseline}: {listed(found.lacking)}"
+            yield f"{outlook.group.name}: {count(outlook.pairs, 'pair')} with {plan.baseline}; a spread needs two"
+        elif not outlook.has_spread:
+            yield f"{outlook.group.name}: all {outlook.pairs} differences are equal, so their spread is unknown"
+    if plan.lacking:
+        yield f"without a pair with {plan.baseline}: {listed(plan.lacking)}"

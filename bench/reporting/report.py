@@ -1,7 +1,7 @@
-"""The contract of a report: from the run folders of a study to tables and figures, from there to several forms.
+"""The contract of a report: it turns the results of a study into tables and figures, which are shown in several forms.
 
-A report is a class registered in the entry-point group `bench.reports`. It builds parts, which know nothing of how
-they are shown; renderers turn the same parts into each form, so that the forms cannot disagree.
+A report is a class that is registered in the entry-point group `bench.reports`. The parts that it builds do not depend
+on how they are shown. Renderers turn the same parts into every form, so that all forms show the same figures.
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import altair
 
 DEFAULT_REPORT = "comparison"
-"""What `bench run` ends with."""
+"""Report that `bench run` ends with."""
 DEFAULT_WIDTH = 120
 """Columns of a terminal whose width is unknown."""
 FIGURE_ENDINGS = ("svg", "pdf", "png")
-"""Of the files in which figures are kept."""
+"""Endings of the files into which a figure is drawn."""
 
 _PAGE = "index"
 
@@ -34,10 +34,10 @@ class Column:
     """One column of a table.
 
     Attributes:
-        title: Its heading.
-        align: Where its cells stand.
-        drop: 0 is always shown; of the others the highest goes first when a terminal is too narrow.
-        code: Whether its cells are to be copied rather than read: commands, and names of folders.
+        title: Heading.
+        align: Alignment of the cells.
+        drop: Rank at which a narrow terminal drops the column, the highest first; 0 is never dropped.
+        code: Whether the cells are for copying: commands, and names of folders.
     """
 
     title: str
@@ -51,13 +51,13 @@ class Table:
     """A table of finished strings, independent of how it is shown.
 
     Attributes:
-        name: Of its files, without suffix; no two parts of a study's reports share one.
-        title: One line above it.
-        columns: Its columns.
-        rows: For each row one cell a column; an empty cell has nothing to say.
-        notes: Lines below it.
-        anchors: For each row the name under which rows of other tables point to it; or nothing at all.
-        links: For each row the anchor of the row that it points to, where a form can; or nothing at all.
+        name: Name of its files, without suffix; unique among all parts of a study's reports.
+        title: Line above the table.
+        columns: Columns.
+        rows: Cells of each row, one for each column; an unknown value is an empty cell.
+        notes: Lines below the table.
+        anchors: Name of each row, to which rows of other tables can link; or empty.
+        links: Anchor that each row links to, in forms with links; or empty.
     """
 
     name: str
@@ -82,12 +82,11 @@ class Figure:
     """A figure, drawn only where a form shows it.
 
     Attributes:
-        name: Of its files, without suffix; no two parts of a study's reports share one.
-        title: One line above it.
-        draw: Makes the chart, without title; Vega-Lite, interactive on a page and still in a file. On a page a single
-            view gets the page's width.
-        notes: Lines below it.
-        still: Makes the chart for files where it must be another one, since nothing can be chosen in a file.
+        name: Name of its files, without suffix; unique among all parts of a study's reports.
+        title: Line above the figure.
+        draw: Function that makes the chart (Vega-Lite), without a title. On a page a single view fills the width.
+        notes: Lines below the figure.
+        still: Function that makes the chart for files; needed when `draw` has a menu, which a file cannot have.
     """
 
     name: str
@@ -102,12 +101,12 @@ Part = Table | Figure
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """What one report says of a study.
+    """The output of one report for a study.
 
     Attributes:
-        name: Of the report.
-        title: Its question, in a few words.
-        parts: In the order in which they are shown.
+        name: Name of the report.
+        title: Heading.
+        parts: Tables and figures in the order in which they are shown.
     """
 
     name: str
@@ -117,11 +116,11 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """What several reports say of a study.
+    """The output of several reports for a study.
 
     Attributes:
         study: Name of the study.
-        sections: One for each report that has something to say.
+        sections: Sections of the reports that apply to the study.
     """
 
     study: str
@@ -143,8 +142,8 @@ class Report(ABC):
 
     Attributes:
         summary: One line for `bench list reports`.
-        title: Heading of its section.
-        rank: Sections stand in this order.
+        title: Heading of the section.
+        rank: Position among the sections, the lowest first.
     """
 
     summary: ClassVar[str]
@@ -153,22 +152,22 @@ class Report(ABC):
 
     @abstractmethod
     def build(self, results: StudyResults) -> Sequence[Part]:
-        """What the report has to say of a study, of which any part may be missing; nothing when it does not apply.
+        """Make the tables and figures; none when the report does not apply to the study.
 
         Args:
-            results: The study's numbers.
+            results: Numbers of the study. Any of its files may be missing or damaged.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One form in which tables and figures can be shown; registered in the entry-point group `bench.forms`.
+    """A form in which tables and figures are shown; registered in the entry-point group `bench.forms`.
 
     Attributes:
         summary: One line for `bench list forms`.
-        suffix: Of files in this form; empty for a form that is not written to files.
-        render: From a document and a width in characters, which only some forms respect, to the text.
-        page: Whether one file shows a whole document, figures and all; otherwise each table has its own.
+        suffix: Suffix of files in this form; empty for a form that is not written to files.
+        render: Function from a document and a width in characters, which only some forms respect, to the text.
+        page: Whether one file shows a whole document with its figures; otherwise each table has a file of its own.
     """
 
     summary: str
@@ -178,14 +177,14 @@ class Form:
 
 
 def make_document(results: StudyResults, names: Sequence[str] | None = None) -> Document:
-    """What reports say of a study.
+    """Build the reports of a study.
 
     Args:
-        results: The study's numbers.
-        names: Of the reports; all when absent, but for those that have nothing to say.
+        results: Numbers of the study.
+        names: Names of the reports; all reports that apply to the study when absent.
 
     Raises:
-        BenchError: A name is unknown, or one of the named reports has nothing to say of this study.
+        BenchError: A name is unknown, or one of the named reports does not apply to the study.
     """
     reports = {name: load("reports", name)() for name in names or available("reports")}
     sections = []
@@ -195,21 +194,21 @@ def make_document(results: StudyResults, names: Sequence[str] | None = None) -> 
             sections.append(Section(name=name, title=report.title, parts=parts))
         elif names:
             raise BenchError(
-                f"the report '{name}' has nothing to say of study {results.name}: it is for {report.summary}; "
-                "leave out --report for those that do"
+                f"the report '{name}' does not apply to study {results.name}: it is about {report.summary}; "
+                "leave out --report to get all reports that apply"
             )
     return Document(study=results.name, sections=tuple(sections))
 
 
 def write_document(document: Document, folder: Path) -> list[Path]:
-    """Write a document in every form that there is: pages, a file for each table, and the figures.
+    """Write a document in every form: pages, a file for each table, and the figures.
 
     Args:
-        document: What is to be written.
-        folder: Is made when absent.
+        document: Document to write.
+        folder: Folder for the files; made when absent.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     forms = [load("forms", name) for name in available("forms")]
     files = write_tables(document, folder)
@@ -227,7 +226,7 @@ def write_document(document: Document, folder: Path) -> list[Path]:
 
 
 def write_tables(document: Document, folder: Path) -> list[Path]:
-    """Write a file for each table in each form that has files; returns the files."""
+    """Write a file for each table in each form that has files, and return their paths."""
     forms = [load("forms", name) for name in available("forms")]
     files = []
     for section in document.sections:
@@ -241,6 +240,6 @@ def write_tables(document: Document, folder: Path) -> list[Path]:
 
 
 def write_views(results: StudyResults) -> None:
-    """Bring the files in a study's folder up to date: all numbers, and the tables of the comparison."""
+    """Update the files in a study's folder: all numbers, and the tables of the comparison."""
     results.write()
     write_tables(make_document(results, [DEFAULT_REPORT]), results.store.study(results.name))

@@ -1,4 +1,8 @@
-"""The runs of a study in cells, one for each method and budget on each task, and the pairs of two cells."""
+"""Groups of runs, one for each method and budget on each task, and the pairs of two groups.
+
+Two runs of different groups are a pair when they have the same seed: both start from the same pretrained network and
+see the same order of data.
+"""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunGroup:
-    """The runs with a result of one method and budget on one task.
+    """The runs of one method and budget on one task that have a result.
 
     Attributes:
-        model, dataset, method, budget: What they have in common; the budget is empty for none.
-        runs: Their ids.
+        model, dataset, method, budget: Fields that the runs have in common; the budget is empty for none.
+        runs: Ids of the runs.
         top1: Top-1 in percent by seed.
-        bops: Mean over the runs.
-        search_seconds: Mean of one search.
-        tuning_seconds: Of all trials that brought the method onto the budget, 0 when there were none.
-        total_seconds: Mean of a whole run.
+        bops: Bit operations, mean over the runs.
+        search_seconds: Seconds of one search, mean over the runs.
+        tuning_seconds: Seconds of all tuning trials together; 0 when nothing was tuned.
+        total_seconds: Seconds of a whole run, mean over the runs.
     """
 
     model: str
@@ -44,21 +48,21 @@ class RunGroup:
 
     @property
     def name(self) -> str:
-        """Method and budget in words."""
+        """Method and budget, for a sentence."""
         return " ".join(filter(None, (self.method, self.budget)))
 
 
 class Grouped(Protocol):
-    """Whatever stands for one method and budget on one task."""
+    """Anything that belongs to one method and budget on one task."""
 
     @property
     def method(self) -> str:
-        """Of its runs."""
+        """Name of the method."""
         ...
 
     @property
     def budget(self) -> str:
-        """Of its runs; empty for none."""
+        """Budget as the user wrote it; empty for none."""
         ...
 
     @property
@@ -67,34 +71,34 @@ class Grouped(Protocol):
         ...
 
 
-P = TypeVar("P", bound=Grouped)
+AnyGroup = TypeVar("AnyGroup", bound=Grouped)
 
 
 def with_result(runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Those of the runs that can be compared: done, up to date, with a seed and a Top-1."""
+    """Return the runs that can be compared: done, up to date, with a seed and a Top-1."""
     return runs[runs["status"] == "done"].dropna(subset=["seed", "top1"])
 
 
 def top1_by_seed(runs: "pd.DataFrame") -> dict[int, float]:
-    """Top-1 in percent of the runs that can be compared."""
+    """Return the Top-1 in percent, by seed, of the runs that can be compared."""
     compared = with_result(runs)
     return {int(seed): float(top1) for seed, top1 in zip(compared["seed"], compared["top1"], strict=True)}
 
 
-def cells(results: StudyResults, runs: "pd.DataFrame | None" = None) -> list[RunGroup]:
-    """The cells of a study that have a run with a result, in the study's order.
+def run_groups(results: StudyResults, runs: "pd.DataFrame | None" = None) -> list[RunGroup]:
+    """Return the groups of a study that have a run with a result, in the study's order.
 
     Args:
-        results: The study's numbers.
-        runs: Lines of `results.runs` to which to confine oneself; all when absent.
+        results: Numbers of the study.
+        runs: Rows of `results.runs` to group; all of them when absent.
     """
     lines = results.lines.to_dict("records")
     tuning = {tuple(line[key] for key in IDENTITY): float(line["tuning_seconds"]) for line in lines}
     groups = with_result(results.runs if runs is None else runs).groupby(list(IDENTITY), sort=False)
-    return [_cell(key, group, tuning[key]) for key, group in groups if isinstance(key, tuple)]
+    return [_run_group(key, members, tuning[key]) for key, members in groups if isinstance(key, tuple)]
 
 
-def _cell(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float) -> RunGroup:
+def _run_group(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float) -> RunGroup:
     model, dataset, method, budget = map(str, key)
     return RunGroup(
         model=model,
@@ -110,30 +114,43 @@ def _cell(key: tuple[Hashable, ...], runs: "pd.DataFrame", tuning_seconds: float
     )
 
 
-def baseline_of(cell: P, others: Sequence[P], baseline: str) -> P | None:
-    """The baseline's cell on the same task at the same budget, or the one without a budget; `None` for its own."""
-    if cell.method == baseline:
+def baseline_of(group: AnyGroup, others: Sequence[AnyGroup], baseline: str) -> AnyGroup | None:
+    """Find the baseline's group on the same task, at the same budget or without one.
+
+    Args:
+        group: Group to compare.
+        others: All groups of the study.
+        baseline: Name of the baseline.
+
+    Returns:
+        The first such group; `None` when there is none, or when the group is the baseline itself.
+    """
+    if group.method == baseline:
         return None
-    partners = (o for o in others if o.method == baseline and o.task == cell.task and o.budget in (cell.budget, ""))
+    partners = (
+        other
+        for other in others
+        if other.method == baseline and other.task == group.task and other.budget in (group.budget, "")
+    )
     return next(partners, None)
 
 
 def common_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> list[int]:
-    """The seeds that both have, in rising order."""
+    """Return the seeds that both have, in rising order."""
     return sorted(first.keys() & second.keys())
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> PairedDifference | None:
-    """Top-1 of the first minus that of the second over common seeds; `None` without any.
+    """Compare two methods over their common seeds, first minus second; `None` without any.
 
     Args:
-        first: Top-1 by seed.
-        second: The same of the other.
+        first: Top-1 by seed of the first method.
+        second: Top-1 by seed of the second method.
     """
     seeds = common_seeds(first, second)
     return compare_pairs([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
 
 
 def p_to_correct(pair: PairedDifference | None) -> float:
-    """The p of a difference, to be corrected; NaN where too few pairs allow no test."""
+    """Return the p-value of a difference for the correction; NaN when there are too few pairs for a test."""
     return pair.p if pair is not None and pair.n >= MIN_PAIRS else math.nan

@@ -1,8 +1,8 @@
-"""What the SBS paper prints: its tables, row by row, in the units of this harness.
+"""The tables that the SBS paper prints, row by row, in the units of this harness.
 
 `published.csv` holds the figures of Tables 1 to 12 and I of "Single-path Bit Sharing for Automatic Loss-aware Model
-Compression" (Liu et al., IEEE TPAMI 2023). A row is called what the same run is called here; an option that the paper
-varies stands in brackets unless it is our default. BOPs are counts; the paper prints them in millions or billions.
+Compression" (Liu et al., IEEE TPAMI 2023). A row has the name that the same run has here; an option that the paper
+varies stands in brackets unless it has our default. BOPs are counts; the paper prints them in millions or billions.
 """
 
 import csv
@@ -18,15 +18,15 @@ class Printed:
     """One row of a printed table; figures that are not printed are NaN.
 
     Attributes:
-        table: Its number, "1" to "12" or "I".
-        dataset, model: The task.
+        table: Number of the table, "1" to "12" or "I".
+        dataset, model: Task of the row.
         row: Method, with the option that was varied in brackets.
-        top1, top1_std, top5, top5_std: Percentages.
+        top1, top1_std, top5, top5_std: Accuracies in percent, and their standard deviations.
         bops: Bit operations.
-        memory_kb: Memory footprint.
-        search_hours, memory_gb: Cost of the search on a TITAN Xp.
-        latency_ms, energy_mj: Of an image on BitFusion.
-        note: What must be known about it.
+        memory_kb: Memory footprint in KB.
+        search_hours, memory_gb: Hours and memory of the search on a TITAN Xp.
+        latency_ms, energy_mj: Latency and energy of one image on BitFusion.
+        note: Remark that a reader of the row needs; empty for none.
     """
 
     table: str
@@ -51,7 +51,7 @@ _TEXTS = frozenset({"table", "dataset", "model", "row", "note"})
 
 @cache
 def printed(table: str) -> tuple[Printed, ...]:
-    """The rows of one printed table, in its order; none for an unknown number."""
+    """Return the rows of one printed table, in its order; none for an unknown number."""
     return tuple(row for row in _rows() if row.table == table)
 
 

@@ -1,4 +1,4 @@
-"""What a name on the command line stands for: a study, one of its methods, or a run."""
+"""Names on the command line: a study, one of its methods, or a run."""
 
 from collections import Counter
 from contextlib import suppress
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_PREFIX = 4
-"""Characters of a run's id that must be given."""
+"""Characters of a run's id that a user must give at least."""
 _SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Runs that were named.
+    """The runs that a name stands for.
 
     Attributes:
-        name: What they were called; for a run its whole id.
-        kind: What the name stands for.
-        results: The study that they belong to.
-        runs: Their lines of `results.runs`.
+        name: Name that the user gave; for a run its whole id.
+        kind: Kind of thing that the name stands for.
+        results: Study that the runs belong to.
+        runs: Rows of `results.runs`.
     """
 
     name: str
@@ -36,48 +36,43 @@ class Selection:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many of the runs cannot be compared, by status."""
+        """Number of runs that cannot be compared, by status."""
         compared = set(with_result(self.runs)["id"])
         return dict(Counter(self.runs[~self.runs["id"].isin(compared)]["status"]))
 
 
 def select(store: Store, text: str) -> Selection:
-    """Find what a name stands for.
+    """Find the runs that a name stands for.
 
     Args:
-        store: Where to look.
+        store: Store to search.
         text: A study; STUDY/METHOD or STUDY/METHOD/BUDGET; a method of the latest study; a run's id or its beginning.
 
     Raises:
-        BenchError: There is no such thing, or several runs begin so.
+        BenchError: Nothing has this name, or the ids of several runs begin with it.
     """
     latest = StudyResults(store, store.load_study(None))
     study, slash, rest = text.partition("/")
     if slash:
         if study not in store.studies():
             raise unknown_name("study", study, store.studies(), "bench status STUDY")
-        return _of_method(StudyResults(store, store.load_study(study)), rest, text)
+        return _select_method(StudyResults(store, store.load_study(study)), rest, text)
     if text in store.studies():
         results = StudyResults(store, store.load_study(text))
         return Selection(name=text, kind="study", results=results, runs=results.runs)
     if text in methods_of(latest):
-        return _of_method(latest, text, text)
-    identity = _run_called(store, text)
-    if identity is None:
-        known = [*store.studies(), *methods_of(latest)]
-        raise unknown_name("study, method or run", text, known, "bench status")
-    results = _study_of(store, identity)
-    return Selection(name=identity, kind="run", results=results, runs=results.runs[results.runs["id"] == identity])
+        return _select_method(latest, text, text)
+    return _select_run(store, text, latest)
 
 
 def methods_of(results: StudyResults) -> list[str]:
-    """The methods of a study, whether they have been run or not."""
+    """Return the methods of a study, whether they have been run or not."""
     planned = results.spec.get("methods") or ()
     return list(dict.fromkeys([*filter(None, results.runs["method"]), *map(str, planned)]))
 
 
-def _of_method(results: StudyResults, rest: str, text: str) -> Selection:
-    """The selection that METHOD or METHOD/BUDGET stands for."""
+def _select_method(results: StudyResults, rest: str, text: str) -> Selection:
+    """Select the runs of METHOD or METHOD/BUDGET."""
     known = methods_of(results)
     method, _, budget = (rest, "", "") if rest in known else rest.rpartition("/")
     if method not in known:
@@ -90,29 +85,39 @@ def _of_method(results: StudyResults, rest: str, text: str) -> Selection:
     return Selection(name=text, kind="method", results=results, runs=chosen)
 
 
-def _run_called(store: Store, text: str) -> str | None:
-    """The id of the run that is called so or begins so; `None` when there is none.
+def _select_run(store: Store, text: str, latest: StudyResults) -> Selection:
+    """Select the run whose id is, or begins with, the text."""
+    identity = _full_id(store, text)
+    if identity is None:
+        known = [*store.studies(), *methods_of(latest)]
+        raise unknown_name("study, method or run", text, known, "bench status")
+    results = _study_with(store, identity)
+    return Selection(name=identity, kind="run", results=results, runs=results.runs[results.runs["id"] == identity])
+
+
+def _full_id(store: Store, text: str) -> str | None:
+    """Return the id of the only run whose id begins with a text; `None` when there is none.
 
     Raises:
-        BenchError: Several begin so.
+        BenchError: Several ids begin with it.
     """
     folder = store.root / "runs"
-    known = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    found = sorted(name for name in known if name.startswith(text) and ".stale-" not in name)
-    if text in found:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    matches = sorted(name for name in names if name.startswith(text) and ".stale-" not in name)
+    if text in matches:
         return text
-    if not found or len(text) < MIN_PREFIX:
+    if not matches or len(text) < MIN_PREFIX:
         return None
-    if len(found) > 1:
-        shown = ", ".join(found[:_SHOWN]) + (" …" if len(found) > _SHOWN else "")
-        raise BenchError(f"run '{text}' is ambiguous: {len(found)} runs begin so ({shown}); give more characters")
-    return found[0]
+    if len(matches) > 1:
+        shown = ", ".join(matches[:_SHOWN]) + (" …" if len(matches) > _SHOWN else "")
+        raise BenchError(f"run '{text}' is ambiguous: {len(matches)} ids begin with it ({shown}); give more characters")
+    return matches[0]
 
 
-def _study_of(store: Store, identity: str) -> StudyResults:
-    """The latest study that has a run; one that has nothing else when none has it any more."""
+def _study_with(store: Store, identity: str) -> StudyResults:
+    """Return the latest study that has a run; a study of this run alone when no study has it any more."""
     for name in reversed(store.studies()):
-        with suppress(BenchError):  # a damaged study says nothing of its runs
+        with suppress(BenchError):  # a damaged study does not list its runs
             document = store.load_study(name)
             if identity in document["runs"]:
                 return StudyResults(store, document)

@@ -1,8 +1,7 @@
-"""Statistics for few paired seeds: intervals, paired differences, an exact test, and what n could detect.
+"""Statistics for few paired seeds: intervals, paired differences, an exact test, and detectable differences.
 
-Student-t intervals are used throughout because they keep their nominal coverage at three to ten seeds, where
-bootstrap intervals do not; the sign-flip test beside them assumes only that paired differences are symmetric
-around zero when the methods do not differ.
+Intervals are Student-t intervals, which keep their nominal coverage at three to ten seeds; bootstrap intervals do not.
+The sign-flip test assumes only that paired differences are symmetric around zero when the methods do not differ.
 """
 
 import bisect
@@ -26,7 +25,7 @@ EXACT_PAIRS = 20
 """Up to this many pairs all 2^n sign patterns are enumerated."""
 
 MOST_PAIRS = 10_000
-"""More pairs than that are not planned for."""
+"""Largest number of pairs that `pairs_needed` considers."""
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +44,7 @@ class Sample:
 
     Attributes:
         n: Number of values.
-        mean: Their mean; NaN without values.
+        mean: Mean of the values; NaN without values.
         std: Sample standard deviation (ddof = 1); NaN for fewer than two values.
         interval: 95 % Student-t interval of the mean.
     """
@@ -66,7 +65,7 @@ class PairedDifference:
         std: Sample standard deviation of the differences.
         interval: 95 % Student-t interval of the mean difference.
         p: Two-sided sign-flip p-value, not corrected for the number of comparisons.
-        detectable: Smallest true difference that these pairs show with 80 % power, see `smallest_detectable`.
+        detectable: Smallest true difference that so many pairs find with 80 % power; see `smallest_detectable`.
     """
 
     n: int
@@ -78,22 +77,22 @@ class PairedDifference:
 
 
 def mean(values: ArrayLike) -> float:
-    """The mean; NaN without values."""
+    """Return the mean; NaN without values."""
     array = _floats(values)
     return float(array.mean()) if array.size else math.nan
 
 
 def std(values: ArrayLike) -> float:
-    """The sample standard deviation (ddof = 1); NaN for fewer than two values."""
+    """Return the sample standard deviation (ddof = 1); NaN for fewer than two values."""
     array = _floats(values)
     return float(array.std(ddof=1)) if array.size > 1 else math.nan
 
 
 def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
-    """The Student-t interval of the mean; NaN for fewer than two values.
+    """Return the Student-t interval of the mean; NaN for fewer than two values.
 
     Args:
-        values: The sample.
+        values: Sample.
         level: Coverage, between 0 and 1.
     """
     array = _floats(values)
@@ -104,7 +103,7 @@ def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
 
 
 def summarize(values: ArrayLike) -> Sample:
-    """Mean, deviation and interval of a sample."""
+    """Return the mean, deviation and interval of a sample."""
     array = _floats(values)
     return Sample(int(array.size), mean(array), std(array), t_interval(array))
 
@@ -113,8 +112,8 @@ def compare_pairs(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     """Compare two samples pair by pair.
 
     Args:
-        first: Figures of one method, seed by seed.
-        second: Figures of the other for the same seeds in the same order.
+        first: Figures of the first method, one for each seed.
+        second: Figures of the second method, for the same seeds in the same order.
 
     Raises:
         ValueError: The two differ in length.
@@ -122,20 +121,21 @@ def compare_pairs(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     a, b = _floats(first), _floats(second)
     if a.shape != b.shape:
         raise ValueError(f"pairs need samples of the same length, got {a.size} and {b.size}")
-    found = summarize(a - b)
-    p, detectable = sign_flip_p(a - b), smallest_detectable(found.std, found.n)
-    return PairedDifference(found.n, found.mean, found.std, found.interval, p, detectable)
+    sample = summarize(a - b)
+    p, detectable = sign_flip_p(a - b), smallest_detectable(sample.std, sample.n)
+    return PairedDifference(sample.n, sample.mean, sample.std, sample.interval, p, detectable)
 
 
 def sign_flip_p(differences: ArrayLike, *, draws: int = 200_000, seed: int = 0) -> float:
-    """The two-sided p-value of the sign-flip test on the sum of paired differences.
+    """Return the two-sided p-value of the sign-flip test on the sum of paired differences.
 
-    It is the share of sign patterns whose sum is at least as far from zero as the observed one: exact up to
-    `EXACT_PAIRS` pairs, above that a Monte Carlo estimate that counts the observed pattern and is never 0.
+    The p-value is the share of sign patterns whose sum is at least as far from zero as the observed one. It is exact
+    up to `EXACT_PAIRS` pairs. Above that it is a Monte Carlo estimate, which counts the observed pattern, so that it is
+    never 0.
 
     Args:
         differences: Paired differences.
-        draws: Random sign patterns when there are too many to enumerate.
+        draws: Number of random sign patterns when there are too many to enumerate.
         seed: Seed of those patterns.
 
     Returns:
@@ -144,7 +144,7 @@ def sign_flip_p(differences: ArrayLike, *, draws: int = 200_000, seed: int = 0) 
     array = _floats(differences)
     if array.size == 0:
         return math.nan
-    # Patterns whose sums are equal on paper differ in the last digits; they must count as equal.
+    # Sums that are equal on paper differ in the last digits; they must count as equal.
     threshold = abs(array.sum()) - 1e-9 * np.abs(array).sum()
     if array.size <= EXACT_PAIRS:
         return float(np.mean(np.abs(_all_flipped_sums(array)) >= threshold))
@@ -153,9 +153,9 @@ def sign_flip_p(differences: ArrayLike, *, draws: int = 200_000, seed: int = 0) 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of a family of p-values, in the order given.
+    """Correct a family of p-values by Holm's step-down procedure, in the order given.
 
-    NaN stands for a comparison that was not tested: it stays NaN and does not count as part of the family.
+    NaN marks a comparison that was not tested. It stays NaN and does not count as part of the family.
     """
     adjusted = [math.nan] * len(p_values)
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
@@ -167,7 +167,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_detectable(deviation: float, n: int, *, power: float = 0.8, level: float = 0.05) -> float:
-    """The smallest true mean difference that a paired t-test of n pairs finds with the given power.
+    """Return the smallest true mean difference that a paired t-test of n pairs finds with the given power.
 
     Args:
         deviation: Standard deviation of the paired differences.
@@ -182,16 +182,16 @@ def smallest_detectable(deviation: float, n: int, *, power: float = 0.8, level: 
 
 
 def pairs_needed(difference: float, deviation: float, *, power: float = 0.8, level: float = 0.05) -> int | None:
-    """The fewest pairs with which a paired t-test finds a true mean difference with the given power.
+    """Return the fewest pairs with which a paired t-test finds a true mean difference with the given power.
 
     Args:
-        difference: The true mean difference, above 0.
+        difference: True mean difference, above 0.
         deviation: Standard deviation of the paired differences, in the same unit.
         power: Wanted probability of a significant result.
         level: Two-sided significance level.
 
     Returns:
-        At least 2; `None` when it is more than `MOST_PAIRS`, or the deviation is NaN or infinite.
+        Number of pairs, at least 2; `None` above `MOST_PAIRS`, or when the deviation is NaN or infinite.
     """
     if not math.isfinite(deviation):
         return None
@@ -201,16 +201,16 @@ def pairs_needed(difference: float, deviation: float, *, power: float = 0.8, lev
     def enough(n: int) -> bool:
         return power_of_t_test(difference / deviation, n, level) >= power
 
-    found = bisect.bisect_left(range(2, MOST_PAIRS + 1), True, key=enough) + 2
-    return found if found <= MOST_PAIRS else None
+    pairs = bisect.bisect_left(range(2, MOST_PAIRS + 1), True, key=enough) + 2
+    return pairs if pairs <= MOST_PAIRS else None
 
 
 def deviation_interval(deviation: float, n: int, level: float = LEVEL) -> Interval:
-    """The chi-square interval of the standard deviation of a normal distribution; NaN for fewer than two values.
+    """Return the chi-square interval of a normal distribution's standard deviation; NaN for fewer than two values.
 
     Args:
         deviation: Sample standard deviation (ddof = 1).
-        n: Number of values that it was computed from.
+        n: Number of values behind the deviation.
         level: Coverage, between 0 and 1.
     """
     if n < 2:
@@ -220,10 +220,10 @@ def deviation_interval(deviation: float, n: int, level: float = LEVEL) -> Interv
 
 
 def power_of_t_test(shift: float, n: int, level: float = 0.05) -> float:
-    """The power of a two-sided paired t-test.
+    """Return the power of a two-sided paired t-test.
 
     Args:
-        shift: True mean difference in standard deviations of the differences.
+        shift: True mean difference, in standard deviations of the differences.
         n: Number of pairs, at least 2.
         level: Significance level.
     """
@@ -231,18 +231,18 @@ def power_of_t_test(shift: float, n: int, level: float = 0.05) -> float:
     location = abs(shift) * math.sqrt(n)
     upper = float(stats.nct.sf(critical, n - 1, location))
     lower = float(stats.nct.cdf(-critical, n - 1, location))
-    # Far from zero SciPy gives NaN for the tail on the other side, which is zero to all digits there.
+    # Far from zero SciPy returns NaN for the opposite tail, which is zero to all digits there.
     return upper + (0.0 if math.isnan(lower) else lower)
 
 
 def _tails(level: float) -> tuple[float, float]:
-    """Upper and lower tail: the larger quantile gives the smaller deviation."""
+    """Return the upper and lower tail; the larger quantile gives the smaller deviation."""
     return (1 + level) / 2, (1 - level) / 2
 
 
 @cache
 def _detectable_shift(n: int, power: float, level: float) -> float:
-    """The shift, in standard deviations of the differences, at which the test has the wanted power."""
+    """Return the shift, in standard deviations of the differences, at which the test has the wanted power."""
     high = 1.0
     while power_of_t_test(high, n, level) < power:
         high *= 2
@@ -250,7 +250,7 @@ def _detectable_shift(n: int, power: float, level: float) -> float:
 
 
 def _all_flipped_sums(differences: Floats) -> Floats:
-    """The sums of all 2^n sign patterns, built up one difference at a time."""
+    """Return the sums of all 2^n sign patterns, built up one difference at a time."""
     sums = np.zeros(1)
     for difference in differences:
         sums = np.concatenate((sums + difference, sums - difference))

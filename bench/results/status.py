@@ -1,36 +1,34 @@
-"""How far each unit of a study is: its state, its progress, and the last sign of life of who works on it."""
+"""The state of each unit of a study: how far it is, which process runs it, and that process's last sign of life."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.errors import BenchError
-from bench.results.tables import DAMAGED, STALE, first_sentence
+from bench.results.tables import DAMAGED, STALE, stale_reason
 from bench.store.files import Store, UnitKind
 from bench.store.leases import Leases, LeaseView
-from bench.store.staleness import outdated
 
 PLANNED, ORPHANED = "planned", "orphaned"
-"""What is shown of a unit that nobody has begun, and of one whose process is gone without having said so."""
+"""State of a unit that no process has begun, and of one whose process died without reporting an outcome."""
 
 _UNITS: tuple[tuple[UnitKind, str], ...] = (("pretrained", "pretrained"), ("tuning", "tunings"), ("runs", "runs"))
-"""Kinds, and the field of a study's document that lists them."""
+"""Kinds of units, and the field of a study's document that lists them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitState:
-    """What is known of a unit.
+    """The state of one unit.
 
     Attributes:
-        kind, identity: The unit.
-        title: The same in words.
+        kind, identity: Kind and id of the unit.
+        title: Name of the unit in words.
         state: A status of `bench.store.files`, or planned, orphaned, stale, damaged.
-        progress: How far it is, in words; empty when it is not worked on.
-        sign: Seconds since the last sign of life of who works on it, `None` when nobody does.
-        holder: Who works on it.
-        attempt: How often it was begun.
-        top1, bops: Its figures, when it has them.
-        reason: Why it is in its state.
+        progress: Progress in words; empty while no process runs the unit.
+        sign: Seconds since the process's last sign of life; `None` while no process runs the unit.
+        holder: Process that runs the unit; empty for none.
+        attempt: Number of times that the unit was begun.
+        top1, bops: Figures of the result, when there is one.
+        reason: Reason for the state; empty when it needs none.
     """
 
     kind: UnitKind
@@ -47,26 +45,41 @@ class UnitState:
 
 
 def unit_states(store: Store, study: Mapping[str, Any]) -> Iterator[UnitState]:
-    """Every pretraining, tuning and run of a study, in the order in which they are worked on."""
+    """Yield the state of every pretraining, tuning and run of a study, in the order of work."""
     leases = Leases(store.root)
     living = {view.name: view for view in leases.all() if not leases.is_dead(view)}
     for kind, field in _UNITS:
-        for identity in study.get(field) or ():
-            yield _state(store, study, kind, str(identity), leases, living)
+        for identity in map(str, study.get(field) or ()):
+            record = store.record(kind, identity)
+            title = str((study.get("titles") or {}).get(identity, identity))
+            if record is None:
+                yield _without_record(store, kind, identity, title)
+            else:
+                yield _with_record(study, kind, identity, title, record, leases, living)
 
 
-def _state(
-    store: Store, study: Mapping[str, Any], kind: UnitKind, identity: str, leases: Leases, living: dict[str, LeaseView]
+def _without_record(store: Store, kind: UnitKind, identity: str, title: str) -> UnitState:
+    damaged = (store.unit(kind, identity) / "record.json").exists()
+    return UnitState(
+        kind=kind,
+        identity=identity,
+        title=title,
+        state=DAMAGED if damaged else PLANNED,
+        reason="its record does not match its checksum; the same command repeats the unit" if damaged else "",
+    )
+
+
+def _with_record(
+    study: Mapping[str, Any],
+    kind: UnitKind,
+    identity: str,
+    title: str,
+    record: Mapping[str, Any],
+    leases: Leases,
+    living: Mapping[str, LeaseView],
 ) -> UnitState:
-    record = store.record(kind, identity)
-    title = str((study.get("titles") or {}).get(identity, identity))
-    if record is None:
-        damaged = (store.unit(kind, identity) / "record.json").exists()
-        reason = "the record is not as it was written; the same command makes it anew" if damaged else ""
-        state = DAMAGED if damaged else PLANNED
-        return UnitState(kind=kind, identity=identity, title=title, state=state, reason=reason)
     holder = living.get(f"{kind}-{identity}")
-    state, reason = _judged(record, study, holder)
+    state, reason = _state_and_reason(record, study, holder)
     metrics = record.get("metrics") or {}
     return UnitState(
         kind=kind,
@@ -83,23 +96,19 @@ def _state(
     )
 
 
-def _judged(record: Mapping[str, Any], study: Mapping[str, Any], holder: LeaseView | None) -> tuple[str, str]:
-    """State and reason of a unit with a record."""
+def _state_and_reason(record: Mapping[str, Any], study: Mapping[str, Any], holder: LeaseView | None) -> tuple[str, str]:
     status, reason = str(record["status"]), str(record.get("reason") or "")
     if status == "running" and holder is None:
-        return ORPHANED, f"its process is gone since some time after {record['started']}; the same command goes on"
-    if status in ("done", "unreachable"):
-        try:
-            stale = outdated(record, study)
-        except BenchError as error:  # the method is not installed here
-            stale = first_sentence(error)
-        if stale is not None:
-            return STALE, stale
-    return status, reason
+        return (
+            ORPHANED,
+            f"its process died (last sign of life {record['started']}); the same command continues the unit",
+        )
+    stale = stale_reason(record, study)
+    return (status, reason) if stale is None else (STALE, stale)
 
 
 def _progress(kind: UnitKind, identity: str, holder: LeaseView, living: Mapping[str, LeaseView]) -> Mapping[str, Any]:
-    """A unit's progress; that of a tuning with its present trial's."""
+    """Return a unit's progress; a tuning's includes that of its current trial."""
     if kind != "tuning":
         return holder.progress
     trial = next((view for name, view in living.items() if name.startswith(f"trials-{identity}-")), None)
@@ -107,7 +116,7 @@ def _progress(kind: UnitKind, identity: str, holder: LeaseView, living: Mapping[
 
 
 def _in_words(progress: Mapping[str, Any]) -> str:
-    """Such as: search 3/8; trial 2/4, finetune 1/3."""
+    """Describe progress: "search 3/8", "trial 2/4, finetune 1/3"."""
     if not progress.get("phase"):
         return "starting"
     text = f"{progress['phase']} {progress.get('epoch', 0):.0f}"

@@ -1,6 +1,6 @@
-"""The numbers of a study as two tables, read from the run folders: one line a run, one line a row of the comparison.
+"""The numbers of a study as two tables, read from the run folders: one row for each run, and one for each group.
 
-Missing and damaged records are part of a study's normal life: nothing here raises because of one.
+Missing and damaged records are part of a study's normal life, so nothing here raises because of one.
 """
 
 import json
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FAILURES = frozenset({"failed", "diverged", "timeout", "oom", "killed", "interrupted", "skipped", "unreachable"})
-"""Statuses of runs that ended without a result."""
+"""Statuses of runs that ended without a network."""
 
 FINISHED = FAILURES | {"done"}
 """Statuses of runs that need no further work."""
 
 MISSING, DAMAGED, STALE = "missing", "damaged", "stale"
-"""Status in `StudyResults.runs` of a run without a readable record, and of one whose result is out of date."""
+"""Statuses in `StudyResults.runs` of a run without a record, with an unreadable one, and with an outdated result."""
 
 IDENTITY = ("model", "dataset", "method", "budget")
-"""What tells the lines of `StudyResults.lines` apart."""
+"""Columns that identify a row of `StudyResults.lines`."""
 
 _TEXTS = ("status", "reason", "recipe", "match", "tuning", "budget_measure", "started", "finished")
 _TIMES = ("search_seconds", "finetune_seconds", "total_seconds")
@@ -68,7 +68,7 @@ RUN_COLUMNS = (
     *_TIMES,
     *("peak_memory_mb", "options", "started", "finished"),
 )
-"""Columns that `StudyResults.runs` always has; figures and knobs that only some methods have come after them."""
+"""Columns that `StudyResults.runs` always has. Figures and knobs that only some methods have come after them."""
 
 RESULT_COLUMNS = (
     *IDENTITY,
@@ -83,13 +83,13 @@ _MEANS = ("top1", "top5", "bops", "memory_kb", "search_seconds", "cost", "latenc
 
 
 class StudyResults:
-    """The numbers of one study, each file read once.
+    """The numbers of one study. Each file is read once.
 
     Attributes:
-        store: Where the runs are.
-        study: The study's document.
-        name: Of the study.
-        spec: Its specification.
+        store: Store with the runs.
+        study: Document of the study.
+        name: Name of the study.
+        spec: Specification of the study.
     """
 
     def __init__(self, store: Store, study: Mapping[str, Any]) -> None:
@@ -100,55 +100,56 @@ class StudyResults:
         self._records: dict[tuple[UnitKind, str], dict[str, Any] | None] = {}
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
-        """A unit's record; `None` when there is none that can be read."""
+        """Return a unit's record; `None` when it is missing or cannot be read."""
         key = (kind, identity)
         if key not in self._records:
             self._records[key] = read_record(self.store, kind, identity)
         return self._records[key]
 
-    def place(self, unit: str) -> Mapping[str, Any]:
-        """Model, data set, method (with the option that an ablation changes), budget and seed of a tuning or run.
+    def planned(self, unit: str) -> Mapping[str, Any]:
+        """Return the planned fields of a tuning or run: model, dataset, method, budget and seed.
 
-        Nothing in documents of studies from before there were ablations.
+        The method of a unit that belongs to an ablation has the changed option in brackets. Studies that are older than
+        ablations have no such fields; the mapping is empty then.
         """
         return section(section(self.study, "places"), unit)
 
     def tunings(self) -> list[dict[str, Any]]:
-        """The records of all tunings that there are, each with its place."""
+        """Return the records of all tunings, each with its planned fields."""
         names = map(str, self.study.get("tunings") or ())
-        found = [(self.record("tuning", name), self.place(name)) for name in names]
-        return [{**record, **place} for record, place in found if record is not None]
+        records = [(self.record("tuning", name), self.planned(name)) for name in names]
+        return [{**record, **planned} for record, planned in records if record is not None]
 
     def trials(self, tuning: str) -> list[dict[str, Any]]:
-        """The trials of a tuning that ended with a network, by number."""
+        """Return the trials of a tuning that ended with a network, by number."""
         folder = self.store.unit("tuning", tuning) / "trials"
         numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-        found = [read_json(folder / str(number) / "trial.json") for number in numbers]
-        return [trial for trial in found if isinstance(trial, dict)]
+        trials = [read_json(folder / str(number) / "trial.json") for number in numbers]
+        return [trial for trial in trials if isinstance(trial, dict)]
 
     def file(self, run: str, name: str) -> Any:
-        """The content of a JSON file that a run left, `policy.json` or `curves.json`; `None` when it cannot be read."""
+        """Return the content of a run's JSON file, `policy.json` or `curves.json`; `None` when it cannot be read."""
         return read_json(self.store.unit("runs", run) / name)
 
     @cached_property
     def runs(self) -> "pd.DataFrame":
-        """One line for each run of the study, in the study's order.
+        """One row for each run of the study, in the study's order.
 
-        Runs without a record have the status "missing", those whose record is not as it was written "damaged", and
-        those that were made with another method source, other data or another cost counter "stale", with the reason.
-        Percentages are 0 to 100, BOPs are counts; a knob `x` is the column `knob_x`. The method of a run that
-        belongs to an ablation has the changed option in brackets: `sbs[group_size=4]`.
+        A run without a record has the status "missing". A run whose record does not match its checksum has "damaged".
+        A run that was made with another method source, other data or another cost counter has "stale", with the reason.
+        Percentages are 0 to 100, BOPs are counts. The knob `x` is the column `knob_x`. The method of a run that belongs
+        to an ablation has the changed option in brackets: `sbs[group_size=4]`.
         """
         return _runs_frame(self)
 
     @cached_property
     def lines(self) -> "pd.DataFrame":
-        """One line for each (model, data set, method, budget) of which at least one run has a record.
+        """One row for each (model, dataset, method, budget) that has at least one run with a record.
 
-        `n` counts runs that are done and `n_failed` those that ended otherwise; runs not yet run are neither.
-        All figures are over the runs that are done; `peak_memory_mb` is their largest. `tuning_seconds` is the
-        time of all tuning trials, 0 when nothing was tuned. `within_budget` is empty without a budget or a run
-        that is done.
+        `n` counts runs that are done and `n_failed` those that ended otherwise; planned runs count as neither. Figures
+        are means over the runs that are done; `peak_memory_mb` is their maximum. `tuning_seconds` is the time of all
+        tuning trials, 0 when nothing was tuned. `within_budget` says whether all runs that are done are inside the
+        budget window; it is empty without a budget or without such a run.
         """
         return _lines_frame(self)
 
@@ -185,13 +186,13 @@ def _lines_frame(results: StudyResults) -> "pd.DataFrame":
 
 
 def read_record(store: Store, kind: UnitKind, identity: str) -> dict[str, Any] | None:
-    """A unit's record; `None` when there is none that is a JSON object."""
+    """Return a unit's record; `None` when it is missing or no JSON object."""
     record = store.record(kind, identity)
     return record if isinstance(record, dict) else None
 
 
 def section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An inner table of a record; empty when it is missing or something else."""
+    """Return an inner table of a record; an empty one when it is missing or something else."""
     value = record.get(key)
     return value if isinstance(value, Mapping) else {}
 
@@ -200,45 +201,45 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
     record = results.record("runs", identity)
     if record is None:
         return _row_without_record(results, identity)
-    stale = _stale(record, results.study)
-    outdated = {} if stale is None else {"status": STALE, "reason": stale}
+    stale = stale_reason(record, results.study)
+    stale_fields = {} if stale is None else {"status": STALE, "reason": stale}
     return {
         **dict(_figures(record)),
         "id": identity,
         **{key: _text(record.get(key)) for key in (*IDENTITY, *_TEXTS)},
-        "method": results.place(identity).get("method", _text(record.get("method"))),
-        **outdated,
+        "method": results.planned(identity).get("method", _text(record.get("method"))),
+        **stale_fields,
         **{key: record.get(key) for key in ("seed", "budget_cost", "peak_memory_mb")},
         "within_budget": _truth(record.get("within_budget")),
         "options": json.dumps(section(record, "options"), sort_keys=True),
     }
 
 
-def _stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
-    """Why a result is out of date, as far as that can be told without the data."""
+def stale_reason(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Return why a unit's result is out of date, as far as its record and the study say; `None` when it is not.
+
+    Args:
+        record: Record of the unit; only results can be out of date, not failures.
+        study: Document of the study.
+    """
     if record.get("status") not in ("done", "unreachable"):
         return None
     try:
         return outdated(record, study)
     except BenchError as error:  # the method is not installed here
-        return first_sentence(error)
-
-
-def first_sentence(error: BenchError) -> str:
-    """An error's text up to its hint."""
-    return str(error).partition(":")[0]
+        return str(error).partition(":")[0]  # without the hint
 
 
 def _row_without_record(results: StudyResults, identity: str) -> dict[str, Any]:
-    """What can still be said of a run that left no readable record: where it stands, or at least its task."""
+    """Make the row of a run without a readable record from its planned fields, or at least from the study's task."""
     damaged = (results.store.unit("runs", identity) / "record.json").exists()
-    place = results.place(identity) or section(results.spec, "task")
+    planned = results.planned(identity) or section(results.spec, "task")
     return {
         "id": identity,
-        **{key: _text(place.get(key)) for key in (*IDENTITY, *_TEXTS)},
-        "seed": place.get("seed"),
+        **{key: _text(planned.get(key)) for key in (*IDENTITY, *_TEXTS)},
+        "seed": planned.get("seed"),
         "status": DAMAGED if damaged else MISSING,
-        "reason": "the record is not as it was written" if damaged else "",
+        "reason": "its record does not match its checksum" if damaged else "",
     }
 
 
@@ -267,7 +268,7 @@ def _tuning_seconds(results: StudyResults, identity: str) -> float:
 
 
 def _text(value: Any) -> str:
-    """A field for a table: text on one line, empty for none."""
+    """Make a table's cell of a field: text on one line; empty for none."""
     return "" if value is None else " ".join(str(value).split())
 
 

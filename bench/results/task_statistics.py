@@ -1,10 +1,12 @@
-"""Statistics across tasks, a task being a model on a data set: interquartile mean, probability of improvement, ranks.
+"""Statistics across tasks: interquartile mean, probability of improvement, average ranks.
 
-The first two follow Agarwal et al. 2021 ("Deep reinforcement learning at the edge of the statistical precipice"),
-ranks Demšar 2006 ("Statistical comparisons of classifiers over multiple data sets"). Intervals come from the
-bootstrap within tasks. With three to ten runs a task the plain bootstrap is too narrow, since its resamples vary by
-(n − 1)/n of what they should; each draw therefore leaves out one run of each task (the bootknife of Hesterberg
-2004), which makes the variance of a mean come out right.
+A task is a model on a data set. The first two statistics follow Agarwal et al. 2021 ("Deep reinforcement learning at
+the edge of the statistical precipice"), average ranks follow Demšar 2006 ("Statistical comparisons of classifiers over
+multiple data sets").
+
+Intervals come from the bootstrap within tasks. With three to ten runs for each task the plain bootstrap is too narrow:
+the variance of its resamples is too small by the factor (n − 1)/n. Each draw therefore leaves out one run of each task
+(the bootknife of Hesterberg 2004), which gives the variance of a mean its correct value.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ from scipy import stats
 from bench.results.statistics import LEVEL, Interval
 
 DRAWS = 4000
-"""Bootstrap draws: of the values beyond either end of a 95 % interval there are then a hundred."""
+"""Number of bootstrap draws; a hundred of them lie beyond either end of a 95 % interval."""
 
 _QUARTER = 0.25
 
@@ -31,9 +33,8 @@ class Estimate:
     """A number estimated from runs on several tasks.
 
     Attributes:
-        value: The estimate; NaN without runs.
-        interval: 95 % bootstrap interval; NaN where resampling tells nothing: a task has one run only, or all
-            resamples agree.
+        value: Estimate; NaN without runs.
+        interval: 95 % bootstrap interval; NaN when a task has only one run or all resamples agree.
     """
 
     value: float
@@ -41,12 +42,12 @@ class Estimate:
 
 
 def interquartile_mean(tasks: Sequence[ArrayLike], *, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """The mean of the middle half of all runs of all tasks.
+    """Return the mean of the middle half of all runs of all tasks.
 
     Args:
-        tasks: For each task the figures of its runs. Tasks with more runs weigh more.
+        tasks: Figures of the runs of each task. Tasks with more runs weigh more.
         level: Coverage of the interval.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     samples = _samples(tasks)
     if not samples:
@@ -57,19 +58,20 @@ def interquartile_mean(tasks: Sequence[ArrayLike], *, level: float = LEVEL, seed
 def probability_of_improvement(
     first: Sequence[ArrayLike], second: Sequence[ArrayLike], *, level: float = LEVEL, seed: int = 0
 ) -> Estimate:
-    """The probability that a run of the first method is better than one of the second on the same task.
+    """Return the probability that a run of the first method is better than one of the second on the same task.
 
-    It is the mean over tasks of the share of pairs (a run of the one, a run of the other) in which the first has the
-    higher figure, ties counting half: the Mann-Whitney U divided by its largest value. Seeds play no part in it.
+    On each task this is the share of all pairs of a run of either method in which the first has the higher figure; ties
+    count half. It equals the Mann-Whitney U divided by its largest value. The result is the mean over tasks. Seeds play
+    no part.
 
     Args:
-        first: For each task the figures of one method's runs.
-        second: Those of the other for the same tasks in the same order; the numbers of runs may differ.
+        first: Figures of the first method's runs on each task.
+        second: Figures of the second method's runs on the same tasks in the same order; numbers of runs may differ.
         level: Coverage of the interval.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: The two have different numbers of tasks, or one has no run on a task.
+        ValueError: The numbers of tasks differ, or one method has no run on a task.
     """
     a, b = _samples(first), _samples(second)
     if not len(a) == len(b) == len(first) == len(second):
@@ -85,25 +87,25 @@ def probability_of_improvement(
 
 
 def average_ranks(scores: ArrayLike) -> Floats:
-    """The rank of each method, averaged over tasks; 1 is the best, tied methods share the mean of their ranks.
+    """Return the rank of each method, averaged over tasks; 1 is the best, and tied methods share the mean rank.
 
     Args:
-        scores: Figures of shape (tasks, methods), higher being better, none of them missing.
+        scores: Figures of shape (tasks, methods), none missing; higher is better.
 
     Returns:
-        One rank a method.
+        Average ranks of shape (methods,).
     """
     return np.asarray(stats.rankdata(-np.asarray(scores, dtype=np.float64), axis=1).mean(axis=0), dtype=np.float64)
 
 
 def _middle(samples: Sequence[Floats]) -> Floats:
-    """Interquartile means over the last axis of all samples together."""
+    """Return the interquartile means over the last axis of all samples together."""
     pooled = np.concatenate(samples, axis=-1)
     return np.asarray(stats.trim_mean(pooled, _QUARTER, axis=-1), dtype=np.float64)
 
 
 def _share_above(first: Floats, second: Floats) -> Floats:
-    """Over the last axes: how often a value of the first is above one of the second, ties half."""
+    """Return, over the last axes, how often a value of the first is above one of the second; ties count half."""
     signs = np.sign(first[..., :, None] - second[..., None, :])
     return np.asarray((1 + signs.mean(axis=(-2, -1))) / 2)
 
@@ -111,25 +113,25 @@ def _share_above(first: Floats, second: Floats) -> Floats:
 def _bootstrap(
     statistic: Callable[[Sequence[Floats]], Floats], samples: Sequence[Floats], level: float, seed: int
 ) -> Interval:
-    """The percentile interval of a statistic, each sample resampled by itself."""
+    """Return the percentile interval of a statistic; each sample is resampled separately."""
     if min(sample.size for sample in samples) < 2:
         return Interval(nan, nan)
     generator = np.random.default_rng(seed)
-    found = statistic([_resampled(sample, generator) for sample in samples])
-    if np.ptp(found) == 0:
+    values = statistic([_resampled(sample, generator) for sample in samples])
+    if np.ptp(values) == 0:
         return Interval(nan, nan)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
 def _resampled(sample: Floats, generator: np.random.Generator) -> Floats:
-    """Draws of the sample's size, shape (draws, n), each from all values but one that is left out at random."""
+    """Return draws of shape (draws, n); each draw leaves out one value at random."""
     n = sample.size
     left_out = generator.integers(0, n, (DRAWS, 1))
     return np.asarray(sample[(left_out + generator.integers(1, n, (DRAWS, n))) % n])
 
 
 def _samples(tasks: Sequence[Any]) -> list[Floats]:
-    """The tasks that have runs, as arrays."""
+    """Return the tasks that have runs, as arrays."""
     arrays = [np.asarray(task, dtype=np.float64).reshape(-1) for task in tasks]
     return [array for array in arrays if array.size]

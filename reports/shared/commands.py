@@ -1,4 +1,4 @@
-"""The commands that repeat runs: what a reader of a report types to check a number, or to get a missing one."""
+"""The commands that a reader of a report types to repeat runs, or to get a missing one."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -14,20 +14,20 @@ _LONGEST_NAME = 100
 
 
 def repetition(results: StudyResults, runs: Iterable[Mapping[str, Any]]) -> str:
-    """The command that makes runs anew, in a store of their own, since the store that has them repeats nothing.
+    """Return the command that repeats runs in a store of its own, because the original store would reuse them.
 
     Args:
-        results: The study.
-        runs: Lines of `StudyResults.runs` of one method and budget.
+        results: Study that the runs belong to.
+        runs: Rows of `StudyResults.runs` of one method and budget.
     """
     return _command(results, list(runs), ["--store", "repeated"])
 
 
 def continuation(results: StudyResults, run: Mapping[str, Any]) -> str:
-    """The command that gets one run its result, in the study's own store; for a run that nothing is known of, all.
+    """Return the command that gets one run its result in the study's own store.
 
-    The command goes under a name of its own, so that the study keeps all its runs. It finds the result there, since
-    a run is the same in every study of a store.
+    The command has a study name of its own, so that the study keeps all its runs. The study finds the result, because
+    a run is the same in every study of a store. For a run without a readable record the command repeats the study.
     """
     store = ["--store", str(results.store.root)]
     if not run["method"] or results.record("runs", str(run["id"])) is None:
@@ -36,9 +36,9 @@ def continuation(results: StudyResults, run: Mapping[str, Any]) -> str:
     return _command(results, [run], [*retry, *store])
 
 
-def _command(results: StudyResults, runs: list[Mapping[str, Any]], rest: Iterable[str]) -> str:
+def _command(results: StudyResults, runs: list[Mapping[str, Any]], options: Iterable[str]) -> str:
     first = runs[0]
-    method = str(first["method"]).partition("[")[0]  # what follows names the change of an ablation
+    method = str(first["method"]).partition("[")[0]  # without the change of an ablation
     budget = ["--budget", str(first["budget"])] if first["budget"] else []
     name = results.name[: _LONGEST_NAME - len(_AGAIN)] + _AGAIN
     return _joined(
@@ -46,13 +46,13 @@ def _command(results: StudyResults, runs: list[Mapping[str, Any]], rest: Iterabl
             *("--spec", str(_specification(results, str(first["id"])))),
             *(("--model", str(first["model"])) if results.spec.get("further_models") else ()),
             *("--methods", method, *budget, "--seeds", _seeds([int(run["seed"]) for run in runs])),
-            *("--name", name, *_data(results), *rest),
+            *("--name", name, *_data(results), *options),
         ]
     )
 
 
 def _seeds(seeds: list[int]) -> str:
-    """Seeds as `--seeds` takes them: a count, where they are the first ones, or a list."""
+    """Write seeds as `--seeds` reads them: a count for 0, 1, …, otherwise a list."""
     if len(seeds) > 1 and seeds == list(range(len(seeds))):
         return str(len(seeds))
     return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
@@ -63,7 +63,7 @@ def _joined(arguments: list[str]) -> str:
 
 
 def _specification(results: StudyResults, run: str) -> Path:
-    """The file with the specification of a run; the study's, where the run left none."""
+    """Return the file with a run's specification; the study's file when the run has none."""
     own = results.store.unit("runs", run) / "spec.json"
     return own if own.exists() else _study_file(results)
 
@@ -73,10 +73,10 @@ def _study_file(results: StudyResults) -> Path:
 
 
 def _data(results: StudyResults) -> list[str]:
-    """The folder of data that the study was given, which is no part of its specification."""
+    """Return the `--data-dir` of the study's own command, which is no part of its specification."""
     try:
         words = shlex.split(str(results.study.get("command") or ""))
-    except ValueError:  # a quotation that nobody closed
+    except ValueError:  # an unclosed quotation mark
         return []
     joined = [word.partition("=")[2] for word in words if word.startswith("--data-dir=")]
     apart = [value for flag, value in pairwise(words) if flag == "--data-dir"]

@@ -1,4 +1,4 @@
-"""What figures are put together from: marks over rows of plain values, and a choice among several of them."""
+"""Building blocks of figures: marks over rows of plain values, and a menu to choose among several groups of rows."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 MOST_POINTS = 2000
-"""In one figure; more would take a reader's browser longer to draw than they tell."""
+"""Largest number of points in one figure; a browser would take too long to draw more."""
 
 _CHOSEN = "chosen"
 _FEW_EPOCHS = 30
@@ -21,12 +21,15 @@ _BAND = 0.15
 
 
 def thinned(rows: Rows, what: str, most: int = MOST_POINTS) -> tuple[Rows, tuple[str, ...]]:
-    """Evenly spaced ones of too many rows, and a note that says so.
+    """Keep evenly spaced rows when there are too many.
 
     Args:
-        rows: All.
-        what: What a row stands for, in the plural.
-        most: How many may stay.
+        rows: All rows.
+        what: Noun for the rows, in the plural.
+        most: Largest number of rows to keep.
+
+    Returns:
+        The rows, and a note when some were left out.
     """
     step = math.ceil(len(rows) / most)
     if step < 2:
@@ -36,9 +39,9 @@ def thinned(rows: Rows, what: str, most: int = MOST_POINTS) -> tuple[Rows, tuple
 
 
 def spread_of(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, and one of it to either side, for a mark that shows both.
+    """Return the mean, the standard deviation, and the mean minus and plus it, for a mark that shows both.
 
-    Without a deviation, which is `None` then, both sides are the mean, so that the mark has no extent.
+    Without a deviation, `std` is `None` and both ends are the mean, so that the mark has no extent.
     """
     middle, width = mean(values), std(values)
     extent = 0.0 if math.isnan(width) else width
@@ -52,50 +55,50 @@ def spread_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def number(value: float) -> float | None:
-    """A number for a chart: JSON has no infinity and no NaN; seven digits are more than a screen shows."""
+    """Return a number for a chart with seven digits; `None` for infinity and NaN, which JSON does not have."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 def data(rows: Rows) -> "alt.InlineData":
-    """Rows as a chart's data."""
+    """Return rows as the data of a chart."""
     import altair as alt
 
     return alt.InlineData([dict(row) for row in rows])
 
 
 def unique(values: Iterable[Any]) -> list[str]:
-    """Different values in the order of their first appearance."""
+    """Return the distinct values in the order of their first appearance."""
     return list(dict.fromkeys(map(str, values)))
 
 
 def whole_ticks(most: int) -> list[int]:
-    """Where an axis that counts up to a number has its ticks: ten or so."""
+    """Return about ten ticks of an axis that counts up to a number."""
     return list(range(0, most + 1, max(1, round(most / 10))))
 
 
 def method_colour(methods: Sequence[str]) -> "alt.Color":
-    """The colour of a method, the same in all figures of a study."""
+    """Return the colour encoding of methods, the same in all figures of a study."""
     import altair as alt
 
     return alt.Color("method:N", title=None, scale=alt.Scale(domain=list(methods)))
 
 
 def method_shape(methods: Sequence[str]) -> "alt.Shape":
-    """The shape of a method's points, for those who cannot tell colours apart."""
+    """Return the shape encoding of methods, for readers who cannot distinguish the colours."""
     import altair as alt
 
     return alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(methods)))
 
 
 def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | None = None) -> "list[alt.Chart]":
-    """Layers without data: for each method the mean over `epoch`, in a band from `low` to `high`.
+    """Make the layers of a chart, without data: for each method the mean by `epoch`, in a band from `low` to `high`.
 
     Args:
-        methods: All of the study.
-        rows: What will be drawn.
-        x: Title of the epochs' axis.
-        y: Title of the other one.
-        share: Where a line across is drawn.
+        methods: All methods of the study.
+        rows: Rows that will be drawn.
+        x: Title of the axis of epochs.
+        y: Title of the other axis.
+        share: Height of a horizontal line; no line when absent.
     """
     import altair as alt
 
@@ -128,7 +131,7 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
 
 
 def choosing(layers: "Sequence[alt.Chart]", rows: Rows, field: str, title: str) -> "alt.TopLevelMixin":
-    """Layers over the rows of one value of a field, which the reader chooses where there are several."""
+    """Draw layers over the rows with one value of a field; a menu chooses the value when there are several."""
     import altair as alt
 
     options = unique(row[field] for row in rows)
@@ -140,7 +143,7 @@ def choosing(layers: "Sequence[alt.Chart]", rows: Rows, field: str, title: str) 
 
 
 def side_by_side(layers: "Sequence[alt.Chart]", rows: Rows, field: str, columns: int = 2) -> "alt.TopLevelMixin":
-    """The same for files: one view for each value of the field."""
+    """Draw layers for a file: one view for each value of the field."""
     import altair as alt
 
     options = unique(row[field] for row in rows)
@@ -155,7 +158,7 @@ Draw = Callable[[], "alt.TopLevelMixin"]
 
 
 def both(layers: "Callable[[], Sequence[alt.Chart]]", rows: Rows, field: str, title: str) -> dict[str, Draw]:
-    """`draw` and `still` of a figure whose rows are chosen by a field; layers are made when they are drawn."""
+    """Return `draw` and `still` of a figure whose rows a field chooses; layers are made only when they are drawn."""
     return {
         "draw": lambda: choosing(layers(), rows, field, title),
         "still": lambda: side_by_side(layers(), rows, field),

@@ -67,12 +67,12 @@ def test_all_pairs_of_seeds_count_alike_and_the_edges_do_not_count(fake: Any) ->
     pairs = list(itertools.combinations(runs, 2))
     shares = [sum(a == b for a, b in zip(one, two, strict=True)) / 4 for one, two in pairs]
     assert rows["sbs"]["n"] == "3"
-    assert rows["sbs"]["Same width %"] == f"{100 * sum(shares) / 3:.1f}"
+    assert rows["sbs"]["Same bits %"] == f"{100 * sum(shares) / 3:.1f}"
     assert rows["sbs"]["κ"] == f"{sum(cohen_kappa_score(one, two) for one, two in pairs) / 3:.2f}"
     assert rows["sbs"]["Weight bits"] == f"{(2 + 4 + 2 + 4 + 4 + 2) / 6:.2f}"
     assert rows["sbs"]["Activation bits"] == f"{(4 + 8 + 4 + 4 + 4 + 8) / 6:.2f}"
     assert rows["sbs"]["Filters pruned %"] == "25.0"
-    assert (rows["fixed"]["Same width %"], rows["fixed"]["κ"], rows["fixed"]["Filters pruned %"]) == ("100.0", "", "")
+    assert (rows["fixed"]["Same bits %"], rows["fixed"]["κ"], rows["fixed"]["Filters pruned %"]) == ("100.0", "", "")
 
 
 def test_nothing_without_two_policies(tmp_path: Path) -> None:

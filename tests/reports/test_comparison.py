@@ -50,7 +50,7 @@ def test_figures_of_a_row(mixed: SimpleNamespace) -> None:
     assert cell(table, "sbs", "BOPs (M)") == "39.50±0.00"
     assert cell(table, "sbs", "% of budget") == "98.8"
     assert cell(table, "sbs", "In budget") == "yes"
-    assert cell(table, "dnas", "In budget") == "no"
+    assert cell(table, "dnas", "In budget") == "below the window (98.8 %)"
     assert cell(table, "sbs", "Search s") == "11.0"
     assert cell(table, "sbs", "Tuning s") == "45.0"
     assert cell(table, "sbs", "Peak MB") == "202"
@@ -99,7 +99,7 @@ def test_notes_say_what_is_missing_and_how_it_was_matched(mixed: SimpleNamespace
     assert "3 of 14 runs without a result yet: 1 running, 1 missing, 1 damaged" in text
     assert "The record of run cut-off is damaged" in text
     assert "Matching: hinge, cost within [0.97, 1.00] of the budget. Recipe: common. Seeds: 0, 1, 2" in text
-    assert "Not all runs within the budget: dnas 4bit" in text
+    assert "Not all runs within the budget window: dnas 4bit" in text
 
 
 def test_few_pairs_get_no_p(mixed: SimpleNamespace) -> None:

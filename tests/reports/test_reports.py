@@ -32,12 +32,12 @@ from bench.store.files import Store, write_json
 from bench.store.leases import Leases
 from reports.comparison import Comparison
 from reports.convergence import Convergence
-from reports.shared.drawing import MOST_POINTS, thinned
 from reports.environment import Environment
 from reports.failures import Failures
 from reports.page import page, sort_value
 from reports.policies import Policies
 from reports.provenance import Provenance
+from reports.shared.drawing import MOST_POINTS, thinned
 from reports.tradeoff import Tradeoff, pareto_front
 from reports.tuning import Tuning
 from tests import fake_store
@@ -244,7 +244,7 @@ def test_a_network_at_full_precision_does_not_set_the_scale_of_bits(pruned: Any)
         {"model": "resnet8", "dataset": "digits", "layers": layers},
     )
     figure = figures_of(Policies(), pruned)["policy-bits"]
-    assert {row["mean"] for row in rows_in(figure, "what")} == {8.0, 4.0, 3.0}
+    assert {row["mean"] for row in rows_in(figure, "kind")} == {8.0, 4.0, 3.0}
     assert any("full_precision" in note and "not drawn" in note for note in figure.notes)
     assert "32.00" in {row["Weight bits"] for row in records(table_of(Policies(), pruned, "policies"))}
 
@@ -321,9 +321,9 @@ def test_every_run_without_a_result_is_called_what_it_is(mixed: Any) -> None:
         "dnas-4bit-0": ("below the window", "costs 0.988 of the budget"),
         "dnas-4bit-1": ("unreachable", "the cheapest policy costs 44.1 M"),
         "dnas-4bit-2": ("failed", "NaN loss"),
-        "dnas-4bit-3": ("orphaned", "begun 2026-01-01T00:00:00+00:00"),
+        "dnas-4bit-3": ("orphaned", "started 2026-01-01T00:00:00+00:00"),
         "not-yet-run": ("missing", ""),
-        "cut-off": ("damaged", "the record is not as it was written"),
+        "cut-off": ("damaged", "its record does not match its checksum"),
         "sbs-4bit-8": ("over budget", "costs 1.200 of the budget"),
     }
     assert "--retry failed" in rows["dnas-4bit-2"]["To get a result"]
@@ -619,7 +619,9 @@ def test_cost_is_what_budgets_limit(tmp_path: Path) -> None:
     fake.seeds("full_precision", [80.0], budget=None, metrics={"memory_kb": 300.0})
     assert set(figures_of(Tradeoff(), fake)) == {"tradeoff_memory", "tradeoff_latency"}
     table = table_of(Tradeoff(), fake, "pareto_latency")
-    assert [(row["Method"], row["Latency ms"], row["Memory KB"]) for row in records(table)] == [("sbs", "1.96", "33.2")]
+    assert [(row["Method"], row["Latency ms"], row["Memory KB"]) for row in records(table)] == [
+        ("sbs", "1.9600", "33.2")
+    ]
     memory = records(table_of(Tradeoff(), fake, "pareto_memory"))
     assert [(row["Method"], row["Memory KB"]) for row in memory] == [("sbs", "39.00"), ("full_precision", "300.00")]
     compared = records(table_of(Comparison(), fake, "table"))

@@ -14,10 +14,9 @@ from bench.errors import BenchError
 from bench.reporting.mlflow.pages import policy_page, table_page
 from bench.reporting.mlflow.views import colours
 from bench.reporting.report import DEFAULT_REPORT, make_document
-from bench.results.tables import FINISHED, IDENTITY, STALE, StudyResults, first_sentence, read_record, section
+from bench.results.tables import FINISHED, IDENTITY, STALE, StudyResults, read_record, section, stale_reason
 from bench.spec.schema import canonical_hash
 from bench.store.files import CHECKSUM, Store, UnitKind, read_json
-from bench.store.staleness import outdated
 
 NO_BUDGET = "none"
 """The budget of methods that ignore it, as a value that can be filtered and grouped by."""
@@ -203,18 +202,8 @@ def _stamp(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
     """Changes whenever what MLflow shows of a unit does; `None` when it shows nothing."""
     if record.get("status") not in _SHOWN:
         return None
-    reason = _outdated(record, study)
+    reason = stale_reason(record, study)
     return str(record[CHECKSUM]) if reason is None else canonical_hash([record[CHECKSUM], reason])
-
-
-def _outdated(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
-    """Why a result is out of date, in words."""
-    if record.get("status") not in ("done", "unreachable"):
-        return None
-    try:
-        return outdated(record, study)
-    except BenchError as error:  # the method is not installed here
-        return first_sentence(error)
 
 
 def curve_points(curves: Any) -> list[tuple[str, float, int]]:
@@ -317,7 +306,7 @@ def _protocol(study: Mapping[str, Any]) -> dict[str, str]:
 
 def _ending(study: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     """How a unit ended and why, as tags; what is out of date is no result any more."""
-    reason = _outdated(record, study)
+    reason = stale_reason(record, study)
     if reason is not None:
         return {"status": STALE, "reason": reason}
     return {"status": str(record.get("status")), "reason": str(record.get("reason") or "")}

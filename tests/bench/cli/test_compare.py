@@ -26,7 +26,7 @@ def test_compare_prints_verdict_costs_and_layers(bench: Callable[..., Any], stor
     assert (answer.status, answer.err) == (0, "")
     text = " ".join(answer.out.split())
     assert "A = sbs, B = fixed" in text
-    assert "cannot tell: sbs minus fixed is +1.00 points, 95 % interval [-0.24, +2.24], 3 pairs" in text
+    assert "not distinguishable: sbs minus fixed is +1.00 points, 95 % interval [-0.24, +2.24], 3 pairs" in text
     assert "39.50 39.50" in text and "stem 8 8" in text
 
 
@@ -45,12 +45,12 @@ def test_plan_prints_seeds_and_time(bench: Callable[..., Any], store: Path) -> N
     assert "Each comparison by itself: 24 seeds (95 % interval 9 to 864), 21 more than there are" in text
 
 
-def test_plan_says_in_a_line_that_there_is_nothing_to_say(bench: Callable[..., Any], tmp_path: Path) -> None:
+def test_plan_says_in_a_line_that_there_is_no_forecast_reason(bench: Callable[..., Any], tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path / "store", spec={"methods": ["fixed", "sbs"]})
     fake.run("sbs", 0, 70.0)
     fake.document()
     answer = bench("plan", "--detect", "0.3", "--store", fake.root)
-    assert answer.status == 0 and answer.out.startswith("nothing can be said of study quick yet: ")
+    assert answer.status == 0 and answer.out.startswith("no forecast for study quick yet: ")
     assert len(answer.out.splitlines()) == 1
 
 
@@ -59,7 +59,7 @@ def test_plan_says_in_a_line_that_there_is_nothing_to_say(bench: Callable[..., A
     [
         (("compare", "sbs", "fixd"), "unknown study, method or run 'fixd': did you mean 'fixed'?"),
         (("compare", "quick", "sbs"), "'quick' is a study and 'sbs' a method"),
-        (("compare", "fixed-4", "sbs"), "run 'fixed-4' is ambiguous: 3 runs begin so"),
+        (("compare", "fixed-4", "sbs"), "run 'fixed-4' is ambiguous: 3 ids begin with it"),
         (("compare", "sbs"), "Missing argument 'B'"),
         (("plan", "--detect", "0"), "--detect 0 is no difference in Top-1; give points above 0 up to 100, e.g. 0.3"),
         (("plan", "--detect", "nan"), "--detect nan is no difference in Top-1"),

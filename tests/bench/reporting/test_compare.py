@@ -63,13 +63,13 @@ def test_the_better_one_is_named_first(tmp_path: Path) -> None:
     assert table(found).rows[0][4] == "-0.42" and table(forward).rows[0][4] == "+0.42"
 
 
-def test_differences_that_scatter_cannot_be_told(tmp_path: Path) -> None:
+def test_differences_that_scatter_are_not_distinguishable(tmp_path: Path) -> None:
     differences = [1.0, -0.8, 0.6, -0.9, 0.7, 0.2]
     other = [a + b for a, b in zip(FIXED, differences, strict=True)]
     found = only_verdict(compared(two_methods(tmp_path, other, FIXED), "sbs", "fixed"))
     deviation = math.sqrt(sum((d - sum(differences) / 6) ** 2 for d in differences) / 5)
     limit = smallest_detectable(deviation, 6)
-    assert found.startswith("cannot tell: sbs minus fixed is +0.13 points, 95 % interval [-")
+    assert found.startswith("not distinguishable: sbs minus fixed is +0.13 points, 95 % interval [-")
     assert found.endswith(f"; a difference below {limit:.2f} would not have been found reliably with 6 pairs")
 
 
@@ -83,7 +83,7 @@ def test_few_pairs_are_never_a_proof(tmp_path: Path) -> None:
 
 def test_one_pair_has_no_spread(tmp_path: Path) -> None:
     found = compared(two_methods(tmp_path, [71.0], [70.5]), "sbs", "fixed")
-    assert only_verdict(found) == "cannot tell: sbs minus fixed is +0.50 points in the only pair"
+    assert only_verdict(found) == "not distinguishable: sbs minus fixed is +0.50 points in the only pair"
     assert table(found).rows[0][4:8] == ("+0.50", "", "n<6", "")
 
 
@@ -113,7 +113,7 @@ def test_no_common_seed(tmp_path: Path) -> None:
     fake.run("sbs", 0, 71.0)
     fake.run("fixed", 1, 70.0)
     found = compared(fake, "sbs", "fixed")
-    assert only_verdict(found) == "cannot tell: no seed in common (sbs has 0, fixed has 1)"
+    assert only_verdict(found) == "not comparable: no seed in common (sbs has 0, fixed has 1)"
     assert table(found).rows[0][1:5] == ("0", "71.00", "70.00", "")
 
 
@@ -138,7 +138,7 @@ def test_a_method_without_results(tmp_path: Path) -> None:
     fake.seeds("sbs", SBS)
     fake.failed("fixed", 0, "NaN loss")
     found = compared(fake, "sbs", "fixed")
-    assert only_verdict(found) == "cannot tell: A and B have no runs with a result that could be compared"
+    assert only_verdict(found) == "not comparable: A and B have no runs with a result on the same task and budget"
     assert table(found).rows == () and "Left out of B: 1 failed" in table(found).notes
     assert compared(fake, "sbs", "dnas").lines == ()
 
@@ -179,8 +179,8 @@ def test_budgets_are_paired_where_both_have_several(budgets: SimpleNamespace) ->
     )
     # What two tests of six pairs cannot show is not said to be shown.
     first, second, together = verdicts(found)
-    assert first.startswith("4bit: cannot tell: ") and "6 pairs, p = 0.062 (Holm over 2)" in first
-    assert second.startswith("2bit: cannot tell: ")
+    assert first.startswith("4bit: not distinguishable: ") and "6 pairs, p = 0.062 (Holm over 2)" in first
+    assert second.startswith("2bit: not distinguishable: ")
     assert together.startswith("mean of these: sbs is better than fixed by 2.42 points")
 
 
@@ -276,7 +276,7 @@ def test_a_study_is_not_compared_with_a_method(studies: SimpleNamespace) -> None
         ("quick/fixd/4bit", "unknown method of study quick 'fixd': did you mean 'fixed'"),
         ("quick/sbs/4bits", "unknown budget of quick/sbs '4bits': did you mean '4bit'"),
         ("quick/", "unknown method of study quick ''"),
-        ("sbs-", "run 'sbs-' is ambiguous: 6 runs begin so .sbs-4bit-0, sbs-4bit-1, sbs-4bit-2, sbs-4bit-3 …"),
+        ("sbs-", "run 'sbs-' is ambiguous: 6 ids begin with it .sbs-4bit-0, sbs-4bit-1, sbs-4bit-2, sbs-4bit-3 …"),
         ("zzzz", "unknown study, method or run 'zzzz': known: fixed, quick, sbs"),
     ],
 )
@@ -298,8 +298,8 @@ def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     (tmp_path / "runs" / "ffff0000.stale-1").mkdir()
     found = compared(fake, "abcd1234", "ffff")
     assert (found.first.name, found.second.name, found.first.kind) == ("abcd1234", "ffff0000", "run")
-    assert only_verdict(found) == "cannot tell: abcd1234 minus ffff0000 is +1.00 points in the only pair"
-    with pytest.raises(BenchError, match=r"'abcd' is ambiguous: 2 runs begin so \(abcd1234, abcd12345678\)"):
+    assert only_verdict(found) == "not distinguishable: abcd1234 minus ffff0000 is +1.00 points in the only pair"
+    with pytest.raises(BenchError, match=r"'abcd' is ambiguous: 2 ids begin with it \(abcd1234, abcd12345678\)"):
         compared(fake, "abcd", "ffff")
     with pytest.raises(BenchError, match="unknown study, method or run 'fff'"):
         compared(fake, "fff", "ffff")
@@ -357,7 +357,7 @@ def test_layers_are_averaged_over_the_seeds(layered: SimpleNamespace) -> None:
         ("stem", "8", "8", "0", "8", "8", "0", "100", "100", "0"),
         ("block", "4.5", "4", "+0.50", "3", "4", "-1.00", "87.5", "100", "-12.5"),
     )
-    assert "1 of 2 layers that both have differ" in found.notes
+    assert "Layers that differ: 1 of the 2 that both have" in found.notes
     assert "Means over the policies of 2 runs of A and 2 runs of B" in found.notes
 
 
@@ -379,12 +379,12 @@ def test_missing_and_broken_policies_are_counted(layered: SimpleNamespace) -> No
     assert (sides["first"]["policies"], sides["second"]["missing"], sides["second"]["layers"]) == (1, 2, {})
 
 
-def test_a_share_of_filters_that_nobody_recorded_is_left_out(layered: SimpleNamespace) -> None:
+def test_a_share_of_filters_that_was_not_recorded_is_left_out(layered: SimpleNamespace) -> None:
     with_policy(layered, "sbs-4bit-0", {"stem": (8, 8, None), "block": (4, 2, [0, 1])}, {})
     found = compared(layered, "sbs", "fixed")
     (shown,) = compare_layers.tables(found)
     assert [row[7] for row in shown.rows] == ["100", ""]
-    assert any(note.startswith("A: a run does not say how many filters") for note in shown.notes)
+    assert any(note.startswith("A: a run does not record how many filters") for note in shown.notes)
     assert compare_layers.to_json(found)[0]["first"]["layers"]["block"]["kept"] is None
 
 
@@ -394,7 +394,7 @@ def test_layers_that_only_one_network_has(layered: SimpleNamespace) -> None:
     (shown,) = compare_layers.tables(compared(layered, "sbs", "fixed"))
     assert [row[0] for row in shown.rows] == ["stem", "block", "other"]
     assert shown.rows[2] == ("other", "", "4", "", "", "4", "", "", "100", "")
-    assert "0 of 1 layer that both have differ" in shown.notes
+    assert "Layers that differ: 0 of the 1 that both have" in shown.notes
 
 
 def test_each_budget_has_its_layers(budgets: SimpleNamespace) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.reporting.power import Forecast, forecast, nothing_to_say, table
+from bench.reporting.power import Forecast, forecast, no_forecast_reason, table
 from bench.results.statistics import deviation_interval, pairs_needed
 from bench.results.tables import StudyResults
 from bench.store.files import Store
@@ -39,7 +39,7 @@ def pretrained(store: Store, identity: str, seconds: float) -> None:
 
 def test_seeds_follow_from_the_spread_of_the_differences(fake: SimpleNamespace) -> None:
     sbs = forecast_of(fake).outlooks[0]
-    assert (sbs.cell.method, sbs.pairs) == ("sbs", 4) and sbs.deviation == pytest.approx(SPREAD)
+    assert (sbs.group.method, sbs.pairs) == ("sbs", 4) and sbs.deviation == pytest.approx(SPREAD)
     interval = deviation_interval(SPREAD, 4)
     assert sbs.interval.low == pytest.approx(SPREAD * math.sqrt(3 / 9.348), rel=1e-3)
     assert sbs.alone.pairs == pairs_needed(0.3, SPREAD)
@@ -89,7 +89,7 @@ def test_a_tiny_difference_is_out_of_reach(fake: SimpleNamespace) -> None:
 
 def test_another_baseline(fake: SimpleNamespace) -> None:
     found = forecast_of(fake, baseline="dnas")
-    assert [outlook.cell.method for outlook in found.outlooks] == ["fixed", "sbs"]
+    assert [outlook.group.method for outlook in found.outlooks] == ["fixed", "sbs"]
     assert {outlook.partner.method for outlook in found.outlooks} == {"dnas"}
     with pytest.raises(BenchError, match="unknown method of study quick 'dnsa': did you mean 'dnas'"):
         forecast_of(fake, baseline="dnsa")
@@ -99,7 +99,7 @@ def test_each_budget_has_its_own_baseline(fake: SimpleNamespace) -> None:
     fake.seeds("fixed", [60.0, 61.0], budget="2bit")
     fake.seeds("sbs", [62.0, 61.5], budget="2bit")
     found = forecast_of(fake)
-    sbs = next(outlook for outlook in found.outlooks if outlook.cell.budget == "2bit")
+    sbs = next(outlook for outlook in found.outlooks if outlook.group.budget == "2bit")
     assert sbs.deviation == pytest.approx(np.std([2.0, 0.5], ddof=1))
     assert found.level == pytest.approx(0.05 / 3)
 
@@ -113,33 +113,33 @@ def test_failed_and_stale_runs_are_no_pairs(fake: SimpleNamespace) -> None:
     assert sbs.pairs == 4 and sbs.deviation == pytest.approx(SPREAD)
 
 
-def test_what_cannot_be_judged_is_said(fake: SimpleNamespace) -> None:
+def test_comparisons_without_a_forecast_are_named(fake: SimpleNamespace) -> None:
     fake.run("cost_only", 0, 71.0)
     fake.seeds("sbs_q", [value + 1 for value in FIXED])
     fake.run("sbs_p", 9, 71.0)
     shown = table(forecast_of(fake, methods=["fixed", "sbs", "multi_path"]))
     assert [row[0] for row in shown.rows] == ["sbs", "dnas"]
-    assert "cost_only 4bit: 1 pair with fixed, a spread takes two" in shown.notes
-    assert "sbs_q 4bit: all 4 differences are equal, which tells no spread" in shown.notes
+    assert "cost_only 4bit: 1 pair with fixed; a spread needs two" in shown.notes
+    assert "sbs_q 4bit: all 4 differences are equal, so their spread is unknown" in shown.notes
     assert "without a pair with fixed: sbs_p 4bit, multi_path" in shown.notes
 
 
-def test_nothing_can_be_said_of_one_pair(tmp_path: Path) -> None:
+def test_one_pair_gives_no_forecast(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path, spec={"methods": ["fixed", "sbs"]})
     fake.seeds("fixed", [70.0])
     fake.seeds("sbs", [71.0, 72.0])
-    said = nothing_to_say(forecast_of(fake))
+    said = no_forecast_reason(forecast_of(fake))
     assert said == (
-        "nothing can be said of study quick yet: sbs 4bit: 1 pair with fixed, a spread takes two; "
-        "the same `bench run` with more --seeds gives more pairs"
+        "no forecast for study quick yet: sbs 4bit: 1 pair with fixed; a spread needs two; "
+        "repeat the same `bench run` with more --seeds to get more pairs"
     )
 
 
-def test_nothing_can_be_said_without_runs(tmp_path: Path) -> None:
+def test_no_runs_give_no_forecast(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path, spec={"methods": ["fixed", "sbs"]})
-    said = nothing_to_say(forecast_of(fake))
+    said = no_forecast_reason(forecast_of(fake))
     assert said is not None and "without a pair with fixed: sbs" in said and "\n" not in said
 
 
-def test_something_can_be_said_of_two_pairs(fake: SimpleNamespace) -> None:
-    assert nothing_to_say(forecast_of(fake)) is None
+def test_two_pairs_give_a_forecast(fake: SimpleNamespace) -> None:
+    assert no_forecast_reason(forecast_of(fake)) is None
