@@ -623,9 +623,9 @@ def test_cost_is_what_budgets_limit(tmp_path: Path) -> None:
         ("sbs", "1.9600", "33.2")
     ]
     memory = records(table_of(Tradeoff(), fake, "pareto_memory"))
-    assert [(row["Method"], row["Memory KB"]) for row in memory] == [("sbs", "39.00"), ("full_precision", "300.00")]
+    assert [(row["Method"], row["Memory KB"]) for row in memory] == [("sbs", "39.0"), ("full_precision", "300.0")]
     compared = records(table_of(Comparison(), fake, "table"))
     assert [(row["Budget"], row["Latency ms"], row["% of budget"]) for row in compared[:1]] == [
-        ("2ms", "1.960", "98.0")
+        ("2ms", "1.9600", "98.0")
     ]
     assert "Energy mJ" not in compared[0]
