@@ -1,8 +1,9 @@
-"""Which layers share channels, read from a network's graph of operations.
+"""Groups of layers that share channels, found in a network's graph of operations.
 
-A filter can go when the channel that it makes is only read: by normalisations, activations and pooling, by depthwise
-convolutions and gates (squeeze-excite), which lose the same channel, and by layers that mix channels, which lose an
-input. It cannot go when the channel is added to another's, concatenated, reshaped away or part of the output.
+A filter can be pruned if its channel is used in these ways only: by normalisations, activations and pooling; by
+depthwise convolutions and gates (squeeze-excite), which lose the same channel; and by layers that mix channels, which
+lose an input. It cannot be pruned if its channel is added to that of another layer, concatenated, reshaped into another
+dimension, or part of the network's output.
 """
 
 import logging
@@ -28,7 +29,7 @@ _FUNCTION_OF_MODULE = {
     "AdaptiveAvgPool2d": "adaptive_avg_pool2d",
     "AdaptiveMaxPool2d": "adaptive_max_pool2d",
 }
-"""Where a module's name in lower case is not that of its function."""
+"""Functions of modules whose class name in lower case is not the function's name."""
 _ADDITIONS = {"add", "iadd"}
 _SUBTRACTIONS = {"sub", "isub", "rsub"}
 _DIVISIONS = {"div", "truediv", "itruediv"}
@@ -36,19 +37,19 @@ _GATES = {"mul", "imul"}
 _RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 _REDUCTIONS = {"mean", "sum", "amax"}
 _CHANNELWISE = _NON_NEGATIVE | _SIGNED | _SIGN_KEEPING | _RESHAPES | _REDUCTIONS | _DIVISIONS
-"""What keeps the channels of one tensor."""
+"""Operations whose result has the channels of their one input."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Role:
-    """A layer's place among the others.
+    """Relations of a layer to the others.
 
     Attributes:
-        producer: The prunable layer whose filters are its inputs.
-        leader: The prunable layer with whose filters its own outputs go: of a depthwise convolution, or of the last
-            layer of a squeeze-excite gate.
-        signed_input: Whether its input can be negative.
-        normalized: Whether a batch normalisation reads its output, and nothing else does.
+        producer: Prunable layer whose filters are this layer's inputs.
+        leader: Prunable layer that this layer loses filters with: a depthwise convolution, or the last layer of a
+            squeeze-excite gate, has one.
+        signed_input: Whether the layer's input can be negative.
+        normalized: Whether a batch normalisation, and nothing else, reads the layer's output.
         shortcut: Whether it is the convolution of a residual block's shortcut.
     """
 
@@ -61,13 +62,13 @@ class Role:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Structure:
-    """What the graph says about a network's layers.
+    """Structure of a network's layers.
 
     Attributes:
-        roles: By layer.
-        prunable: Layers that may lose filters, in order of execution.
-        norms: The normalisations that shrink with a prunable layer, by path; the value is that layer.
-        obstacles: Why each other convolution may not lose filters.
+        roles: Roles by layer.
+        prunable: Layers that can lose filters, in order of execution.
+        norms: Prunable layer by the path of each batch normalisation that loses channels with it.
+        obstacles: Reason by each layer that cannot lose filters.
     """
 
     roles: Mapping[str, Role]
@@ -77,30 +78,30 @@ class Structure:
 
 
 def analyse(model: nn.Module, image: Tensor, *, name: str) -> Structure:
-    """Read the structure of a network from one symbolic pass.
+    """Find the structure of a network by symbolic tracing.
 
     Args:
-        model: The network, in evaluation mode.
-        image: A batch of one, on the model's device.
-        name: The model's name, for the log.
+        model: Network in evaluation mode.
+        image: Batch of one image, on the model's device.
+        name: Name of the model, for the log.
 
     Returns:
-        The structure; of a network whose forward pass depends on its data, and so cannot be traced symbolically, one
-        in which no layer may lose filters and every input counts as signed.
+        The structure. If the forward pass depends on its data and cannot be traced symbolically, no layer can lose
+        filters and every input counts as signed.
     """
     try:
         graph = fx.symbolic_trace(model)
         ShapeProp(graph).propagate(image)  # type: ignore[no-untyped-call]
     except Exception as error:
-        # Whatever a user's forward function raises when it meets a proxy in place of a tensor.
-        _log.warning("model '%s' cannot be traced symbolically, so that none of its filters can go: %s", name, error)
+        # A user's forward function may raise any exception when it gets a proxy instead of a tensor.
+        _log.warning("model '%s' cannot be traced symbolically, so its filters cannot be pruned: %s", name, error)
         return Structure(roles={}, prunable=(), norms={}, obstacles={})
     return _Reader(graph).structure()
 
 
 @dataclass(eq=False)
 class _Channels:
-    """Channels that live and die together."""
+    """Channels that are pruned together."""
 
     producers: list[str] = field(default_factory=list)
     followers: list[str] = field(default_factory=list)
@@ -110,11 +111,11 @@ class _Channels:
     merged_into: "_Channels | None" = None
 
     def root(self) -> "_Channels":
-        """The group that this one became a part of."""
+        """Return the group that this one was merged into, or itself."""
         return self if self.merged_into is None else self.merged_into.root()
 
     def block(self, reason: str) -> None:
-        """Say why no channel may go; the first reason stays."""
+        """Record why no channel can be pruned; the first reason is kept."""
         root = self.root()
         root.obstacle = root.obstacle or reason
 
@@ -133,14 +134,14 @@ class _Channels:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What is known of a tensor: its channels, and whether it can be negative."""
+    """A tensor's channels, and whether it can be negative."""
 
     channels: _Channels
     signed: bool
 
 
 class _Reader:
-    """Walks over a graph with shapes and collects groups of channels."""
+    """A walk over a graph that collects groups of channels."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self._modules = dict(graph.named_modules())
@@ -150,7 +151,7 @@ class _Reader:
         self._nodes = list(graph.graph.nodes)
 
     def structure(self) -> Structure:
-        """Walk, then say for each layer what it shares."""
+        """Walk over the graph, then describe the relations of every layer."""
         for node in self._nodes:
             self._visit(node)
         prunable, norms, obstacles = [], {}, {}
@@ -169,7 +170,7 @@ class _Reader:
 
     def _obstacle(self, path: str, channels: _Channels) -> str | None:
         if not isinstance(self._modules[path], nn.Conv2d):
-            return "it is no convolution"
+            return "it is not a convolution"
         if channels.obstacle is None and not channels.readers:
             return "no layer reads them"
         return channels.obstacle
@@ -189,14 +190,14 @@ class _Reader:
         )
 
     def _is_shortcut(self, path: str, source: fx.Node, result: fx.Node) -> bool:
-        """A 1×1 convolution that reads what another layer reads, and is added to something right away."""
+        """Whether it is a 1×1 convolution that shares its input with another layer and whose output is added."""
         module = self._modules[path]
         shared = sum(user in self._layers.values() for user in source.users) > 1
         added = any(_operation(user) in _ADDITIONS | _SUBTRACTIONS for user in result.users)
         return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and shared and added
 
     def _first_producer(self, channels: _Channels) -> str | None:
-        """The layer that decides about channels which several make: the one that is carried out first."""
+        """Return the first layer, in order of execution, that produces the channels."""
         return next((path for path in self._layers if path in channels.producers), None)
 
     def _outputs(self, node: fx.Node) -> _Channels:
@@ -240,12 +241,12 @@ class _Reader:
         first = self._norms.setdefault(path, channels)
         if first.root() is not channels.root():
             for shared in (first, channels):
-                shared.block(f"the normalisation '{path}' is that of others too")
+                shared.block(f"the normalisation '{path}' also reads other channels")
         channels.root().norms.append(path)
         self._marks[node] = _Mark(channels, signed=True)
 
     def _operate(self, node: fx.Node, inputs: list[_Mark]) -> None:
-        """An operation without weights."""
+        """Propagate channels through an operation without weights."""
         name = self._name(node)
         channels = self._kept_channels(node, name, inputs)
         if channels is None:
@@ -254,13 +255,13 @@ class _Reader:
             signed = False
         elif name in _SIGN_KEEPING | _RESHAPES | _REDUCTIONS:
             signed = any(mark.signed for mark in inputs)
-        else:  # of one tensor and a number nothing is known, nor of a sum in which one counts negatively
+        else:  # unknown for one tensor and a number, and for a sum with a negative factor
             two = name in _ADDITIONS | _GATES and len(inputs) > 1 and "alpha" not in node.kwargs
             signed = not two or any(mark.signed for mark in inputs)
         self._marks[node] = _Mark(channels, signed)
 
     def _kept_channels(self, node: fx.Node, name: str, inputs: list[_Mark]) -> _Channels | None:
-        """The channels of the result where it has those of its inputs; `None` where that cannot be said."""
+        """Return the channels of the result if they are those of the inputs; otherwise `None`."""
         if not inputs or not self._same_channels(node, name):
             return None
         first, *others = (mark.channels for mark in inputs)
@@ -278,7 +279,7 @@ class _Reader:
         return first
 
     def _same_channels(self, node: fx.Node, name: str) -> bool:
-        """Whether channel i of the result is made from channel i of every input."""
+        """Whether channel i of the result is computed from channel i of every input."""
         shape = _shape(node)
         for source in node.all_input_nodes:
             before = _shape(source)
@@ -289,11 +290,11 @@ class _Reader:
             if name in _RESHAPES and any(size != 1 for size in (*before[2:], *shape[2:])):
                 return name != "squeeze" and before == shape
             if name in _ADDITIONS | _SUBTRACTIONS | _GATES and len(before) != len(shape):
-                return False  # dimensions are counted from the last: its second one meets another
+                return False  # broadcasting aligns the last dimensions, so the second ones differ
         return name not in _REDUCTIONS or _keeps_channels(node)
 
     def _obstruct(self, node: fx.Node, inputs: list[_Mark]) -> _Channels:
-        """An operation of which nothing is known: channels before and after it must stay. Sizes are no tensors."""
+        """Block the channels before and after an unknown operation; reading sizes blocks nothing."""
         name = self._name(node)
         if _shape(node) is not None or name not in {"size", "getattr", "dim", "shape"}:
             for mark in inputs:
@@ -309,13 +310,13 @@ class _Reader:
 
 
 def _operation(node: fx.Node) -> str:
-    """The name of a function or of a tensor's method; in-place forms have those of the others."""
+    """Return the name of a function or a tensor's method, without the underscore of in-place forms."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name.rstrip("_")
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    """Whether a reduction leaves the second dimension alone."""
+    """Whether a reduction keeps the second dimension."""
     given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     shape = _shape(node.all_input_nodes[0])
     if given is None or shape is None:
@@ -325,7 +326,7 @@ def _keeps_channels(node: fx.Node) -> bool:
 
 
 def _shape(node: fx.Node) -> torch.Size | None:
-    """The shape of a node's tensor; `None` where it has none."""
+    """Return the shape of a node's tensor; `None` if its value is not a tensor."""
     meta = node.meta.get("tensor_meta")
     shape = getattr(meta, "shape", None)
     return shape if isinstance(shape, torch.Size) else None

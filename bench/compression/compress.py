@@ -1,4 +1,4 @@
-"""Builds the compressed network of a policy: filters physically removed, remaining tensors quantized."""
+"""Build the compressed network of a policy: remove filters physically, and quantize the remaining tensors."""
 
 import copy
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bench.compression.shapes import LayerShape, NetworkShape
 
 @dataclass(frozen=True, slots=True)
 class ConvGeometry:
-    """How a convolution moves over its input."""
+    """Stride, padding, dilation and groups of a convolution."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
@@ -24,8 +24,8 @@ class ConvGeometry:
     groups: int
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> Self:
-        """The geometry of a layer."""
+    def from_layer(cls, conv: nn.Conv2d) -> Self:
+        """Read the geometry of a layer."""
         return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,7 +35,7 @@ class ConvGeometry:
 
 @dataclass(frozen=True, slots=True)
 class LinearGeometry:
-    """A linear layer has none."""
+    """Geometry of a linear layer, which has no settings."""
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply (N, in) by a weight (out, in)."""
@@ -46,13 +46,13 @@ Geometry = ConvGeometry | LinearGeometry
 
 
 def geometry_of(module: nn.Module) -> Geometry:
-    """How a convolution or a linear layer is carried out.
+    """Return the geometry of a convolution or a linear layer.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The module is neither.
     """
     if isinstance(module, nn.Conv2d):
-        return ConvGeometry.of(module)
+        return ConvGeometry.from_layer(module)
     if isinstance(module, nn.Linear):
         return LinearGeometry()
     raise TypeError(f"cannot quantize a {type(module).__name__}")
@@ -61,8 +61,8 @@ def geometry_of(module: nn.Module) -> Geometry:
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weight and input are quantized.
 
-    The input of the first layer arrives as normalised 8-bit pixels: it is on an 8-bit grid already, so
-    `activation_quantizer` is the identity there.
+    The input of the first layer is normalised 8-bit pixels, which are on an 8-bit grid already. Its
+    `activation_quantizer` is therefore the identity.
     """
 
     weight: Tensor
@@ -81,20 +81,20 @@ class QuantizedLayer(nn.Module):
         return self.geometry.convolve(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
 
     def calibrate(self, x: Tensor) -> None:
-        """Set both quantizers from the weight and from an input of the layer."""
+        """Set both quantizers' parameters from the weight and from an input of the layer."""
         for quantizer, tensor in ((self.weight_quantizer, self.weight), (self.activation_quantizer, x)):
             if not isinstance(quantizer, nn.Identity):
                 quantizer.calibrate(tensor)  # type: ignore[operator]
 
 
 def replace_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Put another module at a dotted path of a model."""
+    """Replace the module at a dotted path of a model."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, layer)
 
 
 def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module:
-    """A copy of a float network from which the filters that a policy drops are physically removed."""
+    """Return a copy of a float network with only the filters that a policy keeps."""
     reduced = copy.deepcopy(model)
     for layer in network.layers:
         kept_out, kept_in = kept_outputs(policy, layer), kept_inputs(policy, layer)
@@ -109,7 +109,7 @@ def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module
 
 
 def _slice_layer(module: nn.Module, kept_out: tuple[int, ...] | None, kept_in: tuple[int, ...] | None) -> nn.Module:
-    """A layer with the surviving filters, each with the weights of the surviving inputs."""
+    """Return a layer with the kept filters, each with the weights of the kept inputs."""
     if not isinstance(module, nn.Conv2d | nn.Linear):
         raise TypeError(f"cannot take filters from a {type(module).__name__}")
     sliced = copy.deepcopy(module)
@@ -122,12 +122,12 @@ def _slice_layer(module: nn.Module, kept_out: tuple[int, ...] | None, kept_in: t
         weight = weight[:, torch.tensor(kept_in, device=weight.device)]
     sliced.weight = nn.Parameter(weight.clone())
     sliced.bias = None if bias is None else nn.Parameter(bias.clone())
-    _set_widths(sliced, outputs=weight.shape[0], inputs=weight.shape[1])
+    _set_channels(sliced, outputs=weight.shape[0], inputs=weight.shape[1])
     return sliced
 
 
-def _set_widths(module: nn.Module, *, outputs: int, inputs: int) -> None:
-    """The channel counts that a layer states of itself."""
+def _set_channels(module: nn.Module, *, outputs: int, inputs: int) -> None:
+    """Set the channel counts in a layer's attributes."""
     if isinstance(module, nn.Linear):
         module.in_features, module.out_features = inputs, outputs
     elif isinstance(module, nn.Conv2d) and module.groups > 1:  # depthwise
@@ -137,7 +137,7 @@ def _set_widths(module: nn.Module, *, outputs: int, inputs: int) -> None:
 
 
 def _slice_norm(norm: nn.Module, kept: tuple[int, ...]) -> nn.Module:
-    """A batch normalisation of the surviving channels."""
+    """Return a batch normalisation of the kept channels."""
     sliced = copy.deepcopy(norm)
     if not isinstance(sliced, nn.BatchNorm2d):
         raise TypeError(f"only BatchNorm2d can follow a pruned layer, got {type(norm).__name__}")
@@ -158,15 +158,15 @@ def compress(
     quantizer: QuantizerFactory = UniformQuantizer,
     normalized_weights: bool = True,
 ) -> nn.Module:
-    """The compressed network: reduced, then quantized at the policy's bits.
+    """Build the compressed network: with the kept filters only, and quantized with the policy's bits.
 
     Args:
-        model: The float network with the weights to start from.
-        network: Its shapes.
-        policy: What to do.
-        clips: Clip values to start from; 1 where absent.
-        quantizer: Makes the quantizer of each tensor.
-        normalized_weights: Whether weights that a normalisation follows are standardised first.
+        model: Float network with the weights to start from.
+        network: Shapes of the network.
+        policy: Bits and kept filters of each layer.
+        clips: Initial clip values by tensor; 1 by default.
+        quantizer: Factory of the quantizers.
+        normalized_weights: Whether weights that a batch normalisation follows are standardised before quantization.
     """
     compressed = reduce(model, network, policy)
     for layer in network.layers:
@@ -181,7 +181,7 @@ def compress(
 
 
 def input_quantizer(layer: LayerShape, bits: int, quantizer: QuantizerFactory) -> nn.Module:
-    """The quantizer of a layer's input: none for the image, with an offset where the input can be negative."""
+    """Make the quantizer of a layer's input: the identity for the image, one with an offset for signed inputs."""
     if layer.position == "first":
         return nn.Identity()
     plain = quantizer(bits=bits, kind="activation", normalized=False)
@@ -192,12 +192,12 @@ def input_quantizer(layer: LayerShape, bits: int, quantizer: QuantizerFactory) -
 def calibrate(model: nn.Module, images: Tensor) -> None:
     """Set every quantizer's parameters from one batch, layer by layer in the order of execution.
 
-    Layers that have a method `calibrate` are given their input as it arrives through the layers before them,
-    already calibrated.
+    The method `calibrate` of each layer is called with the layer's input, which comes from layers that are calibrated
+    already.
 
     Args:
-        model: A network with quantized layers.
-        images: A batch of normalised training images.
+        model: Network with quantized layers.
+        images: Batch of normalised training images.
     """
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -207,7 +207,8 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     was_training = model.training
     try:
-        # Batch statistics: the stored ones belong to the float network and are wrong by the weights' scale.
+        # Normalisations use batch statistics: the stored ones are those of the float network, whose weights have
+        # another scale.
         with replicas.alone():
             model.train()(images)
     finally:

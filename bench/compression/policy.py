@@ -1,4 +1,4 @@
-"""The policy: per layer the bits of weights and activations and the filters that are kept."""
+"""The policy: bits of weights and activations, and kept filters, layer by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ EDGE_BITS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerPolicy:
-    """What is done to one layer. `kept_filters` lists the surviving output filters; `None` keeps all."""
+    """Bits and kept filters of one layer.
+
+    Attributes:
+        weight_bits: Bits of weights.
+        activation_bits: Bits of the layer's input.
+        kept_filters: Indices of the kept filters in rising order; `None` keeps all.
+    """
 
     weight_bits: int
     activation_bits: int
@@ -33,7 +39,7 @@ class LayerSpace:
     """The choices that a search has for one layer.
 
     Attributes:
-        weight_bits, activation_bits: Candidate widths in bits, rising; a single width is no choice.
+        weight_bits, activation_bits: Candidates for the bits, rising; a single candidate is fixed.
         group_size: Number of filters that are pruned together; 0 when the search does not prune the layer.
         kept_filters: Filters that were chosen before the search; `None` for all.
     """
@@ -51,18 +57,24 @@ class LayerSpace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """The exchange format between search, costs, fine-tuning and reports."""
+    """The choices for all layers of a network: the exchange format between search, costs, fine-tuning and reports.
+
+    Attributes:
+        model: Name of the model.
+        dataset: Name of the data set.
+        layers: Choices by layer name, in order of execution.
+    """
 
     model: str
     dataset: str
     layers: Mapping[str, LayerPolicy]
 
     def with_layer(self, name: str, **changes: Any) -> Policy:
-        """A copy in which one layer is changed."""
+        """Return a copy in which one layer is changed."""
         return replace(self, layers={**self.layers, name: replace(self.layers[name], **changes)})
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form: see the module's documentation of the fields in `docs/formats.md`."""
+        """Return the JSON form that `docs/formats.md` documents."""
         layers = {
             name: {
                 "weight_bits": layer.weight_bits,
@@ -75,22 +87,25 @@ class Policy:
 
 
 def uniform(network: NetworkShape, bits: int) -> Policy:
-    """Every layer at `bits`, the first and the last at 8; 32 bits means full precision everywhere."""
+    """Return the policy with `bits` in every layer but the first and the last, which have 8.
+
+    32 bits means full precision in all layers.
+    """
     edge = bits if bits == FULL_PRECISION_BITS else EDGE_BITS
     layers = {}
     for layer in network.layers:
-        width = bits if layer.position == "middle" else edge
-        layers[layer.name] = LayerPolicy(weight_bits=width, activation_bits=width)
+        own = bits if layer.position == "middle" else edge
+        layers[layer.name] = LayerPolicy(weight_bits=own, activation_bits=own)
     return Policy(model=network.model, dataset=network.dataset, layers=layers)
 
 
 def kept_inputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
-    """The surviving input channels of a layer; `None` when all are there."""
+    """Return the kept input channels of a layer; `None` when all are kept."""
     return None if layer.producer is None else policy.layers[layer.producer].kept_filters
 
 
 def kept_outputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
-    """The surviving filters of a layer, by its own decision or its leader's; `None` when all are there."""
+    """Return the kept filters of a layer, chosen for itself or for its leader; `None` when all are kept."""
     return policy.layers[layer.leader or layer.name].kept_filters
 
 
@@ -98,13 +113,13 @@ def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
     Raises:
-        BenchError: The file is missing, is no JSON, or does not have the policy's form.
+        BenchError: The file is missing, is not JSON, or does not have the form of a policy.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BenchError(f"cannot read the policy file '{path}': {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, nested too deeply
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long, nested too deeply
         raise BenchError(f"the policy file '{path}' is not valid JSON: {error}") from error
     return policy_from_json(document, where=f"the policy file '{path}'")
 
@@ -133,10 +148,10 @@ def policy_from_json(document: Any, *, where: str = "the policy") -> Policy:
 
 
 def check(network: NetworkShape, policy: Policy) -> None:
-    """Make sure that a policy fits a network.
+    """Check that a policy fits a network.
 
     Raises:
-        BenchError: A layer is missing or unknown, or filters are kept that do not exist or may not be pruned.
+        BenchError: A layer is missing or unknown, a layer is pruned that cannot be, or kept filters do not exist.
     """
     names = {layer.name for layer in network.layers}
     for name in policy.layers:
@@ -144,21 +159,24 @@ def check(network: NetworkShape, policy: Policy) -> None:
             raise unknown_name("layer in the policy", name, names, f"bench cost --model {network.model} --bits 8")
     for layer in network.layers:
         if layer.name not in policy.layers:
-            raise BenchError(f"the policy says nothing of layer '{layer.name}' of {network.model}; add it")
+            raise BenchError(f"the policy has no entry for layer '{layer.name}' of {network.model}; add it")
         kept = policy.layers[layer.name].kept_filters
-        if kept is None:
-            continue
-        if not layer.prunable:
-            follows = "" if layer.leader is None else f" by itself, it goes with '{layer.leader}'"
-            raise BenchError(
-                f"layer '{layer.name}' of {network.model} cannot be pruned{follows}; its kept_filters must be null"
-            )
-        rising = all(low < high for low, high in pairwise(kept))
-        if not kept or not rising or kept[0] < 0 or kept[-1] >= layer.out_channels:
-            raise BenchError(
-                f"layer '{layer.name}' keeps filters {list(kept)[:4]}…; "
-                f"allowed: one or more of 0 to {layer.out_channels - 1}, in rising order"
-            )
+        if kept is not None:
+            _check_kept(network, layer, kept)
+
+
+def _check_kept(network: NetworkShape, layer: LayerShape, kept: tuple[int, ...]) -> None:
+    if not layer.prunable:
+        follows = "" if layer.leader is None else f" by itself, only together with '{layer.leader}'"
+        raise BenchError(
+            f"layer '{layer.name}' of {network.model} cannot be pruned{follows}; its kept_filters must be null"
+        )
+    rising = all(low < high for low, high in pairwise(kept))
+    if not kept or not rising or kept[0] < 0 or kept[-1] >= layer.out_channels:
+        raise BenchError(
+            f"layer '{layer.name}' keeps filters {list(kept)[:4]}…; "
+            f"allowed: one or more of 0 to {layer.out_channels - 1}, in rising order"
+        )
 
 
 def _expect_keys(value: Any, keys: set[str], where: str) -> dict[str, Any]:

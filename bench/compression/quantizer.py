@@ -6,12 +6,12 @@ With k bits the step is s = 1/(2^k − 1) on [0, 1] and
     weights      z = (clip(w/v, −1, 1) + 1)/2       Q(w) = v · (2 · D(z, s) − 1)
     D(z, s) = s · ⌈z/s − 1/2⌉
 
-Straight-through gradients: D is the identity in z. Hence dQ/dx = 1 inside the clip range and 0 outside, and
+The gradients are straight-through: D counts as the identity in z. Hence dQ/dx is 1 inside the clip range and 0 outside.
 dQ/dv has two terms: the level itself, and −z (−w/v for weights) inside the range.
 
-Two forms of the same mathematics. `quantize_literal` reads like the equations and is differentiated by autograd.
-`quantize` is what networks run: it keeps its input, and its output, which the convolution keeps anyway, and recomputes
-the rest in the backward pass, through `bench.compression.kernels`.
+There are two implementations of the same mathematics. `quantize_literal` reads like the equations and is differentiated
+by autograd. Networks use `quantize`. It keeps its input and its output, which the convolution keeps anyway, and
+recomputes the rest in the backward pass (`bench.compression.kernels`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,12 +30,12 @@ _CALIBRATION_OFFSETS = 8
 _OFFSET_SAMPLE = 2**12
 
 Clips = Mapping[str, float]
-"""Parameters of the common quantizers: "<layer>.weight" and "<layer>.activation", and "<layer>.offset" where the
-input can be negative."""
+"""Parameters of the common quantizers, by "<layer>.weight" and "<layer>.activation", and by "<layer>.offset" for inputs
+that can be negative."""
 
 
 def discretize(z: Tensor, bits: int) -> Tensor:
-    """D(z, s) of Eq. 3: the nearest of the 2^k levels of [0, 1], of two the lower; no gradient of its own."""
+    """Compute D(z, s) of Eq. 3: the nearest of the 2^k levels in [0, 1], the lower one on a tie; without gradient."""
     return (z.detach() * steps(bits) - 0.5).ceil_().div_(steps(bits))
 
 
@@ -47,17 +47,17 @@ def normalize(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
 
 
 def denormalize(z: Tensor, clip: Tensor, kind: Kind) -> Tensor:
-    """The inverse of `normalize` inside the clip range."""
+    """Invert `normalize` inside the clip range."""
     return clip * z if kind == "activation" else clip * (2 * z - 1)
 
 
 def straight_through(z: Tensor, bits: int) -> Tensor:
-    """D(z, s) whose gradient is that of the identity."""
+    """Compute D(z, s) with the gradient of the identity."""
     return z + (discretize(z, bits) - z).detach()
 
 
 def quantize_literal(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
-    """Q(x), equation by equation; args and result are those of `quantize`."""
+    """Compute Q(x) equation by equation; arguments and result are those of `quantize`."""
     return denormalize(straight_through(normalize(x, clip, kind), bits), clip, kind)
 
 
@@ -74,18 +74,18 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
         x, clip, values = ctx.saved_tensors
-        found = gradients(grads[0], x, values, clip, ctx.kind)
-        return found.to_x, found.to_clip, None, None
+        result = gradients(grads[0], x, values, clip, ctx.kind)
+        return result.to_x, result.to_clip, None, None
 
 
 def quantize(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
-    """Q(x) at k bits with straight-through gradients for `x` and `clip`.
+    """Quantize a tensor, with straight-through gradients for `x` and `clip`.
 
     Args:
-        x: Any shape.
-        clip: v, a positive scalar.
-        bits: k.
-        kind: Weights or activations.
+        x: Tensor of any shape.
+        clip: Clip value v, a positive scalar.
+        bits: Number of bits k.
+        kind: Kind of quantizer, for weights or for activations.
     """
     return _quantize_to(x, clip, steps(bits), kind)
 
@@ -96,12 +96,12 @@ def _quantize_to(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Te
 
 
 def standardize(weight: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Weight normalisation: (w − mean)/std over the tensor, the statistics without gradient.
+    """Standardise weights: (w − mean)/std over the tensor, with statistics that have no gradient.
 
     Args:
-        weight: Any shape.
-        mask: 1 where a weight survives pruning, broadcastable to `weight`; the statistics are those of the
-            surviving weights, so that a searched network and its reduced form agree. All when absent.
+        weight: Weights of any shape.
+        mask: 1 for kept and 0 for pruned weights, broadcastable to `weight`. The statistics are those of the kept
+            weights, so that a searched network agrees with its reduced form. All are kept by default.
     """
     with torch.no_grad():
         if mask is None:
@@ -115,14 +115,18 @@ def standardize(weight: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def positive(clip: Tensor) -> Tensor:
-    """The clip value as it is used: positive whatever the optimizer did."""
+    """Make a clip value positive, whatever value the optimizer gave it."""
     return clip.abs().clamp_min(_SMALLEST_CLIP)
 
 
 def drawn_sample(x: Tensor, count: int = _CALIBRATION_SAMPLE) -> Tensor:
-    """A tensor's elements, or some of them, the same on every call, where there are many; one dimension.
+    """Return a tensor's elements in one dimension, or a random choice of them that is the same on every call.
 
-    Evenly spaced elements would all come from one column of the maps, whose widths are powers of two.
+    Evenly spaced elements would all come from one column of the maps, since maps have powers of two as sizes.
+
+    Args:
+        x: Tensor of any shape.
+        count: Largest number of elements to return.
     """
     x = x.flatten()
     if x.numel() <= count:
@@ -132,9 +136,9 @@ def drawn_sample(x: Tensor, count: int = _CALIBRATION_SAMPLE) -> Tensor:
 
 
 def best_clip(x: Tensor, bits: int, kind: Kind) -> float:
-    """The clip value with the least mean squared error of Q(x) at `bits`, from a scan over the tensor's range.
+    """Find the clip value with the least mean squared error of Q(x), by a scan over the tensor's range.
 
-    Large tensors are represented by a drawn sample.
+    A large tensor is represented by a random sample.
     """
     x = drawn_sample(x)
     largest = float(x.abs().max())
@@ -150,7 +154,11 @@ def best_clip(x: Tensor, bits: int, kind: Kind) -> float:
 
 
 class Quantizer(Protocol):
-    """What a layer of a compressed network applies to its weight or its input."""
+    """A quantizer of a layer's weight or input in a compressed network.
+
+    Attributes:
+        bits: Number of bits.
+    """
 
     bits: int
 
@@ -159,25 +167,25 @@ class Quantizer(Protocol):
         ...
 
     def calibrate(self, x: Tensor) -> None:
-        """Set the quantizer's parameters from a tensor as it arrives."""
+        """Set the quantizer's parameters from a tensor to be quantized."""
         ...
 
 
 class QuantizerFactory(Protocol):
-    """Makes the quantizer of one tensor: `factory(bits=4, kind="weight", normalized=True)`."""
+    """Factory of the quantizer of one tensor: `factory(bits=4, kind="weight", normalized=True)`."""
 
     def __call__(self, *, bits: int, kind: Kind, normalized: bool) -> nn.Module:
-        """Build a quantizer module that satisfies `Quantizer`."""
+        """Make a module that satisfies `Quantizer`."""
         ...
 
 
 class UniformQuantizer(nn.Module):
-    """The common quantizer as a module: one trainable clip value, Eqs. 1–4.
+    """The common quantizer, with one trainable clip value (Eqs. 1–4).
 
     Args:
-        bits: Width; full precision (32) passes tensors through.
-        kind: Weights or activations.
-        normalized: Standardise weights first (convolutions do, the classifier does not).
+        bits: Number of bits; 32 (full precision) leaves tensors unchanged.
+        kind: Kind of quantizer, for weights or for activations.
+        normalized: Whether weights are standardised first (convolutions' are, the classifier's are not).
     """
 
     def __init__(self, *, bits: int, kind: Kind, normalized: bool = False) -> None:
@@ -193,30 +201,30 @@ class UniformQuantizer(nn.Module):
         """Quantize a tensor of any shape."""
         if self.bits >= 32:
             return x
-        # Compiled code that does not know the width serves networks of all policies.
+        # As a tensor, the number of steps is no constant of the compiled code, which then serves all policies.
         count = self.count if torch.compiler.is_compiling() else steps(self.bits)
         return _quantize_to(standardize(x) if self.normalized else x, positive(self.clip), count, self.kind)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the clip value to the one with least mean squared error."""
+        """Set the clip value to that with the least mean squared error."""
         if self.bits < 32:
             self.clip.fill_(best_clip(standardize(x) if self.normalized else x, self.bits, self.kind))
 
     def extra_repr(self) -> str:
-        """Shown in the network's printed form."""
+        """Describe the quantizer in the network's printed form."""
         return f"bits={self.bits}, kind={self.kind}, normalized={self.normalized}"
 
 
 class Shifted(nn.Module):
-    """A quantizer of non-negative tensors, for one that can be negative: Q(x − β) + β with a learned offset β.
+    """A quantizer of tensors that can be negative: Q(x − β) + β with a learned offset β.
 
     The form and its gradient are those of LSQ+ (Bhalgat et al. 2020, arXiv 2004.09576, Eqs. 2 and 6), which the paper
-    uses for the inputs that hard-swish makes (Appendix G): dQ/dβ is 0 inside the range and 1 outside. The offset is
-    initialised with the range, for the least squared error on a batch.
+    uses for inputs that follow hard-swish (Appendix G): dQ/dβ is 0 inside the range and 1 outside. Offset and clip
+    value are initialised together, for the least squared error on a batch.
 
     Args:
-        quantizer: Of x − β.
+        quantizer: Quantizer of the non-negative tensor x − β.
     """
 
     def __init__(self, quantizer: nn.Module) -> None:
@@ -231,14 +239,14 @@ class Shifted(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set offset and quantizer to what has the least squared error, of offsets between the minimum and 0."""
+        """Set offset and quantizer for the least squared error, with an offset between the tensor's minimum and 0."""
         lowest = min(0.0, float(x.min()))
-        few = drawn_sample(x, _OFFSET_SAMPLE)
+        sample = drawn_sample(x, _OFFSET_SAMPLE)
         errors = {}
         for step in range(_CALIBRATION_OFFSETS + 1):
             offset = lowest * step / _CALIBRATION_OFFSETS
-            self._set(offset, few)
-            errors[offset] = float((self(few) - few).square().mean())
+            self._set(offset, sample)
+            errors[offset] = float((self(sample) - sample).square().mean())
         self._set(min(errors, key=errors.__getitem__), drawn_sample(x))
 
     def _set(self, offset: float, x: Tensor) -> None:
@@ -247,17 +255,17 @@ class Shifted(nn.Module):
 
 
 def clips_of(name: str, weight: nn.Module, activation: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of a layer's common quantizers, by the keys of `Clips`."""
-    found = [(f"{name}.offset", activation.offset)] if isinstance(activation, Shifted) else []
+    """List the parameters of a layer's common quantizers with their keys in `Clips`."""
+    parameters = [(f"{name}.offset", activation.offset)] if isinstance(activation, Shifted) else []
     inner = activation.quantizer if isinstance(activation, Shifted) else activation
     for kind, quantizer in (("weight", weight), ("activation", inner)):
         if isinstance(quantizer, UniformQuantizer):
-            found.append((f"{name}.{kind}", quantizer.clip))
-    return found
+            parameters.append((f"{name}.{kind}", quantizer.clip))
+    return parameters
 
 
 def read_clips(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
-    """Parameters of quantizers as they are used."""
+    """Return the values of quantizers' parameters; clip values are made positive."""
     return {
         key: (parameter if key.endswith(".offset") else positive(parameter)).item() for key, parameter in parameters
     }
@@ -265,13 +273,13 @@ def read_clips(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
 
 @torch.no_grad()
 def restore_clips(parameters: Iterable[tuple[str, Tensor]], clips: Clips) -> None:
-    """Set parameters of quantizers to values, where these are known."""
+    """Set quantizers' parameters to the values in `clips`; others are left unchanged."""
     for key, parameter in parameters:
         if key in clips:
             parameter.fill_(clips[key])
 
 
 def clip_parameters(module: nn.Module) -> Sequence[nn.Parameter]:
-    """The quantizer parameters of a network: trained like weights, but without decay."""
+    """Return the quantizers' parameters of a network, which are trained like weights but without decay."""
     named = [(name.rpartition(".")[2], parameter) for name, parameter in module.named_parameters()]
     return [parameter for name, parameter in named if name.startswith(("clip", "offset"))]

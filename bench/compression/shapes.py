@@ -1,4 +1,4 @@
-"""Shapes of a network: what every cost is computed from."""
+"""Shapes of a network's layers, from which every cost is computed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,22 +13,30 @@ from bench.errors import BenchError
 Position = Literal["first", "middle", "last"]
 
 DEFAULT_GROUP_SIZE = 4
-"""Filters of a pruning group (paper, Section 4.2: ResNet-20 and ResNet-56)."""
+"""Default number of filters that are pruned together (paper, Section 4.2: ResNet-20 and ResNet-56)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerShape:
-    """The shape of one convolution or linear layer for a batch of one.
+    """Shape of one convolution or linear layer for one image.
 
     A linear layer is a 1×1 convolution on a 1×1 map.
 
     Attributes:
-        producer: The prunable layer whose surviving filters are this layer's inputs; `None` when they never shrink.
-        leader: The prunable layer with whose filters this layer's own outputs go: of a depthwise convolution, or of
-            the last layer of a squeeze-excite gate.
-        prunable: Whether it may lose filters by its own decision.
-        signed_input: Whether its input can be negative.
-        normalized: Whether a batch normalisation follows, so that the scale of its weights does not matter.
+        name: Module path of the layer.
+        kind: Kind of layer.
+        position: Position of the layer in the network; the first and the last are not searched.
+        in_channels, out_channels: Numbers of channels.
+        kernel: Height and width of the kernel.
+        groups: Number of groups of the convolution.
+        in_size, out_size: Height and width of the input and of the output.
+        stride: Vertical and horizontal stride.
+        producer: Prunable layer whose filters are this layer's inputs; `None` if the number of inputs is fixed.
+        leader: Prunable layer that this layer loses filters with: a depthwise convolution, or the last layer of a
+            squeeze-excite gate, has one.
+        prunable: Whether filters can be pruned for this layer itself.
+        signed_input: Whether the layer's input can be negative.
+        normalized: Whether a batch normalisation follows, so that the scale of the weights has no effect.
         shortcut: Whether it is the convolution of a residual block's shortcut.
     """
 
@@ -51,17 +59,20 @@ class LayerShape:
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel is convolved by itself, so that its groups are its channels."""
+        """Whether every channel is convolved by itself: there are as many groups as channels."""
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkShape:
-    """All weighted layers of a model on a data set, in the order in which they are executed.
+    """Shapes of all layers of a model on a data set, in the order of execution.
 
     Attributes:
-        norms: Normalisations that shrink with a prunable layer: path and layer.
-        group_size: Filters that pruning takes together unless a method is told otherwise (the paper's B).
+        model: Name of the model.
+        dataset: Name of the data set.
+        layers: Convolutions and linear layers.
+        norms: Batch normalisations that lose channels with a prunable layer, as pairs of path and layer.
+        group_size: Default number of filters that are pruned together (the paper's B).
     """
 
     model: str
@@ -78,25 +89,26 @@ class NetworkShape:
 
     @property
     def middle(self) -> tuple[LayerShape, ...]:
-        """The layers that are searched: all but the first and the last."""
+        """Layers that are searched: all but the first and the last."""
         return tuple(layer for layer in self.layers if layer.position == "middle")
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dataset: str) -> NetworkShape:
     """Record shapes and structure of all convolutions and linear layers in one forward pass of a zero image.
 
-    A model may state in `prunable` the names of the layers that may lose filters (all that can when absent), and in
-    `group_size` how many go together. The first and the last layer, which no search touches, keep all their channels.
+    A model may list in an attribute `prunable` the layers that may lose filters (by default all that can), and in
+    `group_size` the number of filters that are pruned together. The first and the last layer, which are not searched,
+    keep all their channels.
 
     Args:
-        model: The network; left as it was, in evaluation mode during the pass.
+        model: Network; it is not changed, and in evaluation mode during the pass.
         input_shape: Channels, height and width of one image.
-        name: The model's name.
-        dataset: The data set's name.
+        name: Name of the model.
+        dataset: Name of the data set.
 
     Raises:
-        BenchError: The model has fewer than two weighted layers, runs one of them more than once, has a layer whose
-            cost is not known, or states that a layer may lose filters that cannot.
+        BenchError: The model has fewer than two weighted layers, runs one of them more than once, has weights in a
+            layer of another type, or lists a layer in `prunable` that cannot lose filters.
     """
     _check_layers(model, name)
     parameter = next(model.parameters())
@@ -128,7 +140,7 @@ _Execution = tuple[str, nn.Module, torch.Size, torch.Size]
 
 
 def _executed(model: nn.Module, image: Tensor) -> list[_Execution]:
-    """Weighted layers with the shapes of their input and output, as they come."""
+    """List weighted layers with the shapes of their input and output, in the order of execution."""
     seen: list[_Execution] = []
     names = {module: path for path, module in model.named_modules()}
 
@@ -148,7 +160,7 @@ def _executed(model: nn.Module, image: Tensor) -> list[_Execution]:
 
 
 def _check_layers(model: nn.Module, name: str) -> None:
-    """Refuse layers with weights that no cost would count."""
+    """Check that no layer has weights that costs would not count."""
     for path, module in model.named_modules():
         matrices = [key for key, value in module.named_parameters(recurse=False) if value.ndim > 1]
         if matrices and not isinstance(module, nn.Conv2d | nn.Linear):
@@ -167,7 +179,7 @@ def _check_executions(name: str, paths: Sequence[str]) -> None:
 
 
 def _edge_obstacles(first: str, last: str, structure: Structure) -> dict[str, str]:
-    """What may not lose filters because the first and the last layer, which are not searched, stay as they are."""
+    """Return why layers at the ends may not lose filters: the first and the last layer keep all their channels."""
     obstacles = {first: "it is the first layer", last: "it is the last layer"}
     role = structure.roles.get(last)
     if role is not None and role.producer is not None:
@@ -176,20 +188,20 @@ def _edge_obstacles(first: str, last: str, structure: Structure) -> dict[str, st
 
 
 def _allowed(model: nn.Module, name: str, structure: Structure, edges: Mapping[str, str]) -> set[str]:
-    """The layers that may lose filters: those that the model states, or all that can.
+    """Return the layers that may lose filters: those that the model lists, or all that can.
 
     Raises:
-        BenchError: One that it states cannot.
+        BenchError: A layer that the model lists cannot.
     """
-    can = [path for path in structure.prunable if path not in edges]
+    prunable = {path for path in structure.prunable if path not in edges}
     stated: Collection[str] | None = getattr(model, "prunable", None)
     if stated is None:
-        return set(can)
+        return prunable
     obstacles = {**edges, **structure.obstacles}
     for path in stated:
-        if path not in can:
-            reason = obstacles.get(path, "it is no convolution that decides about its own filters")
-            raise BenchError(f"model '{name}' states that '{path}' may lose filters, but {reason}")
+        if path not in prunable:
+            reason = obstacles.get(path, "it is not a convolution with filters of its own")
+            raise BenchError(f"model '{name}' lists '{path}' in `prunable`, but {reason}")
     return set(stated)
 
 

@@ -1,4 +1,4 @@
-"""How many policies a search chooses among: Eq. (K) of the paper's Appendix E."""
+"""Size of the search space: Eq. (K) of the paper's Appendix E."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,28 +6,28 @@ from collections.abc import Iterable, Sequence
 from bench.compression.shapes import LayerShape, NetworkShape
 
 CANDIDATES = (2, 4, 8)
-"""Candidate widths of weights and activations unless a method is told otherwise (paper, Section 4.2)."""
+"""Default candidates for the bits of weights and activations (paper, Section 4.2)."""
 
 
 def count(groups: Iterable[int], candidates: int) -> int:
     """Eq. (K): |Ω| = Π_l K² · G_l, exact.
 
     Args:
-        groups: G of each layer: how many of its groups of filters may be left, from 1 to G.
-        candidates: K, the number of widths for weights, and as many for activations.
+        groups: G of each layer, its number of filter groups; from 1 to G of them are kept.
+        candidates: K, the number of candidates for weight bits, and also for activation bits.
     """
     return math.prod(candidates**2 * group for group in groups)
 
 
 def policies(network: NetworkShape, candidates: Sequence[int] = CANDIDATES, group_size: int | None = None) -> int:
-    """How many policies a search of a network chooses among, exact.
+    """Count the policies that a search of a network chooses among, exactly.
 
-    Searched are the layers between the first and the last. One that may not lose filters has one group.
+    All layers between the first and the last are searched. A layer that cannot be pruned has one group.
 
     Args:
-        network: The shapes.
-        candidates: Widths of weights and of activations.
-        group_size: Filters that go together (B); as the model states when absent.
+        network: Shapes of the network.
+        candidates: Candidates for the bits of weights and of activations.
+        group_size: Number of filters that are pruned together (B); the model's own by default.
     """
     size = group_size or network.group_size
     return count((_groups(layer, size) for layer in network.middle), len(candidates))
@@ -38,7 +38,7 @@ def _groups(layer: LayerShape, size: int) -> int:
 
 
 def in_words(number: int) -> str:
-    """A large whole number, rounded to two digits: "1.2 × 10^34"; up to 10,000 as it is."""
+    """Write a whole number: up to 10,000 as it is, above rounded to two digits, e.g. "1.2 × 10^34"."""
     if number <= 10_000:
         return f"{number:,}"
     mantissa, exponent = f"{_leading(number):.1e}".split("e")
@@ -46,7 +46,7 @@ def in_words(number: int) -> str:
 
 
 _DIGITS = 15
-"""As many leading digits as a float holds; numbers of more than 308 digits are too large for one."""
+"""Number of leading digits to convert to a float, which overflows for numbers of more than 308 digits."""
 
 
 def _leading(number: int) -> float:

@@ -57,7 +57,7 @@ def test_bad_usage_is_one_clear_line(bench: Command, arguments: str, told: str) 
         (
             '{"model": "resnet8", "dataset": "digits", "layers": {"conv1": {"weight_bits": 8, "activation_bits": 8, '
             '"kept_filters": null}}}',
-            "the policy says nothing of layer",
+            "the policy has no entry for layer",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_differences_that_make_no_sense(bench: Command, pruned: Path, tmp_path: 
     del short["layers"]["fc"]
     (tmp_path / "short.json").write_text(json.dumps(short))
     told = bench("cost", "--diff", "4bit", tmp_path / "short.json").refusal
-    assert "short.json': the policy says nothing of layer 'fc' of resnet8" in told
+    assert "short.json': the policy has no entry for layer 'fc' of resnet8" in told
     (tmp_path / "bad.json").write_text("{")
     assert "bad.json' is not valid JSON" in bench("cost", "--diff", "4bit", tmp_path / "bad.json").refusal
     assert "--dataset cifar10 contradicts" in bench("cost", "--diff", "4bit", pruned, "--dataset", "cifar10").refusal

@@ -323,13 +323,13 @@ def test_a_normalisation_that_two_layers_share_keeps_both() -> None:
 
     found = read(body, first=conv(3, 8), second=conv(8, 8), norm=nn.BatchNorm2d(8), last=conv(8, 2))
     assert found.prunable == () and found.norms == {}
-    assert found.obstacles["first"] == found.obstacles["second"] == "the normalisation 'norm' is that of others too"
+    assert found.obstacles["first"] == found.obstacles["second"] == "the normalisation 'norm' also reads other channels"
 
 
 def test_linear_layers_keep_their_outputs() -> None:
     found = between(lambda net, x: net.other(x.mean((2, 3))).view(1, 8, 1, 1), other=nn.Linear(8, 8))
     assert found.prunable == ("first",)
-    assert found.obstacles["other"] == "it is no convolution"
+    assert found.obstacles["other"] == "it is not a convolution"
     assert (found.roles["other"].producer, found.roles["last"].producer) == ("first", None)
 
 
@@ -493,7 +493,7 @@ def test_a_network_that_cannot_be_traced_is_not_pruned(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         network = trace(untraceable(), (3, 8, 8), name="odd", dataset="none")
     (message,) = caplog.messages
-    assert "model 'odd' cannot be traced symbolically, so that none of its filters can go" in message
+    assert "model 'odd' cannot be traced symbolically, so its filters cannot be pruned" in message
     assert [layer.name for layer in network.layers] == ["first", "last"]
     for layer in network.layers:
         assert layer.signed_input and layer.normalized
@@ -505,7 +505,7 @@ def test_a_network_that_cannot_be_traced_is_not_pruned(caplog: pytest.LogCapture
 def test_what_cannot_be_read_cannot_be_stated_either() -> None:
     model = untraceable()
     model.prunable = ("first",)  # type: ignore[assignment]
-    with pytest.raises(BenchError, match="'first' may lose filters, but it is"):
+    with pytest.raises(BenchError, match="'first' in `prunable`, but it is"):
         trace(model, (3, 8, 8), name="odd", dataset="none")
 
 
@@ -534,14 +534,14 @@ def test_the_edges_keep_their_channels() -> None:
     [
         ("0", "it is the first layer"),
         ("4", "the last layer, '7', reads them"),
-        ("7", "it is no convolution"),
-        ("1", "it is no convolution that decides about its own filters"),
+        ("7", "it is not a convolution"),
+        ("1", "it is not a convolution with filters of its own"),
     ],
 )
 def test_a_statement_that_cannot_hold_is_refused(stated: str, reason: str) -> None:
     model = Plain()
     model.prunable = ("2", stated)  # type: ignore[assignment]
-    with pytest.raises(BenchError, match=f"model 'plain' states that '{stated}' may lose filters, but {reason}"):
+    with pytest.raises(BenchError, match=f"model 'plain' lists '{stated}' in `prunable`, but {reason}"):
         trace(model, (3, 8, 8), name="plain", dataset="none")
 
 

@@ -142,7 +142,7 @@ def test_totals_and_document_are_sums_of_layers(tiny: NetworkShape) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"remove": "narrow"}, "says nothing of layer 'narrow'"),
+        ({"remove": "narrow"}, "has no entry for layer 'narrow'"),
         ({"add": "narow"}, "did you mean 'narrow'"),
         ({"layer": "stem", "kept_filters": (0,)}, "cannot be pruned"),
         ({"layer": "wide", "kept_filters": ()}, "one or more of 0 to 5"),
@@ -173,15 +173,15 @@ def test_policy_that_does_not_fit_is_refused(
     [
         ("narrow", "'grouped' is a convolution in 2 groups"),
         ("grouped", "'grouped' is a convolution in 2 groups"),
-        ("fc", "it is no convolution"),
-        ("norm", "it is no convolution"),
-        ("nowhere", "it is no convolution"),
+        ("fc", "it is not a convolution"),
+        ("norm", "it is not a convolution"),
+        ("nowhere", "it is not a convolution"),
     ],
 )
 def test_pruning_that_the_counter_cannot_price_is_refused(stated: str, reason: str) -> None:
     model = Tiny()
     model.prunable = ("wide", stated)
-    with pytest.raises(BenchError, match=f"'{stated}' may lose filters, but {reason}"):
+    with pytest.raises(BenchError, match=f"'{stated}' in `prunable`, but {reason}"):
         trace(model, (3, 6, 4), name="tiny", dataset="none")
 
 

@@ -88,7 +88,7 @@ SAID = {
     "SearchReturnsNothing": "search returned NoneType, not a bench.method.SearchResult",
     "SearchRaises": r"ValueError: it was told to \(.*faulty_methods.py:\d+\)",
     "PolicyOfNumpysIntegers": r"weight_bits of layer '.*' is .*int64",
-    "PolicyForgetsALayer": "the policy says nothing of layer",
+    "PolicyForgetsALayer": "the policy has no entry for layer",
     "DecisionsOtherThanThePolicy": "decisions say .* of layer '.*', the policy LayerPolicy.weight_bits=3",
     "NetworkWithoutAllWeights": "the state does not fit the float model; all its names.*Missing key",
     "RecordWithATensor": r"type Tensor is not JSON serializable \(under 'loss'\)",

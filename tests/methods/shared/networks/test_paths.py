@@ -110,7 +110,7 @@ def test_paths_start_alike_and_are_calibrated_each_for_its_width() -> None:
     layer = MixedLayer(conv, shape_of(conv), BITS, UniformQuantizer)
     assert all(torch.equal(weight, conv.weight) for weight in layer.weight)
     assert len({weight.data_ptr() for weight in (*layer.weight, conv.weight)}) == 4
-    assert layer.geometry == ConvGeometry.of(conv)
+    assert layer.geometry == ConvGeometry.from_layer(conv)
     assert layer.probabilities.tolist() == [[pytest.approx(1 / 3)] * 3] * 2
     layer.calibrate(normal(2, 3, 16, 16, seed=1).float())
     for quantizers in (layer.weight_quantizers, layer.activation_quantizers):
