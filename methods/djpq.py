@@ -51,7 +51,7 @@ from bench.compression.kernels import Kind
 from bench.compression.quantizer import positive
 from methods.shared.decisions import group_decisions
 from methods.shared.history import History
-from methods.shared.networks.bottleneck import ChannelGates, GatedLayer, gated_norms, insert_gates
+from methods.shared.networks.bottleneck import BottleneckLayer, ChannelGates, gated_norms, insert_gates
 from methods.shared.networks.ranges import RangeNetwork, SignedCandidates, range_optimizer
 from methods.shared.quantizers.learned_range import (
     SMALLEST,
@@ -212,9 +212,9 @@ class DjpqNetwork(RangeNetwork):
         for name, norm in self.norms.items():
             insert_gates(self.model.get_submodule(norm), self.gates[name])
 
-    def _gated(self, module: nn.Module, shape: LayerShape, weight: nn.Module, activation: nn.Module) -> GatedLayer:
+    def _gated(self, module: nn.Module, shape: LayerShape, weight: nn.Module, activation: nn.Module) -> BottleneckLayer:
         producer = None if shape.depthwise else self.gates.get(shape.producer or "")
-        return GatedLayer(module, weight, activation, self.gates.get(shape.name), producer)
+        return BottleneckLayer(module, weight, activation, self.gates.get(shape.name), producer)
 
     def draw(self, noise: torch.Generator, images: int) -> None:
         """Draw ε of all gates for a batch."""

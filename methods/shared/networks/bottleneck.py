@@ -95,7 +95,7 @@ class ChannelGates(nn.Module):
         return (self.opened() * self.groups.sizes).sum()
 
 
-class GatedLayer(QuantizedLayer):
+class BottleneckLayer(QuantizedLayer):
     """A searched layer that reads nothing from removed channels in evaluation, as in the physically reduced network.
 
     A channel that is zero after its normalisation need not be zero when it is read: a depthwise convolution, or a grid

@@ -1,8 +1,8 @@
-"""The linear quantizers of HAQ (Wang et al. 2019, arXiv 1811.08886, "Quantization"), and where they clip.
+"""The linear quantizers of HAQ (Wang et al. 2019, arXiv 1811.08886, "Quantization"), and their thresholds.
 
-Weights lie at T/(2^(b−1) − 1) · {−(2^(b−1) − 1), …, 2^(b−1) − 1}, which are three levels at 2 bits, inputs at
-T/(2^b − 1) · {0, …, 2^b − 1} with a range T that learns as in PACT. The threshold is where quantization changes the
-distribution of values least. "The code" is the authors', github.com/mit-han-lab/haq.
+Weights have the levels T/(2^(b−1) − 1) · {−(2^(b−1) − 1), …, 2^(b−1) − 1}, which are three at 2 bits. Inputs have the
+levels T/(2^b − 1) · {0, …, 2^b − 1}, and their T learns as in PACT. The threshold T is chosen so that quantization
+changes the distribution of values least. "The code" is that of the authors, github.com/mit-han-lab/haq.
 """
 
 import math
@@ -18,9 +18,9 @@ from bench.compression.quantizer import drawn_sample, positive
 from methods.shared.quantizers.pact import PactActivation
 
 KL_BELOW = 5
-"""Thresholds come from a divergence below this width, and from the largest value at and above it (the code)."""
+"""Bits below which thresholds come from a divergence, and from which on they are the largest value (the code)."""
 WIDEST_RANGE = 6.0
-"""An activation's range is at most that before it learns (the code)."""
+"""Largest range of activations before it learns (the code)."""
 
 _LEAST_PROBABILITY = 1e-12
 
@@ -28,7 +28,7 @@ Vector = NDArray[np.float64]
 
 
 class _Linear(torch.autograd.Function):
-    """The nearest of evenly spaced levels in ±T, the identity in the backward pass, also beyond T (the code)."""
+    """The nearest of evenly spaced levels in ±T; in the backward pass the identity, also beyond T (the code)."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor, count: int) -> Tensor:
@@ -44,13 +44,16 @@ class LinearWeight(nn.Module):
     """w ↦ s · round(clamp(w, ±T)/s) with s = T/(2^(b−1) − 1); the threshold T does not learn (the code).
 
     Args:
-        bits: Width, at least 2; with one bit there would be no level but 0.
+        bits: Number of bits b, at least 2; with one bit the only level would be 0.
+
+    Raises:
+        ValueError: There are fewer than 2 bits.
     """
 
     def __init__(self, bits: int) -> None:
         super().__init__()
         if bits < 2:
-            raise ValueError(f"a symmetric linear quantizer has no levels at {bits} bit; the least width is 2")
+            raise ValueError(f"a symmetric linear quantizer has no level but 0 at {bits} bit; give at least 2 bits")
         self.bits = bits
         self.threshold: Tensor
         self.register_buffer("threshold", torch.ones(()))
@@ -63,7 +66,7 @@ class LinearWeight(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the threshold from a weight tensor."""
+        """Set the threshold for a weight tensor."""
         self.threshold.fill_(threshold_of(x, self.bits))
 
 
@@ -72,17 +75,17 @@ class RangedActivation(PactActivation):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the range from a tensor as it arrives, without negative elements."""
+        """Set the range for a tensor without negative elements."""
         self.clip.fill_(min(threshold_of(x, self.bits), x.max().item(), WIDEST_RANGE))
 
 
 def linear_quantizer(*, bits: int, kind: Kind, normalized: bool) -> nn.Module:
-    """The linear quantizer of either kind; weights are quantized as they are."""
+    """Make the linear quantizer of weights or of activations; weights are not standardised."""
     return LinearWeight(bits) if kind == "weight" else RangedActivation(bits)
 
 
 def threshold_of(x: Tensor, bits: int) -> float:
-    """Where to clip a tensor of any shape, from its absolute values."""
+    """Choose the threshold of a tensor of any shape, from its absolute values."""
     x = x.detach()
     sizes = drawn_sample(x).abs().double().cpu().numpy()
     if bits >= KL_BELOW or not sizes.max() > 0:
@@ -91,15 +94,15 @@ def threshold_of(x: Tensor, bits: int) -> float:
 
 
 def divergence_threshold(sizes: Vector, bits: int) -> float:
-    """The threshold at which the distribution of values changes least by quantization (the code).
+    """Choose the threshold at which quantization changes the distribution of values least (the code).
 
-    The distribution is the cumulative histogram C of √N bins. Clipped after i bins it is 1 from there on, and
-    quantized it is known at 2^(b−1) evenly spaced bins of them and linear in between; of all i the one is taken whose
-    Q has the least symmetric Kullback-Leibler divergence, Σ (C − Q) · log₂(C/Q).
+    The distribution is the cumulative histogram C of √N bins. Clipped after i bins, it is 1 from there on. Quantized,
+    it is known at 2^(b−1) evenly spaced bins of these i and linear in between; call it Q. Of all i, the one is chosen
+    whose Q has the least symmetric Kullback-Leibler divergence, Σ (C − Q) · log₂(C/Q).
 
     Args:
         sizes: Absolute values, shape (N,), not all 0.
-        bits: b.
+        bits: Number of bits b.
     """
     bins, nodes = math.ceil(math.sqrt(len(sizes))), 2 ** (bits - 1)
     counts, edges = np.histogram(sizes, bins=bins, range=(0, sizes.max()))
@@ -112,14 +115,14 @@ def divergence_threshold(sizes: Vector, bits: int) -> float:
 
 
 def _coarse(exact: Vector, kept: int, nodes: int) -> Vector:
-    """A cumulative distribution that is clipped after some bins and known at a few nodes of them."""
+    """Compute Q: the cumulative distribution clipped after `kept` bins and known at `nodes` of them."""
     clipped = np.where(np.arange(len(exact)) < kept - 1, exact, 1.0)
-    places, knots = np.arange(kept), np.linspace(0, kept - 1, nodes)
-    clipped[:kept] = np.interp(places, knots, np.interp(knots, places, clipped[:kept]))
+    bins, knots = np.arange(kept), np.linspace(0, kept - 1, nodes)
+    clipped[:kept] = np.interp(bins, knots, np.interp(knots, bins, clipped[:kept]))
     return clipped
 
 
 def _divergence(exact: Vector, coarse: Vector) -> float:
-    """Σ (C − Q) · log₂(C/Q), with bins that are empty up to there counted as almost so."""
+    """Compute Σ (C − Q) · log₂(C/Q); a probability of 0 counts as 1e-12."""
     one, other = np.maximum(exact, _LEAST_PROBABILITY), np.maximum(coarse, _LEAST_PROBABILITY)
     return float(((one - other) * np.log2(one / other)).sum())

@@ -10,16 +10,16 @@ from bench.compression.quantizer import positive
 
 
 class _Pact(torch.autograd.Function):
-    """Eqs. 1–3 of PACT: the gradient passes where 0 < x < a, and a gets the sum of it where x ≥ a. It keeps x alone."""
+    """Eqs. 1–3: the gradient passes where 0 < x < a, and a gets its sum where x ≥ a. Only x is kept in between."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, count: int) -> Tensor:
         ctx.save_for_backward(x, clip)
         result = None if in_one(x) else torch.empty_like(x)
         values = x
-        for block, place in blocks(x, result):
+        for block, out in blocks(x, result):
             code = torch.minimum(block.clamp_min(0), clip).mul_(count / clip).round_()
-            values = torch.mul(code, clip / count, out=place)
+            values = torch.mul(code, clip / count, out=out)
         return values.to(x.dtype) if result is None else result
 
     @staticmethod
@@ -27,17 +27,17 @@ class _Pact(torch.autograd.Function):
         x, clip = ctx.saved_tensors
         result = None if in_one(x) else torch.empty_like(x)
         inside, beyond = x, clip.new_zeros(())
-        for block, upstream, place in blocks(x, grads[0], result):
+        for block, upstream, out in blocks(x, grads[0], result):
             clipped = torch.where(block >= clip, upstream, 0)
             inside = torch.where(block > 0, upstream - clipped, 0)
-            if place is not None:
-                place.copy_(inside)
+            if out is not None:
+                out.copy_(inside)
             beyond = beyond + clipped.sum()
         return inside if result is None else result, beyond, None
 
 
 class PactActivation(nn.Module):
-    """x ↦ a · round_k(clip(x, 0, a)/a); a learns only from the inputs that it clips."""
+    """x ↦ a · round_k(clip(x, 0, a)/a); the clipping level a learns only from the inputs that it clips."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class PactActivation(nn.Module):
         self.clip = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize a non-negative tensor."""
+        """Quantize a non-negative tensor of any shape."""
         result: Tensor = _Pact.apply(x, positive(self.clip), steps(self.bits))  # type: ignore[no-untyped-call]
         return result
 
     def calibrate(self, x: Tensor) -> None:
-        """The clipping level starts at 1 (Appendix F)."""
+        """Leave the clipping level at 1, where it starts (Appendix F of the SBS paper)."""

@@ -1,9 +1,9 @@
-"""Nested grids as Bayesian Bits has them: a width is the one before it and a quantized residual error.
+"""The nested grids of Bayesian Bits: a finer grid adds a quantized residual error to the value on the coarser one.
 
-The decomposition of van Baalen et al. 2020 (arXiv 2005.07093, Section 2), with rounding and ranges as in the authors'
-code (Qualcomm-AI-research/BayesianBits, `quantization/straight_through.py`). Values are not normalised, so that a gate
-before them makes a true zero; of signed tensors the grid has 2^b − 1 levels, 0 among them and the bounds of the range
-not. SBS's grids (`methods.shared.bit_sharing`) are others.
+This is the decomposition of van Baalen et al. 2020 (arXiv 2005.07093, Section 2), with rounding and ranges as in the
+authors' code (Qualcomm-AI-research/BayesianBits, `quantization/straight_through.py`). Values are not normalised, so
+that a gate of 0 gives exactly zero. The grid of a signed tensor has 2^b − 1 levels; 0 is one of them, and the bounds of
+the range are not. SBS has other grids (`methods.shared.bit_sharing`).
 """
 
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ from bench.compression.kernels import Kind, blocks, in_one, inner, steps
 from bench.compression.quantizer import positive
 
 _CLIP_SHRINK = 1e-7
-"""The clip range is that much shorter than the range: bounds of a signed one lie half-way between two codes, and must
-not be rounded out of the grid (the authors' `pact_clip`)."""
+"""Share of the range by which it is clipped inside its bounds (the authors' `pact_clip`). The bounds of a signed range
+lie half-way between two codes, and must not be rounded out of the grid."""
 
 
 def step_sizes(clip: Tensor, bits: Sequence[int], kind: Kind) -> list[Tensor]:
-    """s_b of every width, each the one before divided by a whole number.
+    """Compute the steps s_2, s_4, s_8, …, each the one before divided by a whole number.
 
     Args:
-        clip: The bound of the range, a positive scalar: weights lie in [−clip, clip], inputs in [0, clip].
-        bits: The chain of candidates.
-        kind: Weights are signed, inputs are not.
+        clip: Bound of the range, a positive scalar: weights lie in [−clip, clip], inputs in [0, clip].
+        bits: Chain of candidate bits.
+        kind: Weights, which are signed, or inputs, which are not.
     """
-    width = 2 * clip if kind == "weight" else clip
-    sizes = [width / steps(bits[0])]
+    length = 2 * clip if kind == "weight" else clip
+    sizes = [length / steps(bits[0])]
     for low, high in pairwise(bits):
         sizes.append(sizes[-1] / (steps(high) // steps(low)))  # 2² + 1, 2⁴ + 1, …
     return sizes
 
 
 def residuals(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind) -> list[Tensor]:
-    """x_2, ε_4, ε_8, …, without gradients; the sum of the first j of them is x on the grid of the j-th width.
+    """Compute x_2, ε_4, ε_8, …, without gradients. The sum of the first j of them is x on the j-th grid.
 
     Args:
-        x: Any shape.
-        clip: The bound of the range, a positive scalar.
-        bits: The chain of candidates, K of them.
+        x: Tensor of any shape.
+        clip: Bound of the range, a positive scalar.
+        bits: Chain of candidate bits, K of them.
         kind: Weights or activations.
     """
     highest = (1 - _CLIP_SHRINK) * clip
@@ -55,11 +55,11 @@ def residuals(x: Tensor, clip: Tensor, bits: Sequence[int], kind: Kind) -> list[
 
 
 def nested(gates: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """x_2 + z_4 (ε_4 + z_8 (ε_8 + …)).
+    """Compute x_2 + z_4 (ε_4 + z_8 (ε_8 + …)).
 
     Args:
-        gates: z_4, z_8, …, shape (K − 1,).
-        parts: K tensors of one shape.
+        gates: Gates z_4, z_8, …, shape (K − 1,).
+        parts: Tensors x_2, ε_4, ε_8, …, K of them, of one shape.
     """
     total = parts[-1]
     for gate, part in zip(reversed(gates.unbind()), reversed(parts[:-1]), strict=True):
@@ -68,10 +68,10 @@ def nested(gates: Tensor, parts: Sequence[Tensor]) -> Tensor:
 
 
 class _Gated(torch.autograd.Function):
-    """The gradients that autograd finds when rounding is the identity, without what it would keep; it keeps x alone.
+    """x_q with the gradients that autograd finds where rounding is the identity; only x is kept for the backward pass.
 
-    Every part is homogeneous in x and range together. Hence, with g the gradient for x_q: g reaches x inside the range,
-    and range · dL/drange = ⟨g, x_q⟩ − ⟨g, x⟩ over the inside.
+    Every part is homogeneous in x and range together. So, with g the gradient with respect to x_q, the gradient of x is
+    g inside the range and 0 outside, and range · dL/drange = ⟨g, x_q⟩ − ⟨g, x⟩ over the inside.
     """
 
     @staticmethod
@@ -80,10 +80,10 @@ class _Gated(torch.autograd.Function):
         ctx.bits, ctx.kind = bits, kind
         result = None if in_one(x) else torch.empty_like(x)
         values = x
-        for block, place in blocks(x, result):
+        for block, out in blocks(x, result):
             values = nested(gates, residuals(_precise(block), clip, bits, kind))
-            if place is not None:
-                place.copy_(values)
+            if out is not None:
+                out.copy_(values)
         return values.to(x.dtype) if result is None else result
 
     @staticmethod
@@ -93,46 +93,46 @@ class _Gated(torch.autograd.Function):
         lowest = -highest if ctx.kind == "weight" else torch.zeros_like(highest)
         to_x = None if in_one(x) else torch.empty_like(x)
         passed, inside, products = x, clip.new_zeros(()), clip.new_zeros(len(ctx.bits))
-        for block, upstream, place in blocks(x, grads[0], to_x):
+        for block, upstream, out in blocks(x, grads[0], to_x):
             block, upstream = _precise(block), _precise(upstream)  # noqa: PLW2901
             passed = torch.where((block > lowest) & (block < highest), upstream, 0)
             inside = inside + inner(passed, block)
             parts = residuals(block, clip, ctx.bits, ctx.kind)
             products = products + torch.stack([inner(upstream, part) for part in parts])
-            if place is not None:
-                place.copy_(passed)
+            if out is not None:
+                out.copy_(passed)
         value = nested(gates, products.unbind())  # ⟨g, x_q⟩, since x_q is linear in its parts
         to_clip = (value - inside) / clip
         return passed.to(x.dtype) if to_x is None else to_x, to_clip, _to_gates(gates, products), None, None
 
 
 def _precise(x: Tensor) -> Tensor:
-    """In single precision at least."""
+    """Convert to single precision at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _to_gates(gates: Tensor, products: Tensor) -> Tensor:
-    """dL/dz_j = Π_{i<j} z_i (⟨g, ε_j⟩ + z_{j+1} (⟨g, ε_{j+1}⟩ + …)), shape (K − 1,).
+    """Compute dL/dz_j = Π_{i<j} z_i (⟨g, ε_j⟩ + z_{j+1} (⟨g, ε_{j+1}⟩ + …)), shape (K − 1,).
 
     Args:
-        gates: z_4, z_8, …, shape (K − 1,).
-        products: ⟨g, x_2⟩, ⟨g, ε_4⟩, …, shape (K,).
+        gates: Gates z_4, z_8, …, shape (K − 1,).
+        products: Inner products ⟨g, x_2⟩, ⟨g, ε_4⟩, …, shape (K,).
     """
-    found, before = [], torch.ones_like(products[0])
+    to_gates, before = [], torch.ones_like(products[0])
     for index, gate in enumerate(gates.unbind()):
-        found.append(before * nested(gates[index + 1 :], products[index + 1 :].unbind()))
+        to_gates.append(before * nested(gates[index + 1 :], products[index + 1 :].unbind()))
         before = before * gate
-    return torch.stack(found) if found else torch.zeros_like(gates)
+    return torch.stack(to_gates) if to_gates else torch.zeros_like(gates)
 
 
 def gated_quantization(x: Tensor, clip: Tensor, gates: Tensor, bits: Sequence[int], kind: Kind) -> Tensor:
-    """x_q of the module's formula but for z_2, with straight-through gradients for tensor, range and gates.
+    """Compute x_2 + z_4 (ε_4 + z_8 (ε_8 + …)), with straight-through gradients for tensor, range and gates.
 
     Args:
-        x: Any shape.
-        clip: The bound of the range, a positive scalar.
-        gates: z_4, z_8, …, between 0 and 1, shape (K − 1,).
-        bits: The chain of candidates, K of them.
+        x: Tensor of any shape.
+        clip: Bound of the range, a positive scalar.
+        gates: Gates z_4, z_8, …, between 0 and 1, shape (K − 1,).
+        bits: Chain of candidate bits, K of them.
         kind: Weights or activations.
     """
     result: Tensor = _Gated.apply(x, clip, gates, tuple(bits), kind)  # type: ignore[no-untyped-call]
@@ -140,12 +140,12 @@ def gated_quantization(x: Tensor, clip: Tensor, gates: Tensor, bits: Sequence[in
 
 
 class RangeQuantizer(nn.Module):
-    """The paper's quantizer at one width, with a learned range.
+    """The paper's quantizer at a fixed number of bits, with a learned range.
 
     Args:
-        bits: Width.
+        bits: Number of bits.
         kind: Weights, whose range is symmetric and whose grid of 2^b − 1 levels contains 0, or activations.
-        normalized: Of no effect: the authors do not standardise weights.
+        normalized: Ignored, since the authors do not standardise weights.
     """
 
     def __init__(self, *, bits: int, kind: Kind, normalized: bool = False) -> None:
@@ -161,6 +161,6 @@ class RangeQuantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the range to the least and the largest value (the authors' `get_x_min_x_max`)."""
+        """Set the range to the smallest and the largest value of a tensor (the authors' `get_x_min_x_max`)."""
         self.clip.copy_((x.abs() if self.kind == "weight" else x).max().clamp_min(0))
         self.clip.copy_(torch.where(self.clip > 0, self.clip, 1))

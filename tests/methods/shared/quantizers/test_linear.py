@@ -112,5 +112,5 @@ def test_gradients_pass_all_weights_and_the_range_learns_from_what_it_clips() ->
 
 
 def test_one_bit_has_no_symmetric_form() -> None:
-    with pytest.raises(ValueError, match="least width is 2"):
+    with pytest.raises(ValueError, match="give at least 2 bits"):
         LinearWeight(1)
