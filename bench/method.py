@@ -238,7 +238,7 @@ class SearchJob:
 
     def in_training(self, network: nn.Module) -> Callable[..., Any]:
         """The network as the search should call it in training: compiled, or in another precision, as asked for."""
-        return self.forward.of(network, self.name, self.task.multiplications(self.schedule))
+        return self.forward.prepare(network, self.name, self.task.multiplications(self.schedule))
 
     def cost_term(self, *, strength: float | None = None, budget: float | None = None) -> CostTerm:
         """The cost term at the tuned strength and the budget of the run, or at others given."""

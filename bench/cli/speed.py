@@ -137,7 +137,7 @@ def _modes(compiling: str, setting: SpeedConfig) -> tuple[bool, ...]:
     from bench.training.forward import Forward
 
     probe = Forward("off" if compiling == "off" else "on", "fp32", setting.device)
-    probe.of(nn.Identity(), "measurement", 1.0)
+    probe.prepare(nn.Identity(), "measurement", 1.0)
     if "not_compiled" not in probe.record:
         return _MODES[compiling]
     if compiling == "on":

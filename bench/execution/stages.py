@@ -42,7 +42,7 @@ from bench.store.outcomes import SkippedError
 from bench.training.checkpoints import INTERVAL_SECONDS, Checkpoints
 from bench.training.forward import Forward
 from bench.training.loop import Evaluation, evaluate, fit, reestimate_norms
-from bench.training.synced_norm import share_norms
+from bench.training.synced_norm import synchronise_norms
 
 
 class Workbench:
@@ -96,7 +96,7 @@ class Workbench:
         data = self.task.data
         model = build_model(self.spec.task.model, data.image_shape, data.num_classes)
         if replicas.count() > 1:
-            model = share_norms(model)
+            model = synchronise_norms(model)
         return on_device(model, self.device)
 
 
@@ -243,7 +243,7 @@ def pretrain(desk: Desk) -> None:
                 order,
                 desk.curves.of("pretrain"),
                 desk.checkpoints.stage("pretrain"),
-                desk.forward.of(model, "pretraining", None),
+                desk.forward.prepare(model, "pretraining", None),
             )
     result = evaluate(model, task.data, task.data.validation)
     desk.write_state("model.pt", model)
@@ -468,7 +468,7 @@ def _finetune(desk: Desk, network: nn.Module, schedule: FinetuneSchedule) -> Non
     order = generator("order", "finetune", seed)
     with desk.clock.of("finetune"):
         report, stage = desk.curves.of("finetune"), desk.checkpoints.stage("finetune")
-        call = desk.forward.of(network, "fine-tuning", bench.task.multiplications(schedule))
+        call = desk.forward.prepare(network, "fine-tuning", bench.task.multiplications(schedule))
         fit(network, bench.task.data, schedule, order, report, stage, call)
 
 

@@ -1,13 +1,13 @@
-"""Checkpoints inside a run, so that one that was interrupted goes on from its last epoch, bit for bit.
+"""Checkpoints inside a run, from which an interrupted run continues with bit-identical results.
 
-A stage is a loop over epochs: pretraining, a search (or each of its stages), fine-tuning. What a stage must carry
-over is handed to `Stage.epochs` as parts, anything with `state_dict` and `load_state_dict`:
+A stage is a loop over epochs: pretraining, a search (or each of its stages), fine-tuning. The state that a stage
+carries from epoch to epoch is passed to `Stage.epochs`: named objects with `state_dict` and `load_state_dict`.
 
     for epoch in stage.epochs(schedule.epochs, {"model": model, "optimizer": optimizer}):
         ...
 
-Files hold tensors and plain values only and are read without executing code. The checksum of a file is in its
-name; one that does not match is passed over for the one before it.
+Files hold tensors and plain values only and are read without executing code. A file's name contains its checksum. A
+damaged file is skipped, and the one before it is used.
 """
 
 import hashlib
@@ -31,31 +31,31 @@ from bench.store.files import write_bytes
 _log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = seconds_from_environment("BENCH_CHECKPOINT_SECONDS", 15.0)
-"""Epochs that follow each other faster than this share a checkpoint: no more than this is ever lost."""
+"""Smallest time between two checkpoints; an interruption loses no more than this and one epoch."""
 _KEPT = 2
 
 
 class Stateful(Protocol):
-    """What can be put into a checkpoint: tensors, numbers, texts, lists and dictionaries of them."""
+    """An object whose state a checkpoint can keep."""
 
     def state_dict(self) -> Any:
-        """Everything that the future depends on."""
+        """Return the state: tensors, numbers, texts, and lists and dictionaries of them."""
         ...
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Go on from such a state."""
+        """Restore a state that `state_dict` returned."""
         ...
 
 
 class Stage(Protocol):
     """A loop over epochs that may be interrupted."""
 
-    def epochs(self, total: int, parts: Mapping[str, Stateful]) -> Iterator[int]:
-        """The epochs that are still to do, counted from 0; a checkpoint is written after each.
+    def epochs(self, total: int, state: Mapping[str, Stateful]) -> Iterator[int]:
+        """Yield the epochs that are left, counted from 0, and keep checkpoints after them.
 
         Args:
-            total: Epochs of the stage.
-            parts: What is carried over.
+            total: Number of epochs of the stage.
+            state: Objects that change from epoch to epoch, by name.
         """
         ...
 
@@ -63,8 +63,8 @@ class Stage(Protocol):
 class Uninterrupted:
     """A stage without checkpoints."""
 
-    def epochs(self, total: int, parts: Mapping[str, Stateful]) -> Iterator[int]:
-        """All epochs."""
+    def epochs(self, total: int, state: Mapping[str, Stateful]) -> Iterator[int]:
+        """Yield all epochs."""
         yield from range(total)
 
 
@@ -72,25 +72,25 @@ UNINTERRUPTED = Uninterrupted()
 
 
 class GeneratorState:
-    """A random generator as a part of a checkpoint."""
+    """A random generator whose state a checkpoint can keep."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state."""
+        """Return the generator's state."""
         return {"state": self._generator.get_state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Set the generator."""
+        """Set the generator's state."""
         self._generator.set_state(state_dict["state"])
 
 
 class GlobalGenerators:
-    """The generators that libraries and plug-ins draw from without being handed one."""
+    """The global generators of Python, NumPy and PyTorch, which libraries and plug-ins may draw from."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of Python's, NumPy's and PyTorch's generators."""
+        """Return the states of all of them."""
         numpy: Any = np.random.get_state()  # noqa: NPY002
         name, keys, *rest = numpy
         version, numbers, spare = random.getstate()
@@ -102,7 +102,7 @@ class GlobalGenerators:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Set all of them."""
+        """Set the states of all of them."""
         torch.set_rng_state(state_dict["torch"])
         if state_dict["cuda"]:
             torch.cuda.set_rng_state_all(state_dict["cuda"])
@@ -120,8 +120,8 @@ class Checkpoints:
     """The checkpoints of one unit of work.
 
     Args:
-        folder: Where they are kept, as `<stage>.<count>.<checksum>.pt`.
-        always: Parts of every stage: what the unit has gathered so far.
+        folder: Folder of the files, which are named `<stage>.<count>.<checksum>.pt`.
+        always: State that every stage carries, by name: results of the unit so far.
     """
 
     def __init__(self, folder: Path, always: Mapping[str, Stateful]) -> None:
@@ -129,79 +129,79 @@ class Checkpoints:
         self._always = {**always, "generators": GlobalGenerators()}
 
     def stage(self, name: str) -> "FileStage":
-        """A stage of the unit."""
+        """Make a stage of the unit."""
         return FileStage(self, name)
 
-    def write(self, stage: str, count: int, parts: Mapping[str, Stateful]) -> None:
-        """Keep the state of parts after `count` epochs of a stage; the last two of a stage are kept.
+    def write(self, stage: str, count: int, state: Mapping[str, Stateful]) -> None:
+        """Keep the state after `count` epochs of a stage, and delete all checkpoints of the stage but the last two.
 
-        Of replicas the first one writes; what they carry over is the same on all.
+        Only the first replica writes; the state is the same on all.
         """
         if not replicas.is_first():
             return
-        state = {name: part.state_dict() for name, part in self._with_always(parts).items()}
+        values = {name: item.state_dict() for name, item in self._with_always(state).items()}
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(values, buffer)
         content = buffer.getvalue()
         checksum = hashlib.sha256(content).hexdigest()[:16]
         write_bytes(self._folder / f"{stage}.{count:06d}.{checksum}.pt", content)
         for path in self._files(stage)[_KEPT:]:
             path.unlink(missing_ok=True)
 
-    def restore(self, stage: str, parts: Mapping[str, Stateful]) -> int | None:
-        """Set parts to their latest intact state in a stage, and say after how many epochs that was."""
-        found = self._restored(stage, parts)
-        replicas.check_same("checkpoints", found)
-        return found
+    def restore(self, stage: str, state: Mapping[str, Stateful]) -> int | None:
+        """Restore the latest undamaged state of a stage; return the number of its epochs, or `None` without one."""
+        count = self._restored(stage, state)
+        replicas.check_same("checkpoints", count)
+        return count
 
-    def _restored(self, stage: str, parts: Mapping[str, Stateful]) -> int | None:
+    def _restored(self, stage: str, state: Mapping[str, Stateful]) -> int | None:
         for path in self._files(stage):
-            state = _intact(path)
-            if state is None:
-                _log.warning("the checkpoint %s is damaged and passed over", path)
+            values = _read_checked(path)
+            if values is None:
+                _log.warning("the checkpoint %s is damaged and is skipped", path)
                 continue
-            for name, part in self._with_always(parts).items():
-                part.load_state_dict(state[name])
+            for name, item in self._with_always(state).items():
+                item.load_state_dict(values[name])
             return int(path.name.split(".")[-3])
         return None
 
     def clear(self) -> None:
-        """Remove all of them."""
+        """Delete all checkpoints."""
         if self._folder.is_dir():
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _with_always(self, parts: Mapping[str, Stateful]) -> dict[str, Stateful]:
-        return {**parts, **{f"unit.{name}": part for name, part in self._always.items()}}
+    def _with_always(self, state: Mapping[str, Stateful]) -> dict[str, Stateful]:
+        return {**state, **{f"unit.{name}": item for name, item in self._always.items()}}
 
     def _files(self, stage: str) -> list[Path]:
-        """The checkpoints of a stage, the latest first."""
+        """List the checkpoints of a stage, the latest first."""
         return sorted(self._folder.glob(f"{stage}.??????.*.pt"), reverse=True)
 
 
 class FileStage:
-    """A stage whose state is kept in files."""
+    """A stage with checkpoints in files."""
 
     def __init__(self, checkpoints: Checkpoints, name: str) -> None:
         self._checkpoints, self._name = checkpoints, name
 
-    def epochs(self, total: int, parts: Mapping[str, Stateful]) -> Iterator[int]:
-        """The epochs that are still to do; parts are set to their state after the last one that was kept."""
-        done = self._checkpoints.restore(self._name, parts) or 0
+    def epochs(self, total: int, state: Mapping[str, Stateful]) -> Iterator[int]:
+        """Restore the latest checkpoint, and yield the epochs after it."""
+        done = self._checkpoints.restore(self._name, state) or 0
         saved = time.monotonic()
         for epoch in range(done, total):
             yield epoch
             if time.monotonic() - saved >= INTERVAL_SECONDS:
-                self._checkpoints.write(self._name, epoch + 1, parts)
+                self._checkpoints.write(self._name, epoch + 1, state)
                 saved = time.monotonic()
 
 
-def _intact(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint; `None` when it is not what was written."""
+def _read_checked(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint; return `None` if it is damaged."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] != path.name.split(".")[-2]:
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        values: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
         return None
-    return state
+    return values

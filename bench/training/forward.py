@@ -1,9 +1,9 @@
-"""How the networks of a run are carried out in training: compiled or as they stand, in single precision or in bfloat16.
+"""Preparation of a run's networks for training: compiled or not, in single precision or in bfloat16.
 
-Compiling a network fuses normalisation, activation, quantizer and gates into a few passes over memory; nothing else
-about it changes, and it rounds a little differently. It takes a C++ compiler on a processor, most of a minute for a
-network that is new, some seconds for one that the compiler's cache on this machine knows. Where it cannot be done the
-network is carried out as it stands, which is said once and noted in the result.
+Compilation fuses normalisation, activation, quantizer and gates into a few passes over memory. Results differ by
+rounding only. On a CPU it needs a C++ compiler. It takes up to a minute for a new network, and some seconds for one in
+the compiler's cache on this machine. If a network cannot be compiled, it is executed uncompiled, with one warning and a
+note in the result.
 """
 
 import logging
@@ -22,26 +22,26 @@ from bench.spec.schema import Compile, Precision
 _log = logging.getLogger(__name__)
 
 _RECOMPUTE: dict[str, Any] = {"ban_recompute_used_far_apart": False}
-"""What the compiler may compute again in the backward pass: also numbers with uses on both sides of a reduction. By
-itself it keeps all that follows the statistics of a batch normalisation: half as many bytes again, and some of them
-masks of one byte, which its kernels are slow to read beside numbers of four (fine-tuning takes 1.5 in place of 1.0 ×).
-With `ban_recompute_materialized_backward` off as well, what is kept falls from 1.3 to 0.7 × a plain step's, and steps
-take 2 % longer."""
+"""Setting that lets the compiler recompute values in the backward pass also if they are used on both sides of a
+reduction. By default it keeps every value that follows the statistics of a batch normalisation: half as many bytes
+more. Some of these values are masks of one byte, which its kernels read slowly beside numbers of four bytes
+(fine-tuning takes 1.5 × a plain step's time instead of 1.0 ×). If `ban_recompute_materialized_backward` is off as well,
+the kept values shrink from 1.3 to 0.7 × those of a plain step, and steps take 2 % longer."""
 _WORTH_COMPILING = {"cpu": 2e12, "cuda": 2e14}
-"""Multiplications of a stage. With fewer, a network that is new takes longer to compile than that saves: two cores take
-some two minutes for so many, a card half a minute."""
+"""Smallest number of multiplications in a stage for which compilation saves more time than it takes, by device. Two
+cores need about two minutes for so many multiplications, a GPU half a minute."""
 
 
 class Forward:
-    """Prepares networks of one run for training.
+    """Preparation of one run's networks for training.
 
     Args:
-        compiling: "on", "off", or "auto": where a stage is long enough to be worth it.
-        precision: Of the forward pass; parameters, losses and quantizers stay in single precision.
-        device: Where the networks live.
+        compiling: "on", "off", or "auto", which compiles in stages that are long enough.
+        precision: Precision of the forward pass; parameters, losses and quantizers stay in single precision.
+        device: Device of the networks.
 
     Attributes:
-        record: What was done, for the result.
+        record: Precision, compiled stages and time of compilation, for the result.
     """
 
     def __init__(self, compiling: Compile, precision: Precision, device: torch.device) -> None:
@@ -50,14 +50,14 @@ class Forward:
         self._device = device
         self.record: dict[str, Any] = {"precision": precision, "compiled": [], "compile_seconds": 0.0}
 
-    def of(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., Any]:
-        """The network as it is to be called in training, with the same arguments and results.
+    def prepare(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., Any]:
+        """Return the function to call for a network's forward pass, with the same arguments and results.
 
         Args:
-            network: Its parameters stay those of the module.
-            stage: For messages and the record.
-            multiplications: Of the whole stage; short ones are not compiled in mode "auto". `None` where there is
-                nothing to gain, as in a float network.
+            network: Network; its parameters stay those of the module.
+            stage: Name of the stage, for messages and the record.
+            multiplications: Number of multiplications in the whole stage; in mode "auto" short stages are not compiled.
+                `None` never compiles, e.g. for a float network, where nothing is gained.
         """
         call: Callable[..., Any] = network
         if self._to_compile(stage, multiplications):
@@ -84,11 +84,11 @@ class Forward:
 
 
 PLAIN = Forward("off", "fp32", torch.device("cpu"))
-"""Networks as they stand."""
+"""Preparation that leaves networks unchanged."""
 
 
 class _Compiled:
-    """A network that is compiled when it is first called, and carried out as it stands where that fails."""
+    """A network that is compiled when it is first called, and executed uncompiled if that fails."""
 
     def __init__(self, network: nn.Module, stage: str, record: dict[str, Any]) -> None:
         self._network, self._stage, self._record = network, stage, record
@@ -98,7 +98,7 @@ class _Compiled:
         return self._compile(args) if self._call is None else self._call(*args)
 
     def _compile(self, args: tuple[Any, ...]) -> Any:
-        """The first call. Nothing has been changed when it fails: compiling comes before carrying out."""
+        """Compile the network and call it. If compilation fails, nothing has been executed yet."""
         from torch._dynamo.exc import TorchDynamoException
         from torch._functorch import config as autograd
         from torch._inductor import config as compiler
@@ -107,7 +107,7 @@ class _Compiled:
         compiled = torch.compile(self._network, fullgraph=True, dynamic=False)
         began = time.perf_counter()
         try:
-            # What the processor says of itself is believed: to try its instructions takes a dozen seconds a process.
+            # The CPU's own list of instructions is trusted: testing them takes about 12 seconds per process.
             with autograd.patch(**_RECOMPUTE), compiler.patch({"cpp.vec_isa_ok": True}):
                 result = compiled(*args)
         except TorchDynamoException as error:
@@ -126,7 +126,7 @@ def _fall_back(record: dict[str, Any], stage: str, reason: str) -> None:
 
 
 def _obstacle(device: torch.device) -> str | None:
-    """Why nothing can be compiled here, if that is so."""
+    """Return the reason why networks cannot be compiled here; `None` if they can."""
     if replicas.count() > 1:
         return "one run on several devices is not compiled"
     compiler = os.environ.get("CXX", "g++")

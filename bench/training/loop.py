@@ -1,4 +1,4 @@
-"""Training and evaluation that all stages share: pretraining, fine-tuning, and the pieces a search needs."""
+"""Training and evaluation: the loop of pretraining and fine-tuning, and building blocks for searches."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ from bench.errors import NonFiniteLossError
 from bench.spec.schema import Schedule, SearchSchedule
 from bench.training.checkpoints import UNINTERRUPTED, GeneratorState, Stage, Stateful
 
-Report = Callable[[Mapping[str, float]], None]
-"""Called after each epoch with figures to show and keep."""
+EpochCallback = Callable[[Mapping[str, float]], None]
+"""Function that is called after each epoch with figures to show and keep."""
 
 _STATISTICS_BATCHES = 10
 _ONE_CYCLE_WARMUP = 0.25
@@ -27,7 +27,12 @@ _ONE_CYCLE_WARMUP = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Accuracy on a subset, in percent, and mean cross-entropy."""
+    """Accuracy on a subset.
+
+    Attributes:
+        top1, top5: Accuracy in percent.
+        loss: Mean cross-entropy.
+    """
 
     top1: float
     top5: float
@@ -35,7 +40,7 @@ class Evaluation:
 
 
 class Meter:
-    """Mean loss and accuracy of an epoch, over all replicas, counted on the device without waiting for it."""
+    """Mean loss and accuracy of an epoch over all replicas, counted on the device without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._loss = torch.zeros((), device=device, dtype=torch.float64)
@@ -44,14 +49,14 @@ class Meter:
         self._batches = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch."""
+        """Add one batch."""
         self._loss += loss.detach()
         self._correct += (logits.detach().argmax(1) == labels).sum()
         self._images += len(labels)
         self._batches += 1
 
     def figures(self) -> dict[str, float]:
-        """Mean training loss and accuracy in percent.
+        """Return mean training loss and accuracy in percent.
 
         Raises:
             NonFiniteLossError: The loss became NaN or infinite during the epoch.
@@ -67,14 +72,19 @@ class Meter:
 
 
 def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSchedule) -> torch.optim.SGD:
-    """SGD with the schedule's rate, momentum and decay for groups that state no other, and its limit of gradients."""
+    """Make an SGD optimizer with a schedule's rate, momentum, weight decay and limit of gradients.
+
+    Args:
+        groups: Parameter groups; their own settings take precedence over those of the schedule.
+        schedule: Schedule.
+    """
     optimizer = torch.optim.SGD(
         [dict(group) for group in groups],
         lr=schedule.lr,
         momentum=schedule.momentum,
         nesterov=schedule.nesterov and schedule.momentum > 0,
         weight_decay=schedule.weight_decay,
-        fused=True,  # one pass over all parameters; networks have some hundred small ones
+        fused=True,  # one pass over all parameters, of which networks have a hundred or more small ones
     )
     if schedule.max_grad_norm is not None:
         limit_gradients(optimizer, schedule.max_grad_norm)
@@ -82,10 +92,10 @@ def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSched
 
 
 def limit_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Before each update scale the gradients of all its parameters down to a norm that they exceed together.
+    """Before each update, scale the gradients of all parameters down so that their common norm is at most `norm`.
 
-    A filter whose quantized weights are all 0 has an output without variance, and batch normalisation multiplies the
-    gradient of what has none by 1/√ε, some 300. In depthwise layers, of which MobileNets have many in a row, such
+    The output of a filter whose quantized weights are all 0 has no variance. Batch normalisation multiplies the
+    gradient of such an output by 1/√ε, about 300. In depthwise layers, of which MobileNets have many in a row, such
     filters are common at few bits.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -97,10 +107,10 @@ def limit_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
 
 
 def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Sequence[Mapping[str, object]]:
-    """Parameter groups of a network: weights with decay, clip values without.
+    """Make parameter groups of a network: weights with decay, clip values without.
 
     Args:
-        model: The network.
+        model: Network.
         exclude: Parameters that another optimizer trains.
     """
     excluded = {id(parameter) for parameter in exclude}
@@ -114,7 +124,7 @@ def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Seq
 
 
 def rate_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps_per_epoch: int) -> LRScheduler:
-    """The learning-rate schedule, advanced after every update."""
+    """Make the schedule of the learning rate, which advances after every update."""
     total = schedule.epochs * steps_per_epoch
     if schedule.decay == "cosine":
         return CosineAnnealingLR(optimizer, total)
@@ -130,20 +140,21 @@ def fit(
     data: TaskData,
     schedule: Schedule,
     order: torch.Generator,
-    report: Report,
+    report: EpochCallback,
     stage: Stage = UNINTERRUPTED,
     call: Callable[..., Tensor] | None = None,
 ) -> None:
     """Train a network by cross-entropy, in place.
 
     Args:
-        model: The network, on the data's device.
-        data: Training images come from its training part.
-        schedule: Length, rates and decay.
-        order: Draws the order of the images and their augmentation.
-        report: Called after each epoch with loss, accuracy (percent) and learning rate.
-        stage: Keeps checkpoints.
-        call: Stands for the network in the forward pass, e.g. compiled; see `bench.training.forward`.
+        model: Network on the data's device.
+        data: Data; only the training part is used.
+        schedule: Length, learning rates and weight decay.
+        order: Generator of the order of the images and of their augmentation.
+        report: Function that is called after each epoch with loss, accuracy (percent) and learning rate.
+        stage: Stage that keeps checkpoints.
+        call: Function to call for the forward pass, e.g. the compiled network; see `bench.training.forward`. The
+            network itself by default.
 
     Raises:
         NonFiniteLossError: Training diverged.
@@ -152,38 +163,37 @@ def fit(
     rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
     model.train()
     forward = model if call is None else call
-    parts: dict[str, Stateful] = {
+
+    def update(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = forward(images)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        replicas.average_gradients(model.parameters())
+        optimizer.step()
+        rates.step()
+        return loss, logits
+
+    state: dict[str, Stateful] = {
         "model": model,
         "optimizer": optimizer,
         "rates": rates,
         "order": GeneratorState(order),
     }
-    for epoch in stage.epochs(schedule.epochs, parts):
+    for epoch in stage.epochs(schedule.epochs, state):
         meter = Meter(data.device)
         for images, labels in data.training_batches(schedule.batch_size, order):
-            logits = forward(images)
-            loss = F.cross_entropy(logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            replicas.average_gradients(model.parameters())
-            optimizer.step()
-            rates.step()
-            meter.add(loss, logits, labels)
-        report(
-            {
-                "epoch": epoch + 1,
-                "epochs": schedule.epochs,
-                **meter.figures(),
-                "lr": float(rates.get_last_lr()[0]),
-            }
-        )
+            meter.add(*update(images, labels), labels)
+        rate = float(rates.get_last_lr()[0])
+        report({"epoch": epoch + 1, "epochs": schedule.epochs, **meter.figures(), "lr": rate})
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
-    """Accuracy and loss of a network on a subset, in evaluation mode. Top-5 is over at most all classes.
+    """Evaluate a network on a subset, in evaluation mode.
 
-    An image that cannot be read counts as wrong; the loss is the mean over the others.
+    An image that cannot be read counts as wrong; the loss is the mean over the others. With fewer than five classes,
+    top-5 accuracy is over all of them.
     """
     counted = torch.zeros(4, dtype=torch.float64, device=data.device)
     with evaluating(model):
@@ -200,7 +210,7 @@ def evaluate(model: nn.Module, data: TaskData, subset: Subset) -> Evaluation:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, the mode from before after it."""
+    """Put a network into evaluation mode inside the block, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the whole batch when replicas share it."""
+"""Batch normalisation with the statistics of the whole batch when replicas share it."""
 
 from typing import Any
 
@@ -14,24 +14,25 @@ from bench.errors import BenchError
 _OVER = (0, 2, 3)
 
 
-class SharedNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d`, with the same state, over the batches of all replicas together in training.
+class SyncedNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose statistics in training are those of all replicas' shares together.
 
-    Shares must be of the same size, as those of `TaskData.training_batches` are.
+    It has the same state as `nn.BatchNorm2d`. All shares must have the same size, as those of
+    `TaskData.training_batches` have.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); where nothing is shared, exactly as the class it derives from."""
+        """Normalise (N, C, H, W); without replicas exactly as the base class."""
         if not self.training or replicas.count() == 1:
             return super().forward(input)
         mean, variance = _statistics(input)
-        self._follow(mean, variance, replicas.count() * input.numel() // input.shape[1])
+        self._update(mean, variance, replicas.count() * input.numel() // input.shape[1])
         output: Tensor = _Normalize.apply(input, mean, variance, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         return output
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, size: int) -> None:
-        """Let the stored statistics follow those of a batch with `size` values a channel."""
+    def _update(self, mean: Tensor, variance: Tensor, size: int) -> None:
+        """Update the stored statistics with those of a batch with `size` values per channel."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -42,10 +43,10 @@ class SharedNorm2d(nn.BatchNorm2d):
 
 @torch.no_grad()
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance by channel over all replicas' shares, shape (C,) each, in one all-reduce.
+    """Compute mean and biased variance per channel over all replicas' shares, each (C,), in one all-reduce.
 
-    The variance is the mean of the shares' variances and the variance of their means: a difference of squares would
-    cancel.
+    The variance is the mean of the shares' variances plus the variance of their means. A difference of squares would
+    lose precision by cancellation.
     """
     variance, mean = torch.var_mean(x, _OVER, correction=0)
     shares = x.new_zeros(replicas.count(), 2, x.shape[1])
@@ -56,7 +57,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Normalize(torch.autograd.Function):
-    """(x − mean)/std · weight + bias; the backward pass knows that mean and std come from all replicas' shares."""
+    """(x − mean)/std · weight + bias, with gradients through the mean and std of all replicas' shares."""
 
     @staticmethod
     def forward(
@@ -69,30 +70,30 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, Tensor | None, Tensor | None, None]:
         x, mean, scale, weight = ctx.saved_tensors
         grad = grads[0]
-        normalized = (x - _spread(mean)) * _spread(scale)
+        normalized = (x - _expand(mean)) * _expand(scale)
         own = torch.stack([grad.sum(_OVER), (grad * normalized).sum(_OVER)])
-        # Each replica's loss reaches the shares of all others through the statistics.
+        # Each replica's loss depends on the shares of all others through the statistics.
         size = replicas.count() * x.numel() // x.shape[1]
-        of_mean, of_std = replicas.total(own) / size
+        mean_grad, std_grad = replicas.total(own) / size
         factor = scale if weight is None else scale * weight
-        for_x = (grad - _spread(of_mean) - normalized * _spread(of_std)) * _spread(factor)
+        for_x = (grad - _expand(mean_grad) - normalized * _expand(std_grad)) * _expand(factor)
         if weight is None:
             return for_x, None, None, None, None, None
         return for_x, None, None, own[1], own[0], None
 
 
-def _spread(channels: Tensor) -> Tensor:
+def _expand(channels: Tensor) -> Tensor:
     return channels.view(1, -1, 1, 1)
 
 
-def share_norms(model: nn.Module) -> nn.Module:
-    """Put shared normalisations in the place of a model's own, with their parameters and buffers.
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """Replace a model's batch normalisations by shared ones, with their parameters and buffers.
 
     Raises:
         BenchError: The model has batch normalisations of another kind.
     """
     for path, norm in list(model.named_modules()):
-        if not isinstance(norm, _BatchNorm) or isinstance(norm, SharedNorm2d):
+        if not isinstance(norm, _BatchNorm) or isinstance(norm, SyncedNorm2d):
             continue
         if type(norm) is not nn.BatchNorm2d:
             raise BenchError(
@@ -103,8 +104,8 @@ def share_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def _shared(norm: nn.BatchNorm2d) -> SharedNorm2d:
-    shared = SharedNorm2d(
+def _shared(norm: nn.BatchNorm2d) -> SyncedNorm2d:
+    shared = SyncedNorm2d(
         norm.num_features, norm.eps, norm.momentum, affine=norm.affine, track_running_stats=norm.track_running_stats
     )
     shared.weight, shared.bias = norm.weight, norm.bias

@@ -59,12 +59,12 @@ class _Separated(Forward):
         self._forward, self._layer = forward, layer
         self.record = forward.record
 
-    def of(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., Any]:
+    def prepare(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., Any]:
         """The network as it is to be called in training."""
         for module in network.modules():
             if isinstance(module, MixedLayer):
                 module.__class__ = self._layer
-        return self._forward.of(network, stage, multiplications)
+        return self._forward.prepare(network, stage, multiplications)
 
 
 class SeparatePaths(MultiPath):

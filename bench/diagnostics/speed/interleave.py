@@ -122,7 +122,7 @@ class WatchedForward(Forward):
 
     steps: StepObserver | None = None
 
-    def of(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., object]:
+    def prepare(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., object]:
         """As ever."""
         if self.steps is not None:
             self.steps.stage()
@@ -132,7 +132,7 @@ class WatchedForward(Forward):
             # The networks of all trainings share their code, for which the compiler would give up after a few. Here,
             # since a greenlet, like a thread, sees nothing of what was set outside of it.
             config.recompile_limit = _MANY_NETWORKS
-        return super().of(network, stage, multiplications)
+        return super().prepare(network, stage, multiplications)
 
 
 # --- memory of one step ---------------------------------------------------------------------------------------------

@@ -305,7 +305,7 @@ def _fit(candidate: Candidate, task: Task, forward: Forward, batch_size: int) ->
             quantizer: QuantizerFactory = UniformQuantizer if candidate.method is None else candidate.method.quantizer
             model = compress(model, task.network, uniform(task.network, _BITS), quantizer=quantizer)
             calibrate(model, task.data.calibration_batches(1, batch_size)[0])
-        call = forward.of(model, candidate.what, 1.0)
+        call = forward.prepare(model, candidate.what, 1.0)
         fit(model, task.data, schedule, generator("speed", "order"), _ignore, call=call)
 
     return train

@@ -42,7 +42,7 @@ from bench.store.leases import Leases
 from bench.store.machine import resolve_device
 from bench.store.outcomes import Outcome
 from bench.training.loop import Meter, evaluate, fit, reestimate_norms
-from bench.training.synced_norm import SharedNorm2d, share_norms
+from bench.training.synced_norm import SyncedNorm2d, synchronise_norms
 
 pytest.importorskip("lightning_fabric", reason="needs Lightning Fabric: pip install 'sbs-bench[ddp]'")
 
@@ -150,7 +150,7 @@ def test_in_an_ordinary_process_nothing_happens() -> None:
     replicas.check_alike("Halve", "choice", [values])
     norm = nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 2, 2)
-    assert torch.equal(share_norms(nn.Sequential(norm))(x), nn.BatchNorm2d(3)(x))
+    assert torch.equal(synchronise_norms(nn.Sequential(norm))(x), nn.BatchNorm2d(3)(x))
 
 
 def _hello(device: torch.device, folder: Path) -> None:
@@ -172,7 +172,7 @@ def _normalized(momentum: float | None, x: Tensor, factor: Tensor) -> dict[str, 
     norm = nn.BatchNorm2d(4, momentum=momentum).double()
     with torch.no_grad():
         norm.weight.copy_(torch.arange(1, 5))
-    model = share_norms(nn.Sequential(norm))
+    model = synchronise_norms(nn.Sequential(norm))
     x, factor = replicas.mine(x), replicas.mine(factor)
     for step in range(3):
         inputs = (x + step).requires_grad_()
@@ -204,7 +204,7 @@ def test_a_shared_norm_is_that_of_the_whole_batch(tmp_path: Path, momentum: floa
 
 def test_norms_of_another_kind_are_refused() -> None:
     with pytest.raises(BenchError, match=r"layer '0' is a BatchNorm1d, .*use --devices 1"):
-        share_norms(nn.Sequential(nn.BatchNorm1d(3)))
+        synchronise_norms(nn.Sequential(nn.BatchNorm1d(3)))
 
 
 # --- training and searches ---
@@ -223,7 +223,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def task_of(spec: StudySpec) -> Task:
     """The task as a replica's workbench has it."""
     task = Workbench(spec, Store(Path("unused")), None, make_plan(spec).network).task
-    assert isinstance(task.make_model().bn1, SharedNorm2d) == (replicas.count() > 1)
+    assert isinstance(task.make_model().bn1, SyncedNorm2d) == (replicas.count() > 1)
     return task
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints inside a stage: what is kept, what is passed over, and that training goes on bit for bit."""
+"""Checkpoints inside a stage: which are kept, which are skipped, and that training continues bit for bit."""
 
 import os
 import pickle
@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     latest, before = files(tmp_path)[1], files(tmp_path)[0]
     damage(latest, how)
     assert count_epochs(tmp_path, 9, stop_after=1) == (5, [4])
-    assert f"the checkpoint {latest} is damaged and passed over" in caplog.text
+    assert f"the checkpoint {latest} is damaged and is skipped" in caplog.text
     assert before.exists()
     damage(before, how)
     assert count_epochs(tmp_path, 9) == (9, list(range(9)))

@@ -120,7 +120,7 @@ def test_a_stage_that_begins_is_warmed_up_again() -> None:
     forward.steps = steps
     data = WatchedData.of(made_up_task(SETTING, 1).data, steps, epoch=2)
     for _ in range(2):
-        forward.of(nn.Identity(), "a stage", 1.0)
+        forward.prepare(nn.Identity(), "a stage", 1.0)
         for _ in data.training_batches(4, torch.Generator()):
             pass
     assert [told.split()[0] for told in steps.told if told.endswith("ended")] == ["counted", "timed"] * 2
@@ -396,7 +396,7 @@ def test_the_compiler_takes_any_number_of_networks(monkeypatch: pytest.MonkeyPat
         forward = WatchedForward("on", "fp32", CPU)
         turns = InterleavedTraining(1, CPU)
         network = _Deep(depth)
-        turns.start(lambda forward=forward, network=network: forward.of(network, "test", 1.0)(torch.zeros(1, 2)))
+        turns.start(lambda forward=forward, network=network: forward.prepare(network, "test", 1.0)(torch.zeros(1, 2)))
         turns.stop()
         records.append(forward.record)
     assert [record["compiled"] for record in records] == [["test"]] * 12

@@ -1,0 +1,14 @@
+from .checkpoints import GeneratorState as GeneratorState
+from .checkpoints import Stage as Stage
+from .checkpoints import Stateful as Stateful
+from .forward import Forward as Forward
+from .loop import Evaluation as Evaluation
+from .loop import Meter as Meter
+from .loop import evaluate as evaluate
+from .loop import evaluating as evaluating
+from .loop import fit as fit
+from .loop import limit_gradients as limit_gradients
+from .loop import rate_schedule as rate_schedule
+from .loop import reestimate_norms as reestimate_norms
+from .loop import sgd as sgd
+from .loop import weight_groups as weight_groups
