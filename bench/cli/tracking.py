@@ -61,7 +61,7 @@ def _documents(store: Store, study: str | None, *, every: bool) -> tuple[list[di
 
 def _synced(tracker: Tracker, store: Store, document: dict[str, Any], *, rebuild: bool) -> str:
     """Bring one study up to date; returns what was done in one line."""
-    from bench.reporting.mlflow.probe import first_line
+    from bench.errors import first_line
     from bench.store.urls import without_password
 
     place = without_password(tracker.uri)

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.results.tables import DAMAGED, STALE, stale_reason
+from bench.results.tables import DAMAGED, STALE
 from bench.store.files import Store, UnitKind
 from bench.store.leases import Leases, LeaseView
+from bench.store.staleness import why_stale
 
 PLANNED, ORPHANED = "planned", "orphaned"
 """State of a unit that no process has begun, and of one whose process died without reporting an outcome."""
@@ -103,7 +104,7 @@ def _state_and_reason(record: Mapping[str, Any], study: Mapping[str, Any], holde
             ORPHANED,
             f"its process died (last sign of life {record['started']}); the same command continues the unit",
         )
-    stale = stale_reason(record, study)
+    stale = why_stale(record, study)
     return (status, reason) if stale is None else (STALE, stale)
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError
 from bench.store.files import Store, UnitKind, read_json, write_text
-from bench.store.staleness import outdated
+from bench.store.staleness import why_stale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,7 +200,7 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
     record = results.record("runs", identity)
     if record is None:
         return _row_without_record(results, identity)
-    stale = stale_reason(record, results.study)
+    stale = why_stale(record, results.study)
     stale_fields = {} if stale is None else {"status": STALE, "reason": stale}
     return {
         **dict(_figures(record)),
@@ -213,21 +212,6 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
         "within_budget": _truth(record.get("within_budget")),
         "options": json.dumps(section(record, "options"), sort_keys=True),
     }
-
-
-def stale_reason(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
-    """Return why a unit's result is out of date, as far as its record and the study say; `None` when it is not.
-
-    Args:
-        record: Record of the unit; only results can be out of date, not failures.
-        study: Document of the study.
-    """
-    if record.get("status") not in ("done", "unreachable"):
-        return None
-    try:
-        return outdated(record, study)
-    except BenchError as error:  # the method is not installed here
-        return str(error).partition(":")[0]  # without the hint
 
 
 def _row_without_record(results: StudyResults, identity: str) -> dict[str, Any]:

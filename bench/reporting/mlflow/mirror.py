@@ -1,8 +1,8 @@
-"""Brings one study's MLflow runs up to date with its run folders, sending only what MLflow does not have.
+"""The update of one study's MLflow runs from its run folders, which sends only what MLflow does not have.
 
-What was sent is remembered, so that an update costs as much as what is new, however much has finished. Another
-process may write too: before a run is made, MLflow is asked whether it is there; a thorough update forgets all
-that was remembered and compares everything.
+A mirror remembers what it sent, so that the cost of an update depends on what is new and not on what has finished.
+Another process may write too. Therefore MLflow is asked for a run before the run is created, and a thorough update
+forgets everything that was remembered and compares all of it.
 """
 
 import math
@@ -13,7 +13,8 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.mlflow.entries import Cell, Entry, Folders, Item, cell, curve_points
+from bench.reporting.mlflow.entries import Entry, GroupKey, curve_points
+from bench.reporting.mlflow.folders import StudyFolders, UnitSummary
 from bench.spec.schema import canonical_hash
 from bench.store.files import Store
 
@@ -25,22 +26,22 @@ ID, FINISHED_TAG, STORE, PARENT = "bench.id", "bench.finished", "bench.store", "
 TABLES, POLICIES = "bench.tables", "bench.policies"
 
 _PAGE = 200
-"""Runs in one answer of a search: an answer with all of them may take longer than a request may."""
+"""Runs in one answer of a search; an answer with all runs could exceed the time limit of a request."""
 _BATCH_METRICS, _BATCH_PARAMS = 900, 100
-"""In one call; MLflow's servers refuse more than 1000 of both together."""
+"""Metrics and params in one call; MLflow's servers refuse more than 1000 of both together."""
 _KEY_CHARS, _PARAM_CHARS, _TAG_CHARS = 250, 500, 5000
-"""What every MLflow server since version 2 accepts."""
+"""Lengths that every MLflow server since version 2 accepts."""
 _MAX_FAILURES = 3
-"""Entries that cannot be written before an update gives up: one that MLflow refuses does not keep out the others."""
+"""Number of failed entries after which an update gives up; fewer do not keep the others from being sent."""
 
 
 @dataclass
 class Counts:
-    """What an update did with a study's MLflow runs.
+    """The effect of an update on a study's MLflow runs.
 
     Attributes:
-        added, updated, unchanged, removed: Runs.
-        complete: Whether MLflow has everything; otherwise time ran out.
+        added, updated, unchanged, removed: Numbers of runs.
+        complete: Whether MLflow has everything; if not, time ran out.
     """
 
     added: int = 0
@@ -51,10 +52,10 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sent:
-    """An MLflow run as it is there."""
+class _StoredRun:
+    """An MLflow run as MLflow has it."""
 
-    run: str
+    run_id: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: frozenset[str]
@@ -62,12 +63,12 @@ class _Sent:
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """The way to MLflow.
+    """A connection to MLflow.
 
     Attributes:
-        client: MLflow's.
-        probe: Raises when MLflow cannot be reached.
-        glance: The same before every write, where writing itself would take long to fail; otherwise does nothing.
+        client: MLflow's client.
+        probe: Function that raises an error when MLflow cannot be reached.
+        glance: Function that does the same before every write if a write would take long to fail, and nothing else.
     """
 
     client: "MlflowClient"
@@ -77,12 +78,12 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
-    """Artifacts of a parent that are sent again only when they have changed.
+    """Artifacts of a parent run that are sent only when they have changed.
 
     Attributes:
-        tag: The tag that says what was sent last.
-        stamp: Its value; changes when the artifacts do.
-        texts: Makes the artifacts, by name.
+        tag: Tag that holds the stamp of the artifacts that were sent last.
+        stamp: Text that changes when the artifacts do.
+        texts: Function that makes the artifacts, by name.
     """
 
     tag: str
@@ -91,46 +92,46 @@ class Attachment:
 
 
 class Mirror:
-    """A study's folders and MLflow runs, as far as this process knows them. After an error it is of no use any more.
+    """A study's folders and MLflow runs, as far as this process knows them. After an error it must not be used again.
 
     Args:
-        store: Where the folders are.
-        study: The study's document.
-        experiment: The id of MLflow's experiment.
-        owner: Marks the store's runs among those of others, as the tag `bench.store.files`.
-        private: Whether nobody else writes to this MLflow, so that every run is the store's.
+        store: Store with the folders.
+        study: Document of the study.
+        experiment: Id of MLflow's experiment.
+        owner: Value of the tag `bench.store`, which marks the store's runs among those of other stores.
+        private: Whether only this store writes to the MLflow, so that every run is the store's.
     """
 
     def __init__(self, store: Store, study: Mapping[str, Any], experiment: str, owner: str, *, private: bool) -> None:
         self.study, self.experiment, self.owner = study, experiment, owner
-        self.folders = Folders(store, study)
+        self.folders = StudyFolders(store, study)
         self._private = private
-        self._known: dict[str, list[_Sent]] = {}
-        self._members: dict[Cell, list[Item]] = {}
+        self._known: dict[str, list[_StoredRun]] = {}
+        self._members: dict[GroupKey, list[UnitSummary]] = {}
         self._is_filled = False
 
     def update(self, connection: Connection, *, thorough: bool, deadline: float = math.inf) -> Counts:
         """Send what MLflow does not have, and remove what the study no longer has.
 
         Args:
-            connection: The way to MLflow.
-            thorough: Compare everything, and send tables and mean policies too, instead of going by what is
-                remembered.
-            deadline: On the monotonic clock; what is left then waits for the next update.
+            connection: Connection to MLflow.
+            thorough: Whether to compare everything and send tables and mean policies too, instead of relying on what
+                is remembered.
+            deadline: Time of the monotonic clock after which the rest waits for the next update.
         """
         fresh = thorough or not self._is_filled
         if fresh:
             self._fill(connection.client)
-        items = self.folders.look()
-        cells: dict[Cell, list[Item]] = {}
-        for item in items:
-            cells.setdefault(item.cell, []).append(item)
+        units = self.folders.scan()
+        groups: dict[GroupKey, list[UnitSummary]] = {}
+        for unit in units:
+            groups.setdefault(unit.group, []).append(unit)
         update = _Update(self, connection, deadline, fresh)
-        self._write_parents(update, cells, thorough=thorough)
-        for item in items:
-            if item.stamp is not None:
-                update.attempt(item.identity, partial(update.child, item))
-        wanted = {"/".join(cell) for cell in cells} | {item.identity for item in items if item.stamp is not None}
+        self._write_parents(update, groups, thorough=thorough)
+        shown = [unit for unit in units if unit.stamp is not None]
+        for unit in shown:
+            update.attempt(unit.identity, partial(update.child, unit))
+        wanted = {"/".join(group) for group in groups} | {unit.identity for unit in shown}
         for identity in self._known.keys() - wanted:
             runs = self._known.pop(identity)
             update.counts.removed += len(runs)
@@ -141,64 +142,66 @@ class Mirror:
     def remove(self, client: "MlflowClient") -> None:
         """Delete the store's runs of this study."""
         self._is_filled = False
-        for sent in list(self._search(client)):
-            client.delete_run(sent.run)
+        for run in list(self._search(client)):
+            client.delete_run(run.run_id)
 
-    def known(self, identity: str) -> list[_Sent]:
-        """What is remembered of an entry's runs."""
+    def known(self, identity: str) -> list[_StoredRun]:
+        """Return the MLflow runs of an entry, as remembered."""
         return self._known.get(identity, [])
 
-    def ask(self, client: "MlflowClient", identity: str) -> list[_Sent]:
-        """What MLflow has of an entry: another process may have written it."""
+    def ask(self, client: "MlflowClient", identity: str) -> list[_StoredRun]:
+        """Ask MLflow for the runs of an entry, because another process may have written them."""
         self._known[identity] = list(self._search(client, f"tags.`{ID}` = '{identity}'"))
         return self._known[identity]
 
-    def remember(self, identity: str, sent: _Sent) -> None:
-        """Keep what MLflow has of an entry now."""
-        self._known[identity] = [sent]
+    def remember(self, identity: str, run: _StoredRun) -> None:
+        """Remember the MLflow run of an entry."""
+        self._known[identity] = [run]
 
-    def parent_of(self, item: Item) -> str | None:
-        """The MLflow run of a unit's cell, when it is up to date."""
-        found = self.known("/".join(item.cell))
-        return found[0].run if found and item.cell in self._members else None
+    def parent_of(self, unit: UnitSummary) -> str | None:
+        """Return the MLflow run of a unit's group; `None` when it is not up to date."""
+        runs = self.known("/".join(unit.group))
+        return runs[0].run_id if runs and unit.group in self._members else None
 
     def _fill(self, client: "MlflowClient") -> None:
-        """Forget everything and look at what MLflow has."""
+        """Forget everything and read what MLflow has."""
         self.folders.forget()
         self._known.clear()
         self._members.clear()
-        for sent in self._search(client):
-            self._known.setdefault(sent.tags[ID], []).append(sent)
+        for run in self._search(client):
+            self._known.setdefault(run.tags[ID], []).append(run)
         self._is_filled = True
 
-    def _write_parents(self, update: "_Update", cells: Mapping[Cell, list[Item]], *, thorough: bool) -> None:
-        """Update the aggregates of those cells in which a unit has changed."""
-        changed = {key: members for key, members in cells.items() if self._members.get(key) != members}
-        update.counts.unchanged += len(cells) - len(changed)
+    def _write_parents(
+        self, update: "_Update", groups: Mapping[GroupKey, list[UnitSummary]], *, thorough: bool
+    ) -> None:
+        """Update the figures of the groups in which a unit has changed."""
+        changed = {key: members for key, members in groups.items() if self._members.get(key) != members}
+        update.counts.unchanged += len(groups) - len(changed)
         tables = [self._tables()] if thorough else []
         for entry in self.folders.parents(changed) if changed else ():
-            key = cell(entry)
+            key = entry.group
             attachments = [*tables, self._policies(key, changed[key])] if thorough else []
             if update.attempt(entry.identity, partial(update.parent, entry, attachments)):
                 self._members[key] = changed[key]
 
     def _tables(self) -> Attachment:
-        """The study's tables, the same for all of its parents."""
+        """Return the study's tables, the same for all of its parents."""
         texts = self.folders.tables()
         return Attachment(tag=TABLES, stamp=canonical_hash(texts), texts=lambda: texts)
 
-    def _policies(self, key: Cell, members: Iterable[Item]) -> Attachment:
-        """The mean policy of a cell, whose files are only read when it has changed."""
-        items = [item for item in members if item.counts]
-        stamp = canonical_hash([item.stamp for item in items])
-        return Attachment(tag=POLICIES, stamp=stamp, texts=partial(self.folders.policies, key, items))
+    def _policies(self, key: GroupKey, members: Iterable[UnitSummary]) -> Attachment:
+        """Return the mean policy of a group; its files are read only when it has changed."""
+        runs = [unit for unit in members if unit.counts]
+        stamp = canonical_hash([run.stamp for run in runs])
+        return Attachment(tag=POLICIES, stamp=stamp, texts=partial(self.folders.policies, key, runs))
 
-    def _search(self, client: "MlflowClient", text: str = "") -> Iterator[_Sent]:
-        """This store's runs; others may share a server's experiment."""
+    def _search(self, client: "MlflowClient", text: str = "") -> Iterator[_StoredRun]:
+        """Yield this store's runs; other stores may share a server's experiment."""
         token = None
         while True:
             page = client.search_runs([self.experiment], text, max_results=_PAGE, page_token=token)
-            yield from (_sent(run) for run in page if self._is_ours(run.data.tags))
+            yield from (_stored_run(run) for run in page if self._is_ours(run.data.tags))
             token = page.token
             if not token:
                 return
@@ -217,7 +220,7 @@ class _Update:
         self._failures: list[Exception] = []
 
     def attempt(self, identity: str, write: Callable[[], bool]) -> bool:
-        """Bring one entry up to date, unless time has run out; returns whether it is."""
+        """Bring one entry up to date, unless time has run out; return whether it is up to date."""
         try:
             return write()
         except Exception as error:
@@ -234,64 +237,63 @@ class _Update:
             raise self._failures[0]
 
     def parent(self, entry: Entry, attachments: Sequence[Attachment]) -> bool:
-        """Write an aggregate into its run, made when missing, and of its attachments what has changed."""
-        found = self._look_up(entry.identity)
-        if found is None:
+        """Write the figures of a group into its run, which is made when missing, and the attachments that changed."""
+        stored = self._look_up(entry.identity)
+        if stored is None:
             return False
-        # MLflow's params can never change: a study that now has another recipe needs a new run.
+        # MLflow's params can never change, so a study that now has another recipe needs a new run.
         wanted = _cut(entry.params, _PARAM_CHARS)
-        fitting = [sent for sent in found if {**wanted, **sent.params} == wanted][:1]
-        self.delete(sent for sent in found if sent not in fitting)
+        fitting = [run for run in stored if {**wanted, **run.params} == wanted][:1]
+        self.delete(run for run in stored if run not in fitting)
+        current = fitting[0] if fitting else None
         marks = {attachment.tag: attachment.stamp for attachment in attachments}
-        # A run without its stamp was left half-written: nothing that its tags say need be there.
-        there = fitting[0].tags if fitting and FINISHED_TAG in fitting[0].tags else {}
-        changed = [attachment for attachment in attachments if there.get(attachment.tag) != attachment.stamp]
-        texts = {name: text for attachment in changed for name, text in attachment.texts().items()}
-        if not fitting:
-            self._create(entry, marks, texts)
-            self._count(found)
-            return True
-        (sent,) = fitting
-        if sent.tags.get(FINISHED_TAG) == entry.stamp and not changed:
-            self._mirror.remember(entry.identity, sent)
+        # A run without its stamp is half-written, so its tags do not prove that the attachments are there.
+        sent = current.tags if current is not None and FINISHED_TAG in current.tags else {}
+        changed = [attachment for attachment in attachments if sent.get(attachment.tag) != attachment.stamp]
+        if current is not None and current.tags.get(FINISHED_TAG) == entry.stamp and not changed:
+            self._mirror.remember(entry.identity, current)
             self.counts.unchanged += 1
             return True
-        # A figure that there was and is no more, e.g. the deviation of one run, must not stay as it was.
-        gone = dict.fromkeys(sent.metrics - entry.metrics.keys(), math.nan)
-        self._fill(sent.run, entry, {**gone, **entry.metrics}, marks, texts)
-        self._count(found)
+        texts = {name: text for attachment in changed for name, text in attachment.texts().items()}
+        if current is None:
+            self._create(entry, marks, texts)
+        else:
+            # A figure that no longer exists, e.g. the deviation of a single run, must not keep its old value.
+            gone = dict.fromkeys(current.metrics - entry.metrics.keys(), math.nan)
+            self._fill(current.run_id, entry, {**gone, **entry.metrics}, marks, texts)
+        self._count(stored)
         return True
 
-    def child(self, item: Item) -> bool:
-        """Write a run or trial once; replace it when its record has changed or it was left half-written."""
-        parent = self._mirror.parent_of(item)
+    def child(self, unit: UnitSummary) -> bool:
+        """Write a run or trial once; replace it when its record has changed or it is half-written."""
+        parent = self._mirror.parent_of(unit)
         if parent is None:  # it could not be written; the next update makes both
             return False
-        wanted = {FINISHED_TAG: item.stamp, PARENT: parent}
-        found: list[_Sent] | None = self._mirror.known(item.identity)
-        if found and len(found) == 1 and wanted.items() <= found[0].tags.items():
+        wanted = {FINISHED_TAG: unit.stamp, PARENT: parent}
+        known = self._mirror.known(unit.identity)
+        if len(known) == 1 and wanted.items() <= known[0].tags.items():
             self.counts.unchanged += 1
             return True
-        found = self._look_up(item.identity)
-        entry = None if found is None else self._mirror.folders.child(item)
-        if entry is None or found is None:
+        stored = self._look_up(unit.identity)
+        entry = None if stored is None else self._mirror.folders.child(unit)
+        if entry is None or stored is None:
             return False
-        current = [sent for sent in found if wanted.items() <= sent.tags.items()][:1]
-        self.delete(sent for sent in found if sent not in current)
+        current = [run for run in stored if wanted.items() <= run.tags.items()][:1]
+        self.delete(run for run in stored if run not in current)
         if current:
-            self._mirror.remember(item.identity, current[0])
+            self._mirror.remember(unit.identity, current[0])
         else:
             self._create(entry, {PARENT: parent}, entry.texts)
-        self._count(found)
+        self._count(stored)
         return True
 
-    def delete(self, runs: Iterable[_Sent]) -> None:
+    def delete(self, runs: Iterable[_StoredRun]) -> None:
         """Delete MLflow runs."""
-        for sent in runs:
-            self._client.delete_run(sent.run)
+        for run in runs:
+            self._client.delete_run(run.run_id)
 
-    def _look_up(self, identity: str) -> list[_Sent] | None:
-        """The runs for an entry that is about to be written; `None` when there is no time left for it."""
+    def _look_up(self, identity: str) -> list[_StoredRun] | None:
+        """Return the MLflow runs of an entry before it is written; `None` when time has run out."""
         if time.monotonic() > self._deadline:
             self.counts.complete = False
             return None
@@ -299,9 +301,9 @@ class _Update:
         known = self._mirror.known(identity)
         return known if known or self._fresh else self._mirror.ask(self._client, identity)
 
-    def _count(self, found: list[_Sent]) -> None:
-        self.counts.updated += bool(found)
-        self.counts.added += not found
+    def _count(self, stored: list[_StoredRun]) -> None:
+        self.counts.updated += bool(stored)
+        self.counts.added += not stored
 
     def _create(self, entry: Entry, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
         marks = {ID: entry.identity, STORE: self._mirror.owner, **entry.tags, **tags}
@@ -332,22 +334,22 @@ class _Update:
         for name, text in texts.items():
             self._client.log_text(run, text, name)
         self._client.set_terminated(run, entry.status, entry.ended)
-        # The stamp comes last: a run without it was left half-written and is replaced the next time.
+        # The stamp comes last: a run without it is half-written and is replaced the next time.
         stamps = _cut({**entry.tags, **tags, FINISHED_TAG: entry.stamp}, _TAG_CHARS)
         for chunk in _chunks(stamps.items(), _BATCH_PARAMS):
             self._client.log_batch(run, tags=[RunTag(key, value) for key, value in chunk])
         self._mirror.remember(
-            entry.identity, _Sent(run=run, tags=stamps, params=params, metrics=frozenset(entry.metrics))
+            entry.identity, _StoredRun(run_id=run, tags=stamps, params=params, metrics=frozenset(entry.metrics))
         )
 
 
-def _sent(run: "Run") -> _Sent:
+def _stored_run(run: "Run") -> _StoredRun:
     data = run.data
-    return _Sent(run=str(run.info.run_id), tags=data.tags, params=data.params, metrics=frozenset(data.metrics))
+    return _StoredRun(run_id=str(run.info.run_id), tags=data.tags, params=data.params, metrics=frozenset(data.metrics))
 
 
 def _cut(fields: Mapping[str, str], length: int) -> dict[str, str]:
-    """Names and values no longer than MLflow takes."""
+    """Cut names and values to the lengths that MLflow accepts."""
     return {key[:_KEY_CHARS]: value[:length] for key, value in fields.items()}
 
 

@@ -1,7 +1,7 @@
-"""What MLflow shows of a run's artifacts: small pages that need nothing else.
+"""The pages that MLflow shows as artifacts of a run. They are small and need no other file.
 
-A policy reads at a glance, bits of every layer as shaded cells, kept filters and costs as bars. A report's table is
-whole, where MLflow's own view of Markdown cuts off wide ones.
+The page of a policy shows the bits of every layer as shaded cells, and kept filters and costs as bars. The page of a
+table shows it whole, whereas MLflow's own view of Markdown cuts off wide tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,26 +33,26 @@ class _Column:
     """One figure of a layer over several policies.
 
     Attributes:
-        title: Its heading.
-        values: One a policy.
-        full: What a full bar or the darkest cell stands for.
-        bar: Whether it is a bar; otherwise the cell is shaded.
-        of: Shown after the figure.
+        title: Heading.
+        values: Values, one for each policy.
+        full: Value of a full bar or of the darkest cell.
+        bar: Whether the cell has a bar; otherwise it is shaded.
+        suffix: Text after the figure.
     """
 
     title: str
     values: Sequence[float]
     full: float
     bar: bool = False
-    of: str = ""
+    suffix: str = ""
 
 
 def policy_page(policies: Sequence[Policy], title: str) -> str:
-    """One policy, or the mean of several with the range over them, as a self-contained page.
+    """Render one policy, or the mean of several with their range, as a self-contained page.
 
     Args:
-        policies: Of the same network; at least one. Where that network is not known here, filters are not counted
-            against all of a layer's, and costs are left out.
+        policies: One or more policies of the same network. If the network is not known on this machine, the page has
+            no costs, and no total numbers of filters.
         title: Heading of the page.
     """
     network = _network(policies[0].model, policies[0].dataset)
@@ -65,7 +65,7 @@ def policy_page(policies: Sequence[Policy], title: str) -> str:
 
 
 def table_page(table: Table) -> str:
-    """A report's table as a self-contained page."""
+    """Render a report's table as a self-contained page."""
     starts = [f'<td style="text-align: {column.align}">' for column in table.columns]
     lines = [
         "".join(start + escape(cell) + "</td>" for start, cell in zip(starts, row, strict=True)) for row in table.rows
@@ -74,13 +74,13 @@ def table_page(table: Table) -> str:
 
 
 def _page(title: str, heads: Sequence[str], rows: Sequence[str], notes: Sequence[str]) -> str:
-    """A page with one table.
+    """Render a page with one table.
 
     Args:
-        title: Above it.
-        heads: Of its columns.
-        rows: The cells of each row, as HTML.
-        notes: Lines below it.
+        title: Heading of the page.
+        heads: Headings of the columns.
+        rows: Cells of each row, as HTML.
+        notes: Lines below the table.
     """
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
@@ -103,12 +103,12 @@ def _columns(
     total = {} if network is None else {shape.name: shape.out_channels for shape in network.layers}
     kept = [total.get(layer) if choice.kept_filters is None else len(choice.kept_filters) for choice in choices]
     counts = [count for count in kept if count is not None]
-    if len(counts) < len(kept):  # of a network that is not known here
+    if len(counts) < len(kept):  # the network is not known here
         columns.append(_Column(title="Kept filters", values=counts, full=max(counts, default=1)))
     else:
         out_of = f" of {total[layer]}" if layer in total else ""
         columns.append(
-            _Column(title="Kept filters", values=counts, full=total.get(layer, max(counts)), bar=True, of=out_of)
+            _Column(title="Kept filters", values=counts, full=total.get(layer, max(counts)), bar=True, suffix=out_of)
         )
     if all(bops):
         shares = [100 * cost[layer] / sum(cost.values()) for cost in bops]
@@ -123,7 +123,7 @@ def _cell(column: _Column) -> str:
     mean, least, most = fmean(column.values), min(column.values), max(column.values)
     spread = f" <small>[{least:.3g}, {most:.3g}]</small>" if least < most else ""
     share = min(1.0, mean / column.full) if column.full else 0.0
-    return f'<td style="{_shade(share, bar=column.bar)}">{mean:.3g}{column.of}{spread}</td>'
+    return f'<td style="{_shade(share, bar=column.bar)}">{mean:.3g}{column.suffix}{spread}</td>'
 
 
 def _shade(share: float, *, bar: bool) -> str:
@@ -133,7 +133,7 @@ def _shade(share: float, *, bar: bool) -> str:
 
 
 def _bops(policy: Policy, network: "NetworkShape | None") -> dict[str, int]:
-    """BOPs by layer; nothing when the policy is of another network."""
+    """Return BOPs by layer; nothing when the network is not known or the policy does not fit it."""
     from bench.costs.counter import price
 
     try:
@@ -144,13 +144,13 @@ def _bops(policy: Policy, network: "NetworkShape | None") -> dict[str, int]:
 
 @cache
 def _network(model: str, dataset: str) -> "NetworkShape | None":
-    """A network's shapes; `None` where its model or data set is not installed, or fails."""
+    """Return a network's shapes; `None` when its model or data set is not installed or fails."""
     import torch
 
     from bench.planning.plan import model_shape
 
     try:
-        with torch.device("meta"):  # draws no random numbers: a study may be at work in this process
+        with torch.device("meta"):  # draws no random numbers, because a study may be running in this process
             return model_shape(model, dataset)
-    except Exception:  # a model of somebody else's; its results are shown all the same
+    except Exception:  # a user's model may raise anything; its results are shown all the same
         return None

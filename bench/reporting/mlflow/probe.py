@@ -1,4 +1,4 @@
-"""Finds out within seconds whether MLflow's data can be reached; MLflow itself tries for minutes."""
+"""A check, within seconds, of whether MLflow's data can be reached; MLflow itself tries for minutes."""
 
 import re
 import sqlite3
@@ -7,39 +7,41 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+from bench.errors import first_line
+
 _SECONDS = 2.0
-"""For an answer, or for another process to release its lock."""
+"""Time limit for an answer, or for another process to release its lock."""
 _TOTAL_SECONDS = 5.0
-"""For everything, also what knows no time limit of its own: looking up names, file systems over a network."""
+"""Time limit for the whole check, because name look-ups and network file systems have no limit of their own."""
 _SERVER_ERROR = 500
 
 
 class TrackingDownError(Exception):
-    """MLflow's data cannot be reached now; the message says why."""
+    """MLflow's data cannot be reached now; the message gives the reason."""
 
 
 def probe(uri: str, *, write: bool = True) -> None:
-    """Look whether MLflow's data can be reached, within a few seconds.
+    """Check within a few seconds whether MLflow's data can be reached.
 
     Args:
-        uri: Where MLflow keeps its data.
-        write: Whether it is to be written to.
+        uri: Database or server with MLflow's data.
+        write: Whether the data must be writable.
 
     Raises:
-        TrackingDownError: It cannot.
+        TrackingDownError: The data cannot be reached.
     """
     outcome: SimpleQueue[Exception | None] = SimpleQueue()
 
-    def look() -> None:
+    def check() -> None:
         try:
-            _look(uri, write)
+            _check(uri, write)
         except Exception as error:
             outcome.put(error)
         else:
             outcome.put(None)
 
-    # In a thread, since some of what may hang cannot be interrupted; it ends when that does.
-    Thread(target=look, name="tracking-probe", daemon=True).start()
+    # In a thread, because some calls that may hang cannot be interrupted; the thread ends when the call does.
+    Thread(target=check, name="tracking-probe", daemon=True).start()
     try:
         error = outcome.get(timeout=_TOTAL_SECONDS)
     except Empty:
@@ -48,7 +50,7 @@ def probe(uri: str, *, write: bool = True) -> None:
         raise TrackingDownError(first_line(error)) from error
 
 
-def _look(uri: str, write: bool) -> None:
+def _check(uri: str, write: bool) -> None:
     file = sqlite_file(uri)
     if is_server(uri):
         _ask_server(uri)
@@ -59,12 +61,12 @@ def _look(uri: str, write: bool) -> None:
 
 
 def _ask_server(uri: str) -> None:
-    """Any answer but an error of the server's is good enough: what it means is left to MLflow."""
+    """Accept any answer except a server error; MLflow itself handles the rest."""
     import requests
 
     try:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_SECONDS, allow_redirects=False)
-    except requests.exceptions.SSLError:  # MLflow may have been told to trust it
+    except requests.exceptions.SSLError:  # MLflow may be configured to trust the certificate
         return
     except requests.exceptions.Timeout:
         raise TrackingDownError(f"no answer within {_SECONDS:.0f} s") from None
@@ -75,7 +77,7 @@ def _ask_server(uri: str) -> None:
 
 
 def _root_cause(error: BaseException) -> str:
-    """What the operating system said, deep inside an error of `requests`."""
+    """Return the message of the operating system inside an error of `requests`."""
     reason, inner = first_line(error), error.__cause__ or error.__context__
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
@@ -85,18 +87,18 @@ def _root_cause(error: BaseException) -> str:
 
 
 def open_sqlite(file: Path, *, write: bool) -> None:
-    """Look whether an SQLite file can be used; it is made when there is none.
+    """Check whether an SQLite file can be used; the file is made when it is missing.
 
     Raises:
-        sqlite3.Error: It cannot be opened, is no database, is locked for long, or cannot be written to.
-        OSError: Its folder cannot be made.
+        sqlite3.Error: The file cannot be opened, is no database, stays locked, or cannot be written.
+        OSError: The folder cannot be made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(file, timeout=_SECONDS, isolation_level=None)) as connection:
         connection.execute("pragma schema_version")
         if write:
             connection.execute("begin immediate")
-            connection.execute("pragma user_version = 0")  # SQLite notices only then that a file cannot be written
+            connection.execute("pragma user_version = 0")  # only this shows SQLite that a file cannot be written
             connection.execute("rollback")
 
 
@@ -111,25 +113,20 @@ def _ask_database(uri: str) -> None:
 
 
 def is_server(uri: str) -> bool:
-    """Whether MLflow is reached over the network."""
+    """Return whether a URI is an MLflow server."""
     return uri.startswith(("http://", "https://"))
 
 
 def is_database(uri: str) -> bool:
-    """Whether MLflow's data is in a database that this process writes to."""
+    """Return whether a URI is a database, to which this process writes itself."""
     return re.match(r"(sqlite|postgres|postgresql|mysql|mssql)(\+\w+)?:", uri) is not None
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file behind an SQLite URI; `None` for any other."""
+    """Return the file of an SQLite URI; `None` for any other URI."""
     if not uri.startswith("sqlite:"):
         return None
     from sqlalchemy.engine import make_url
 
     name = make_url(uri).database
     return Path(name) if name and name != ":memory:" else None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

@@ -1,8 +1,8 @@
-"""The MLflow view of a study: what the run folders say, for MLflow's tables, plots and filters.
+"""The tracker, which keeps MLflow up to date with the run folders of a store.
 
-It can be thrown away and rebuilt at any time. Only the process that plans a study writes to it, and through
-the client API alone: the fluent API keeps a current run in global state and resumes whatever `MLFLOW_RUN_ID`
-names, so that a new child would silently overwrite its parent.
+The MLflow view can be deleted and rebuilt at any time. Only the process that plans a study writes to it, and only
+through the client API. The fluent API keeps a current run in global state and resumes the run that
+`MLFLOW_RUN_ID` names, so that a new child would silently overwrite its parent.
 """
 
 import logging
@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError
+from bench.errors import BenchError, first_line
 from bench.reporting.mlflow.mirror import STORE, Connection, Counts, Mirror
-from bench.reporting.mlflow.probe import first_line, is_database, is_server, open_sqlite, probe, sqlite_file
+from bench.reporting.mlflow.probe import is_database, is_server, open_sqlite, probe, sqlite_file
 from bench.reporting.mlflow.views import experiment_tags
 from bench.store.files import Store, write_text
 from bench.store.urls import with_driver, without_password
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VIEWS_LOCK = ".views.lock"
-"""The file in a store under whose lock its tables and its tracking view are written."""
+"""File in a store that is locked while its tables and its MLflow view are written."""
 
 STORE_ID = ".tracking-id"
-"""The file in a store that tells its runs on a server from those of other stores."""
+"""File in a store with the id that marks its runs on a server among those of other stores."""
 
 _REFRESH_SECONDS = 5.0
-"""After which an update that is not thorough leaves the rest to the next one."""
+"""Time after which an update that is not thorough leaves the rest to the next one."""
 
 
 class Tracker:
-    """Keeps MLflow up to date with a store. When MLflow fails, the next update makes up for it.
+    """A tracker keeps MLflow up to date with a store. If MLflow fails, the next update sends what is missing.
 
     Args:
-        uri: Where MLflow keeps its data, a database or a server; `None` takes the variable
-            MLFLOW_TRACKING_URI, and without it an SQLite file in the store.
-        store_root: The store's folder.
-        patient: Whether a slow server is waited for. While a study runs it is not.
+        uri: Database or server with MLflow's data; `None` for the variable MLFLOW_TRACKING_URI or, without it, an
+            SQLite file in the store.
+        store_root: Folder of the store.
+        patient: Whether to wait for a slow server. A running study does not wait.
     """
 
     def __init__(self, uri: str | None, store_root: Path, *, patient: bool = False) -> None:
@@ -60,21 +60,21 @@ class Tracker:
         """Make the database and the study's experiment, before anything is written to them.
 
         Returns:
-            Whether it worked; when not, a warning was logged.
+            Whether this succeeded; if not, a warning was logged.
         """
         return self._guarded(lambda: self._prepare(str(study["name"])))
 
     def log_study(self, store: Store, study: Mapping[str, Any], *, thorough: bool = True) -> bool:
-        """Bring MLflow up to date with the run folders; what it already has is not sent again.
+        """Bring MLflow up to date with the run folders; only what it does not have is sent.
 
         Args:
-            store: Where the run folders are.
-            study: The study's document.
-            thorough: Compare everything, and send the tables too. Otherwise the update goes by what this process
-                remembers, and takes a few seconds at most.
+            store: Store with the run folders.
+            study: Document of the study.
+            thorough: Whether to compare everything, and to send the tables too. Otherwise the update relies on what
+                this process remembers, and takes a few seconds at most.
 
         Returns:
-            Whether MLflow has everything now; when it failed, a warning was logged.
+            Whether MLflow has everything now; if an error prevented it, a warning was logged.
         """
         deadline = math.inf if thorough else time.monotonic() + _REFRESH_SECONDS
         return self._guarded(lambda: self._update(store, study, thorough, deadline).complete)
@@ -83,12 +83,12 @@ class Tracker:
         """Bring MLflow up to date with the run folders, at any later time.
 
         Args:
-            store: Where the run folders are.
-            study: The study's document.
-            rebuild: Delete the store's runs of this study first.
+            store: Store with the run folders.
+            study: Document of the study.
+            rebuild: Whether to delete the store's runs of this study first.
 
         Raises:
-            Exception: Whatever MLflow raises; `TrackingDownError` when it cannot be reached.
+            Exception: Any error of MLflow; `TrackingDownError` when it cannot be reached.
         """
         with self._environment():
             if rebuild:
@@ -97,12 +97,12 @@ class Tracker:
             return self._update(store, study, thorough=True, deadline=math.inf)
 
     def find_experiment(self, name: str) -> str | None:
-        """The id of a study's experiment; `None` when there is none."""
+        """Return the id of a study's experiment; `None` when there is none."""
         experiment = self.get_experiment(name)
         return None if experiment is None else str(experiment.experiment_id)
 
     def get_experiment(self, name: str) -> "Experiment | None":
-        """A study's experiment; `None` when there is none."""
+        """Return a study's experiment; `None` when there is none."""
         with self._environment():
             probe(self.uri, write=False)
             experiment = self._client.get_experiment_by_name(name)
@@ -110,7 +110,7 @@ class Tracker:
 
     @property
     def _client(self) -> "MlflowClient":
-        """MLflow's client; a new one when the SQLite file is not the one that it opened."""
+        """MLflow's client; a new one when the SQLite file was replaced since it was opened."""
         uri = _current_uri(self.uri)
         if self._opened is None or self._opened[0] != uri:
             from mlflow import MlflowClient
@@ -122,7 +122,7 @@ class Tracker:
 
     @property
     def _is_private(self) -> bool:
-        """Whether the database is the store's own, so that every run in it comes from here."""
+        """Whether the database is the store's own, so that every run in it belongs to the store."""
         return self.uri == resolve_uri(None, self.root, environment={})
 
     def _guarded(self, action: Callable[[], bool]) -> bool:
@@ -130,17 +130,17 @@ class Tracker:
             with self._environment():
                 return action()
         except Exception as error:
-            self._mirrors.clear()  # nobody can tell what arrived
+            self._mirrors.clear()  # what arrived is not known
             _note_failure(self.uri, error)
             level = logging.DEBUG if self._warned else logging.WARNING
-            place = without_password(self.uri)
-            log.log(level, "MLflow at %s is not up to date: %s; later updates make up for it", place, first_line(error))
+            uri, reason = without_password(self.uri), first_line(error)
+            log.log(level, "MLflow at %s is not up to date: %s; the next update sends what is missing", uri, reason)
             self._warned = True
             return False
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """MLflow's settings for the time of an update; whatever the user has set stays."""
+        """Set MLflow's environment variables during an update, except those that the user has set."""
         _quiet_environment()
         chosen = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in self._patience.items()}
         chosen["PGCONNECT_TIMEOUT"] = self._patience["TIMEOUT"]
@@ -153,10 +153,10 @@ class Tracker:
                 os.environ.pop(name, None)
 
     def _connection(self) -> Connection:
-        """The way to MLflow, after a look whether it is open.
+        """Return a connection to MLflow, after a check that it can be reached.
 
         Raises:
-            TrackingDownError: It is not.
+            TrackingDownError: MLflow cannot be reached.
         """
         probe(self.uri)
         file = sqlite_file(self.uri)
@@ -187,7 +187,7 @@ class Tracker:
         return known
 
     def _experiment(self, name: str) -> str:
-        """The id of a study's experiment, made or brought back from MLflow's bin when it is not there."""
+        """Return the id of a study's experiment; make it when missing, restore it when deleted."""
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             location = (artifact_root(self.root) / name).as_uri() if is_database(self.uri) else None
@@ -201,41 +201,45 @@ class Tracker:
         return str(experiment.experiment_id)
 
     def _owner(self) -> str:
-        """What marks the store's runs among those of others; it goes with the store when that is moved or copied."""
+        """Return the id that marks the store's runs among those of others; a moved store keeps it."""
         file = self.root / STORE_ID
         try:
             if not file.is_file():
                 write_text(file, secrets.token_hex(16) + "\n")
             return file.read_text().strip()
-        except OSError:  # a store that can only be read
+        except OSError:  # a read-only store
             return str(self.root)
 
 
 def resolve_uri(uri: str | None, store_root: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """Where MLflow keeps its data: as given, else MLFLOW_TRACKING_URI, else an SQLite file in the store."""
+    """Return the URI of MLflow's data: the given one, else MLFLOW_TRACKING_URI, else an SQLite file in the store.
+
+    Raises:
+        BenchError: The URI is neither a server nor a database.
+    """
     chosen = uri or environment.get("MLFLOW_TRACKING_URI")
     if chosen and not (is_server(chosen) or is_database(chosen)):
         raise BenchError(
-            f"'{without_password(chosen)}' is no place for MLflow's data; give a server such as http://HOST:5000 or a "
+            f"'{without_password(chosen)}' is not a tracking URI; give a server such as http://HOST:5000 or a "
             "database such as sqlite:////FOLDER/mlflow.db, with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return with_driver(chosen) if chosen else _sqlite_uri(store_root.resolve() / "mlflow.db")
 
 
 def _sqlite_uri(path: Path) -> str:
-    """The URI of an SQLite file, in which signs that mean something in a URI are escaped."""
+    """Return the URI of an SQLite file, with special characters of URIs escaped."""
     from sqlalchemy.engine import URL
 
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
 def _make_database(file: Path) -> None:
-    """Make a new SQLite file whole or not at all: MLflow could never use one whose tables were half made.
+    """Make a new SQLite file completely or not at all, because MLflow cannot use one with half of its tables.
 
-    Called under the lock of the views.
+    The caller holds the lock of the views.
     """
-    for left in file.parent.glob(f".{file.name}.*.tmp*"):  # by a process that was killed
-        left.unlink(missing_ok=True)
+    for leftover in file.parent.glob(f".{file.name}.*.tmp*"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
     if file.exists() and file.stat().st_size:
         return
     from mlflow import MlflowClient
@@ -243,7 +247,7 @@ def _make_database(file: Path) -> None:
     _quiet_loggers()
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
-        open_sqlite(temporary, write=True)  # at once, where MLflow would try for minutes
+        open_sqlite(temporary, write=True)  # fails at once, whereas MLflow would try for minutes
         MlflowClient(tracking_uri=_sqlite_uri(temporary), registry_uri=_sqlite_uri(temporary)).search_experiments()
         temporary.replace(file)
     finally:
@@ -251,14 +255,14 @@ def _make_database(file: Path) -> None:
 
 
 _spellings: dict[Path, tuple[tuple[int, int], int]] = {}
-"""Device and inode of each SQLite file, and how many it has had in this process."""
+"""Device and inode of each SQLite file, and the number of times that it was replaced in this process."""
 
 
 def _current_uri(uri: str) -> str:
-    """The URI under which MLflow is to open its data.
+    """Return the URI under which MLflow should open its data.
 
-    MLflow keeps its connections by URI for as long as the process lives, and would go on writing to an SQLite file
-    that was deleted. So a new file in the same place gets another spelling of the same path.
+    MLflow keeps its connections by URI until the process ends, and would continue to write to an SQLite file that was
+    deleted. Therefore a new file at the same path gets another spelling of the path.
     """
     file = sqlite_file(uri)
     if file is None:
@@ -277,19 +281,19 @@ def _current_uri(uri: str) -> str:
 
 
 def _note_failure(uri: str, error: Exception) -> None:
-    """An SQLite file that has lost its tables is a new one, even where it has the old one's inode."""
+    """Treat an SQLite file without tables as a new one, even if it has the inode of the old one."""
     file = sqlite_file(uri)
     if file in _spellings and "no such table" in str(error):
         _spellings[file] = (0, 0), _spellings[file][1]
 
 
 def artifact_root(store_root: Path) -> Path:
-    """Where artifacts go when MLflow's data is in a database rather than behind a server."""
+    """Return the folder of artifacts when MLflow's data is in a database rather than behind a server."""
     return store_root.resolve() / "mlartifacts"
 
 
 def _quiet_environment() -> None:
-    """Settings that MLflow reads when it is imported: it reports its use to its makers unless told not to."""
+    """Set the variables that MLflow reads when it is imported; without them it reports its use to its makers."""
     telemetry = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
     if not any(os.environ.get(name, "").lower() in ("false", "0") for name in telemetry):
         for name in telemetry:
@@ -299,6 +303,6 @@ def _quiet_environment() -> None:
 
 
 def _quiet_loggers() -> None:
-    """Keep progress messages off the terminal, and those on errors, which `Tracker` tells of in one line."""
+    """Silence the libraries' messages on progress and errors; `Tracker` reports an error in one line."""
     for name in ("mlflow", "alembic", "sqlalchemy.pool", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)

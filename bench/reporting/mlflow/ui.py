@@ -1,4 +1,4 @@
-"""Opens MLflow's user interface on a study, with the columns that matter, on this machine only."""
+"""MLflow's user interface, opened on a study with useful columns, on this machine only."""
 
 import http.client
 import os
@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
-from bench.errors import BenchError
-from bench.reporting.mlflow.probe import first_line, is_server, sqlite_file
+from bench.errors import BenchError, first_line
+from bench.reporting.mlflow.probe import is_server, sqlite_file
 from bench.reporting.mlflow.tracker import Tracker, artifact_root
 from bench.reporting.mlflow.views import VIEWS, experiment_url, view_url
 from bench.store.urls import without_password
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ui:
-    """A running user interface; stops with the `with` block that holds it.
+    """A running user interface; it stops at the end of its `with` block.
 
     Attributes:
-        url: The study's experiment in it, one line a run.
-        process: The server; `None` when it runs elsewhere.
-        views: More pages of the study: what each shows, and its URL.
+        url: URL of the study's experiment.
+        process: Server process; `None` when the server runs elsewhere.
+        views: URLs of further pages of the study, by their contents.
     """
 
     url: str
@@ -41,12 +41,12 @@ class Ui:
     views: Mapping[str, str] = field(default_factory=dict)
 
     def wait(self) -> None:
-        """Wait until the server ends; returns at once when it runs elsewhere."""
+        """Wait until the server ends; return at once when it runs elsewhere."""
         if self.process is not None:
             self.process.wait()
 
     def stop(self) -> None:
-        """Stop the server and the workers that it started."""
+        """Stop the server and its workers."""
         if self.process is None or self.process.poll() is not None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -75,15 +75,15 @@ def launch_ui(
     open_browser: bool = False,
     timeout: float = 120.0,
 ) -> Ui:
-    """Start MLflow's user interface on a study, or point to the server that has it.
+    """Start MLflow's user interface on a study, or return the URL on the server that has the study.
 
     Args:
-        store_root: The store's folder.
-        uri: See `Tracker`.
+        store_root: Folder of the store.
+        uri: Database or server with MLflow's data, as in `Tracker`.
         study: Name of the study.
         host: Address to listen on; the default is reachable from this machine only.
         port: Port to listen on.
-        open_browser: Show it in a browser once it answers.
+        open_browser: Whether to open it in a browser once it answers.
         timeout: Seconds to wait for the server's first answer.
 
     Raises:
@@ -104,7 +104,7 @@ def launch_ui(
 
 
 def ui_command(store_root: Path, uri: str, host: str, port: int) -> list[str]:
-    """The command that serves MLflow's user interface; one worker is enough for one person."""
+    """Return the command that serves MLflow's user interface, with one worker for one person."""
     artifacts = artifact_root(store_root).as_uri()
     return [
         *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
@@ -114,10 +114,10 @@ def ui_command(store_root: Path, uri: str, host: str, port: int) -> list[str]:
 
 
 def _pages(server: str, experiment: "Experiment") -> tuple[str, dict[str, str]]:
-    """The first page of a study, and the others by what they show; an older experiment has no views."""
+    """Return the URL of a study's first page, and those of the others by their contents."""
     number = str(experiment.experiment_id)
     saved = [view for view in VIEWS if view.tag in experiment.tags]
-    if not saved:
+    if not saved:  # an older experiment
         return experiment_url(server, number), {}
     views = {view.summary: view_url(server, number, view) for view in saved}
     views |= {f"{view.summary}, as charts": view_url(server, number, view, charts=True) for view in saved[:2]}
@@ -153,7 +153,7 @@ def _require_free_port(host: str, port: int) -> None:
 
 
 def _start_server(command: list[str], host: str, port: int, timeout: float) -> "subprocess.Popen[bytes]":
-    """Start the server in a process group of its own, so that it can be stopped with its workers."""
+    """Start the server in a process group of its own, so that its workers can be stopped with it."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     with tempfile.TemporaryFile() as output:
@@ -179,7 +179,7 @@ def _await_server(process: "subprocess.Popen[bytes]", host: str, port: int, time
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether the server is ready; asked directly, since a proxy of the user's could not reach it."""
+    """Return whether the server is ready; the request avoids the user's proxy, which could not reach it."""
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", "/health")
@@ -193,4 +193,4 @@ def _answers(host: str, port: int) -> bool:
 def _last_line(output: IO[bytes]) -> str:
     output.seek(0)
     lines = output.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed no message"

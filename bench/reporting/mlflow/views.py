@@ -1,7 +1,7 @@
-"""The views with which MLflow's page of a study opens: columns, order, filter and charts, kept as experiment tags.
+"""The views with which MLflow's page of a study opens: columns, order, filter and charts, stored as experiment tags.
 
-MLflow shows no params, metrics or tags in its run table until somebody picks them. A view that is saved with an
-experiment can be named in a URL. It is a tag; its value has had two forms, and this module writes both into one
+MLflow shows no params, metrics or tags in its run table until a user picks them. A view that is saved with an
+experiment can be named in a URL. It is stored as a tag, whose value has had two forms. This module writes both into one
 document: versions up to 3.14 read the state from the document itself, later ones from its field `state`, compressed.
 (`mlflow/server/js/src/experiment-tracking/components/experiment-page`: `models/ExperimentPageUIState.tsx`,
 `utils/savedViewEnvelope.ts`, `hooks/useSharedExperimentViewState.ts`.)
@@ -20,13 +20,13 @@ COLOUR = "mlflow.runColor"
 """The tag that gives a run its colour in MLflow's lists and plots."""
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it MLflow asks each visitor what the experiment is about."""
+"""Tag without which MLflow asks each visitor about the kind of the experiment."""
 _PREFIX = "mlflow.sharedViewState."
 _SECTION = "comparison"
 _WIDTH = 100
 _WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_cost": 110, "bops_mean": 120}
 _WIDTHS |= {"search_seconds": 130, "search_seconds_mean": 170, "knob.strength": 120, "validation_top1": 130}
-"""Of columns whose contents do not fit, in pixels."""
+"""Widths in pixels of columns whose contents do not fit otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +34,14 @@ class View:
     """One saved view.
 
     Attributes:
-        key: In the URL.
-        name: In MLflow's menu of views.
-        summary: What it shows, in a few words.
-        phase: The runs in it: `run`, `summary` or `trial`.
-        params, metrics, tags: Columns, in this order: params, metrics, tags.
-        order: The metric or param that orders the runs, as MLflow writes it.
-        ascending: Whether the least comes first.
-        charts: Of the chart mode, see `_scatter` and the like.
+        key: Name in the URL.
+        name: Name in MLflow's menu of views.
+        summary: Contents in a few words.
+        phase: Phase of the runs that are shown: `run`, `summary` or `trial`.
+        params, metrics, tags: Columns, in this order.
+        order: Metric or param that orders the runs, as MLflow writes it.
+        ascending: Whether the smallest value comes first.
+        charts: Charts of the chart mode; `_scatter`, `_parallel` and `_bars` make them.
     """
 
     key: str
@@ -136,31 +136,31 @@ VIEWS = (
         ),
     ),
 )
-"""The views of every study, the one that `bench ui` opens first."""
+"""The views of every study; `bench ui` opens the first one."""
 
 
 def experiment_tags(created: int) -> dict[str, str]:
-    """The tags of a study's experiment that make MLflow's page of it readable.
+    """Return the tags of a study's experiment that hold the views.
 
     Args:
-        created: When the experiment was made, milliseconds since 1970.
+        created: Time at which the experiment was made, in milliseconds since 1970.
     """
     return _KIND | {view.tag: _document(view, created) for view in VIEWS}
 
 
 def view_url(server: str, experiment: str, view: View, *, charts: bool = False) -> str:
-    """The page of an experiment in MLflow's user interface, opened with a view."""
+    """Return the URL of an experiment in MLflow's user interface, opened with a view."""
     mode = "&compareRunsMode=CHART" if charts else ""
     return f"{experiment_url(server, experiment)}?viewStateShareKey={view.key}&workflowType=machine_learning{mode}"
 
 
 def experiment_url(server: str, experiment: str) -> str:
-    """The page of an experiment in MLflow's user interface."""
+    """Return the URL of an experiment in MLflow's user interface."""
     return f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
 
 
 def colours(methods: Iterable[str]) -> dict[str, dict[str, str]]:
-    """By method the tag that gives all of its runs one colour."""
+    """Return, by method, the tag that gives all of its runs one colour."""
     return {method: {COLOUR: COLOURS[index % len(COLOURS)]} for index, method in enumerate(dict.fromkeys(methods))}
 
 
@@ -175,7 +175,7 @@ def _compressed(state: Mapping[str, Any]) -> str:
 
 
 def _state(view: View) -> dict[str, Any]:
-    """What MLflow keeps of a view; everything that is not named here is as MLflow has it."""
+    """Return the state of a view as MLflow stores it; a setting that is missing here has MLflow's default."""
     section = {"uuid": _SECTION, "name": "Comparison", "display": True, "isReordered": True, "deleted": False}
     widths = {column: _WIDTHS.get(column.rpartition("`")[0].partition("`")[2], _WIDTH) for column in view.columns}
     return {

@@ -70,7 +70,7 @@ def artifact(run: Any, name: str) -> Path:
     return folder / name
 
 
-def test_one_parent_a_cell_and_one_child_a_seed_and_trial(mixed: Any) -> None:
+def test_one_parent_a_group_and_one_child_a_seed_and_trial(mixed: Any) -> None:
     log_study(mixed)
     parents = {run.info.run_name: run.info.run_id for run in search(mixed.root, PARENTS)}
     assert sorted(parents) == ["dnas 4bit", "fixed 4bit", "full_precision", "sbs 4bit"]
@@ -314,13 +314,13 @@ def test_failures_are_one_warning(uri: str, tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, logger="bench"):
         assert tracker.prepare(fake.document()) is False
         assert tracker.log_study(fake.store, fake.document()) is False
-    (record,) = (record for record in caplog.records if record.name == "bench.tracking")
+    (record,) = (record for record in caplog.records if record.name == "bench.reporting.mlflow.tracker")
     assert uri in record.getMessage() and "\n" not in record.getMessage()
 
 
 @pytest.mark.parametrize("uri", ["gopher://x", "file:///tmp/x", "bench-store/mlflow.db"])
-def test_what_is_no_place_for_data_is_refused(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"is no place for MLflow's data; give a server such as"):
+def test_a_bad_tracking_uri_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"is not a tracking URI; give a server such as"):
         Tracker(uri, tmp_path)
 
 
