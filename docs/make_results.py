@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.plugins.registry import load
+from bench.reporting import wording
 from bench.reporting.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
-from bench.reporting.wording import TOO_FEW, interval, number, probability
-from bench.results.groups import RunGroup, cells, difference, p_to_correct
-from bench.results.statistics import MIN_PAIRS, PairedDifference, holm
+from bench.results.groups import RunGroup, difference, p_to_correct, run_groups
+from bench.results.statistics import PairedDifference, holm
 from bench.results.tables import StudyResults
 from bench.store.files import Store
 
@@ -101,7 +101,7 @@ def _draw(document: Document, folder: Path) -> None:
 def answers(results: StudyResults) -> Document:
     """Answer the questions about a study, budget by budget, by paired differences; p is corrected over all of them."""
     asked = tomllib.loads((_RESULTS / "questions.toml").read_text()).get(results.name, [])
-    groups = {(group.method, group.budget): group for group in cells(results)}
+    groups = {(group.method, group.budget): group for group in run_groups(results)}
     asked_at = [(entry, budget) for entry in asked for budget in results.study["spec"]["budgets"]]
     pairs = [_pair([groups.get((method, budget)) for method in entry["pair"]]) for entry, budget in asked_at]
     corrected = holm([p_to_correct(pair) for pair in pairs])
@@ -122,9 +122,7 @@ def _row(entry: dict[str, Any], budget: str, pair: PairedDifference | None, p: f
     key = (entry["question"], *entry["pair"], budget)
     if pair is None:
         return (*key, "0", "", "", "", "")
-    tested = probability(p) if pair.n >= MIN_PAIRS else TOO_FEW
-    figures = (f"{pair.mean:+.2f}", interval(pair.interval, "+"), tested, number(pair.detectable))
-    return (*key, str(pair.n), *figures)
+    return (*key, str(pair.n), *wording.difference(pair, p), wording.number(pair.detectable))
 
 
 def markdown(document: Document) -> str:

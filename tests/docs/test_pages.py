@@ -8,11 +8,16 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
 from bench.cli.main import bench as commands
+from bench.planning.plan import make_plan
+from bench.results.tables import StudyResults
+from bench.spec.sources import build, read_toml
+from tests.fake_store import FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "README.md"
@@ -175,9 +180,37 @@ def test_the_finding_of_the_first_page_is_a_row_of_the_results() -> None:
     assert re.search(row, table)
 
 
-def test_tables_of_results_are_replaced_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SPECIFICATIONS = [path for path in sorted(ROOT.glob("docs/results/*.toml")) if path.stem != "questions"]
+
+
+@pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
+def test_published_studies_can_be_planned_and_their_rows_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # the specification names its checkpoint from there
+    plan = make_plan(build([read_toml(path)]))
+    provenance = ROOT / "docs" / "results" / plan.spec.name / "provenance.md"
+    named = re.findall(r"--spec docs/results/(\S+) --methods (\S+)", provenance.read_text())
+    assert {file for file, _ in named} == {path.name}
+    assert {method for _, method in named} == set(plan.spec.methods)
+
+
+@pytest.fixture
+def make_results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that writes the tables of results."""
     monkeypatch.syspath_prepend(ROOT / "docs")
-    make_results = importlib.import_module("make_results")
+    return importlib.import_module("make_results")
+
+
+def test_the_questions_about_a_study_are_answered_from_its_runs(make_results: ModuleType, tmp_path: Path) -> None:
+    fake = FakeStore(tmp_path, name="longer", spec={"budgets": ["3bit"]})
+    for method, values in {"sbs": [70.0, 71.0, 72.0], "fixed": [70.5, 71.5, 73.0]}.items():
+        fake.seeds(method, values, budget="3bit")
+    (table,) = make_results.answers(StudyResults(fake.store, fake.document())).tables
+    against_fixed, against_random = table.rows
+    assert against_fixed[1:] == ("sbs", "fixed", "3bit", "3", "-0.67", "[-1.38, +0.05]", "n<6", "0.94")
+    assert against_random[1:] == ("sbs", "random", "3bit", "0", "", "", "", "")
+
+
+def test_tables_of_results_are_replaced_in_place(make_results: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- answers: a -->\nold\n<!-- end -->\n<!-- answers: b -->\nkept\n<!-- end -->\n")
     make_results.fill_in("answers: a", "| new |\n", page)
