@@ -1,32 +1,23 @@
-"""Fixed precision: the same width in every layer but the first and the last, which have 8 bits."""
+"""Fixed precision: the same bits in every layer but the first and the last, which have 8."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from bench.api import (
-    Capabilities,
-    Method,
-    NetworkShape,
-    Options,
-    Policy,
-    SearchJob,
-    SearchResult,
-    UnreachableBudgetError,
-    uniform,
-)
+from bench.api import Capabilities, Method, NetworkShape, Options, Policy, SearchJob, SearchResult, uniform
+from methods.shared.budget import unreachable
 
-_WIDEST = 16
+_MOST_BITS = 16
 
 
 class FixedOptions(Options):
     """Options of fixed precision.
 
     Attributes:
-        bits: The width; when absent, the largest one whose network fits the budget.
+        bits: Number of bits. When absent, it is the largest one whose network fits the budget.
     """
 
-    bits: Annotated[int, Field(ge=1, le=_WIDEST)] | None = None
+    bits: Annotated[int, Field(ge=1, le=_MOST_BITS)] | None = None
 
 
 class Fixed(Method):
@@ -39,21 +30,20 @@ class Fixed(Method):
     options: FixedOptions
 
     def cheapest(self, network: NetworkShape) -> Policy:
-        """One bit everywhere, or the width that was asked for."""
+        """Take the bits of the options, or one bit, everywhere."""
         return uniform(network, self.options.bits or 1)
 
     def search(self, job: SearchJob) -> SearchResult:
-        """Take the largest width within the budget; nothing is trained.
+        """Take the most bits within the budget; nothing is trained.
 
         Raises:
-            UnreachableBudgetError: Even the least width costs more.
+            UnreachableBudgetError: Even the fewest bits cost more than the budget.
         """
         network = job.task.network
-        widths = [self.options.bits] if self.options.bits else list(range(min(_WIDEST, job.measure.max_bits), 0, -1))
-        for bits in widths:
+        most = min(_MOST_BITS, job.measure.max_bits)
+        candidates = [self.options.bits] if self.options.bits else list(range(most, 0, -1))
+        for bits in candidates:
             policy = uniform(network, bits)
             if job.price(policy) <= job.budget:
                 return SearchResult(policy=policy, state=job.pretrained, record={"bits": bits})
-        nearest = job.price(uniform(network, widths[-1]))
-        reason = f"uniform {widths[-1]} bit costs {job.measure.in_words(nearest)}, above the budget"
-        raise UnreachableBudgetError(reason, nearest)
+        raise unreachable(job, f"uniform {candidates[-1]} bit", job.price(policy))

@@ -1,10 +1,10 @@
-"""The reference: the network at full precision, trained on as long as every compressed one."""
+"""The reference: the network at full precision, trained further for as long as every compressed network."""
 
 from bench.api import FULL_PRECISION_BITS, Capabilities, Method, SearchJob, SearchResult, uniform
 
 
 class FullPrecision(Method):
-    """Nothing is compressed; fine-tuning is the same as everybody's."""
+    """No compression; fine-tuning is the same as for all methods."""
 
     summary = "Reference: no compression, fine-tuned as long as the others"
     source = "this project: the reference of every study"

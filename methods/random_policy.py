@@ -1,10 +1,10 @@
 """A control: a policy drawn at random among all that meet the budget.
 
-What no search is better than. Every combination of widths whose cost lies inside the window is equally likely: the
-number of ways in which the layers that are left can fill what is left of the budget is counted layer by layer (over a
-fine grid of costs), and widths are drawn with the odds that follow. A draw that rounding has put outside is rejected,
-which leaves the rest equally likely. With `draws` above 1 the best of several is taken, by validation accuracy after
-calibration and without training.
+A search is worth something only if it is better than this. Every combination of bits whose cost lies inside the window
+is equally likely. Layer by layer, the program counts in how many ways the layers that are left can fill what is left of
+the budget, over a fine grid of costs. It draws bits with the odds that follow. A draw that lies outside the window
+because costs were rounded is rejected, which leaves the others equally likely. With `draws` above 1, the best of
+several policies is taken, by validation accuracy after calibration and without training.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,22 @@ from bench.api import (
     EDGE_BITS,
     Capabilities,
     LayerShape,
-    Method,
     NetworkShape,
     Options,
     Policy,
     SearchJob,
     SearchResult,
     UnreachableBudgetError,
-    calibrate,
     compress,
-    evaluate,
-    reestimate_norms,
     uniform,
 )
+from methods.shared.options import Candidates, ChoosesBits
+from methods.shared.search import prepare
 
 _CELLS = 20_000
-"""Cells of the grid of costs up to the budget. A draw is off by at most one cell a layer before it is checked."""
-_TRIES = 1000
+"""Cells of the grid of costs up to the budget. Before it is checked, a draw is off by at most one cell a layer."""
+_ATTEMPTS = 1000
+"""Largest number of draws that are rejected."""
 
 Floats = NDArray[np.float64]
 
@@ -45,30 +44,26 @@ class RandomOptions(Options):
     """Options of the random control.
 
     Attributes:
-        bits: Candidates for weights and activations.
-        draws: Policies that are drawn; of several the best on validation images is taken.
+        bits: Candidate bits for weights and activations.
+        draws: Number of policies that are drawn; the best of them on validation images is taken.
     """
 
-    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] = (2, 4, 8)
+    bits: Candidates = (2, 4, 8)
     draws: Annotated[int, Field(ge=1)] = 1
 
 
-class RandomPolicy(Method):
-    """Widths drawn uniformly among those that meet the budget."""
+class RandomPolicy(ChoosesBits):
+    """Bits drawn uniformly among those that meet the budget."""
 
-    summary = "Control: widths drawn at random, uniformly among all that meet the budget; or the best of several"
-    source = "this project: a control, what no search should be worse than"
-    deviations = ("Filters are kept: among policies that may drop any, nearly all drop about half.",)
+    summary = "Control: bits drawn at random, uniformly among all that meet the budget; or the best of several draws"
+    source = "this project: a control that no search should be worse than"
+    deviations = ("Filters are kept: of all policies that may drop filters, nearly all drop about half of them.",)
     capabilities = Capabilities(budget="direct", mixed_precision=True, data_parallel=True)
     Options = RandomOptions
     options: RandomOptions
 
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """The least candidate everywhere."""
-        return uniform(network, min(self.options.bits))
-
     def search(self, job: SearchJob) -> SearchResult:
-        """Draw, and with several draws compare on validation images.
+        """Draw policies, and compare several on validation images.
 
         Raises:
             UnreachableBudgetError: No combination of candidates lies inside the window.
@@ -83,10 +78,14 @@ class RandomPolicy(Method):
 
 
 class Combinations:
-    """All combinations of widths, counted by what they cost.
+    """All combinations of bits, counted by their cost.
+
+    Args:
+        job: Network, measure, budget and tolerance.
+        bits: Candidate bits.
 
     Attributes:
-        ways: How many lie inside the window, but for the rounding of costs to cells.
+        ways: Number of combinations inside the window, up to the rounding of costs to cells.
     """
 
     def __init__(self, job: SearchJob, bits: Sequence[int]) -> None:
@@ -104,41 +103,41 @@ class Combinations:
         self.ways = float(self._left[0][0]) if last >= 0 else 0.0
 
     def _cells(self, layer: LayerShape) -> NDArray[np.int64]:
-        """What every pair of widths costs in one layer, in cells."""
+        """Compute the cost of one layer with every pair of bits, in cells."""
         network, measure = self._job.task.network, self._job.measure
         base = uniform(network, EDGE_BITS)
         policies = [base.with_layer(layer.name, weight_bits=w, activation_bits=a) for w, a in self._pairs]
         return np.array([round(measure.price_layer(policy, layer) / self._cell) for policy in policies])
 
     def _count(self, first: int, last: int) -> list[Floats]:
-        """For each layer and each cost so far, in how many ways it and those after it end between two costs."""
+        """Count, for each layer and each cost so far, the ways in which the layers from it on end between two costs."""
         ends = np.zeros(max(last, 0) + 1)
         ends[first:] = 1
-        found = [ends]
+        counts = [ends]
         for costs in reversed(self._costs):
-            after = found[-1]
+            after = counts[-1]
             ways = np.zeros_like(after)
             for cost in costs[costs < len(after)]:
                 ways[: len(after) - cost] += after[cost:]
-            found.append(ways)
-        return found[::-1]
+            counts.append(ways)
+        return counts[::-1]
 
     def draw(self, noise: np.random.Generator) -> Policy:
-        """One policy, every one inside the window with equal odds.
+        """Draw a policy; all inside the window are equally likely.
 
         Raises:
-            UnreachableBudgetError: There is none.
+            UnreachableBudgetError: No policy lies inside the window.
         """
         job = self._job
-        for _ in range(_TRIES if self.ways else 0):
-            policy = _policy(job.task.network, self._pairs_drawn(noise))
+        for _ in range(_ATTEMPTS if self.ways else 0):
+            policy = _policy(job.task.network, self._draw_pairs(noise))
             if (1 - job.tolerance) * job.budget <= job.price(policy) <= job.budget:
                 return policy
         cheapest = job.price(_policy(job.task.network, [self._pairs[0]] * len(self._costs)))
-        raise UnreachableBudgetError("no combination of the candidate widths lies inside the budget's window", cheapest)
+        raise UnreachableBudgetError("no combination of the candidate bits lies inside the budget's window", cheapest)
 
-    def _pairs_drawn(self, noise: np.random.Generator) -> list[tuple[int, int]]:
-        """Widths layer by layer, with the odds that the ways of what follows give them."""
+    def _draw_pairs(self, noise: np.random.Generator) -> list[tuple[int, int]]:
+        """Draw bits layer by layer, with odds from the ways in which the layers that follow can end."""
         spent, drawn = 0, []
         for costs, after in zip(self._costs, self._left[1:], strict=True):
             totals = spent + costs
@@ -150,16 +149,12 @@ class Combinations:
 
 
 def untrained_accuracy(job: SearchJob, policy: Policy) -> float:
-    """Top-1 on validation images of the pretrained network under a policy, calibrated and not trained."""
-    data, batch = job.task.data, job.schedule.batch_size
-    network = compress(job.float_model(), job.task.network, policy)
-    calibrate(network, data.calibration_batches(1, batch)[0])
-    reestimate_norms(network, data, batch)
-    return evaluate(network, data, data.validation).top1
+    """Measure top-1 on validation images of the pretrained network under a policy, calibrated and not trained."""
+    return prepare(job, compress(job.float_model(), job.task.network, policy))
 
 
 def _policy(network: NetworkShape, pairs: Sequence[tuple[int, int]]) -> Policy:
-    """Widths of weights and activations for the searched layers; first and last layer at 8 bits."""
+    """Build the policy of these bits of weights and activations; the first and the last layer have 8 bits."""
     policy = uniform(network, EDGE_BITS)
     for layer, (weight, activation) in zip(network.middle, pairs, strict=True):
         policy = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation)

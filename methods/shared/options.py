@@ -1,10 +1,10 @@
-"""Candidate widths as an option, and the methods that choose among them."""
+"""Candidate bits as an option, and the methods that choose among them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from bench.api import Method, NetworkShape, Policy, uniform
 
@@ -15,8 +15,10 @@ def _rising(bits: Sequence[int]) -> Sequence[int]:
     return bits
 
 
+Candidates = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)]
+"""Candidate bits for weights and activations, in any order."""
 RISING = AfterValidator(_rising)
-"""Rule for candidate widths, to be put into an annotation: each is larger than the one before."""
+"""Rule for candidate bits, to be put into an annotation: each is larger than the one before."""
 
 
 class ChoosesBits(Method):

@@ -81,6 +81,6 @@ def test_nothing_is_taken_that_fits(network: NetworkShape, make_job: MakeJob) ->
 
 def test_too_small_a_budget_is_unreachable(network: NetworkShape, make_job: MakeJob) -> None:
     least = price(network, uniform(network, 2)).bops
-    with pytest.raises(UnreachableBudgetError, match="the least widths cost") as caught:
+    with pytest.raises(UnreachableBudgetError, match="even the policy of the lowest candidates costs") as caught:
         Greedy(GreedyOptions(batches=1)).search(make_job(budget=float(least - 1), knobs={}))
     assert caught.value.nearest == least

@@ -27,7 +27,8 @@ from bench.method import SearchJob, Task
 from bench.planning.plan import make_method
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import Evaluation, evaluate, reestimate_norms
-from methods.haq import Haq, HaqOptions, Space, Trainer, calibrated, layer_states, place_of, sigma_of, updates_of
+from methods.haq import Haq, HaqOptions, Trainer, calibrated, sigma_of, updates_of
+from methods.shared.agent.walk import ActionSpace
 from methods.shared.quantizers.linear import LinearWeight, RangedActivation, linear_quantizer, threshold_of
 
 MakeJob = Callable[..., SearchJob]
@@ -38,127 +39,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- actions ------------------------------------------------------------------------------------------------------
-
-
-def published_width(action: float, low: int, high: int) -> int:
-    """The formula as it is printed, rounded as NumPy does."""
-    return int(np.round(low - 0.5 + action * (high - low + 1)))
-
-
-@pytest.mark.parametrize(("low", "high"), [(2, 8), (3, 6), (2, 3), (2, 16)])
-def test_an_action_is_rounded_as_published(low: int, high: int) -> None:
-    bits = range(low, high + 1)
-    inside = [action for action in np.linspace(0, 1, 841) if low <= published_width(action, low, high) <= high]
-    assert len(inside) >= 840
-    for action in inside:
-        assert bits[place_of(float(action), bits)] == published_width(action, low, high)
-    assert place_of(0.0, bits) == 0
-    assert place_of(1.0, bits) == len(bits) - 1
-
-
-@pytest.mark.parametrize(
-    ("action", "width"),
-    [(0.0, 2), (0.1, 2), (0.333, 2), (0.334, 4), (0.5, 4), (0.666, 4), (0.667, 8), (0.9, 8), (1.0, 8)],
-)
-def test_of_other_candidates_the_position_is_rounded(action: float, width: int) -> None:
-    assert BITS[place_of(action, BITS)] == width
-
-
-def test_every_candidate_has_the_same_share_of_actions() -> None:
-    for bits in (BITS, (2, 3, 4, 5, 6, 7, 8), (3,), (2, 16)):
-        places = [place_of((number + 0.5) / 4200, bits) for number in range(4200)]
-        assert np.bincount(places).tolist() == [4200 // len(bits)] * len(bits)
-
-
-# --- states -------------------------------------------------------------------------------------------------------
-
-
-def test_states_are_what_layers_are_column_by_column(mobile_job: SearchJob) -> None:
-    layers = mobile_job.task.network.middle
-    model = mobile_job.float_model()
-    columns: list[list[float]] = [[] for _ in range(8)]
-    for number, layer in enumerate(layers):
-        module: Any = model.get_submodule(layer.name)
-        conv = isinstance(module, nn.Conv2d)
-        values = (
-            [module.groups == module.in_channels > 1, module.in_channels, module.out_channels, module.stride[0]]
-            if conv
-            else [0, module.in_features, module.out_features, 0]
-        )
-        values += [module.kernel_size[0] if conv else 1, module.weight.numel(), layer.in_size[0] ** 2, number]
-        for column, value in zip(columns, values, strict=True):
-            column.append(float(value))
-    found = layer_states(layers)
-    assert found.shape == (len(layers), 8)
-    for index, column in enumerate(columns):
-        low, high = min(column), max(column)
-        assert high > low  # inverted residuals, a stride, kernels and a linear layer: nothing is alike everywhere
-        expected = [(value - low) / (high - low) for value in column]
-        assert found[:, index].tolist() == pytest.approx(expected)
-    assert {layer.depthwise for layer in layers} == {True, False}
-
-
-def test_a_column_without_differences_is_nought(small_task: Task) -> None:
-    found = layer_states(small_task.network.middle[:2])
-    assert bool(found.isfinite().all())
-    assert found[:, 0].tolist() == [0, 0]
-
-
-def test_a_walk_asks_for_weight_then_input_and_shows_the_last_width(make_job: MakeJob) -> None:
-    job, answers = make_job(), iter([0.9, 0.5, 0.1] * 20)
-    walk = Space(job, BITS).walk(lambda state: next(answers))
-    layers = len(job.task.network.middle)
-    assert walk.places == tuple([2, 1, 0] * layers)[: 2 * layers]
-    assert walk.states.shape == (2 * layers, 10)
-    assert torch.equal(walk.states[::2, :8], layer_states(job.task.network.middle))
-    assert torch.equal(walk.states[1::2, :8], walk.states[::2, :8])
-    assert walk.states[:, 9].tolist() == [1, 0] * layers
-    assert walk.states[:5, 8].tolist() == [1, 1, 0.5, 0.25, 1]
-    policy = Space(job, BITS).policy(walk.places)
-    first, second = (policy.layers[layer.name] for layer in job.task.network.middle[:2])
-    assert (first.weight_bits, first.activation_bits) == (8, 4)
-    assert (second.weight_bits, second.activation_bits) == (2, 8)
-    for edge in (job.task.network.layers[0], job.task.network.layers[-1]):
-        assert policy.layers[edge.name] == uniform(job.task.network, 8).layers[edge.name]
-
-
-# --- the action wall ----------------------------------------------------------------------------------------------
-
-
-def slow_wall(job: SearchJob, policy: Policy, bits: tuple[int, ...]) -> Policy:
-    """Layer after layer from the last, its input and then its weight, one candidate lower at each turn."""
-    while job.price(policy) > job.budget:
-        for layer in reversed(job.task.network.middle):
-            for what in ("activation_bits", "weight_bits"):
-                width = getattr(policy.layers[layer.name], what)
-                if job.price(policy) > job.budget and width > bits[0]:
-                    policy = policy.with_layer(layer.name, **{what: bits[bits.index(width) - 1]})
-    return policy
-
-
-@pytest.mark.parametrize("bits", [BITS, (2, 3, 4, 5, 6, 7, 8), (4, 6)])
-@pytest.mark.parametrize("share", [1.0, 1.3, 4.0])
-def test_the_wall_lowers_as_a_slow_version_does(make_job: MakeJob, bits: tuple[int, ...], share: float) -> None:
-    task = make_job().task
-    for measure in (make_job().measure, Memory()):
-        budget = share * measure.price(task.network, uniform(task.network, bits[0]))
-        job = make_job(measure=measure, budget=budget)
-        space = Space(job, bits)
-        draws = torch.Generator().manual_seed(1)
-        for _ in range(5):
-            places = tuple(torch.randint(len(bits), (2 * len(task.network.middle),), generator=draws).tolist())
-            lowered = space.policy(space.within_budget(places))
-            assert job.price(lowered) <= budget
-            assert lowered == slow_wall(job, space.policy(places), bits)
-
-
-def test_what_fits_is_left_alone_and_what_cannot_fit_is_refused(make_job: MakeJob) -> None:
+def test_a_budget_that_cannot_be_met_is_refused(make_job: MakeJob) -> None:
     least = price(make_job().task.network, uniform(make_job().task.network, 2)).bops
-    places = (1,) * (2 * len(make_job().task.network.middle))
-    assert Space(make_job(), BITS).within_budget(places) == places  # the budget is what 4 bits cost
-    Space(make_job(budget=float(least)), BITS).check()
-    with pytest.raises(UnreachableBudgetError, match=r"least widths cost 1\.01 × the budget") as caught:
+    with pytest.raises(UnreachableBudgetError, match=r"even uniform 2 bit costs .* BOPs; the budget is") as caught:
         Haq().search(make_job(budget=0.99 * least))
     assert caught.value.nearest == least
     assert Haq().cheapest(make_job().task.network) == uniform(make_job().task.network, 2)
@@ -212,7 +95,7 @@ def test_inputs_that_can_be_negative_have_a_calibrated_offset(mobile_job: Search
         assert isinstance(quantizer, Shifted)
         assert quantizer.offset.item() <= 0
         assert quantizer.quantizer.clip.item() != 1
-    assert 0 <= trainer.try_out(uniform(mobile_job.task.network, 4), 1).top1 <= 100
+    assert 0 <= trainer.try_policy(uniform(mobile_job.task.network, 4), 1).top1 <= 100
 
 
 def test_an_episode_is_calibration_updates_norms_and_an_accuracy(make_job: MakeJob) -> None:
@@ -220,7 +103,7 @@ def test_an_episode_is_calibration_updates_norms_and_an_accuracy(make_job: MakeJ
     job = make_job(schedule=SearchSchedule(epochs=1, batch_size=96))
     policy = uniform(job.task.network, 2)
     trainer = Trainer(job, HaqOptions(finetune_lr=0.05))
-    found = [trainer.try_out(policy, updates) for updates in (2, 1, 0)]
+    found = [trainer.try_policy(policy, updates) for updates in (2, 1, 0)]
     data, order = job.task.data, job.order()
     batches = BatchStream(data, 96, order, data.train)
     for evaluation, updates in zip(found, (2, 1, 0), strict=True):
@@ -283,7 +166,7 @@ class Known:
         self.batches = BatchStream(job.task.data, 28, job.order(), job.task.data.train)
         self.seen: list[tuple[Policy, int]] = []
 
-    def try_out(self, policy: Policy, updates: int) -> Evaluation:
+    def try_policy(self, policy: Policy, updates: int) -> Evaluation:
         return Evaluation(top1=type(self).accuracy(policy), top5=100.0, loss=1.0)
 
 
@@ -318,8 +201,8 @@ def known_accuracy(job: SearchJob, policy: Policy) -> float:
 
 def all_rewards(job: SearchJob) -> NDArray[np.float64]:
     """Of every policy within the budget, the best first."""
-    space = Space(job, BITS)
-    policies = [space.policy(places) for places in product(range(3), repeat=8)]
+    space = ActionSpace(job, BITS)
+    policies = [space.policy(choices) for choices in product(range(3), repeat=8)]
     rewards = [0.1 * (known_accuracy(job, policy) - 90) for policy in policies if job.price(policy) <= job.budget]
     return np.asarray(sorted(rewards, reverse=True))
 
@@ -395,32 +278,32 @@ def test_noise_fades_over_the_episodes_as_it_does_over_580() -> None:
 
 def test_margins_are_the_actors_but_for_what_the_wall_has_changed(known_job: SearchJob) -> None:
     """Boundaries lie at one third and two thirds."""
-    space, asked = Space(known_job, BITS), []
-    places = (0, 1, 2, 0, 1, 2, 0, 1)
+    space, asked = ActionSpace(known_job, BITS), []
+    choices = (0, 1, 2, 0, 1, 2, 0, 1)
 
     def act(state: Tensor) -> float:
         asked.append(state)
         return 0.5
 
-    decisions = space.decisions(places, act)
+    decisions = space.decisions(choices, act)
     assert [state[8].item() for state in asked] == [1, 0.25, 0.5, 1, 0.25, 0.5, 1, 0.25]
     low, middle, high = (0.0, -1 / 6), (1 / 6, -1 / 6), (1 / 6, 0.0)
-    for decision, place in zip(decisions, places, strict=True):
+    for decision, place in zip(decisions, choices, strict=True):
         assert decision.chosen == place
         assert decision.margins == pytest.approx((low, middle, high)[place])
-    policy = space.policy(places)
-    assert [getattr(policy.layers[d.layer], d.what) for d in decisions] == [BITS[place] for place in places]
+    policy = space.policy(choices)
+    assert [getattr(policy.layers[d.layer], d.what) for d in decisions] == [BITS[place] for place in choices]
     assert [(d.layer, d.what) for d in decisions[:2]] == [("2", "weight_bits"), ("2", "activation_bits")]
 
 
 def test_repair_fills_a_budget_that_the_wall_left_unused(known_job: SearchJob) -> None:
-    space = Space(known_job, BITS)
-    places = (0, 1, 1, 1, 1, 0, 1, 1)
+    space = ActionSpace(known_job, BITS)
+    choices = (0, 1, 1, 1, 1, 0, 1, 1)
     budget = parse_budget("4bit", known_job.task.network, 0.03)
-    decisions = space.decisions(places, lambda state: 0.5)
-    raw = known_job.price(space.policy(places))
+    decisions = space.decisions(choices, lambda state: 0.5)
+    raw = known_job.price(space.policy(choices))
     assert raw < 0.97 * budget.limit
-    repaired = repair(known_job.task.network, space.policy(places), decisions, budget)
+    repaired = repair(known_job.task.network, space.policy(choices), decisions, budget)
     assert raw < repaired.cost <= budget.limit
 
 
@@ -447,10 +330,10 @@ def test_every_model_can_be_searched(mobile_job: SearchJob) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"episodes": 10}, "warmup_episodes is 20, so that in none of 10 episodes the agent would act; give at most 9"),
-        ({"bits": [4, 2]}, r"bits \[4, 2\] must rise, e.g. \[2, 4\]"),
-        ({"bits": [2, 2]}, r"bits \[2, 2\] must rise, e.g. \[2\]"),
-        ({"bits": [1, 2]}, "greater than or equal to 2"),
+        ({"episodes": 10}, "warmup_episodes is 20, which leaves none of the 10 episodes to the agent; give at most 9"),
+        ({"bits": [4, 2]}, r"bit candidates \[4, 2\] must rise"),
+        ({"bits": [2, 2]}, r"bit candidates \[2, 2\] must rise"),
+        ({"bits": [1, 2]}, "must be at least 2"),
         ({"finetune_updates": -1}, "finetune_updates"),
         ({"noise_decay": 1.5}, "noise_decay"),
         ({"episode": 10}, "did you mean 'episodes'"),

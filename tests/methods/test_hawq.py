@@ -94,6 +94,6 @@ def test_budgets_of_memory_are_kept_too(network: NetworkShape, make_job: MakeJob
 
 def test_too_small_a_budget_is_unreachable(network: NetworkShape, make_job: MakeJob) -> None:
     least = price(network, uniform(network, 2)).bops
-    with pytest.raises(UnreachableBudgetError, match="the least widths cost") as caught:
+    with pytest.raises(UnreachableBudgetError, match="even uniform 2 bit costs") as caught:
         Hawq(HawqOptions(draws=1, images=32)).search(make_job(budget=float(least - 1), knobs={}))
     assert caught.value.nearest == least

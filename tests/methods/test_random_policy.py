@@ -100,5 +100,5 @@ def test_a_window_that_no_combination_meets_is_unreachable(
 ) -> None:
     ends = price(network, uniform(network, 2)).bops, price(network, uniform(network, 8)).bops
     budget = share * ends[0] if share < 1 else share * ends[1]
-    with pytest.raises(UnreachableBudgetError, match="no combination of the candidate widths"):
+    with pytest.raises(UnreachableBudgetError, match="no combination of the candidate bits"):
         RandomPolicy(RandomOptions(bits=BITS)).search(make_job(budget=float(budget), knobs={}))

@@ -1,14 +1,14 @@
-"""Deep deterministic policy gradient for one action in [0, 1] (Lillicrap et al. 2016, arXiv 1509.02971), as HAQ has it.
+"""Deep deterministic policy gradient for one action in [0, 1] (Lillicrap et al. 2016, arXiv 1509.02971), as in HAQ.
 
-An actor μ(s) says what to do and a critic Q(s, a) what comes of it. From replayed transitions (s, a, r, s′) the critic
-learns by its squared distance to
+An actor μ(s) chooses an action in a state, and a critic Q(s, a) predicts the reward. From replayed transitions
+(s, a, r, s′) the critic learns by its squared distance to
 
     y = r − B + γ · Q′(s′, μ′(s′))        (without the last term at the end of an episode; HAQ, "Agent")
 
-with B a moving average of rewards, and the actor by ascending Q(s, μ(s)). Targets Q′ and μ′ follow Q and μ slowly:
+with B a moving average of rewards. The actor learns by ascending Q(s, μ(s)). Targets Q′ and μ′ follow Q and μ slowly:
 θ′ ← τθ + (1 − τ)θ′. Actions are explored by normal noise that is truncated to [0, 1].
 
-The networks are tiny, so all of this lives on the CPU. Everything random comes from one generator that is handed in.
+The networks are tiny, so everything is computed on the CPU. All random draws come from one generator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,31 +20,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HIDDEN = 300
-"""Units of both hidden layers (HAQ's code; 400 and 300 in Lillicrap et al., Section 7)."""
+"""Number of units of both hidden layers (HAQ's code; 400 and 300 in Lillicrap et al., Section 7)."""
 FINAL_INIT = 3e-3
 """Bound of the last layers' uniform initialisation, so that first outputs are near 0 (Lillicrap et al., Section 7)."""
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
-"""Of Adam (HAQ's code; Lillicrap et al., Section 7)."""
+"""Learning rates of Adam (HAQ's code; Lillicrap et al., Section 7)."""
 BATCH = 64
-"""Transitions of an update (HAQ's code; Lillicrap et al., Section 7)."""
+"""Number of transitions in an update (HAQ's code; Lillicrap et al., Section 7)."""
 TAU = 0.01
-"""How fast targets follow (HAQ's code; 0.001 in Lillicrap et al.)."""
+"""Rate τ at which targets follow (HAQ's code; 0.001 in Lillicrap et al.)."""
 DISCOUNT = 1.0
-"""γ: the reward of the end counts in full for every step (HAQ, "Agent")."""
+"""Discount γ: the reward at the end counts in full for every step (HAQ, "Agent")."""
 BASELINE_RATE = 0.5
-"""Of the moving average of mean rewards of batches (HAQ's code)."""
+"""Rate of the moving average of mean rewards of batches (HAQ's code)."""
 
 _LEAST_PROBABILITY = 1e-300
 _MOST_PROBABILITY = 1 - 2.0**-53
 
 
 def truncated_normal(mean: float, sigma: float, source: torch.Generator) -> float:
-    """One draw of a normal distribution that is truncated to [0, 1], by inversion.
+    """Draw from a normal distribution that is truncated to [0, 1], by inversion.
 
     Args:
-        mean: Of the normal distribution, in [0, 1].
-        sigma: Its standard deviation, positive.
-        source: Is drawn from once.
+        mean: Mean of the normal distribution, in [0, 1].
+        sigma: Standard deviation of the normal distribution, positive.
+        source: Generator, of which one number is drawn.
     """
     normal = NormalDist(mean, sigma)
     low, high = normal.cdf(0.0), normal.cdf(1.0)
@@ -54,12 +54,12 @@ def truncated_normal(mean: float, sigma: float, source: torch.Generator) -> floa
 
 
 def uniform_action(source: torch.Generator) -> float:
-    """One draw from [0, 1)."""
+    """Draw uniformly from [0, 1)."""
     return float(torch.rand((), generator=source, dtype=torch.float64))
 
 
 def linear(inputs: int, outputs: int, source: torch.Generator, bound: float | None = None) -> nn.Linear:
-    """A linear layer, initialised uniformly in ±bound; ±1/√inputs when absent (Lillicrap et al., Section 7)."""
+    """Make a linear layer, initialised uniformly in ±bound; ±1/√inputs when absent (Lillicrap et al., Section 7)."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     limit = inputs**-0.5 if bound is None else bound
     for parameter in layer.parameters():
@@ -77,7 +77,7 @@ class Actor(nn.Module):
         self.last = linear(HIDDEN, 1, source, FINAL_INIT)
 
     def forward(self, states: Tensor) -> Tensor:
-        """The actions for states."""
+        """Compute the actions for states."""
         return torch.sigmoid(self.last(F.relu(self.second(F.relu(self.first(states))))))
 
 
@@ -92,7 +92,7 @@ class Critic(nn.Module):
         self.last = linear(HIDDEN, 1, source, FINAL_INIT)
 
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
-        """The values of actions in states."""
+        """Compute the values of actions in states."""
         hidden = F.relu(self.of_states(states) + self.of_actions(actions))
         values: Tensor = self.last(F.relu(self.second(hidden)))
         return values
@@ -102,8 +102,8 @@ class Replay:
     """The latest transitions, in a ring.
 
     Args:
-        capacity: How many are kept.
-        state_size: Numbers of a state.
+        capacity: Number of transitions that are kept.
+        state_size: Size S of a state.
     """
 
     def __init__(self, capacity: int, state_size: int) -> None:
@@ -115,13 +115,13 @@ class Replay:
         return min(self._stored, len(self._rows))
 
     def add(self, state: Tensor, action: float, reward: float, following: Tensor, *, last: bool) -> None:
-        """Store one transition in the place of the oldest.
+        """Store one transition; when the ring is full, it replaces the oldest.
 
         Args:
-            state: s, shape (S,).
-            action: a.
-            reward: r.
-            following: s′, shape (S,); its value does not matter after the last step of an episode.
+            state: State s, shape (S,).
+            action: Action a.
+            reward: Reward r.
+            following: Next state s′, shape (S,); after the last step of an episode it is not used.
             last: Whether the episode ended.
         """
         numbers = torch.tensor([action, reward]), torch.tensor([float(last)])
@@ -129,34 +129,35 @@ class Replay:
         self._stored += 1
 
     def sample(self, count: int, source: torch.Generator) -> Sequence[Tensor]:
-        """Different transitions, or all where there are not so many.
+        """Draw different transitions; all, where there are fewer.
 
         Returns:
-            s (N, S), a (N, 1), r (N, 1), s′ (N, S), and (N, 1) with 1 where an episode ended.
+            States s (N, S), actions a (N, 1), rewards r (N, 1), next states s′ (N, S), and (N, 1) with 1 where an
+            episode ended.
         """
         chosen = torch.randperm(len(self), generator=source)[:count]
         return torch.split(self._rows[chosen], self._sizes, dim=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the state for a checkpoint."""
         return {"rows": self._rows[: len(self)].clone(), "stored": self._stored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self._stored = int(state["stored"])
         self._rows[: len(self)] = state["rows"]
 
 
 class Agent:
-    """Actor, critic, their slow targets, and what they learn from.
+    """Actor and critic, their slow targets, and the replayed transitions.
 
     Args:
-        state_size: Numbers of a state.
-        capacity: Transitions that are kept for replay.
-        source: Everything random is drawn from it; its state is a part of the agent's.
+        state_size: Size S of a state.
+        capacity: Number of transitions that are kept for replay.
+        source: Generator of all random draws; its state is a part of the agent's state.
 
     Attributes:
-        baseline: B, the moving average of rewards; `None` before the first update.
+        baseline: Moving average B of rewards; `None` before the first update.
     """
 
     def __init__(self, state_size: int, capacity: int, source: torch.Generator) -> None:
@@ -172,21 +173,21 @@ class Agent:
 
     @torch.no_grad()
     def act(self, state: Tensor) -> float:
-        """μ(s), what the actor prefers; the state has shape (S,)."""
+        """Compute μ(s) for a state of shape (S,)."""
         return float(self.actor(state.unsqueeze(0)))
 
     def explore(self, state: Tensor, sigma: float | None) -> float:
-        """That with truncated normal noise; without a sigma any action alike."""
+        """Compute μ(s) with truncated normal noise; without a sigma, draw an action uniformly."""
         return uniform_action(self._source) if sigma is None else truncated_normal(self.act(state), sigma, self._source)
 
     def observe(self, states: Tensor, actions: Sequence[float], reward: float, *, learn: bool) -> None:
-        """Store an episode, every step with the reward of its end; one update after each step if it shall learn.
+        """Store an episode, every step with the reward of its end, and make one update after each step.
 
         Args:
-            states: Of the steps, shape (steps, S).
-            actions: Of the steps.
-            reward: Of the episode.
-            learn: Whether to update.
+            states: States of the steps, shape (steps, S).
+            actions: Actions of the steps.
+            reward: Reward of the episode.
+            learn: Whether updates are made.
         """
         for step, action in enumerate(actions):
             last = step == len(actions) - 1
@@ -195,7 +196,7 @@ class Agent:
                 self.update()
 
     def update(self) -> None:
-        """One step of critic and actor on a batch of the replay, then of their targets."""
+        """Make one step of critic and actor on a batch of the replay, then one of their targets."""
         states, actions, rewards, following, last = self.replay.sample(BATCH, self._source)
         targets = self.targets(self._centred(rewards), following, last)
         _descend(self._of_critic, F.mse_loss(self.critic(states, actions), targets))
@@ -204,24 +205,24 @@ class Agent:
         follow(self.slow_critic, self.critic)
 
     def _centred(self, rewards: Tensor) -> Tensor:
-        """Rewards r − B, after B has moved towards the mean of these rewards."""
+        """Move B towards the mean of these rewards, then return r − B."""
         mean = float(rewards.mean())
         self.baseline = mean if self.baseline is None else self.baseline + BASELINE_RATE * (mean - self.baseline)
         return rewards - self.baseline
 
     @torch.no_grad()
     def targets(self, rewards: Tensor, following: Tensor, last: Tensor) -> Tensor:
-        """y: what the critic is to say; rewards less the baseline, and `last` as `Replay.sample` returns it."""
+        """Compute y from r − B and from s′ and the ends of episodes as `Replay.sample` returns them."""
         values: Tensor = self.slow_critic(following, self.slow_actor(following))
         return rewards + DISCOUNT * (1 - last) * values
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the state for a checkpoint."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         return {**parts, "baseline": self.baseline, "source": self._source.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.baseline = state["baseline"]
@@ -240,7 +241,7 @@ class Agent:
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step on the optimizer's own parameters; those of others get no gradient."""
+    """Make one step on the parameters of an optimizer; others get no gradient."""
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=own)  # type: ignore[no-untyped-call]
@@ -249,6 +250,6 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module) -> None:
-    """θ′ ← τθ + (1 − τ)θ′."""
+    """Move targets: θ′ ← τθ + (1 − τ)θ′."""
     for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
         slow.lerp_(fast, TAU)
