@@ -37,9 +37,9 @@ from bench.spec.seeds import derive, start_process_deterministically
 from bench.spec.sources import build, read_toml
 from bench.store.files import Store
 from bench.training.loop import reestimate_norms
-from methods.sbs import SbsOptions, layer_settings, search_space
-from methods.shared.bit_sharing.layer import SharedLayer
 from methods.shared.bit_sharing.network import SharedNetwork, Start
+from methods.shared.bit_sharing.options import SbsOptions, search_space
+from methods.shared.bit_sharing.quantizer import SharedQuantizer
 from methods.shared.decisions import What
 from methods.shared.gates import surrogate_slope
 from methods.shared.hessian import hutchinson, loss_graph, sensitivity
@@ -65,20 +65,19 @@ class _Tensor:
     Attributes:
         layer: Name of the layer.
         what: Weights or activations.
-        module: The layer itself.
+        quantizer: Quantizer with the gates.
         metric: Calibrated metrics of its gates, shape (K − 1,).
     """
 
     layer: str
     what: What
-    module: SharedLayer
+    quantizer: SharedQuantizer
     metric: Tensor
 
     @property
     def thresholds(self) -> Tensor:
         """Thresholds α of its gates, shape (K − 1,)."""
-        of_weight = self.what == "weight_bits"
-        return self.module.thresholds_weight if of_weight else self.module.thresholds_activation
+        return self.quantizer.thresholds
 
     @torch.no_grad()
     def choose(self, candidate: int) -> None:
@@ -126,23 +125,24 @@ class Probe:
     def _network(self, batch_size: int) -> SharedNetwork:
         options = SbsOptions(bits=_CHAIN)
         space = search_space(self.job.task.network, options, prune=False)
-        settings = layer_settings(options)
-        network = SharedNetwork(self.job, space, settings, Start(state=self.job.pretrained, clips={}))
+        network = SharedNetwork(self.job, space, options.layer_settings(), Start(state=self.job.pretrained, clips={}))
         calibrate(network.model, self.batches[0][0])
         reestimate_norms(network.model, self.job.task.data, batch_size)
         network.model.train()
         return network
 
     def _tensors(self) -> Iterator[_Tensor]:
-        sums = {name: torch.zeros_like(layer.thresholds_activation) for name, layer in self.network.layers.items()}
+        layers = self.network.layers
+        sums = {name: torch.zeros_like(layer.activation_quantizer.thresholds) for name, layer in layers.items()}
         with torch.no_grad():
             for images, _ in self.batches:
                 self.network.model(images)
-                for name, layer in self.network.layers.items():
-                    sums[name] += layer.activation_metric
-        for name, layer in self.network.layers.items():
-            yield _Tensor(name, "weight_bits", layer, layer.weight_metric.detach())
-            yield _Tensor(name, "activation_bits", layer, sums[name].detach() / len(self.batches))
+                for name, layer in layers.items():
+                    sums[name] += layer.activation_quantizer.metric
+        for name, layer in layers.items():
+            yield _Tensor(name, "weight_bits", layer.weight_quantizer, layer.weight_quantizer.metric.detach())
+            metric = sums[name].detach() / len(self.batches)
+            yield _Tensor(name, "activation_bits", layer.activation_quantizer, metric)
 
     def at(self, tensor: _Tensor, candidate: int, base: int) -> _Point:
         """Return the loss with one tensor at a candidate and all others at a base candidate."""
