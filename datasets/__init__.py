@@ -1,1 +1,1 @@
-"""Data sets, one file each, found by `bench` through the entry-point group `bench.datasets`."""
+"""Data sets, one file each. `bench` finds them through the entry-point group `bench.datasets`."""

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import torch
 
 from bench.api import Arrays, Augmentation, Dataset, as_uint8
-from datasets._files import Source, locate, md5_check, paths
+from datasets.shared.files import PublishedFiles, locate, md5_check, paths
 
 
 class _Cifar(Dataset):
-    """What both have in common; a subclass names torchvision's class, which knows files and checksums.
+    """The common part of both data sets; a subclass names torchvision's class, which knows files and checksums.
 
-    torchvision's class compares the md5 of every file before it unpickles any.
+    torchvision's class compares the MD5 of every file before it unpickles any.
     """
 
     image_shape = (3, 32, 32)
@@ -23,21 +23,21 @@ class _Cifar(Dataset):
 
     @classmethod
     def files(cls, data_dir: Path | None) -> list[Path]:
-        """Where its files belong; nothing is read or fetched."""
+        """List the paths of all files; nothing is read or downloaded."""
         import torchvision.datasets
 
-        return paths(_source(cls._name, getattr(torchvision.datasets, cls._torchvision_class)), data_dir)
+        return paths(_published(cls._name, getattr(torchvision.datasets, cls._torchvision_class)), data_dir)
 
     def load(self, data_dir: Path | None) -> Arrays:
-        """Read the arrays from torchvision's folder, downloading it when absent.
+        """Read the arrays from torchvision's folder; missing files are downloaded.
 
         Raises:
-            BenchError: Files are missing and cannot be fetched, or are corrupt.
+            BenchError: Files are missing and cannot be downloaded, or are corrupt.
         """
         import torchvision.datasets
 
         published = getattr(torchvision.datasets, self._torchvision_class)
-        root = locate(_source(self._name, published), data_dir)
+        root = locate(_published(self._name, published), data_dir)
         train, test = (published(root, train=part, download=False) for part in (True, False))
         return Arrays(
             train_images=as_uint8(train.data),
@@ -48,7 +48,7 @@ class _Cifar(Dataset):
 
 
 class Cifar10(_Cifar):
-    """Ten classes. Mean and standard deviation are the usual published ones of the training images."""
+    """Ten classes. Mean and standard deviation are the values of the training images that are usually published."""
 
     summary = "10 classes of 32×32 colour photographs; 50,000 training and 10,000 test images"
     num_classes = 10
@@ -69,16 +69,17 @@ class Cifar100(_Cifar):
     _torchvision_class = "CIFAR100"
 
 
-def _source(name: str, published: Any) -> Source:
+def _published(name: str, torchvision_class: Any) -> PublishedFiles:
+    """Collect files, checksums and download of a data set from torchvision's class."""
     checksums = [
-        *published.train_list,
-        *published.test_list,
-        (published.meta["filename"], published.meta["md5"]),
+        *torchvision_class.train_list,
+        *torchvision_class.test_list,
+        (torchvision_class.meta["filename"], torchvision_class.meta["md5"]),
     ]
-    return Source(
+    return PublishedFiles(
         name=name,
-        folder=published.base_folder,
+        folder=torchvision_class.base_folder,
         files={file: md5_check(md5) for file, md5 in checksums},
-        archives={published.filename: published.tgz_md5},
-        download=lambda folder: published(folder, download=True),
+        archives={torchvision_class.filename: torchvision_class.tgz_md5},
+        download=lambda folder: torchvision_class(folder, download=True),
     )

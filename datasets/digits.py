@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 real 8×8 images inside its wheel, so no download is needed."""
+"""Scikit-learn's handwritten digits: 1,797 real 8×8 images that are installed with it, without a download."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ _TEST_FRACTION = 0.2
 class Digits(Dataset):
     """Ten classes. Mean and standard deviation were measured on the training part.
 
-    Scikit-learn holds the test part of the UCI original only (Alpaydin and Kaynak 1998) and names no split of
-    it, so a fixed, stratified fifth is set apart for testing.
+    Scikit-learn has only the test part of the UCI original (Alpaydin and Kaynak 1998), and defines no split of it. A
+    fixed, stratified fifth is used for testing.
     """
 
     summary = "10 classes of 8×8 handwritten digits; 1,438 training and 359 test images; needs no download"

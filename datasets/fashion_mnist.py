@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.api import Arrays, Augmentation, Dataset
-from datasets._files import Check, Source, layout_check, locate, paths
+from datasets.shared.files import Check, PublishedFiles, layout_check, locate, paths
 
 _FOLDER = "FashionMNIST/raw"
 _COUNTS = {"train": 60_000, "t10k": 10_000}
@@ -16,10 +16,10 @@ _IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801
 
 
 class FashionMnist(Dataset):
-    """Ten classes. Mean and standard deviation are the usual published ones of the 60,000 training images.
+    """Ten classes. Mean and standard deviation are the values of the 60,000 training images that are usually published.
 
-    The checksums that are published are those of the compressed files; torchvision compares them on download.
-    Unpacked files are checked by size and header.
+    The published checksums are those of the compressed files; torchvision compares them after a download. Unpacked
+    files are checked by size and header.
     """
 
     summary = "10 classes of 28×28 grey pictures of clothing; 60,000 training and 10,000 test images"
@@ -32,20 +32,20 @@ class FashionMnist(Dataset):
 
     @classmethod
     def files(cls, data_dir: Path | None) -> list[Path]:
-        """Where its files belong; nothing is read or fetched."""
+        """List the paths of all files; nothing is read or downloaded."""
         import torchvision.datasets
 
-        return paths(_source(torchvision.datasets.FashionMNIST), data_dir)
+        return paths(_published(torchvision.datasets.FashionMNIST), data_dir)
 
     def load(self, data_dir: Path | None) -> Arrays:
-        """Read the arrays from torchvision's folder, downloading it when absent.
+        """Read the arrays from torchvision's folder; missing files are downloaded.
 
         Raises:
-            BenchError: Files are missing and cannot be fetched, or are corrupt.
+            BenchError: Files are missing and cannot be downloaded, or are corrupt.
         """
         import torchvision.datasets
 
-        folder = locate(_source(torchvision.datasets.FashionMNIST), data_dir) / _FOLDER
+        folder = locate(_published(torchvision.datasets.FashionMNIST), data_dir) / _FOLDER
         train_images, train_labels = _read(folder, "train")
         test_images, test_labels = _read(folder, "t10k")
         return Arrays(
@@ -57,7 +57,7 @@ class FashionMnist(Dataset):
 
 
 def _read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) and labels (N,) of one part."""
+    """Read images (N, 1, 28, 28) and labels (N,) of one part."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     images, labels = (folder / name for name in _files(part))
@@ -65,7 +65,7 @@ def _read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def _files(part: str) -> dict[str, Check]:
-    """The two files of a part, images first, with their checks."""
+    """List the two files of a part with their checks, images first."""
     count = _COUNTS[part]
     images = struct.pack(">4I", _IMAGES_MAGIC, count, 28, 28)
     labels = struct.pack(">2I", _LABELS_MAGIC, count)
@@ -75,11 +75,12 @@ def _files(part: str) -> dict[str, Check]:
     }
 
 
-def _source(published: Any) -> Source:
-    return Source(
+def _published(torchvision_class: Any) -> PublishedFiles:
+    """Collect files, checksums and download from torchvision's class."""
+    return PublishedFiles(
         name="fashion_mnist",
         folder=_FOLDER,
         files=_files("train") | _files("t10k"),
-        archives={f"{_FOLDER}/{file}": md5 for file, md5 in published.resources},
-        download=lambda folder: published(folder, download=True),
+        archives={f"{_FOLDER}/{file}": md5 for file, md5 in torchvision_class.resources},
+        download=lambda folder: torchvision_class(folder, download=True),
     )

@@ -1,4 +1,4 @@
-"""Any folder of images: a folder for each class, for training and for testing."""
+"""Any folder of images, with one folder for each class, for training and for testing."""
 
 from pathlib import Path
 from typing import Self
@@ -8,15 +8,15 @@ from bench.data.image_files import classes_in
 
 _TRAIN = "train"
 _TEST = ("test", "val")
-"""The first one with folders of classes is taken: a test part that came without labels is passed over."""
+"""Folders for testing. The first one with folders of classes is used; a test part without labels has none."""
 _LAYOUT = "it needs DIR/train/<class>/… and DIR/val/<class>/… (or DIR/test/<class>/…), given by --data-dir DIR"
 
 
 class ImageFolder(ImageDataset):
-    """The images in `train/<class>` and `test/<class>` or `val/<class>`, with ImageNet's mean and deviation.
+    """The images in `train/<class>` and `test/<class>` or `val/<class>`, with ImageNet's mean and standard deviation.
 
-    The validation part is split off the training images as everywhere; with both `test` and `val` there, `val` is not
-    used.
+    The validation part is split off the training images, as for all data sets. If both `test` and `val` exist, `val` is
+    not used.
     """
 
     summary = "any images, in DIR/train/<class>/… and DIR/val/<class>/… or DIR/test/<class>/…; --data-dir DIR"
@@ -26,16 +26,16 @@ class ImageFolder(ImageDataset):
     def described(
         cls, *, image_size: int | None = None, classes: int | None = None, data_dir: Path | None = None
     ) -> Self:
-        """With so many classes, or as many as there are folders.
+        """Make the data set with the given number of classes; by default, folders are counted.
 
         Raises:
-            BenchError: They are to be counted, and there is no such folder.
+            BenchError: Classes must be counted, and their folder is missing.
         """
         return cls(len(classes_in(_parts(data_dir)[0])) if classes is None else classes, image_size)
 
     @classmethod
     def folders(cls, data_dir: Path | None) -> list[Path]:
-        """Where its parts are; empty where no folder is given.
+        """List the folders of both parts; none without a data folder.
 
         Raises:
             BenchError: A part is missing.
@@ -46,16 +46,16 @@ class ImageFolder(ImageDataset):
         """List the images.
 
         Raises:
-            BenchError: A part is missing or empty, or they are not of the same classes.
+            BenchError: A part is missing or empty, or the parts have different classes.
         """
         return self.read(*_parts(data_dir))
 
 
 def _parts(data_dir: Path | None) -> tuple[Path, Path]:
-    """The folders for training and testing.
+    """Return the folders for training and for testing.
 
     Raises:
-        BenchError: There are none.
+        BenchError: One of them is missing, or no data folder is given.
     """
     if data_dir is None:
         raise BenchError(f"data set 'imagefolder' has no folder of its own: {_LAYOUT}")

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Self
 
 from bench.api import BenchError, ImageDataset, ImageFiles
-from datasets._files import data_folder
+from datasets.shared.files import data_folder
 
 _CLASSES = 1000
 
 
 class ImageNet(ImageDataset):
-    """A thousand classes; its validation images are the test part here, as in all papers.
+    """A thousand classes. Its validation images are the test part here, as in all papers.
 
-    Mean and standard deviation are the usual published ones.
+    Mean and standard deviation are the values that are usually published.
     """
 
     summary = "1,000 classes of photographs, 224×224 after cropping; 1,281,167 training and 50,000 test images"
@@ -24,10 +24,10 @@ class ImageNet(ImageDataset):
     def described(
         cls, *, image_size: int | None = None, classes: int | None = None, data_dir: Path | None = None
     ) -> Self:
-        """With images of any size.
+        """Make the data set with images of any size.
 
         Raises:
-            BenchError: Another number of classes is asked for.
+            BenchError: Another number of classes is given.
         """
         if classes not in (None, _CLASSES):
             raise BenchError(f"task.classes = {classes} has no effect on imagenet, which has {_CLASSES}; leave it out")
@@ -35,10 +35,10 @@ class ImageNet(ImageDataset):
 
     @classmethod
     def folders(cls, data_dir: Path | None) -> list[Path]:
-        """Where its parts are.
+        """List the folders of both parts.
 
         Raises:
-            BenchError: They are not there.
+            BenchError: A folder is missing.
         """
         root = data_folder(data_dir) / "imagenet"
         parts = [root / "train", root / "val"]
@@ -54,6 +54,6 @@ class ImageNet(ImageDataset):
         """List the images.
 
         Raises:
-            BenchError: They are not there, or not of a thousand classes.
+            BenchError: A folder is missing, or does not have a thousand classes.
         """
         return self.read(*self.folders(data_dir))

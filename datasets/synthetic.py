@@ -1,4 +1,4 @@
-"""Generated images whose class can be learned, for tests and for measuring speed."""
+"""Generated images whose classes can be learned, for tests and for measuring speed."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _NOISE = 48
 
 
 class Synthetic(Dataset):
-    """Each class is a fixed random pattern of coloured blocks, each image that pattern plus noise.
+    """Ten classes. Each class is a fixed random pattern of coloured blocks; each image is that pattern plus noise.
 
     Mean and standard deviation were measured on the training part.
     """
@@ -28,7 +28,7 @@ class Synthetic(Dataset):
     augmentation = Augmentation(pad=1)
 
     def load(self, data_dir: Path | None) -> Arrays:
-        """Generate the arrays, always the same; the folder is not used."""
+        """Generate the arrays, which are always the same; the folder is not used."""
         patterns = _patterns(generator("synthetic", "patterns"))
         train_images, train_labels = _draw(patterns, 512, generator("synthetic", "train"))
         test_images, test_labels = _draw(patterns, 256, generator("synthetic", "test"))
@@ -41,13 +41,13 @@ class Synthetic(Dataset):
 
 
 def _patterns(draws: torch.Generator) -> Tensor:
-    """One pattern a class, (10, 3, 16, 16), of blocks wide enough to survive a shift by a pixel."""
+    """Draw one pattern a class, shape (10, 3, 16, 16), of blocks that are wider than the random shift of one pixel."""
     blocks = torch.randint(_NOISE, 256 - _NOISE, (_CLASSES, 3, _SIDE // _BLOCK, _SIDE // _BLOCK), generator=draws)
     return blocks.repeat_interleave(_BLOCK, dim=2).repeat_interleave(_BLOCK, dim=3)
 
 
 def _draw(patterns: Tensor, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images `uint8` (count, 3, 16, 16) and their labels, classes as even as the count allows."""
+    """Draw images, `uint8` of shape (count, 3, 16, 16), and labels; classes are as even as the count allows."""
     labels = torch.arange(count) % _CLASSES
     noise = torch.randint(-_NOISE, _NOISE + 1, (count, *patterns.shape[1:]), generator=draws)
     return (patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels

@@ -10,7 +10,7 @@ from urllib.error import HTTPError, URLError
 import pytest
 
 from bench.errors import BenchError
-from datasets._files import Source, data_folder, layout_check, locate, md5_check
+from datasets.shared.files import PublishedFiles, data_folder, layout_check, locate, md5_check
 
 CONTENTS = {"one": b"first file", "two": b"second file"}
 ARCHIVE = b"both files, packed"
@@ -30,8 +30,8 @@ def _never(folder: Path) -> None:
     pytest.fail(f"downloaded into {folder}")
 
 
-def _source(download: Callable[[Path], object] = _never) -> Source:
-    return Source(
+def _source(download: Callable[[Path], object] = _never) -> PublishedFiles:
+    return PublishedFiles(
         name="things",
         folder="things",
         files={name: md5_check(_md5(content)) for name, content in CONTENTS.items()},
@@ -40,7 +40,7 @@ def _source(download: Callable[[Path], object] = _never) -> Source:
     )
 
 
-def _failing(error: Exception) -> Source:
+def _failing(error: Exception) -> PublishedFiles:
     def download(folder: Path) -> None:
         # What a broken connection leaves behind.
         _write_all(folder, names=("one",))
@@ -50,7 +50,7 @@ def _failing(error: Exception) -> Source:
     return _source(download)
 
 
-def _refusal(source: Source, root: Path) -> str:
+def _refusal(source: PublishedFiles, root: Path) -> str:
     with pytest.raises(BenchError) as caught:
         locate(source, root)
     message = str(caught.value)
