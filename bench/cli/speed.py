@@ -17,9 +17,10 @@ from bench.errors import BenchError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bench.diagnostics.speed.config import SpeedConfig
     from bench.diagnostics.speed.growth import Growth
-    from bench.diagnostics.speed.measure import Row, Speed, SpeedConfig
     from bench.diagnostics.speed.published import Sharing
+    from bench.diagnostics.speed.rows import Row, Speed
     from bench.method import Method
 
 _GROWTH_METHODS = "sbs_q,multi_path"
@@ -69,7 +70,7 @@ def speed(
     bench speed --growth bits --plot growth.svg              with one to five candidate widths
     """  # noqa: D301  (click wants the character)
     _check_plot(plot, growth)
-    from bench.diagnostics.speed.measure import SpeedConfig
+    from bench.diagnostics.speed.config import SpeedConfig
     from bench.store.machine import resolve_device
 
     models = names(model or (_GROWTH_MODELS if growth == "depth" else "resnet20"), "--model")
@@ -152,8 +153,9 @@ def _measure_all(setting: SpeedConfig, methods: Mapping[str, Method], modes: Seq
     import json
 
     from bench.cli.console import make_console
-    from bench.diagnostics.speed.measure import candidates, measure
+    from bench.diagnostics.speed.measure import measure
     from bench.diagnostics.speed.published import sharing
+    from bench.diagnostics.speed.trainings import candidates
 
     with _telling() as tell:
         found = measure(setting, candidates(methods, modes, setting.precision), tell)
@@ -203,7 +205,7 @@ def _measure_growth(
 
 def _head(settings: Sequence[SpeedConfig]) -> dict[str, Any]:
     """What a measurement was made under and on."""
-    from bench.diagnostics.speed.measure import head
+    from bench.diagnostics.speed.config import head
 
     return head(settings[0]) | {"model": ",".join(setting.model for setting in settings)}
 
@@ -301,7 +303,7 @@ def _sharing_table(speed: Speed, lines: Sequence[Sharing]) -> Table:
         ]
         for line in lines
     ]
-    title = f"cost of search against {SHARED} (with bit sharing, without pruning), {speed.setting.model}"
+    title = f"cost of search against {SHARED} (with bit sharing, without pruning), {speed.config.model}"
     return simple_table(title, columns, cells)
 
 
@@ -309,7 +311,7 @@ def _growth_table(growth: Growth, title: str) -> Table:
     from bench.cli.console import simple_table
 
     columns = {
-        "layers" if growth.of == "depth" else "widths": True,
+        "layers" if growth.axis == "depth" else "widths": True,
         "search": False,
         "with": False,
         "compiled": True,

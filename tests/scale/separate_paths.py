@@ -16,13 +16,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.diagnostics.speed.config import Candidate, SpeedConfig, head
 from bench.diagnostics.speed.growth import CHAINS
-from bench.diagnostics.speed.measure import Candidate, SpeedConfig, head, measure
+from bench.diagnostics.speed.measure import measure
 from bench.method import SearchJob, SearchResult
 from bench.planning.plan import make_method
 from bench.store.machine import resolve_device
 from bench.training.forward import Forward
-from methods.multi_path import MixedLayer, MultiPath, MultiPathOptions
+from methods.multi_path import MultiPath, MultiPathOptions
+from methods.shared.networks.paths import MixedLayer
 
 
 class PathPerWeight(MixedLayer):

@@ -1,5 +1,6 @@
-"""Estimates how long a study will take, from a few measured steps of every kind of work in it."""
+"""Estimate how long a study takes, from a few measured steps of every kind of work in it."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import nn
 from bench.compression.compress import calibrate, compress
 from bench.compression.policy import uniform
 from bench.data.task_data import TaskData
+from bench.diagnostics.speed.trainings import ignore
 from bench.execution.stages import Workbench
 from bench.method import SearchJob, Task
 from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, method_of_study, phases
@@ -24,24 +26,30 @@ _FINETUNE_BITS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
-    """Seconds of a training step and of what is done once around it."""
+    """Duration of a training.
+
+    Attributes:
+        step: Seconds of one step.
+        once: Seconds that do not depend on the number of steps.
+    """
 
     step: float
     once: float
 
-    def of(self, steps: int) -> float:
-        """Seconds of so many steps."""
+    def seconds(self, steps: int) -> float:
+        """Return the seconds of a training with so many steps."""
         return self.once + steps * self.step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Measured step times, and what they mean for each unit.
+    """Measured step times of one model.
 
     Attributes:
-        searches: By label.
-        training: Of the float network.
-        finetuning: Of a uniformly quantized network.
+        searches: Step times of searches, by the label of their tuning.
+        training: Step time of the float network.
+        finetuning: Step time of a uniformly quantized network.
+        data: Data that units train on.
     """
 
     searches: Mapping[str, StepTime]
@@ -50,25 +58,26 @@ class Estimate:
     data: TaskData
 
     def seconds(self, unit: Unit) -> float:
-        """Seconds that a unit will take."""
+        """Estimate the seconds of a unit."""
         spec = unit.spec
         per_epoch = self.data.batches_per_epoch
         if isinstance(unit, TuningUnit | RunUnit):
             search = self.searches.get(unit.label)
-            searching = 0.0 if search is None else search.of(spec.search.epochs * per_epoch(spec.search.batch_size))
+            steps = spec.search.epochs * per_epoch(spec.search.batch_size)
+            searching = 0.0 if search is None else search.seconds(steps)
             epochs = spec.tuning.finetune_epochs if isinstance(unit, TuningUnit) else spec.finetune.epochs
-            finetuning = self.finetuning.of(epochs * per_epoch(spec.finetune.batch_size))
+            finetuning = self.finetuning.seconds(epochs * per_epoch(spec.finetune.batch_size))
             return (searching + finetuning) * (spec.tuning.trials if isinstance(unit, TuningUnit) else 1)
         steps = spec.pretrain.epochs * per_epoch(spec.pretrain.batch_size) if "schedule" in unit.document else 0
-        return self.training.of(steps)
+        return self.training.seconds(steps)
 
 
 def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
     """Measure a few steps of each kind of work on one model.
 
     Args:
-        tunings: Those on the workbench's model.
-        bench: With data and model.
+        tunings: Tunings on the workbench's model.
+        bench: Workbench with data and model.
     """
     spec, task = bench.spec, bench.task
     start_process_deterministically(0, spec.threads)
@@ -81,7 +90,7 @@ def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
         def work(batches: int) -> None:
             short = schedule.model_copy(update={"epochs": 1, "decay": "cosine", "milestones": ()})
             few = _limited(task.data, batches * schedule.batch_size)
-            fit(model, few, short, generator("estimate"), _ignore)
+            fit(model, few, short, generator("estimate"), ignore)
 
         return _measure(work)
 
@@ -111,7 +120,7 @@ def _search_time(unit: TuningUnit, task: Task) -> StepTime:
                 match=match,
                 schedule=schedule.model_copy(update={"epochs": 1}),
                 seed=0,
-                report=_ignore,
+                report=ignore,
             )
         )
 
@@ -119,7 +128,7 @@ def _search_time(unit: TuningUnit, task: Task) -> StepTime:
 
 
 def _measure(work: Callable[[int], None]) -> StepTime:
-    """The slope and the offset between few and more steps."""
+    """Compute step time and offset from the times of few and of more steps."""
     work(1)
     seconds = []
     for batches in (_FEW, _MORE):
@@ -131,23 +140,17 @@ def _measure(work: Callable[[int], None]) -> StepTime:
 
 
 def _limited(data: TaskData, images: int) -> TaskData:
-    """The same data with fewer training images."""
-    import copy
-
+    """Return the same data with fewer training images."""
     limited = copy.copy(data)
     limited.train = data.train.take(torch.arange(min(images, len(data.train))))
     return limited
 
 
-def _ignore(_: Mapping[str, float]) -> None:
-    """Measured steps report nothing."""
-
-
-def unit_states(plan: Plan, store: Store) -> list[tuple[UnitKind, Unit, str]]:
-    """Every unit with the state that the store has it in."""
-    found: list[tuple[UnitKind, Unit, str]] = []
+def units_with_status(plan: Plan, store: Store) -> list[tuple[UnitKind, Unit, str]]:
+    """List every unit of a plan with its kind and its status in the store; without a record the status is "to do"."""
+    rows: list[tuple[UnitKind, Unit, str]] = []
     for kind, units in phases(plan):
         for unit in units:
             record = store.record(kind, unit.identity)
-            found.append((kind, unit, "to do" if record is None else str(record.get("status"))))
-    return found
+            rows.append((kind, unit, "to do" if record is None else str(record.get("status"))))
+    return rows

@@ -1,20 +1,19 @@
-"""Lets several trainings take turns, one step each, in one process, and watches each single step.
+"""Interleaved trainings: several trainings in one process that alternate step by step, each step observed.
 
-A training is any function that draws its batches from `TaskData.training_batches`: a loop of the harness or one that a
-method brings along. Nobody has to cooperate: the data that it is given notices when it asks for the next batch, which
-is where a step ends and the next one begins. There it is held until its turn comes.
+A training is any function that draws its batches from `TaskData.training_batches`: a loop of the harness, or one of a
+method's own. It needs no special code. Its data observe when it requests the next batch: there one step ends and the
+next one begins. There the training is paused until it is resumed.
 
-All run in one thread, each as a greenlet: a step may be asked for from anywhere in a training's own code, where a
-generator could not pause. Threads could, but each would bring PyTorch's helpers along: where there are more of these
-than cores, they fall asleep at once when they wait and must be woken for every operation, which made steps of many
-small operations take a third longer.
+All trainings run in one thread, each as a greenlet. A batch may be requested from anywhere in a training's code, where
+a generator could not pause. Threads could pause, but each would have helper threads of PyTorch. If there are more of
+these than cores, they sleep as soon as they wait and must be woken for every operation, which made steps of many small
+operations take a third longer.
 """
 
-import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal, Self
 
 import torch
@@ -23,23 +22,24 @@ from torch import Tensor, nn
 
 from bench.data.subset import Subset
 from bench.data.task_data import TaskData
+from bench.diagnostics.speed.step_memory import SavedTensors
 from bench.training.forward import Forward
 
 Kind = Literal["warm-up", "counted", "timed"]
-"""Of a step: it prepares, or memory is counted in it, or its time is taken."""
+"""Kind of a step: in "counted" steps saved memory is counted, "timed" steps are timed, others are neither."""
 
 _MANY_NETWORKS = 1000
 _DEVICE_TYPES = ("cpu", "cuda")
 
 
 class StepObserver(ABC):
-    """The steps of one training, as its data see them.
+    """Observer of the steps of one training.
 
-    After each beginning of a stage some steps are not timed: the compiler and the allocators are at work in them. In
-    the last one of these memory is counted.
+    The first steps of each stage are not timed, since the compiler and the allocators work in them. In the last of
+    these steps memory is counted.
 
     Args:
-        warm_up: Steps that are not timed, at least one.
+        warm_up: Number of steps that are not timed, at least one.
     """
 
     def __init__(self, warm_up: int) -> None:
@@ -47,193 +47,124 @@ class StepObserver(ABC):
         self._to_warm_up = warm_up
         self._open: Kind | None = None
 
-    def stage(self) -> None:
-        """A stage begins: another network is about to be trained."""
+    def stage_begins(self) -> None:
+        """Take note that another network is about to be trained."""
         self._to_warm_up = self._warm_up
 
-    def asked(self) -> None:
-        """The training wants a batch: what it did since it was handed one was a step."""
+    def batch_requested(self) -> None:
+        """Take note that the training requests a batch, which ends its step."""
         if self._open is not None:
             kind, self._open = self._open, None
             self._to_warm_up = max(0, self._to_warm_up - 1)
-            self.ended(kind)
-        self.begins(self._next_kind())
+            self.step_ended(kind)
+        self.step_begins(self._next_kind())
 
-    def handed_out(self) -> None:
-        """The training has its batch; without this, e.g. at the end of an epoch, what it does is no step."""
+    def batch_delivered(self) -> None:
+        """Take note that the training got its batch. At the end of an epoch it gets none, and there is no step."""
         self._open = self._next_kind()
-        self.under_way(self._open)
+        self.step_runs(self._open)
 
     def _next_kind(self) -> Kind:
         return "timed" if not self._to_warm_up else "counted" if self._to_warm_up == 1 else "warm-up"
 
     @abstractmethod
-    def begins(self, kind: Kind) -> None:
-        """A step is to begin; its batch is made next."""
+    def step_begins(self, kind: Kind) -> None:
+        """React to the beginning of a step, before its batch is made."""
 
-    def under_way(self, kind: Kind) -> None:  # noqa: B027  (most have nothing to do)
-        """The batch is handed out."""
+    def step_runs(self, kind: Kind) -> None:  # noqa: B027  (most observers do nothing)
+        """React to the training's getting its batch."""
 
     @abstractmethod
-    def ended(self, kind: Kind) -> None:
-        """A step ended."""
+    def step_ended(self, kind: Kind) -> None:
+        """React to the end of a step."""
 
 
 class WatchedData(TaskData):
-    """Training data that tell `StepObserver` of every batch, with epochs of a given length at most."""
+    """Training data that report every batch to a `StepObserver`, with epochs of limited length."""
 
-    steps: StepObserver
+    observer: StepObserver
     epoch: int
 
     @classmethod
-    def of(cls, data: TaskData, steps: StepObserver, epoch: int) -> Self:
-        """The same data, watched.
+    def watching(cls, data: TaskData, observer: StepObserver, epoch: int) -> Self:
+        """Make watched data that share the tensors of other data.
 
         Args:
-            data: Their tensors are shared.
-            steps: Is told.
-            epoch: Batches of an epoch at most.
+            data: Data to share.
+            observer: Observer of every batch.
+            epoch: Largest number of batches of an epoch.
         """
         watched = cls.__new__(cls)
         vars(watched).update(vars(data))
-        watched.steps, watched.epoch = steps, epoch
+        watched.observer, watched.epoch = observer, epoch
         return watched
 
     def training_batches(
         self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as ever, each at the moment that `StepObserver` chooses."""
+        """Yield the same batches as the original data, and report each to the observer."""
         batches = super().training_batches(batch_size, order, subset=subset, skip=skip)
         while True:
-            self.steps.asked()
+            self.observer.batch_requested()
             batch = next(batches, None)
             if batch is None:
                 return
-            self.steps.handed_out()
+            self.observer.batch_delivered()
             yield batch
 
     def batches_per_epoch(self, batch_size: int, subset: Subset | None = None) -> int:
-        """As ever, but short."""
+        """Count the batches of an epoch, at most `epoch`."""
         return min(self.epoch, super().batches_per_epoch(batch_size, subset))
 
 
 class WatchedForward(Forward):
-    """Tells `StepObserver` of every network that is made ready for training: with each a stage begins."""
+    """Preparation of networks that reports each network to a `StepObserver` as the beginning of a stage."""
 
-    steps: StepObserver | None = None
+    observer: StepObserver | None = None
 
     def prepare(self, network: nn.Module, stage: str, multiplications: float | None) -> Callable[..., object]:
-        """As ever."""
-        if self.steps is not None:
-            self.steps.stage()
-        if self._compiling != "off":
+        """Prepare the network like `Forward`, and begin a stage."""
+        if self.observer is not None:
+            self.observer.stage_begins()
+        if self._compiling == "on":
             from torch._dynamo import config
 
-            # The networks of all trainings share their code, for which the compiler would give up after a few. Here,
-            # since a greenlet, like a thread, sees nothing of what was set outside of it.
+            # The networks of all trainings share their code, and the compiler would give up after a few of them. The
+            # limit is set here since a greenlet, like a thread, does not see settings that were made outside of it.
             config.recompile_limit = _MANY_NETWORKS
         return super().prepare(network, stage, multiplications)
 
 
-# --- memory of one step ---------------------------------------------------------------------------------------------
-
-
-class SavedTensors:
-    """Counts what autograd keeps for the backward pass, from `begin` to `end`.
-
-    Bytes of different storages, other than those of parameters.
-    """
-
-    def __init__(self) -> None:
-        self._block = ExitStack()
-        self._storages: dict[int, torch.UntypedStorage] = {}
-
-    def begin(self) -> None:
-        """Count from here."""
-        self._block.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, _unchanged))
-
-    def end(self) -> int:
-        """Bytes since `begin`; 0 when nothing was begun."""
-        self._block.close()
-        of_parameters = _storages(tensor for tensor in _living_tensors() if isinstance(tensor, nn.Parameter))
-        bytes_ = sum(storage.nbytes() for place, storage in self._storages.items() if place not in of_parameters)
-        self._storages.clear()
-        return bytes_
-
-    def close(self) -> None:
-        """Count no more, and forget."""
-        self._block.close()
-        self._storages.clear()
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        # A storage that is held cannot be followed by another one at the same place.
-        storage = tensor.untyped_storage()
-        self._storages.setdefault(storage.data_ptr(), storage)
-        return tensor
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def living_bytes(but: Iterable[Tensor]) -> int:
-    """Bytes of all tensors that Python knows of, with their gradients, other than some."""
-    tensors = _living_tensors()
-    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    left_out = _storages(but)
-    return sum(bytes_ for place, bytes_ in _storages([*tensors, *gradients]).items() if place not in left_out)
-
-
-def _living_tensors() -> list[Tensor]:
-    """All tensors of this process that Python knows of and that lie in memory."""
-    # Not `isinstance`, which asks objects for their class and so wakes modules that are imported lazily; nor tensors of
-    # other classes, which stand for others.
-    return [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of the storages of tensors, by where they lie."""
-    found = {}
-    for tensor in tensors:
-        with suppress(RuntimeError):  # the compiler's stand-ins have none
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
 @contextmanager
 def _own_modes() -> Iterator[None]:
-    """Takes back, after others had their turn, the modes of PyTorch that belong to a thread.
+    """Restore this training's modes of PyTorch after other trainings have run in the same thread.
 
-    A training may have a mode around its whole loop, and hands its turn over in the midst of it.
+    A training may be inside a mode, e.g. autocast, when it is paused.
     """
-    of_gradients = torch.is_grad_enabled()
-    of_precision = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _DEVICE_TYPES]
+    grad_enabled = torch.is_grad_enabled()
+    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _DEVICE_TYPES]
     try:
         yield
     finally:
-        torch.set_grad_enabled(of_gradients)
-        for kind, enabled, dtype in of_precision:
+        torch.set_grad_enabled(grad_enabled)
+        for kind, enabled, dtype in autocast:
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
-        torch.clear_autocast_cache()  # copies of weights that others may have changed since
-
-
-# --- turns ----------------------------------------------------------------------------------------------------------
+        torch.clear_autocast_cache()  # it holds copies of weights that other trainings may have changed
 
 
 class Stopped(BaseException):
-    """Ends a training from inside; no error, and so out of reach of `except Exception`."""
+    """End of a training from inside. As it is no `Exception`, `except Exception` does not catch it."""
 
 
 class InterleavedTraining(StepObserver):
-    """The steps of a training that waits for its turns.
+    """A training that is paused before every timed step until it is resumed.
 
     Attributes:
-        seconds: Of every timed step, with the making of its batch.
-        saved_bytes: What autograd kept in a step, the largest of the counted ones.
-        peak_bytes: The largest amount of memory in a step on a CUDA device, with what the training holds between its
-            steps; 0 elsewhere.
+        seconds: Time of every timed step, including the making of its batch.
+        saved_bytes: Bytes that autograd kept in a step, the largest number of all counted steps.
+        peak_bytes: Peak memory in a step on a CUDA device, including what the training holds between its steps; 0 on
+            other devices.
     """
 
     def __init__(self, warm_up: int, device: torch.device) -> None:
@@ -244,75 +175,75 @@ class InterleavedTraining(StepObserver):
         self._saved = SavedTensors()
         self._device = device
         self._ready = False
-        self._training: greenlet | None = None
+        self._greenlet: greenlet | None = None
         self._began = 0.0
-        self._own_bytes = 0  # what the training holds between its turns
+        self._own_bytes = 0  # memory that the training holds while it is paused
 
-    # What the one who gives turns calls.
+    # Called from outside the training.
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether the training has ended."""
-        return self._training is None or self._training.dead
+        return self._greenlet is None or self._greenlet.dead
 
     def start(self, training: Callable[[], object]) -> None:
-        """Begin a training; returns when it is ready for its first timed step, or has ended."""
-        self._training = greenlet(training)
-        self._turn()
+        """Start a training; return when it is ready for its first timed step, or has ended."""
+        self._greenlet = greenlet(training)
+        self._resume()
 
     def step(self) -> bool:
-        """Let the training make one timed step, and what lies before it; whether it did.
+        """Run the training through its next timed step; return whether it made one.
 
         Raises:
-            Exception: The training's own.
+            Exception: An exception of the training.
         """
         before = len(self.seconds)
-        if not self.over:
-            self._turn()
+        if not self.finished:
+            self._resume()
         return len(self.seconds) > before
 
     def stop(self) -> None:
-        """End the training at its present step; one that failed in a counted step is no longer counted."""
+        """End the training at its current step, and stop counting saved memory."""
         self._saved.close()
-        if self._training is not None and not self._training.dead:
+        if self._greenlet is not None and not self._greenlet.dead:
             with suppress(Stopped), _own_modes():
-                self._training.throw(Stopped)
+                self._greenlet.throw(Stopped)
 
-    def _turn(self) -> None:
-        if self._training is None:
-            raise RuntimeError("a training that was not started has no turns")
+    def _resume(self) -> None:
+        if self._greenlet is None:
+            raise RuntimeError("the training was not started")
         before = self._allocated()
         with _own_modes():
-            self._training.switch()
+            self._greenlet.switch()
         self._own_bytes += self._allocated() - before
 
-    # What happens inside the training.
+    # Called from inside the training.
 
-    def _wait(self) -> None:
-        """Hand the turn back, and wait for the next one."""
-        if self._training is None or self._training.parent is None:
-            raise RuntimeError("a training outside of its turns asks for a batch")
+    def _pause(self) -> None:
+        """Return control, and wait until the training is resumed."""
+        if self._greenlet is None or self._greenlet.parent is None:
+            raise RuntimeError("the training requests a batch although it is not running")
         with _own_modes():
-            self._training.parent.switch()
+            self._greenlet.parent.switch()
 
-    def begins(self, kind: Kind) -> None:
-        """Wait before the first timed step; then start the clock."""
+    def step_begins(self, kind: Kind) -> None:
+        """Pause before the first timed step; then start the clock."""
         if kind == "timed" and not self._ready:
             self._ready = True
-            self._wait()
+            self._pause()
         self._synchronize()
         if kind == "timed" and self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._held = self._allocated()
         self._began = time.perf_counter()
 
-    def under_way(self, kind: Kind) -> None:
-        """Count what is saved from now on."""
+    def step_runs(self, kind: Kind) -> None:
+        """Begin to count saved memory in a counted step."""
         if kind == "counted":
             self._saved.begin()
 
-    def ended(self, kind: Kind) -> None:
-        """Stop the clock, and wait for the next turn."""
+    def step_ended(self, kind: Kind) -> None:
+        """Stop the clock; after a timed step, pause."""
         self._synchronize()
         seconds = time.perf_counter() - self._began
         if kind == "counted":
@@ -322,7 +253,7 @@ class InterleavedTraining(StepObserver):
             if self._device.type == "cuda":
                 rise = torch.cuda.max_memory_allocated(self._device) - self._held
                 self.peak_bytes = max(self.peak_bytes, self._own_bytes + rise)
-            self._wait()
+            self._pause()
 
     def _allocated(self) -> int:
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0

@@ -1,8 +1,7 @@
-"""Roughly how long presets take, without data and without measuring anything.
+"""Rough estimates of how long presets take, without data and without measurements.
 
-A training step is taken to cost what it cost ResNet-20 on two cores (docs/performance.md): so many multiplications a
-second of plain training, some time a layer besides, and a factor for searches and for quantized networks.
-`bench run --dry-run` measures instead.
+The estimates use figures of ResNet-20 on two cores (docs/performance.md): multiplications per second in plain training,
+time per layer, and factors for searches and for quantized networks. `bench run --dry-run` measures instead.
 """
 
 from bench.compression.policy import FULL_PRECISION_BITS, uniform
@@ -14,46 +13,48 @@ from bench.plugins.registry import load
 from bench.spec.schema import Schedule, SearchSchedule, StudySpec
 
 _RATE = 2.5e10
-"""Multiplications of the forward pass a second, of plain training: 612 images of 41 million each."""
+"""Multiplications of the forward pass per second of plain training: 612 images of 41 million each."""
 _LAYER_SECONDS = 4e-4
-"""Of a step, whatever the size of images."""
+"""Time of a step per layer, independent of the size of images."""
 _PROCESS_SECONDS = 4.0
-"""To start the process of a unit or trial, and to read data."""
+"""Time to start the process of a unit or trial, and to read data."""
 _SEARCH, _FINETUNE = 1.8, 1.4
-"""× plain training, as it stands."""
+"""Time of uncompiled searches and fine-tuning relative to plain training."""
 
 
 def seconds(spec: StudySpec) -> float | None:
-    """Of a study, one unit after the other; `None` where the number of training images is not known."""
+    """Estimate the seconds of a study, unit after unit; `None` if the number of training images is unknown."""
     dataset: type[Dataset] = load("datasets", spec.task.dataset)
     images = spec.task.train_images or dataset.training_images
     if images is None:
         return None
     plan = make_plan(_without_weights(spec.model_copy(update={"device": "cpu"})))
     kept = images * (1 - spec.task.validation_fraction)
-    return sum(_of_unit(unit, kept) for units in (plan.pretrainings, plan.tunings, plan.runs) for unit in units)
+    return sum(_unit_seconds(unit, kept) for units in (plan.pretrainings, plan.tunings, plan.runs) for unit in units)
 
 
 def _without_weights(spec: StudySpec) -> StudySpec:
-    """A study that starts from a file takes as long as one that starts from nothing; the file may be absent."""
+    """Replace pretrained weights by random ones: the study takes equally long, and the file may be missing."""
     if spec.task.checkpoint is None:
         return spec
     return spec.model_copy(update={"task": spec.task.model_copy(update={"checkpoint": None, "init": "scratch"})})
 
 
-def _of_unit(unit: Unit, images: float) -> float:
+def _unit_seconds(unit: Unit, images: float) -> float:
     spec, network = unit.spec, network_of(unit)
-    search = _SEARCH * _training(network, spec.search, images)
-    finetune = _FINETUNE * _training(network, spec.finetune, images)
+    search = _SEARCH * _training_seconds(network, spec.search, images)
+    finetune = _FINETUNE * _training_seconds(network, spec.finetune, images)
     if isinstance(unit, TuningUnit):
         short = finetune * spec.tuning.finetune_epochs / spec.finetune.epochs
         return spec.tuning.trials * (_PROCESS_SECONDS + search + short)
     if isinstance(unit, RunUnit):
         return _PROCESS_SECONDS + finetune + (search if unit.tuning else 0.0)
-    return _PROCESS_SECONDS + (_training(network, spec.pretrain, images) if "schedule" in unit.document else 0.0)
+    return _PROCESS_SECONDS + (
+        _training_seconds(network, spec.pretrain, images) if "schedule" in unit.document else 0.0
+    )
 
 
-def _training(network: NetworkShape, schedule: Schedule | SearchSchedule, images: float) -> float:
+def _training_seconds(network: NetworkShape, schedule: Schedule | SearchSchedule, images: float) -> float:
     macs = price(network, uniform(network, FULL_PRECISION_BITS)).macs
     step = schedule.batch_size * macs / _RATE + _LAYER_SECONDS * len(network.layers)
     return schedule.epochs * images / schedule.batch_size * step

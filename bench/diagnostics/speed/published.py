@@ -1,28 +1,28 @@
-"""What the SBS paper prints of the cost of searches (Tables 1 and 5), beside the measured ratios."""
+"""The cost of searches that the SBS paper prints (Tables 1 and 5), beside the measured ratios."""
 
 import math
 import statistics
 from dataclasses import dataclass
 
-from bench.diagnostics.speed.measure import Row, Speed
+from bench.diagnostics.speed.rows import Row, Speed
 from bench.results.published import Printed, printed
 
 _TABLES = ("5", "1")
-"""With costs of searches; what both print is taken from the first."""
+"""Tables with the cost of searches; a row that is in both is taken from the first."""
 SHARED = "sbs_q"
-"""The published search that the others are compared with."""
+"""Published search that the others are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """A search against the one with bit sharing, measured and as published.
+    """The cost of a search relative to the search with bit sharing, measured and published.
 
     Attributes:
-        method: The search.
-        compiled: Whether both were compiled.
-        time, saved, peak: Measured ratios: of steps (median of rounds), saved activations and peak memory.
-        published_time, published_memory: Printed ratios of search cost and memory.
-        source: Of the printed ones.
+        method: Method of the search.
+        compiled: Whether both are compiled.
+        time, saved, peak: Measured ratios of step time (median of rounds), saved activations and peak memory.
+        published_time, published_memory: Printed ratios of search time and memory.
+        source: Table of the printed ratios.
     """
 
     method: str
@@ -36,26 +36,26 @@ class Sharing:
 
 
 def sharing(speed: Speed) -> list[Sharing]:
-    """Each search that the paper prints a cost of, against the one with bit sharing; empty without the latter."""
+    """Compare each search that the paper prints a cost of with the one with bit sharing, if that was measured."""
     known = _published()
-    costs = {row.row: row for row in known if row.model == speed.setting.model}
-    named = {row.row for row in known}
-    searches = {(row.name, row.compiled): row for row in speed.rows if row.what == "search" and row.name in named}
-    found = []
+    costs = {row.row: row for row in known if row.model == speed.config.model}
+    names = {row.row for row in known}
+    searches = {(row.name, row.compiled): row for row in speed.rows if row.what == "search" and row.name in names}
+    comparisons = []
     for (name, compiled), row in searches.items():
         base = searches.get((SHARED, compiled))
         if base is not None and row is not base:
-            found.append(_against(row, base, costs.get(name), costs.get(SHARED)))
-    return found
+            comparisons.append(_compare(row, base, costs.get(name), costs.get(SHARED)))
+    return comparisons
 
 
 def _published() -> list[Printed]:
-    """The printed costs of searches, each once."""
+    """List the printed costs of searches, each once."""
     rows = [row for table in _TABLES for row in printed(table) if not math.isnan(row.search_hours)]
     return list({(row.model, row.row): row for row in reversed(rows)}.values())
 
 
-def _against(row: Row, base: Row, own: Printed | None, other: Printed | None) -> Sharing:
+def _compare(row: Row, base: Row, own: Printed | None, other: Printed | None) -> Sharing:
     hours = memory = None
     if own is not None and other is not None:
         hours = own.search_hours / other.search_hours

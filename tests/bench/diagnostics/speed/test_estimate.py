@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.diagnostics.speed import estimate as module
-from bench.diagnostics.speed.estimate import Estimate, StepTime, _limited, _measure, estimate, unit_states
+from bench.diagnostics.speed.estimate import Estimate, StepTime, _limited, _measure, estimate, units_with_status
 from bench.execution.stages import Workbench
 from bench.planning.plan import make_plan
 from bench.store.files import Store
@@ -87,7 +87,7 @@ def test_every_kind_of_work_is_measured_and_nothing_is_written(bench: Callable[.
 def test_states_are_those_of_the_store(bench: Callable[..., Workbench], copied: Path) -> None:
     working = bench({"seeds": [0, 2]}, store=copied)
     plan = make_plan(working.spec)
-    states = {unit.identity: state for _, unit, state in unit_states(plan, working.store)}
+    states = {unit.identity: state for _, unit, state in units_with_status(plan, working.store)}
     assert len(states) == len(plan.pretrainings) + len(plan.tunings) + len(plan.runs)
     assert {states[unit.identity] for unit in plan.tunings} == {"done"}
     assert {(unit.seed, states[unit.identity]) for unit in plan.runs} == {(0, "done"), (2, "to do")}

@@ -22,30 +22,15 @@ from torch import nn
 
 from bench.compression.quantizer import UniformQuantizer
 from bench.compression.shapes import LayerShape
+from bench.diagnostics.speed.config import REFERENCE, WARM_UP, Candidate, SpeedConfig
 from bench.diagnostics.speed.growth import Growth, chart, draw, growth_with_bits, growth_with_depth
-from bench.diagnostics.speed.interleave import (
-    InterleavedTraining,
-    SavedTensors,
-    StepObserver,
-    WatchedData,
-    WatchedForward,
-    living_bytes,
-)
-from bench.diagnostics.speed.measure import (
-    REFERENCE,
-    WARM_UP,
-    Candidate,
-    Row,
-    Speed,
-    SpeedConfig,
-    Spread,
-    _PeakSteps,
-    candidates,
-    made_up_task,
-    measure,
-    peak_in_this_process,
-)
+from bench.diagnostics.speed.interleave import InterleavedTraining, StepObserver, WatchedData, WatchedForward
+from bench.diagnostics.speed.measure import measure
+from bench.diagnostics.speed.peak_memory import PeakObserver, peak_in_another_process, peak_in_this_process
 from bench.diagnostics.speed.published import sharing
+from bench.diagnostics.speed.rows import Row, Speed, Spread
+from bench.diagnostics.speed.step_memory import SavedTensors, living_bytes
+from bench.diagnostics.speed.trainings import candidates, random_task
 from bench.errors import BenchError
 from bench.method import Method
 from bench.planning.plan import make_method
@@ -55,7 +40,7 @@ from tests.plugins.own_loop import OwnLoop, OwnLoopOptions
 from tests.scale.separate_paths import PathPerPair, PathPerWeight
 
 CPU = torch.device("cpu")
-SETTING = SpeedConfig(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, threads=1, memory=False)
+CONFIG = SpeedConfig(model="resnet8", dataset="synthetic", batch_size=4, rounds=2, threads=1, memory=False)
 SMALL = (
     "--model",
     "resnet8",
@@ -85,28 +70,28 @@ def search(name: str, **more: Any) -> Candidate:
 # --- steps ---
 
 
-class Written(StepObserver):
-    """Writes down what it is told."""
+class Recorder(StepObserver):
+    """Writes down the steps that it observes."""
 
     def __init__(self, warm_up: int) -> None:
         super().__init__(warm_up)
-        self.told: list[str] = []
+        self.seen: list[str] = []
 
-    def begins(self, kind: str) -> None:
-        self.told.append(f"{kind} begins")
+    def step_begins(self, kind: str) -> None:
+        self.seen.append(f"{kind} begins")
 
-    def ended(self, kind: str) -> None:
-        self.told.append(f"{kind} ended")
+    def step_ended(self, kind: str) -> None:
+        self.seen.append(f"{kind} ended")
 
 
 def test_a_step_goes_from_one_request_to_the_next() -> None:
-    steps = Written(warm_up=2)
-    data = WatchedData.of(made_up_task(SETTING, 1).data, steps, epoch=3)
+    steps = Recorder(warm_up=2)
+    data = WatchedData.watching(random_task(CONFIG, 1).data, steps, epoch=3)
     assert data.batches_per_epoch(4) == 3
     for images, labels in data.training_batches(4, torch.Generator()):
-        steps.told.append(f"{len(images)} images, {len(labels)} labels")
+        steps.seen.append(f"{len(images)} images, {len(labels)} labels")
     batch = "4 images, 4 labels"
-    assert steps.told == [
+    assert steps.seen == [
         "warm-up begins", batch, "warm-up ended",
         "counted begins", batch, "counted ended",
         "timed begins", batch, "timed ended",
@@ -115,29 +100,29 @@ def test_a_step_goes_from_one_request_to_the_next() -> None:
 
 
 def test_a_stage_that_begins_is_warmed_up_again() -> None:
-    steps = Written(warm_up=1)
+    steps = Recorder(warm_up=1)
     forward = WatchedForward("off", "fp32", CPU)
-    forward.steps = steps
-    data = WatchedData.of(made_up_task(SETTING, 1).data, steps, epoch=2)
+    forward.observer = steps
+    data = WatchedData.watching(random_task(CONFIG, 1).data, steps, epoch=2)
     for _ in range(2):
         forward.prepare(nn.Identity(), "a stage", 1.0)
         for _ in data.training_batches(4, torch.Generator()):
             pass
-    assert [told.split()[0] for told in steps.told if told.endswith("ended")] == ["counted", "timed"] * 2
+    assert [event.split()[0] for event in steps.seen if event.endswith("ended")] == ["counted", "timed"] * 2
 
 
 def test_watched_data_share_the_tensors_and_leave_the_original_alone() -> None:
-    data = made_up_task(SETTING, 12).data
-    watched = WatchedData.of(data, Written(1), epoch=2)
+    data = random_task(CONFIG, 12).data
+    watched = WatchedData.watching(data, Recorder(1), epoch=2)
     assert watched.train.images.data_ptr() == data.train.images.data_ptr()
     assert (data.batches_per_epoch(4), type(data).__name__) == (12, "TaskData")
 
 
-# --- turns ---
+# --- alternation ---
 
 
-def a_training(turns: InterleavedTraining, log: list[str], name: str, steps: int = 99) -> Callable[[], None]:
-    data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=steps)
+def a_training(training: InterleavedTraining, log: list[str], name: str, steps: int = 99) -> Callable[[], None]:
+    data = WatchedData.watching(random_task(CONFIG, 1).data, training, epoch=steps)
 
     def train() -> None:
         for _ in range(2):
@@ -152,28 +137,28 @@ def test_trainings_take_turns_step_by_step() -> None:
     first.start(a_training(first, log, "a"))
     second.start(a_training(second, log, "b"))
     assert log == ["a", "a", "b", "b"]  # both are warm
-    for turns in (first, second, second, first):
-        assert turns.step()
+    for training in (first, second, second, first):
+        assert training.step()
     assert log[4:] == ["a", "b", "b", "a"]
-    assert [len(turns.seconds) for turns in (first, second)] == [2, 2]
+    assert [len(training.seconds) for training in (first, second)] == [2, 2]
     first.stop()
     second.stop()
     assert len(log) == 8
 
 
 def test_a_training_that_ends_early_takes_no_more_turns() -> None:
-    turns = InterleavedTraining(2, CPU)
-    turns.start(a_training(turns, [], "a", steps=2))  # 2 epochs of 2 steps, of which 2 warm up
-    assert [turns.step() for _ in range(4)] == [True, True, False, False]
-    assert turns.over and len(turns.seconds) == 2
-    turns.stop()
+    training = InterleavedTraining(2, CPU)
+    training.start(a_training(training, [], "a", steps=2))  # 2 epochs of 2 steps, of which 2 warm up
+    assert [training.step() for _ in range(4)] == [True, True, False, False]
+    assert training.finished and len(training.seconds) == 2
+    training.stop()
 
 
 def test_a_mode_around_a_training_is_its_own() -> None:
     seen: dict[str, list[tuple[bool, bool]]] = {"low": [], "plain": []}
 
-    def training(turns: InterleavedTraining, name: str, mode: AbstractContextManager[Any]) -> Callable[[], None]:
-        data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=9)
+    def in_mode(training: InterleavedTraining, name: str, mode: AbstractContextManager[Any]) -> Callable[[], None]:
+        data = WatchedData.watching(random_task(CONFIG, 1).data, training, epoch=9)
 
         def train() -> None:
             with mode:
@@ -187,31 +172,31 @@ def test_a_mode_around_a_training_is_its_own() -> None:
             yield
 
     both = {"low": contextmanager(low)(), "plain": nullcontext()}
-    turns = {name: InterleavedTraining(1, CPU) for name in both}
+    trainings = {name: InterleavedTraining(1, CPU) for name in both}
     for name, mode in both.items():
-        turns[name].start(training(turns[name], name, mode))
+        trainings[name].start(in_mode(trainings[name], name, mode))
     for name in ("low", "plain", "plain", "low", "plain", "low"):
-        turns[name].step()
+        trainings[name].step()
         assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == (True, False)
-    for each in turns.values():
+    for each in trainings.values():
         each.stop()
     assert seen == {"low": [(False, True)] * 4, "plain": [(True, False)] * 4}
     assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == (True, False)
 
 
 def test_nothing_is_counted_after_a_failure() -> None:
-    turns = InterleavedTraining(1, CPU)
-    data = WatchedData.of(made_up_task(SETTING, 1).data, turns, epoch=9)
+    training = InterleavedTraining(1, CPU)
+    data = WatchedData.watching(random_task(CONFIG, 1).data, training, epoch=9)
 
     def train() -> None:
         for _ in data.training_batches(4, torch.Generator()):
             raise ValueError("in the step that is counted")
 
     with pytest.raises(ValueError, match="that is counted"):
-        turns.start(train)
-    turns.stop()
+        training.start(train)
+    training.stop()
     torch.ones(3, requires_grad=True).exp()
-    assert turns._saved.end() == 0
+    assert training._saved.end() == 0
 
 
 # --- memory ---
@@ -250,17 +235,17 @@ def test_bytes_of_living_tensors() -> None:
 
 
 def test_peaks_are_those_of_steps_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = _PeakSteps(made_up_task(SETTING, 1).data)
+    steps = PeakObserver(random_task(CONFIG, 1).data)
     kinds: list[str] = []
-    monkeypatch.setattr(_PeakSteps, "ended", lambda _, kind: kinds.append(kind))
-    data = WatchedData.of(made_up_task(SETTING, 1).data, steps, epoch=4)
+    monkeypatch.setattr(PeakObserver, "step_ended", lambda _, kind: kinds.append(kind))
+    data = WatchedData.watching(random_task(CONFIG, 1).data, steps, epoch=4)
     list(data.training_batches(4, torch.Generator()))
     assert kinds == ["warm-up", "counted", "timed", "timed"]
 
 
 def test_a_step_takes_some_memory() -> None:
     if Path("/proc/self/clear_refs").exists():
-        assert peak_in_this_process(replace(SETTING, batch_size=16), REFERENCE) > 0
+        assert peak_in_this_process(replace(CONFIG, batch_size=16), REFERENCE) > 0
 
 
 # --- all together ---
@@ -272,7 +257,7 @@ def measured() -> Speed:
         name: make_method(name, {}) for name in ("sbs", "prune_then_quantize", "dnas", "fixed")
     }
     wanted = [*candidates(methods, [False], "fp32"), own_loop()]
-    return measure(SETTING, wanted)
+    return measure(CONFIG, wanted)
 
 
 def test_everything_makes_the_same_number_of_steps(measured: Speed) -> None:
@@ -285,8 +270,8 @@ def test_everything_makes_the_same_number_of_steps(measured: Speed) -> None:
         ("fine-tuning", "4 bit as dnas"),
         ("search", "own_loop"),
     ]
-    assert {row.steps for row in measured.rows} == {SETTING.rounds}
-    assert {len(row.seconds) for row in measured.rows} == {SETTING.rounds}
+    assert {row.steps for row in measured.rows} == {CONFIG.rounds}
+    assert {len(row.seconds) for row in measured.rows} == {CONFIG.rounds}
     assert measured.layers == 10
 
 
@@ -319,14 +304,14 @@ def test_a_search_that_trains_nothing_is_left_out_with_a_note(measured: Speed) -
 
 
 def test_a_search_that_is_short_has_the_steps_that_it_made() -> None:
-    found = measure(replace(SETTING, rounds=4), [own_loop("leave")])
+    found = measure(replace(CONFIG, rounds=4), [own_loop("leave")])
     assert [row.steps for row in found.rows] == [4, 1]  # it left in its fifth step, after three to warm up
     assert found.notes == ["search own_loop ended by itself after 1 timed steps"]
 
 
 def test_a_failure_is_one_line_that_names_the_training() -> None:
     with pytest.raises(BenchError) as caught:
-        measure(SETTING, [search("sbs_q"), own_loop("raise")])
+        measure(CONFIG, [search("sbs_q"), own_loop("raise")])
     told = str(caught.value)
     assert told.startswith("search own_loop failed while it was measured: ValueError: it was told to; leave it out")
     assert isinstance(caught.value.__cause__, ValueError)
@@ -334,7 +319,7 @@ def test_a_failure_is_one_line_that_names_the_training() -> None:
 
 def test_an_interruption_during_a_step_ends_everything() -> None:
     with pytest.raises(KeyboardInterrupt):
-        measure(SETTING, [search("sbs_q"), own_loop("interrupt")])
+        measure(CONFIG, [search("sbs_q"), own_loop("interrupt")])
 
 
 def test_an_interruption_between_steps_ends_everything() -> None:
@@ -343,7 +328,7 @@ def test_an_interruption_between_steps_ends_everything() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(SETTING, [own_loop()], tell)
+        measure(CONFIG, [own_loop()], tell)
 
 
 def test_compiled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +346,7 @@ def test_compiled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     modes = (False, True)
     wanted = [search("prune_then_quantize", compiled=mode) for mode in modes]
     wanted += [replace(own_loop(), compiled=True), replace(REFERENCE, compiled=True)]
-    found = measure(SETTING, wanted)
+    found = measure(CONFIG, wanted)
     assert [(row.name, row.compile_seconds) for row in found.rows] == [
         ("float", None),
         ("prune_then_quantize", None),
@@ -394,10 +379,10 @@ def test_the_compiler_takes_any_number_of_networks(monkeypatch: pytest.MonkeyPat
     records = []
     for depth in range(1, 13):
         forward = WatchedForward("on", "fp32", CPU)
-        turns = InterleavedTraining(1, CPU)
+        training = InterleavedTraining(1, CPU)
         network = _Deep(depth)
-        turns.start(lambda forward=forward, network=network: forward.prepare(network, "test", 1.0)(torch.zeros(1, 2)))
-        turns.stop()
+        training.start(lambda call=forward.prepare, network=network: call(network, "test", 1.0)(torch.zeros(1, 2)))
+        training.stop()
         records.append(forward.record)
     assert [record["compiled"] for record in records] == [["test"]] * 12
 
@@ -411,15 +396,15 @@ def test_candidates_for_each_mode_and_precision() -> None:
 
 
 def test_what_random_images_look_like() -> None:
-    task = made_up_task(SETTING, 3)
+    task = random_task(CONFIG, 3)
     assert tuple(task.data.train.images.shape) == (40, 3, 16, 16)  # ten batches at least
     assert len(task.data.validation) == 4
     assert task.network.model == "resnet8"
 
 
 def test_a_spread_of_one_and_of_several() -> None:
-    assert asdict(Spread.of([3.0])) == {"median": 3, "low": 3, "high": 3, "mean": 3}
-    assert asdict(Spread.of([1.0, 2, 3, 4, 10])) == {"median": 3, "low": 2, "high": 4, "mean": 4}
+    assert asdict(Spread.from_values([3.0])) == {"median": 3, "low": 3, "high": 3, "mean": 3}
+    assert asdict(Spread.from_values([1.0, 2, 3, 4, 10])) == {"median": 3, "low": 2, "high": 4, "mean": 4}
 
 
 @pytest.mark.slow
@@ -431,10 +416,8 @@ def test_a_spread_of_one_and_of_several() -> None:
     ],
 )
 def test_processes_that_measure_memory(fifth_step: str, told: str) -> None:
-    from bench.diagnostics.speed.measure import _peak_in_another_process
-
     with pytest.raises(BenchError, match=told):
-        _peak_in_another_process(SETTING, own_loop(fifth_step))
+        peak_in_another_process(CONFIG, own_loop(fifth_step))
 
 
 # --- growth, and the paper ---
@@ -443,13 +426,13 @@ def test_processes_that_measure_memory(fifth_step: str, told: str) -> None:
 def row(name: str, step: float, memory: int, *, compiled: bool = False, what: Any = "search") -> Row:
     return Row(
         name=name, what=what, detail="", compiled=compiled, precision="fp32", steps=2,
-        milliseconds=Spread.of([step]), ratio=Spread.of([step, 2 * step]), images_per_second=1 / step,
+        milliseconds=Spread.from_values([step]), ratio=Spread.from_values([step, 2 * step]), images_per_second=1 / step,
         seconds=[step, 2 * step], saved_bytes=memory, peak_bytes=10 * memory,
     )  # fmt: skip
 
 
 def test_the_cost_of_a_search_without_bit_sharing_beside_the_printed_one() -> None:
-    setting = replace(SETTING, model="resnet20")
+    config = replace(CONFIG, model="resnet20")
     rows = [
         row("float", 1, 1, what="training"),
         row("sbs_q", 2.0, 10),
@@ -457,7 +440,7 @@ def test_the_cost_of_a_search_without_bit_sharing_beside_the_printed_one() -> No
         row("dnas", 8.0, 90),
     ]
     rows += [row("own_loop", 1, 1), row("multi_path", 4.0, 10, compiled=True)]
-    multi_path, dnas = sharing(Speed(setting=setting, rows=rows, notes=[], layers=22))
+    multi_path, dnas = sharing(Speed(config=config, rows=rows, notes=[], layers=22))
     assert (multi_path.time, multi_path.saved, multi_path.peak) == pytest.approx((1.5, 4, 4))
     assert (multi_path.published_time, multi_path.published_memory) == pytest.approx((2.8 / 0.8, 4.4 / 1.5))
     assert (dnas.method, dnas.time, dnas.published_memory, dnas.source) == ("dnas", 4, None, "Table 1")
@@ -465,13 +448,13 @@ def test_the_cost_of_a_search_without_bit_sharing_beside_the_printed_one() -> No
 
 def test_another_model_has_no_printed_figures() -> None:
     rows = [row("float", 1, 1, what="training"), row("sbs_q", 2.0, 10), row("multi_path", 3.0, 40)]
-    (line,) = sharing(Speed(setting=SETTING, rows=rows, notes=[], layers=10))
+    (line,) = sharing(Speed(config=CONFIG, rows=rows, notes=[], layers=10))
     assert (line.time, line.published_time, line.published_memory, line.source) == (1.5, None, None, "")
 
 
-def test_growth_with_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_with_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.diagnostics.speed.growth.CHAINS", ((8,), (4, 8)))
-    found = growth_with_bits(SETTING, ["sbs_q", "multi_path"], [False], lambda _: None)
+    found = growth_with_bits(CONFIG, ["sbs_q", "multi_path"], [False], lambda _: None)
     numbers = [(number, row.name) for number, row in found.rows]
     assert numbers == [(1, "sbs_q"), (2, "sbs_q"), (2, "multi_path")]
     (note,) = found.notes
@@ -485,14 +468,14 @@ def test_growth_with_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_growth_with_depth_is_beside_the_reference_of_each_depth() -> None:
-    settings = [SETTING, replace(SETTING, model="resnet20")]
+    settings = [CONFIG, replace(CONFIG, model="resnet20")]
     found = growth_with_depth(settings, {"sbs_q": make_method("sbs_q", {})}, [False], lambda _: None)
     assert [(number, row.detail) for number, row in found.rows] == [(10, "resnet8"), (22, "resnet20")]
 
 
-def test_a_method_that_has_no_widths_cannot_grow() -> None:
+def test_a_method_without_bits_cannot_grow() -> None:
     with pytest.raises(BenchError, match="--growth bits: fixed cannot choose from 8"):
-        growth_with_bits(SETTING, ["fixed"], [False], lambda _: None)
+        growth_with_bits(CONFIG, ["fixed"], [False], lambda _: None)
 
 
 @pytest.mark.parametrize("layer", [PathPerWeight, PathPerPair])
@@ -551,7 +534,7 @@ def test_growth_on_the_command_line(bench: Callable[..., Any], tmp_path: Path) -
     assert (found["growth"], found["model"], found["rows"][0]["depth"]) == ("depth", "resnet8", 10)
 
 
-def test_both_means_as_they_stand_where_nothing_can_be_compiled(
+def test_both_means_uncompiled_where_nothing_can_be_compiled(
     bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -572,7 +555,7 @@ def test_a_method_that_fails_is_one_line(bench: Callable[..., Any], plugin: Call
 
 def test_growth_is_drawn_as_one_line_for_each_search() -> None:
     points = [(2, row("a", 1, 1)), (1, row("a", 2, 1)), (1, row("a", 1, 1, compiled=True))]
-    (drawn,) = chart(Growth(of="bits", rows=points, notes=[])).to_dict()["datasets"].values()
+    (drawn,) = chart(Growth(axis="bits", rows=points, notes=[])).to_dict()["datasets"].values()
     lines = [(point["search"], point["number"], point["ratio"]) for point in drawn]
     assert lines == [("a", 1, 3.0), ("a, compiled", 1, 1.5), ("a", 2, 1.5)]
 

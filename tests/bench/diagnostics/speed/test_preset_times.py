@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.diagnostics.speed.preset_times import _training, seconds
+from bench.diagnostics.speed.preset_times import _training_seconds, seconds
 from bench.planning.plan import model_shape
 from bench.plugins.registry import load
 from bench.spec.schema import SearchSchedule
@@ -14,7 +14,7 @@ from bench.spec.schema import SearchSchedule
 def test_the_reference_step_costs_what_was_measured() -> None:
     """ResNet-20, batches of 128: 209 ms, and 9 ms for its 22 layers."""
     shape = model_shape("resnet20", "cifar100")
-    assert _training(shape, SearchSchedule(epochs=1, batch_size=128), 128) == pytest.approx(0.218, abs=0.005)
+    assert _training_seconds(shape, SearchSchedule(epochs=1, batch_size=128), 128) == pytest.approx(0.218, abs=0.005)
 
 
 def test_time_follows_the_work(tiny: SimpleNamespace) -> None:
