@@ -23,9 +23,7 @@ from methods.shared.bit_sharing.quantization import bit_sharing
 
 BITS = (2, 4, 8)
 CPU = torch.device("cpu")
-SETTINGS = LayerSettings(
-    gate_place="next_input", group_metric="raw", weight_normalization=True, task_gradient=True, calibration_bits=4
-)
+SETTINGS = LayerSettings(gate_place="next_input", group_metric="raw", weight_normalization=True, task_gradient=True)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 
@@ -73,15 +71,15 @@ class TwoLayers(nn.Module):
         second = SharedLayer(convs[1], shape_of(convs[1]), space, SETTINGS, producer=first)
         self.first, self.norm, self.second = first, nn.BatchNorm2d(6), second
         with torch.no_grad():
-            assert first.threshold_filters is not None
+            assert first.filter_gates is not None
             metric = first.weight.abs().mean((1, 2, 3)).view(3, 2).mean(1)
-            first.threshold_filters.copy_(metric.sort().values[:2].mean())  # shuts one group of three
-            first.thresholds_weight.copy_(torch.tensor([-1.0, 1.0]))
-            second.thresholds_activation.copy_(torch.tensor([-1.0, 1.0]))
+            first.filter_gates.threshold.copy_(metric.sort().values[:2].mean())  # shuts one group of three
+            first.weight_quantizer.thresholds.copy_(torch.tensor([-1.0, 1.0]))
+            second.activation_quantizer.thresholds.copy_(torch.tensor([-1.0, 1.0]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.second(torch.relu(self.norm(self.first(x))))
-        return y, self.first.bits()[0] * self.second.bits()[1] * self.first.filters()
+        return y, self.first.weight_quantizer.width() * self.second.activation_quantizer.width() * self.first.filters()
 
 
 def differentiated(module: nn.Module, call: Callable[..., Any], x: Tensor) -> list[Tensor]:
@@ -102,7 +100,7 @@ def differentiated(module: nn.Module, call: Callable[..., Any], x: Tensor) -> li
 
 def compiled(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Any]]:
     forward = Forward("on", "fp32", CPU)
-    return forward.of(module, "test", 1.0), forward.record
+    return forward.prepare(module, "test", 1.0), forward.record
 
 
 @needs_compiler
@@ -143,13 +141,14 @@ def test_compiled_layers_leave_what_a_search_reads() -> None:
     call, record = compiled(model)
     x = off_ties((4, 3, 6, 6), 4)
     plain = differentiated(model, model, x)
-    expected = [layer.activation_metric for layer in (model.first, model.second)]
-    groups = model.first.group_gates.detach()
+    expected = [layer.activation_quantizer.metric for layer in (model.first, model.second)]
+    assert model.first.filter_gates is not None
+    groups = model.first.filter_gates.gates.detach()
     fast = differentiated(model, call, x)
     assert record["compiled"] == ["test"]
-    assert groups.tolist() == model.first.group_gates.tolist() and sorted(groups.tolist()) == [0, 1, 1]
+    assert groups.tolist() == model.first.filter_gates.gates.tolist() and sorted(groups.tolist()) == [0, 1, 1]
     for layer, metric in zip((model.first, model.second), expected, strict=True):
-        torch.testing.assert_close(layer.activation_metric, metric, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(layer.activation_quantizer.metric, metric, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(fast, plain, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
@@ -184,7 +183,7 @@ def test_what_cannot_be_compiled_is_carried_out_as_it_stands(caplog: pytest.LogC
 )
 def test_what_is_compiled(compiling: Any, multiplications: float | None, expected: bool) -> None:
     module = nn.Linear(2, 2)
-    call = Forward(compiling, "fp32", CPU).of(module, "test", multiplications)
+    call = Forward(compiling, "fp32", CPU).prepare(module, "test", multiplications)
     assert (call is not module) == (expected and shutil.which("g++") is not None)
 
 
@@ -193,7 +192,7 @@ def test_low_precision_touches_the_forward_pass_alone() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
     seen = []
     module[0].register_forward_hook(lambda *args: seen.append(args[2].dtype))
-    call = Forward("off", "bf16", CPU).of(module, "test", None)
+    call = Forward("off", "bf16", CPU).prepare(module, "test", None)
     result = call(torch.randn(2, 3, 6, 6))
     assert seen == [torch.bfloat16] and result.dtype == torch.float32
     result.sum().backward()

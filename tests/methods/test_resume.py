@@ -22,6 +22,7 @@ from methods.dq import Dq
 from methods.haq import Haq, HaqOptions
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
+from methods.sbs_extended import SbsExtended, SbsExtendedOptions
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
 
 EPOCHS = {"prune_then_quantize": 4, "quantize_then_prune": 4}
@@ -30,7 +31,7 @@ KNOBS = {"strength": 0.3, "first_strength": 2.0, "split": 0.5}
 METHODS: Mapping[str, Callable[[], Method]] = {
     "sbs alternating": Sbs,
     "sbs joint": lambda: Sbs(SbsOptions(gate_training="joint", final_gates="last")),
-    "sbs probing": lambda: Sbs(SbsOptions(gate_probes=0.3)),
+    "sbs probing": lambda: SbsExtended(SbsExtendedOptions(gate_probes=0.3)),
     "sbs_p": SbsP,
     "multi_path": MultiPath,
     "dnas": Dnas,

@@ -26,13 +26,12 @@ from methods.sbs import (
     SbsOptions,
     SbsP,
     SbsQ,
-    _Trace,
-    layer_settings,
     search_space,
-    threshold_rate,
 )
+from methods.sbs_extended import SbsExtended
 from methods.shared.bit_sharing.layer import SharedLayer
 from methods.shared.bit_sharing.network import SharedNetwork, Start
+from methods.shared.bit_sharing.trace import Trace
 from methods.shared.space import cheapest_policy
 
 Vector = NDArray[np.float64]
@@ -41,6 +40,8 @@ MakeJob = Callable[..., SearchJob]
 
 BITS = (2, 4, 8)
 KINDS = ("weight", "activation", "filters")
+GATES = dict(zip(KINDS, ("weight_quantizer", "activation_quantizer", "filter_gates"), strict=True))
+THRESHOLDS = ("thresholds", "thresholds", "threshold")
 
 
 def layers_of(model: nn.Module) -> dict[str, SharedLayer]:
@@ -54,11 +55,9 @@ def numbers(tensor: Tensor | None) -> Vector:
 def thresholds_of(model: nn.Module) -> dict[tuple[str, str], Vector]:
     """By layer and kind."""
     return {
-        (name, kind): numbers(getattr(layer, attribute))
+        (name, kind): numbers(getattr(getattr(layer, GATES[kind]), attribute, None))
         for name, layer in layers_of(model).items()
-        for kind, attribute in zip(
-            KINDS, ("thresholds_weight", "thresholds_activation", "threshold_filters"), strict=True
-        )
+        for kind, attribute in zip(KINDS, THRESHOLDS, strict=True)
     }
 
 
@@ -74,11 +73,10 @@ class Diary:
     def __call__(self, model: nn.Module) -> None:
         self.model = model
         layers = layers_of(model)
-        prefixes = dict(zip(KINDS, ("weight", "activation", "group"), strict=True))
-        for book, suffix in ((self.gates, "gates"), (self.metrics, "metric")):
+        for book, attribute in ((self.gates, "gates"), (self.metrics, "metric")):
             book.append(
                 {
-                    (name, kind): numbers(getattr(layer, f"{prefixes[kind]}_{suffix}"))
+                    (name, kind): numbers(getattr(getattr(layer, GATES[kind]), attribute, None))
                     for name, layer in layers.items()
                     for kind in KINDS
                 }
@@ -99,6 +97,7 @@ class Simulator:
 
     shapes: NetworkShape
     model: nn.Module
+    start: dict[tuple[str, str], Vector]
     term: CostTerm
     rate: float
     joint: bool
@@ -110,7 +109,7 @@ class Simulator:
     def step(self, number: int, activation_metrics: Mapping[str, Vector]) -> float:
         """Gates of one step, their cost, and one update; returns the cost."""
         if not self.thresholds:
-            self.thresholds = {key: np.zeros_like(value) for key, value in thresholds_of(self.model).items()}
+            self.thresholds = {key: np.zeros_like(value) for key, value in self.start.items()}
             self.momentum = {key: np.zeros_like(value) for key, value in self.thresholds.items()}
         metrics = self._open_gates(activation_metrics)
         cost = self._cost()
@@ -161,7 +160,7 @@ class Simulator:
         if key not in self.known:
             weight = numbers(layer.weight)[outputs][:, inputs]
             standard = (weight - weight.mean()) / weight.std(ddof=1)
-            z = (np.clip(standard / layer.clip_weight.item(), -1, 1) + 1) / 2
+            z = (np.clip(standard / layer.weight_quantizer.clip.item(), -1, 1) + 1) / 2
             counts = [2**width - 1 for width in BITS[:-1]]
             self.known[key] = np.array([np.abs(z - np.ceil(z * n - 0.5) / n).mean() for n in counts])
         return self.known[key]
@@ -231,7 +230,9 @@ def test_search_by_cost_alone_is_the_simulators_gate_for_gate(
     result, diary = frozen_search(method, job, watched, gate_training=gate_training)
     assert diary.model is not None
     rate = 1e-3 * 10_530 / 64
-    simulator = Simulator(job.task.network, diary.model, job.cost_term(), rate, gate_training == "joint")
+    simulator = Simulator(
+        job.task.network, diary.model, diary.thresholds[0], job.cost_term(), rate, gate_training == "joint"
+    )
     costs = []
     for number, (gates, metrics) in enumerate(zip(diary.gates, diary.metrics, strict=True)):
         of_inputs = {name: metric for (name, kind), metric in metrics.items() if kind == "activation"}
@@ -285,7 +286,7 @@ def test_hinge_looks_at_the_discrete_network(make_job: MakeJob) -> None:
 
 def short_search(method: type[Sbs], job: SearchJob, watched: Watched, **options: Any) -> tuple[SearchResult, Diary]:
     diary = Diary()
-    return method(SbsOptions(**options)).search(replace(job, task=watched(job.task, diary))), diary
+    return method(method.Options(**options)).search(replace(job, task=watched(job.task, diary))), diary
 
 
 def moved(diary: Diary, step: int) -> dict[str, set[bool]]:
@@ -323,7 +324,7 @@ def test_threshold_rate(make_job: MakeJob, watched: Watched) -> None:
 
 
 def test_paper_length_search_has_the_papers_rate() -> None:
-    assert threshold_rate(SbsOptions(), 10_530) == 1e-3
+    assert SbsOptions().threshold_rate(10_530) == 1e-3
 
 
 # --- the start --------------------------------------------------------------------------------------------------
@@ -347,7 +348,7 @@ def test_calibrated_clips_start_near_the_pretrained_accuracy(
 
 
 def plain_network(job: SearchJob) -> SharedNetwork:
-    settings = layer_settings(SbsOptions())
+    settings = SbsOptions().layer_settings()
     space = search_space(job.task.network, SbsOptions(), prune=True)
     return SharedNetwork(job, space, settings, Start(state=job.pretrained, clips={}))
 
@@ -364,7 +365,7 @@ def plain_network(job: SearchJob) -> SharedNetwork:
 def test_majority_is_the_median_over_the_last_tenth(script: list[float], median: float, make_job: MakeJob) -> None:
     """Of two in two the open gate wins; what came before does not count."""
     network = plain_network(make_job())
-    trace = _Trace(network, len(script))
+    trace = Trace(network, len(script))
     thresholds = [p for name, p in network.model.named_parameters() if "threshold" in name]
     for value in script:
         with torch.no_grad():
@@ -394,7 +395,7 @@ class Ending:
     def watch_calibration(self, task: Task) -> Task:
         def hook(model: nn.Module, inputs: Any, output: Any) -> None:
             if model.training and not torch.is_grad_enabled():
-                found = {name: numbers(layer.activation_metric) for name, layer in layers_of(model).items()}
+                found = {name: numbers(layer.activation_quantizer.metric) for name, layer in layers_of(model).items()}
                 self.metrics.append(found)
 
         def make_model() -> nn.Module:
@@ -425,7 +426,7 @@ def test_decisions_are_margins_at_the_deciding_thresholds(
         if kind == "activation":
             metric = np.mean([metrics[decision.layer] for metrics in ending.metrics[-4:]], axis=0)
         elif kind == "weight":
-            metric = numbers(layer.weight_metric)
+            metric = numbers(layer.weight_quantizer.metric)
         else:
             metric = np.array([layer.weight[list(decision.filters)].abs().mean().item()])
         assert decision.margins == pytest.approx((metric - deciding).tolist(), abs=1e-6)
@@ -465,6 +466,8 @@ VARIANTS: Sequence[Mapping[str, Any]] = [
     {"gate_place": "norm_output"},
     {"weight_normalization": False},
     {"search_downsampling": False, "gate_training": "joint"},
+]
+EXTENDED: Sequence[Mapping[str, Any]] = [
     {"clip_sharing": "per_width"},
     {"metric_scale": "start", "threshold_decay": "linear"},
     {"gate_probes": 0.3},
@@ -472,14 +475,22 @@ VARIANTS: Sequence[Mapping[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+class ExtendedByCost(SbsExtended, CostOnly):
+    """Thresholds that never feel the task, with options beyond the paper."""
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [(CostOnly, options) for options in VARIANTS] + [(ExtendedByCost, options) for options in EXTENDED],
+    ids=str,
+)
 def test_result_is_the_network_that_was_searched(
-    options: Mapping[str, Any], make_job: MakeJob, watched: Watched
+    method: type[Sbs], options: Mapping[str, Any], make_job: MakeJob, watched: Watched
 ) -> None:
     """Policy, weights and clip values rebuild it, physically reduced; the pretrained weights are left alone."""
     before = {name: value.clone() for name, value in make_job().pretrained.items()}
     job = make_job(knobs={"strength": 3.0}, match="lambda")
-    result, diary = short_search(CostOnly, job, watched, threshold_lr=0.1, **options)
+    result, diary = short_search(method, job, watched, threshold_lr=0.1, **options)
     assert diary.model is not None
     model = job.task.make_model()
     model.load_state_dict(dict(result.state))
@@ -656,7 +667,7 @@ def test_nothing_in_the_space_is_cheaper_than_the_cheapest(group_size: int, netw
         ({"gate_training": "both"}, "gate_training"),
         ({"clip_init": "one"}, "clip_init"),
         ({"final_gates": "first"}, "final_gates"),
-        ({"gate_probes": 1.0}, "gate_probes"),
+        ({"gate_probes": 0.3}, "gate_probes"),
         ({"lambda": 1.0}, "lambda"),
     ],
 )

@@ -14,7 +14,7 @@ from bench.costs.counter import price
 from bench.matching.repair import repair
 from bench.method import CostTerm, SearchJob, SearchResult
 from bench.spec.schema import SearchSchedule
-from methods.sbs import SbsOptions, share_bits
+from methods.sbs import Algorithm1, SbsOptions
 from methods.shared.bit_sharing.network import Start
 from methods.shared.space import SearchSpace
 from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
@@ -43,11 +43,12 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
     """All stages that run, in order."""
     found: list[Stage] = []
 
-    def recorded(job: SearchJob, space: SearchSpace, options: SbsOptions, start: Start, term: CostTerm) -> SearchResult:
-        found.append(Stage(job, space, start, term, share_bits(job, space, options, start, term)))
-        return found[-1].result
+    class Recorded(Algorithm1):
+        def run(self) -> SearchResult:
+            found.append(Stage(self.job, self.network.space, self.start, self.term, super().run()))
+            return found[-1].result
 
-    monkeypatch.setattr(methods.two_stage, "share_bits", recorded)
+    monkeypatch.setattr(methods.two_stage, "Algorithm1", Recorded)
     return found
 
 
@@ -95,7 +96,7 @@ def test_first_stage_goes_its_share_of_the_way(
         targets.append(arguments[-1].budget)
         raise EnoughError
 
-    monkeypatch.setattr(methods.two_stage, "share_bits", stop)
+    monkeypatch.setattr(methods.two_stage, "Algorithm1", stop)
     budget = float(cost(network, uniform(network, budget_bits)))
     with pytest.raises(EnoughError):
         method(SbsOptions()).search(make_job(knobs={**KNOBS, "split": split}, budget=budget))

@@ -19,17 +19,16 @@ from bench.costs.accelerator.pricing import execute_layer
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.costs.relaxed import channel_counts
-from bench.matching.repair import policy_of
 from bench.method import SearchJob
 from bench.spec.schema import AcceleratorSpec
 from bench.training.loop import reestimate_norms
-from methods.sbs import SbsOptions, layer_settings, search_space
+from methods.sbs import SbsOptions, search_space
 from methods.shared.bit_sharing.layer import GatePlace, LayerSettings, SharedLayer
 from methods.shared.bit_sharing.network import SharedNetwork, Start
 from methods.shared.gates import opened, shares
 from methods.shared.space import FULL_PRECISION
 
-DEFAULT = layer_settings(SbsOptions())
+DEFAULT = SbsOptions().layer_settings()
 
 
 def shared(
@@ -61,8 +60,8 @@ def labels(count: int = 8) -> Tensor:
 def reduced(job: SearchJob, network: SharedNetwork, policy: Policy) -> nn.Module:
     """The compressed network with the weights and clip values of the searched one, in float64."""
     model = job.task.make_model().double()
-    model.load_state_dict(network.state(job.pretrained))
-    return compress(model, job.task.network, policy, clips=network.clips()).double().eval()
+    model.load_state_dict(network.state(policy, job.pretrained))
+    return compress(model, job.task.network, policy, clips=network.clips(policy)).double().eval()
 
 
 def random_policy(network: NetworkShape, seed: int) -> Policy:
@@ -90,23 +89,21 @@ def mix_gates(network: SharedNetwork, seed: int) -> None:
     choose = Random(seed)  # noqa: S311
     patterns = [[0.0, 0.0], [0.0, 0.5], [0.5, 0.0], [0.5, 0.5]]
     layers = list(network.layers.values())
-    for of_layer in ("thresholds_weight", "thresholds_activation"):
+    for of_layer in ("weight_quantizer", "activation_quantizer"):
         drawn = (patterns * len(layers))[: len(layers)]
         choose.shuffle(drawn)
         for layer, pattern in zip(layers, drawn, strict=True):
-            thresholds = getattr(layer, of_layer)
+            thresholds = getattr(layer, of_layer).thresholds
             thresholds.copy_(torch.tensor(pattern[: len(thresholds)]))
     for layer in layers:
-        if layer.groups is not None and layer.threshold_filters is not None:
-            metric = layer.groups.metric(layer.weight)
-            layer.threshold_filters.copy_(metric.sort().values[len(metric) // 2] * (1 + 1e-9))
+        if layer.filter_gates is not None:
+            metric = layer.filter_gates.groups.metric(layer.weight)
+            layer.filter_gates.threshold.copy_(metric.sort().values[len(metric) // 2] * (1 + 1e-9))
 
 
 def read_off(network: SharedNetwork) -> Policy:
     """The policy of the gates of the latest forward pass."""
-    space = {name: layer.space for name, layer in network.layers.items()}
-    metrics = {name: layer.activation_metric for name, layer in network.layers.items()}
-    return policy_of(network.base_policy(space), network.decisions(metrics))
+    return network.policy(network.decisions())
 
 
 # --- the searched network is the reduced one ---
@@ -136,10 +133,7 @@ def kept_count(network: NetworkShape, policy: Policy, name: str) -> int:
 
 
 def read_off_widths(network: SharedNetwork) -> dict[str, tuple[float, float, float]]:
-    return {
-        name: (layer.bits()[0].item(), layer.bits()[1].item(), layer.filters().item())
-        for name, layer in network.layers.items()
-    }
+    return {name: tuple(layer.choices()) for name, layer in network.layers.items()}
 
 
 @pytest.mark.parametrize("place", ["next_input", "norm_output"])
@@ -195,7 +189,7 @@ def test_filters_fixed_beforehand_are_those_of_the_reduced_network(scrambled_job
     with torch.no_grad():
         found = network.model.eval()(batch(scrambled_job))
         expected = reduced(scrambled_job, network, policy)(batch(scrambled_job))
-    assert network.base_policy(space) == policy
+    assert network.base_policy() == policy
     assert network.relaxed_cost().item() == price(scrambled_job.task.network, policy).bops
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -222,7 +216,7 @@ def group_gradients(
     if mixed:
         mix_gates(network, 0)
     loss = F.cross_entropy(network.model.train()(batch(job)), labels())
-    gates = [layer.group_gates for layer in network.layers.values() if layer.groups is not None]
+    gates = [layer.filter_gates.gates for layer in network.layers.values() if layer.filter_gates is not None]
     return loss.detach(), [g.detach() for g in gates], list(torch.autograd.grad(loss, gates))
 
 
@@ -315,21 +309,21 @@ def test_metrics_and_statistics_are_those_of_survivors(scrambled_job: SearchJob,
     for name, (layer, read) in inputs_of(network, batch(scrambled_job)).items():
         shape = scrambled_job.task.network[name]
         outputs = survivors(layer.output_gates, layer.weight.shape[0])
-        x = read if layer.offset_activation is None else read - layer.offset_activation.detach()
+        x = read if layer.activation_quantizer.offset is None else read - layer.activation_quantizer.offset.detach()
         inputs = survivors(layer.input_gates, x.shape[1])
         weight = layer.weight.detach()[outputs][:, [0] if shape.depthwise else inputs]
         normal = weight_normalization and shape.normalized
         standard = (weight - weight.mean()) / weight.std() if normal else weight
-        assert (layer.offset_activation is not None) == shape.signed_input
-        clips = layer.clip_weight.item(), layer.clip_activation.item()
+        assert (layer.activation_quantizer.offset is not None) == shape.signed_input
+        clips = layer.weight_quantizer.clip.item(), layer.activation_quantizer.clip.item()
         of_weight = [mean_error(standard, clips[0], width, "weight") for width in (2, 4)]
         of_input = [mean_error(x[:, inputs], clips[1], width, "activation") for width in (2, 4)]
-        assert layer.weight_metric.tolist() == pytest.approx(of_weight, rel=1e-9)
-        assert layer.activation_metric.tolist() == pytest.approx(of_input, rel=1e-9)
+        assert layer.weight_quantizer.metric.tolist() == pytest.approx(of_weight, rel=1e-9)
+        assert layer.activation_quantizer.metric.tolist() == pytest.approx(of_input, rel=1e-9)
         if len(inputs) < x.shape[1]:
             pruned_inputs += 1
             of_all = [mean_error(x, clips[1], width, "activation") for width in (2, 4)]
-            assert layer.activation_metric.tolist() != pytest.approx(of_all, rel=1e-3)
+            assert layer.activation_quantizer.metric.tolist() != pytest.approx(of_all, rel=1e-3)
     shapes = scrambled_job.task.network.middle
     assert pruned_inputs == sum(shape.producer is not None for shape in shapes) >= 3
 
@@ -342,14 +336,13 @@ def test_group_metric_is_raw_or_normalised(
     network = shared(job, replace(DEFAULT, group_metric=metric))
     inputs_of(network, batch(job))
     for layer in network.layers.values():
-        if layer.groups is None:
-            assert len(layer.group_metric) == 0
+        if layer.filter_gates is None:
             continue
         weight = layer.weight.detach()
         if metric == "normalized":
             weight = (weight - weight.mean()) / weight.std()
-        expected = [weight[list(members)].abs().mean().item() for members in layer.groups.members]
-        assert layer.group_metric.tolist() == pytest.approx(expected, rel=1e-9)
+        expected = [weight[list(members)].abs().mean().item() for members in layer.filter_gates.groups.members]
+        assert layer.filter_gates.metric.tolist() == pytest.approx(expected, rel=1e-9)
 
 
 # --- the differentiable cost ---
@@ -369,12 +362,22 @@ GateName = tuple[str, str, int]
 """A gate: layer, kind and position."""
 
 
+def gates_of(network: SharedNetwork) -> dict[tuple[str, str], Tensor]:
+    """The gates of all layers, by layer and kind."""
+    gates = {}
+    for name, layer in network.layers.items():
+        gates[name, "weight_gates"] = layer.weight_quantizer.gates
+        gates[name, "activation_gates"] = layer.activation_quantizer.gates
+        if layer.filter_gates is not None:
+            gates[name, "group_gates"] = layer.filter_gates.gates
+    return gates
+
+
 def gate_values(network: SharedNetwork) -> dict[GateName, float]:
     return {
         (name, kind, position): value
-        for name, layer in network.layers.items()
-        for kind in ("weight_gates", "activation_gates", "group_gates")
-        for position, value in enumerate(getattr(layer, kind).tolist())
+        for (name, kind), gates in gates_of(network).items()
+        for position, value in enumerate(gates.tolist())
     }
 
 
@@ -495,12 +498,7 @@ def test_gradient_of_the_log_cost_is_that_of_the_formula(scrambled_job: SearchJo
         mix_gates(network, seed)
     network.model.eval()(batch(scrambled_job, 2))
     values = gate_values(network)
-    tensors = {
-        (layer, kind): getattr(network.layers[layer], kind)
-        for layer in network.layers
-        for kind in ("weight_gates", "activation_gates", "group_gates")
-        if len(getattr(network.layers[layer], kind))
-    }
+    tensors = {key: gates for key, gates in gates_of(network).items() if len(gates)}
     relaxed = network.relaxed_cost()
     gradients = torch.autograd.grad(relaxed.log(), list(tensors.values()))
     shapes = scrambled_job.task.network
@@ -522,7 +520,7 @@ def test_to_shut_an_open_group_saves(mobile_job: SearchJob, name: str) -> None:
     """Where every search begins: all groups are open, and the cost must draw none of them further up."""
     network = shared(replace(mobile_job, measure=MEASURES[name][0]), ready=False)
     network.model.eval()(batch(mobile_job, 2))
-    gates = [layer.group_gates for layer in network.layers.values() if layer.groups is not None]
+    gates = [layer.filter_gates.gates for layer in network.layers.values() if layer.filter_gates is not None]
     gradients = torch.cat(torch.autograd.grad(network.relaxed_cost(), gates))
     assert bool((gradients >= 0).all()) and bool((gradients > 0).any())
 
