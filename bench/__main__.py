@@ -17,7 +17,7 @@ def main() -> None:
     try:
         status = bench.main(standalone_mode=False, prog_name="bench")
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second into the first
-        after = "goes on from here" if sys.argv[1:2] == ["run"] else "begins anew"
+        after = "continues from here" if sys.argv[1:2] == ["run"] else "starts again"
         sys.stderr.write(f"bench: interrupted; nothing that had finished is lost, the same command {after}\n")
         status = EXIT_INTERRUPTED
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""What the terminal shows: live progress, plain lines where there is no terminal, and tables."""
+"""The output on the terminal: live progress, or plain lines without a terminal, and tables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
 
 _FILE_WIDTH = 120
 _PLAIN_INTERVAL = 10.0
-"""Seconds between lines on epochs where there is no terminal."""
+"""Seconds between lines on progress when the output is not a terminal."""
 _FIGURES = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f} %", "budget_share": "cost {:.2f} × budget"}
 
 
 class LiveWatcher:
-    """Live progress of a study: a bar over all epochs with the time left, and what is worked on.
+    """Live progress of a study: a bar over all epochs with the time left, and the units that are running.
 
-    Where the output is not a terminal, plain lines say the same now and then.
+    If the output is not a terminal, plain lines are printed at intervals instead.
     """
 
     def __init__(self, console: Console) -> None:
@@ -68,7 +68,7 @@ class LiveWatcher:
         self._progress.stop()
 
     def started(self, plan: Plan, epochs: int) -> None:
-        """Show the study's size."""
+        """Show the size of the study."""
         spec = plan.spec
         self.note(
             f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
@@ -78,17 +78,17 @@ class LiveWatcher:
         self._study = self._progress.add_task(spec.name, total=epochs, detail="")
 
     def note(self, text: str) -> None:
-        """Say something."""
+        """Print a line."""
         self._console.print(text, highlight=False, markup=False)
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
-        """Say how a unit ended."""
+        """Print the outcome of a unit."""
         self.note(f"  {title}: {outcome}")
         self._finished_epochs += epochs
         self._advance(0)
 
     def at_work(self, units: Sequence[LeaseView]) -> None:
-        """Show what is worked on."""
+        """Show the units that are running."""
         lines = [progress_line(unit) for unit in units]
         self._advance(sum(int(unit.progress.get("done", 0)) for unit in units))
         if self._study is not None:
@@ -104,40 +104,40 @@ class LiveWatcher:
 
 
 def progress_line(unit: LeaseView) -> str:
-    """How far a unit is: "run sbs 4bit seed 0: search 3/8, loss 1.204"."""
+    """Describe the progress of a unit: "run sbs 4bit seed 0: search 3/8, loss 1.204"."""
     progress = unit.progress
     parts = [f"{unit.title}: {progress.get('phase', '')} {progress.get('epoch', 0):.0f}"]
     if "epochs" in progress:
         parts[0] += f"/{progress['epochs']:.0f}"
-    # Methods report what they have.
+    # A method reports any of these figures.
     parts += [form.format(progress[name]) for name, form in _FIGURES.items() if name in progress]
     return ", ".join(parts)
 
 
 def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]]) -> Table:
-    """A table for the terminal.
+    """Make a table for the terminal.
 
     Args:
-        title: Shown above it.
-        columns: Headings, and whether they are right-aligned.
-        rows: Cells.
+        title: Line above the table.
+        columns: Headings, and whether their columns are right-aligned.
+        rows: Cells of each row.
     """
     table = Table(title=title, title_justify="left")
     for heading, right in columns.items():
         table.add_column(heading, justify="right" if right else "left")
     for row in rows:
-        table.add_row(*map(Text, row))  # brackets, e.g. of an error, are no markup
+        table.add_row(*map(Text, row))  # brackets, e.g. in an error message, are not markup
     return table
 
 
 def make_console() -> Console:
-    """The terminal; as wide as a table needs where the output goes to a file."""
+    """Return the terminal; if the output is a file, it is as wide as tables need."""
     console = Console()
     return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
 def show(tables: Sequence[ReportTable]) -> None:
-    """Print tables of reports as wide as the terminal is; columns that do not fit are left out and named."""
+    """Print tables of reports in the width of the terminal; columns that do not fit are left out and named."""
     from bench.plugins.registry import load
     from bench.reporting.report import Document, Section
 

@@ -1,4 +1,4 @@
-"""The command that lists what can be named on the command line."""
+"""The command `bench list`, which lists the names that the command line knows."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ _INDENT = 4
 @click.command("list")
 @click.argument("kind", type=click.Choice(_KINDS))
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
-@click.option("--long", is_flag=True, help="Methods: source, options, deviations. Presets: how long they take.")
+@click.option("--long", is_flag=True, help="For methods: source, options and deviations. For presets: expected times.")
 def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
-    """List what can be named on the command line, or some of it, with a line on each.
+    """List the methods, models, data sets, presets, reports or forms that exist, with one line on each.
+
+    With NAMES, only these are listed.
 
     \b
     bench list methods
-    bench list methods --long sbs dnas          where they come from, what they can do, their options
-    bench list presets --long                   how long they take with each schedule
+    bench list methods --long sbs dnas          sources, abilities, options and deviations of two methods
+    bench list presets --long                   expected times of presets with each schedule
     """  # noqa: D301  (click wants the character)
     if long and kind not in ("methods", "presets"):
-        raise BenchError(f"--long tells more of methods and of presets; it has no effect on {kind}")
+        raise BenchError(f"--long describes methods and presets only; it has no effect on {kind}")
     if long and kind == "presets":
-        _print_preset_times(_chosen(kind, names, _preset_names()))
+        _print_preset_times(_checked(kind, names, _preset_names()))
     elif long:
-        click.echo("\n\n".join(_described(name, found) for name, found in _methods(names).items()))
+        click.echo("\n\n".join(_described(name, method) for name, method in _methods(names).items()))
     else:
         _print_lines(_entries(kind, names))
 
@@ -46,16 +48,16 @@ def _print_lines(entries: Mapping[str, str]) -> None:
 
 
 def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
-    """A line on each, by name."""
+    """Return one line on each entry, by name."""
     from bench.plugins.entry_points import available
     from bench.plugins.registry import load
     from bench.spec.sources import preset_summary
 
     if kind == "presets":
-        return {name: preset_summary(name) for name in _chosen(kind, names, _preset_names())}
+        return {name: preset_summary(name) for name in _checked(kind, names, _preset_names())}
     if kind == "methods" and names:
-        return {name: _summary(found) for name, found in _methods(names).items()}
-    return {name: _summary(load(kind, name)) for name in _chosen(kind, names, available(kind))}
+        return {name: _summary(method) for name, method in _methods(names).items()}
+    return {name: _summary(load(kind, name)) for name in _checked(kind, names, available(kind))}
 
 
 def _preset_names() -> list[str]:
@@ -64,11 +66,11 @@ def _preset_names() -> list[str]:
     return preset_names()
 
 
-def _chosen(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Those that were named, or all.
+def _checked(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Return the names that were given, or all known names.
 
     Raises:
-        BenchError: One is unknown.
+        BenchError: A name is unknown.
     """
     for name in names:
         if name not in known:
@@ -81,7 +83,7 @@ def _summary(plugin: Any) -> str:
 
 
 def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
-    """The classes of methods, registered or in files, by name."""
+    """Return the classes of methods, registered or in files, by name."""
     from bench.planning.methods import method_class
     from bench.plugins.entry_points import available
     from bench.plugins.method_files import with_files
@@ -92,7 +94,7 @@ def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
 
 
 def _described(name: str, method: type[Method]) -> str:
-    """A method in full."""
+    """Describe a method in full."""
     from bench.cli.console import make_console
 
     width = make_console().width
@@ -111,7 +113,7 @@ def _described(name: str, method: type[Method]) -> str:
 
 
 def _wrapped(text: str, width: int, hanging: int = 0) -> str:
-    """A text within the width of the terminal, indented."""
+    """Indent a text and break it at the width of the terminal."""
     return textwrap.fill(
         text,
         width,
@@ -123,7 +125,7 @@ def _wrapped(text: str, width: int, hanging: int = 0) -> str:
 
 
 def _options(method: type[Method]) -> Iterator[str]:
-    """Each option with its default, as `--set` takes it."""
+    """Yield each option with its default, as `--set` reads it."""
     import json
 
     for name, field in method.Options.model_fields.items():

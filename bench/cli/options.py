@@ -25,24 +25,24 @@ data_option = click.option(
     type=FOLDER,
     default=None,
     envvar="BENCH_DATA_DIR",
-    help="Folder with data sets in torchvision's layout.",
+    help="Folder of data sets in torchvision's layout.",
 )
 tracking_option = click.option(
-    "--tracking-uri", default=None, help="MLflow server; the store's own SQLite file when absent."
+    "--tracking-uri", default=None, help="MLflow server or database.  [default: an SQLite file in the store]"
 )
 
 
 def names(text: str, flag: str) -> list[str]:
-    """The names in a list of them.
+    """Split a list of names.
 
     Args:
         text: Names, separated by commas.
-        flag: The option that they were given with.
+        flag: Option that the list was given with.
 
     Raises:
         BenchError: An entry is empty.
     """
-    found = [part.strip() for part in text.split(",")]
-    if not all(found):
+    entries = [part.strip() for part in text.split(",")]
+    if not all(entries):
         raise BenchError(f"{flag} '{text}' has an empty entry; separate names by single commas, e.g. sbs,dnas")
-    return found
+    return entries

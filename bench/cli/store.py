@@ -1,4 +1,4 @@
-"""Commands that look after a store: what is in the way, what is damaged, and moving studies between stores."""
+"""The commands on a store: `bench clean`, `bench archive`, `bench restore` and `bench doctor`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _VIEW_LOCK_SECONDS = 60.0
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--yes", is_flag=True, help="Remove it; otherwise only tell what would go.")
+@click.option("--yes", is_flag=True, help="Remove the files; without this option they are only listed.")
 @store_option
 def clean(study: str | None, yes: bool, store_dir: Path) -> int:
-    """Remove what nobody needs; with STUDY, that study and the units that only it refers to.
+    """Remove files that no study needs; with STUDY, remove that study and the units that only it refers to.
 
-    Nothing goes that anybody works on, nor anything of a study that is being run.
+    Files of units and studies that a process is running are kept.
     """
     from bench.errors import EXIT_SOME_FAILED
     from bench.store.cleanup import clean as remove
@@ -42,31 +42,31 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
     else:
         removable = survey(store, study)
         sized, notes = [(item, size_of(item.path)) for item in removable.items], removable.notes
-    _tell_items(sized, "removed" if yes else "would go")
-    _tell_usage(store)
+    _print_items(sized, "removed" if yes else "removable")
+    _print_usage(store)
     for line in (*notes, *failures):
         click.echo(f"note: {line}")
     if sized and not yes:
-        click.echo("nothing removed; add --yes")
+        click.echo("nothing was removed; add --yes to remove these files")
     return EXIT_SOME_FAILED if failures else 0
 
 
-def _tell_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
+def _print_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
     from bench.store.contents import size_in_words
     from bench.store.survey import CATEGORIES
 
-    found = list(sized)
-    if not found:
+    items = list(sized)
+    if not items:
         click.echo("nothing to remove")
     for category in CATEGORIES:
-        sizes = [size for item, size in found if item.category == category]
+        sizes = [size for item, size in items if item.category == category]
         if sizes:
             click.echo(f"{heading}  {category:<40} {len(sizes):>6} {size_in_words(sum(sizes)):>10}")
-    if found:
-        click.echo(f"{heading}  {'in all':<40} {len(found):>6} {size_in_words(sum(size for _, size in found)):>10}")
+    if items:
+        click.echo(f"{heading}  {'in all':<40} {len(items):>6} {size_in_words(sum(size for _, size in items)):>10}")
 
 
-def _tell_usage(store: Store) -> None:
+def _print_usage(store: Store) -> None:
     from bench.store.contents import size_by_kind, size_in_words
 
     used = size_by_kind(store)
@@ -80,15 +80,15 @@ def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
     from bench.store.outcomes import RESULTS
     from bench.store.usage import read_usage
 
-    found = Counter(StudyResults(store, document).runs["status"])
-    open_ = {status: count for status, count in found.items() if status not in RESULTS}
+    runs = Counter(StudyResults(store, document).runs["status"])
+    without = {status: count for status, count in runs.items() if status not in RESULTS}
     lines = []
-    if open_:
-        counts = ", ".join(f"{count} {status}" for status, count in open_.items())
-        lines.append(f"{sum(open_.values())} of {sum(found.values())} runs have no result that stands: {counts}")
+    if without:
+        counts = ", ".join(f"{count} {status}" for status, count in without.items())
+        lines.append(f"{sum(without.values())} of {sum(runs.values())} runs have no valid result: {counts}")
     session = read_usage(store).sessions.get(str(document["name"]))
     if session is not None:
-        lines.append(f"{session.holder} runs the study now: the archive has what was done so far")
+        lines.append(f"{session.holder} is running the study; the archive has only what was finished so far")
     return lines
 
 
@@ -104,33 +104,33 @@ def archive(study: str, file: Path, store_dir: Path) -> None:
 
     store = Store(store_dir)
     warnings = shortcomings(store, store.load_study(study))
-    made = archives.archive(store, study, file)
+    written = archives.archive(store, study, file)
     for line in warnings:
         click.echo(f"warning: {line}")
-    if made.left_out:
-        click.echo(f"warning: {made.left_out} files in the study's folder are not the harness's and were left out")
-    click.echo(f"{file}: study {study}, {made.units} units, {made.files} files, {size_in_words(made.size)}")
-    click.echo(f"to bring it back: bench restore {file}")
+    if written.left_out:
+        click.echo(f"warning: {written.left_out} files in the study's folder are not of the harness and were left out")
+    click.echo(f"{file}: study {study}, {written.units} units, {written.files} files, {size_in_words(written.size)}")
+    click.echo(f"to restore it: bench restore {file}")
 
 
 @click.command()
 @click.argument("file", type=FILE)
-@click.option("--name", default=None, metavar="NEW", help="Restore the study under another name.")
+@click.option("--name", default=None, metavar="NEW", help="Other name for the restored study.")
 @store_option
 def restore(file: Path, name: str | None, store_dir: Path) -> None:
-    """Bring an archived study into a store; what the store already has is kept."""
+    """Restore an archived study into a store; units that the store already has are kept."""
     from bench.store import archive as archives
     from bench.store.files import Store
 
     store = Store(store_dir)
-    done = archives.restore(store, file, name)
-    click.echo(f"study {done.study}: {done.added} units added, {done.kept} kept as they were")
-    _write_tables(store, store.load_study(done.study))
-    click.echo(f"its table: bench report {done.study}")
+    restored = archives.restore(store, file, name)
+    click.echo(f"study {restored.study}: {restored.added} units added, {restored.kept} kept as they were")
+    _write_tables(store, store.load_study(restored.study))
+    click.echo(f"its table: bench report {restored.study}")
 
 
 def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
-    """Bring the study's tables up to date: of what was kept, the archive's may say something else."""
+    """Update the study's tables, because the archive's tables may not agree with the units that were kept."""
     from filelock import FileLock
 
     from bench.reporting.report import write_views
@@ -141,16 +141,16 @@ def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
 
 
 @click.command()
-@click.option("--preset", default=None, help="Check what this named specification needs.")
-@click.option("--study", default=None, help="Check what this study of the store needs.")
-@click.option("--thorough", is_flag=True, help="Read all data sets and hash all files.")
+@click.option("--preset", default=None, help="Preset whose needs are checked too.")
+@click.option("--study", default=None, help="Study of the store whose needs are checked too.")
+@click.option("--thorough", is_flag=True, help="Read all data sets and hash all files of the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_option
 @store_option
 def doctor(
     preset: str | None, study: str | None, thorough: bool, as_json: bool, data_dir: Path | None, store_dir: Path
 ) -> int:
-    """Check this machine, the installation, the data sets and the store; say what to do about each problem."""
+    """Check this machine, the installation, the data sets and the store, and suggest a remedy for each problem."""
     import json
 
     from bench.diagnostics.doctor.doctor import examine
@@ -158,9 +158,9 @@ def doctor(
     from bench.errors import EXIT_SOME_FAILED
     from bench.store.files import Store
 
-    visit = DoctorRequest(store=Store(store_dir), data_dir=data_dir, preset=preset, study=study, thorough=thorough)
+    request = DoctorRequest(store=Store(store_dir), data_dir=data_dir, preset=preset, study=study, thorough=thorough)
     findings = []
-    for finding in examine(visit):
+    for finding in examine(request):
         findings.append(finding)
         if not as_json:
             click.echo(_line(finding))

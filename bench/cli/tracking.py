@@ -1,4 +1,4 @@
-"""The command `bench sync`."""
+"""The commands on MLflow: `bench sync` brings it up to date, `bench ui` opens its user interface."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli.options import store_option, tracking_option
-from bench.errors import BenchError
+from bench.errors import BenchError, first_line
 
 if TYPE_CHECKING:
     from bench.reporting.mlflow.tracker import Tracker
@@ -21,14 +21,43 @@ _LOCK_SECONDS = 60.0
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--all", "every", is_flag=True, help="All studies of the store.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port that the server listens on."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the server listens on.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
+@store_option
+@tracking_option
+def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: Path, tracking_uri: str | None) -> None:
+    """Open a study in MLflow's user interface, on this machine only. Without STUDY, the latest study is opened."""
+    import signal
+
+    from bench.reporting.mlflow.ui import launch_ui
+    from bench.store.files import Store
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # otherwise the server would outlive its terminal
+        signal.signal(number, signal.default_int_handler)
+    store = Store(store_dir)
+    name = str(store.load_study(study)["name"])
+    with launch_ui(store.root, tracking_uri, name, host, port, open_browser=open_browser) as view:
+        click.echo(view.url)
+        for contents, url in view.views.items():
+            click.echo(f"{contents}: {url}")
+        click.echo("press Ctrl-C to stop")
+        view.wait()
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--all", "every", is_flag=True, help="Synchronise all studies of the store.")
 @click.option("--rebuild", is_flag=True, help="Delete this store's runs of the study from MLflow first.")
 @store_option
 @tracking_option
 def sync(study: str | None, every: bool, rebuild: bool, store_dir: Path, tracking_uri: str | None) -> int:
-    """Bring MLflow up to date with a study's run folders, at any later time.
+    """Bring MLflow up to date with a study's run folders. Without STUDY, the latest study is synchronised.
 
-    Into the store's own SQLite file, a new one if it was deleted, or to a server. What MLflow has is not sent again.
+    MLflow's data is a server, a database, or the store's own SQLite file, which is made again when it was deleted. Only
+    what MLflow does not have is sent.
     """
     from bench.reporting.mlflow.tracker import Tracker
     from bench.store.files import Store
@@ -38,16 +67,16 @@ def sync(study: str | None, every: bool, rebuild: bool, store_dir: Path, trackin
     store = Store(store_dir)
     documents, damaged = _documents(store, study, every=every)
     tracker = Tracker(tracking_uri, store.root, patient=True)
-    with _turn(store):
+    with _views_lock(store):
         for document in documents:
-            click.echo(_synced(tracker, store, document, rebuild=rebuild))
+            click.echo(_synchronise(tracker, store, document, rebuild=rebuild))
     for line in damaged:
         click.echo(f"bench: {line}", err=True)
     return 1 if damaged else 0
 
 
 def _documents(store: Store, study: str | None, *, every: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """The studies asked for, and what is wrong with those that cannot be read."""
+    """Return the documents of the studies to synchronise, and one line on each study that cannot be read."""
     if not every:
         return [store.load_study(study)], []
     documents, damaged = [], []
@@ -59,30 +88,29 @@ def _documents(store: Store, study: str | None, *, every: bool) -> tuple[list[di
     return documents, damaged
 
 
-def _synced(tracker: Tracker, store: Store, document: dict[str, Any], *, rebuild: bool) -> str:
-    """Bring one study up to date; returns what was done in one line."""
-    from bench.errors import first_line
+def _synchronise(tracker: Tracker, store: Store, document: dict[str, Any], *, rebuild: bool) -> str:
+    """Bring one study up to date, and return one line on what was sent."""
     from bench.store.urls import without_password
 
-    place = without_password(tracker.uri)
+    uri = without_password(tracker.uri)
     try:
         counts = tracker.sync(store, document, rebuild=rebuild)
     except Exception as error:
         raise BenchError(
-            f"cannot bring MLflow at {place} up to date: {first_line(error)}; when it is there again, type "
-            f"`bench sync {document['name']} --store {store.root} --tracking-uri {place}`, which goes on from here"
+            f"cannot bring MLflow at {uri} up to date: {first_line(error)}; when it can be reached again, type "
+            f"`bench sync {document['name']} --store {store.root} --tracking-uri {uri}`, which sends the rest"
         ) from error
     removed = f", {counts.removed} removed" if counts.removed else ""
     figures = f"{counts.added} runs added, {counts.updated} updated, {counts.unchanged} unchanged{removed}"
-    return f"{document['name']}: {figures} at {place}"
+    return f"{document['name']}: {figures} at {uri}"
 
 
 @contextmanager
-def _turn(store: Store) -> Iterator[None]:
-    """The lock under which the views are written; a store that can only be read has none.
+def _views_lock(store: Store) -> Iterator[None]:
+    """Hold the lock under which the views are written; a read-only store has no lock.
 
     Raises:
-        BenchError: Another command holds it.
+        BenchError: Another command holds the lock.
     """
     from filelock import FileLock, Timeout
 

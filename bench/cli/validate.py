@@ -1,7 +1,8 @@
-"""The command that checks whether a method keeps the contract."""
+"""The commands that check code: `bench validate` checks a method, `bench verify` checks the paper's claims."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,21 +10,55 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import data_option
+from bench.cli.options import FOLDER, data_option
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.diagnostics.validation.subject import MethodUnderTest
-    from bench.diagnostics.validation.suite import Finding
+    from bench.diagnostics.validation.suite import CheckResult
+    from bench.diagnostics.validation.under_test import MethodUnderTest
+
+_VERDICTS = {"yes": "pass", "no": "FAIL", "deviation": "note"}
+
+
+@click.command()
+@click.option("--out", type=FOLDER, default=None, help="Folder to which the lines are written as a table, and figures.")
+def verify(out: Path | None) -> int:
+    """Check the paper's theorem, bounds, toy regression and printed costs against this implementation."""
+    from bench.diagnostics.verify import verification
+    from bench.errors import EXIT_SOME_FAILED
+    from bench.plugins.entry_points import available
+    from bench.plugins.registry import load
+    from bench.reporting.report import Figure, write_document
+
+    lines, figures = [], []
+    for name in available("checks"):
+        for output in load("checks", name)():
+            if isinstance(output, Figure):
+                figures.append(output)
+            else:
+                lines.append(output)
+                click.echo(f"{_VERDICTS[output.verdict]}  {output.what}: {output.figure}")
+    if out is not None:
+        click.echo(f"{len(write_document(verification(lines, figures), out))} files in {out}")
+    counts = Counter(line.verdict for line in lines)
+    failed, deviations = counts["no"], counts["deviation"]
+    click.echo(f"{failed} checks failed" if failed else "all checks passed")
+    if deviations:
+        click.echo(f"{deviations} printed figures do not follow from the paper's own rules: see the lines with 'note'")
+    return EXIT_SOME_FAILED if failed else 0
 
 
 @click.command()
 @click.argument("method")
-@click.option("--model", default="resnet8", show_default=True, help="Name of a model.")
+@click.option("--model", default="resnet8", show_default=True, help="Model of the task.")
+@click.option("--dataset", default="digits", show_default=True, help="Data set of the task; a few images are used.")
 @click.option(
-    "--dataset", default="digits", show_default=True, help="Name of a data set, of which some images are used."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="options.NAME.KEY=VALUE",
+    help="Option of the method; may be given several times.",
 )
-@click.option("--set", "settings", multiple=True, metavar="options.NAME.KEY=VALUE", help="Options of the method.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_option
 def validate(
@@ -41,44 +76,46 @@ def validate(
     from bench.errors import EXIT_SOME_FAILED
 
     subject = _subject(method, settings, model, dataset, data_dir)
-    found = []
+    findings = []
     if not as_json:
-        click.echo(f"{subject.name}{f' ({subject.place})' if subject.place else ''} on {model}, {dataset}")
+        click.echo(f"{subject.name}{f' ({subject.location})' if subject.location else ''} on {model}, {dataset}")
     for finding in findings_of(subject):
-        found.append(finding)
+        findings.append(finding)
         if not as_json:
             click.echo(_line(finding))
-    failed = sum(finding.verdict == "FAIL" for finding in found)
+    failed = sum(finding.verdict == "FAIL" for finding in findings)
     if as_json:
         document = {"method": subject.name, "model": model, "dataset": dataset, "failed": failed}
-        click.echo(json.dumps({**document, "checks": [asdict(finding) for finding in found]}, indent=1))
+        click.echo(json.dumps({**document, "checks": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        click.echo(_verdict(subject.name, failed, found))
+        click.echo(_verdict(subject.name, failed, findings))
     return EXIT_SOME_FAILED if failed else 0
 
 
 def _subject(method: str, settings: Sequence[str], model: str, dataset: str, data_dir: Path | None) -> MethodUnderTest:
-    """The method with its options on a small task.
+    """Prepare the method with its options, and a small task.
 
     Raises:
-        BenchError: The method or an option is unknown, which is told before data are read, or the data are missing.
+        BenchError: The method or an option is unknown, which is checked before data are read, or the data are missing.
     """
-    from bench.diagnostics.validation.subject import MethodUnderTest, make_ground
+    from bench.diagnostics.validation.small_task import make_small_task
+    from bench.diagnostics.validation.under_test import MethodUnderTest
     from bench.planning.plan import make_method
     from bench.plugins.method_files import with_files
 
     named = with_files({"methods": [method]})
     (name,) = named["methods"]
-    place, options = named.get("method_files", {}).get(name), _options(name, settings)
-    make_method(name, options, place)
-    return MethodUnderTest(name=name, ground=make_ground(model, dataset, data_dir), options=options, place=place)
+    file, options = named.get("method_files", {}).get(name), _options(name, settings)
+    make_method(name, options, file)
+    small_task = make_small_task(model, dataset, data_dir)
+    return MethodUnderTest(name=name, small_task=small_task, options=options, location=file)
 
 
 def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The method's options among settings.
+    """Read the method's options from the arguments of `--set`.
 
     Raises:
-        BenchError: A setting is about something else.
+        BenchError: An argument sets something else.
     """
     from bench.spec.sources import merge, parse_setting
 
@@ -92,7 +129,7 @@ def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: CheckResult) -> str:
     from bench.diagnostics.validation.suite import CHECKS
 
     width = max(len(check.name) for check in CHECKS)
@@ -100,8 +137,8 @@ def _line(finding: Finding) -> str:
     return f"{finding.verdict:<4}  {finding.check:<{width}}  {finding.found}{see}"
 
 
-def _verdict(name: str, failed: int, found: Sequence[Finding]) -> str:
+def _verdict(name: str, failed: int, findings: Sequence[CheckResult]) -> str:
     if failed:
-        return f"{failed} of {len(found)} checks failed"
-    skipped = sum(finding.verdict == "n/a" for finding in found)
-    return f"{name} keeps the contract: {len(found) - skipped} checks passed, {skipped} do not apply"
+        return f"{failed} of {len(findings)} checks failed"
+    skipped = sum(finding.verdict == "n/a" for finding in findings)
+    return f"{name} keeps the contract: {len(findings) - skipped} checks passed, {skipped} do not apply"

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from bench.cli.main import _specification, _stated
+from bench.cli.run import make_specification, read_specification
 from bench.errors import BenchError
 from bench.planning.plan import make_plan
 from bench.plugins.entry_points import available
@@ -371,7 +371,7 @@ def planned(command: str) -> list[str]:
     words = shlex.split(command)
     assert words[:2] == ["bench", "run"]
     given = dict(zip(words[2::2], words[3::2], strict=True))
-    spec = _specification(
+    spec = make_specification(
         preset=None,
         spec_file=Path(given["--spec"]),
         name=given.get("--name"),
@@ -423,7 +423,7 @@ def test_a_json_file_without_a_specification_is_refused(tmp_path: Path, content:
     with pytest.raises(
         BenchError, match=r"record.json' holds no specification; give a TOML file, a study's study.json"
     ):
-        _stated(file)
+        read_specification(file)
 
 
 def test_the_environment_counts_runs_by_what_they_were_made_with(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def nothing_was_begun(but: tuple[str, ...] = ()) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ("--backend ray", "unknown backend 'ray': known: dask, loky, threading"),
         ("--backend dask", "--backend dask needs the address of a cluster, e.g. --scheduler tcp://HOST:8786"),
@@ -35,9 +35,9 @@ def nothing_was_begun(but: tuple[str, ...] = ()) -> bool:
         ("--memory-limit 8", "--memory-limit '8' is not understood; give a number above 0 with a unit, e.g. 800MB"),
         ("--memory-limit 8TiB", "--memory-limit '8TiB' is not understood"),
         ("--memory-limit 1MB", "--memory-limit '1MB' is less than PyTorch itself takes; give at least 700MB"),
-        ("--retry oomm", "unknown ending 'oomm': did you mean 'oom'? known: all, diverged, failed, oom, timeout"),
-        ("--retry done", "unknown ending 'done'"),
-        ("--retry failed,", "unknown ending ''"),
+        ("--retry oomm", "unknown outcome 'oomm': did you mean 'oom'? known: all, diverged, failed, oom, timeout"),
+        ("--retry done", "unknown outcome 'done'"),
+        ("--retry failed,", "unknown outcome ''"),
         ("--in-process --jobs 2", "--in-process works on one unit after the other; leave --jobs and --backend away"),
         ("--in-process --timeout 5s", "--timeout and --memory-limit have no effect with --in-process"),
         ("--in-process --memory-limit 8GB", "--timeout and --memory-limit have no effect with --in-process"),
@@ -69,13 +69,13 @@ def nothing_was_begun(but: tuple[str, ...] = ()) -> bool:
         ("--seeds 99999999999", "give a count up to 10000"),
     ],
 )
-def test_options_that_are_wrong_or_contradict_each_other(bench: Command, options: str, told: str) -> None:
-    assert told in bench(*SMALL, *options.split()).refusal
+def test_options_that_are_wrong_or_contradict_each_other(bench: Command, options: str, message: str) -> None:
+    assert message in bench(*SMALL, *options.split()).refusal
     assert nothing_was_begun()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ("--methods sbs,sbss", "unknown method 'sbss': did you mean 'sbs'?"),
         ("--methods sbs,", "--methods 'sbs,' has an empty entry"),
@@ -97,8 +97,8 @@ def test_options_that_are_wrong_or_contradict_each_other(bench: Command, options
         ("--growth bits --methods fixed --compile off", "--growth bits: fixed cannot choose from 8"),
     ],
 )
-def test_measuring_speed_of_what_does_not_exist(bench: Command, options: str, told: str) -> None:
-    assert told in bench("speed", *options.split()).refusal
+def test_measuring_speed_of_what_does_not_exist(bench: Command, options: str, message: str) -> None:
+    assert message in bench("speed", *options.split()).refusal
     assert nothing_was_begun()
 
 
@@ -130,7 +130,7 @@ def _write_checkpoint(kind: str, path: Path, proof: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("pickle", "is damaged or holds more than tensors"),
         ("archive", "is damaged or holds more than tensors"),
@@ -142,12 +142,12 @@ def _write_checkpoint(kind: str, path: Path, proof: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_is_hostile_or_of_something_else(
-    bench: Command, tmp_path: Path, kind: str, told: str
+    bench: Command, tmp_path: Path, kind: str, message: str
 ) -> None:
     checkpoint, proof = tmp_path / "given.pt", tmp_path / "executed"
     _write_checkpoint(kind, checkpoint, proof)
     refusal = bench(*SMALL, "--set", f"task.checkpoint={checkpoint}").refusal
-    assert told in refusal and str(checkpoint) in refusal
+    assert message in refusal and str(checkpoint) in refusal
     assert not proof.exists()
     assert nothing_was_begun()
 
@@ -175,7 +175,7 @@ def test_names_of_studies_that_are_paths(bench: Command, finished: Any, command:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('methods = "sbs"', "'methods' is 'sbs'"),
         ("seeds = 3", "'seeds' is 3"),
@@ -189,9 +189,9 @@ def test_names_of_studies_that_are_paths(bench: Command, finished: Any, command:
         ('name = "a b"', "'name' is 'a b'"),
     ],
 )
-def test_specifications_that_are_wrong(bench: Command, tmp_path: Path, text: str, told: str) -> None:
+def test_specifications_that_are_wrong(bench: Command, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "spec.toml").write_text(text)
-    assert told in bench("run", "--spec", tmp_path / "spec.toml").refusal
+    assert message in bench("run", "--spec", tmp_path / "spec.toml").refusal
     assert nothing_was_begun()
 
 

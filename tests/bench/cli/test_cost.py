@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ("cost", "give one of --bits N, --policy FILE and --diff A B"),
         ("cost --bits 4 --policy p.json", "give one of --bits N, --policy FILE and --diff A B"),
@@ -37,12 +37,12 @@ Command = Callable[..., Any]
         ("cost --diff 4bit 8bits", "cannot read the policy file '8bits': No such file or directory; --diff takes"),
     ],
 )
-def test_bad_usage_is_one_clear_line(bench: Command, arguments: str, told: str) -> None:
-    assert told in bench(*arguments.split()).refusal
+def test_bad_usage_is_one_clear_line(bench: Command, arguments: str, message: str) -> None:
+    assert message in bench(*arguments.split()).refusal
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "is not valid JSON"),
         ("[]", "must be an object with dataset, layers, model"),
@@ -61,9 +61,9 @@ def test_bad_usage_is_one_clear_line(bench: Command, arguments: str, told: str) 
         ),
     ],
 )
-def test_a_malformed_policy(bench: Callable[..., Any], tmp_path: Path, content: str, told: str) -> None:
+def test_a_malformed_policy(bench: Callable[..., Any], tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "policy.json").write_text(content)
-    assert told in bench("cost", "--policy", tmp_path / "policy.json").refusal
+    assert message in bench("cost", "--policy", tmp_path / "policy.json").refusal
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_a_policy_file_as_a_run_keeps_it(bench: Command, finished: Any) -> None:
 
 
 def test_a_policy_file_says_what_it_is_for(bench: Command, pruned: Path) -> None:
-    told = bench("cost", "--policy", pruned, "--model", "resnet20").refusal
-    assert told == "--model resnet20 contradicts the policy, which is for resnet8; leave it out"
+    message = bench("cost", "--policy", pruned, "--model", "resnet20").refusal
+    assert message == "--model resnet20 contradicts the policy, which is for resnet8; leave it out"
     assert bench("cost", "--policy", pruned, "--model", "resnet8").status == 0
 
 
@@ -196,13 +196,15 @@ def test_the_difference_of_what_cannot_be_priced_is_null(bench: Command) -> None
 
 def test_differences_that_make_no_sense(bench: Command, pruned: Path, tmp_path: Path) -> None:
     other = written(uniform(model_shape("resnet8", "cifar10"), 4), tmp_path / "other.json")
-    told = bench("cost", "--diff", pruned, other).refusal
-    assert f"'{pruned}' is for resnet8 on digits, '{other}' for resnet8 on cifar10; both must be for the same" in told
+    message = bench("cost", "--diff", pruned, other).refusal
+    assert (
+        f"'{pruned}' is for resnet8 on digits, '{other}' for resnet8 on cifar10; both must be for the same" in message
+    )
     short = json.loads(pruned.read_text())
     del short["layers"]["fc"]
     (tmp_path / "short.json").write_text(json.dumps(short))
-    told = bench("cost", "--diff", "4bit", tmp_path / "short.json").refusal
-    assert "short.json': the policy has no entry for layer 'fc' of resnet8" in told
+    message = bench("cost", "--diff", "4bit", tmp_path / "short.json").refusal
+    assert "short.json': the policy has no entry for layer 'fc' of resnet8" in message
     (tmp_path / "bad.json").write_text("{")
     assert "bad.json' is not valid JSON" in bench("cost", "--diff", "4bit", tmp_path / "bad.json").refusal
     assert "--dataset cifar10 contradicts" in bench("cost", "--diff", "4bit", pruned, "--dataset", "cifar10").refusal

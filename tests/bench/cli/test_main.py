@@ -16,7 +16,7 @@ from urllib.error import URLError
 
 import pytest
 
-from bench.cli.main import _seeds
+from bench.cli.run import parse_seeds
 from bench.diagnostics.verify import CheckLine
 from bench.execution import stages as execution
 from bench.method import Capabilities, Method, SearchJob, SearchResult
@@ -61,7 +61,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ("run --methods sbs,dnass", "unknown method 'dnass': did you mean 'dnas'?"),
         ("run --dataset cifar10O", "unknown dataset 'cifar10O': did you mean 'cifar10'?"),
@@ -89,8 +89,8 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --timeout -3min", "--timeout '-3min' is not understood"),
         ("run --memory-limit 8", "--memory-limit '8' is not understood; give a number above 0 with a unit, e.g. 800MB"),
         ("run --memory-limit 8h", "--memory-limit '8h' is not understood"),
-        ("run --retry timeuot", "unknown ending 'timeuot': did you mean 'timeout'?"),
-        ("run --retry killed", "unknown ending 'killed'"),
+        ("run --retry timeuot", "unknown outcome 'timeuot': did you mean 'timeout'?"),
+        ("run --retry killed", "unknown outcome 'killed'"),
         ("run --runs-per-card 0", "'--runs-per-card': 0 is not in the range"),
         ("run --name a/b", "'name' is 'a/b'"),
         ("run --spec missing.toml", "cannot read the specification 'missing.toml': No such file"),
@@ -115,22 +115,22 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --seeds", "Option '--seeds' requires an argument"),
     ],
 )
-def test_bad_usage_is_one_clear_line(bench: Callable[..., Any], arguments: str, told: str) -> None:
-    assert told in bench(*arguments.split()).refusal
+def test_bad_usage_is_one_clear_line(bench: Callable[..., Any], arguments: str, message: str) -> None:
+    assert message in bench(*arguments.split()).refusal
     assert list(Path.cwd().iterdir()) == []  # nothing was begun
 
 
 @pytest.mark.parametrize("budget", ["4bits", "0M", "99x", "21ms", "-4bit", "0bit", "33bit", "lots"])
 def test_a_budget_that_is_none_is_named_with_what_is_allowed(bench: Callable[..., Any], budget: str) -> None:
-    told = bench(*SMALL, f"--budget={budget}").refusal
-    assert f"budget '{budget}'" in told
-    assert any(word in told for word in ("allowed: '4bit'", "it must be above 0", "bits go from 1 to 32"))
+    message = bench(*SMALL, f"--budget={budget}").refusal
+    assert f"budget '{budget}'" in message
+    assert any(word in message for word in ("allowed: '4bit'", "it must be above 0", "bits go from 1 to 32"))
 
 
 def test_a_device_that_is_not_there(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
-    told = bench(*SMALL, "--device", "cuda").refusal
-    assert "device 'cuda' does not exist: this machine has no CUDA device; use --device cpu" in told
+    message = bench(*SMALL, "--device", "cuda").refusal
+    assert "device 'cuda' does not exist: this machine has no CUDA device; use --device cpu" in message
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe\x00", b'name = "a"\nname = "b"'])
@@ -151,8 +151,8 @@ def test_data_that_are_missing(bench: Callable[..., Any], tmp_path: Path, monkey
 
     monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, max_hops=3: url)
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
-    told = bench(*SMALL[:-1], "cifar10", "--data-dir", tmp_path / "data").refusal
-    assert str(tmp_path / "data") in told and "--data-dir" in told
+    message = bench(*SMALL[:-1], "cifar10", "--data-dir", tmp_path / "data").refusal
+    assert str(tmp_path / "data") in message and "--data-dir" in message
 
 
 def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Any], finished: Any) -> None:
@@ -170,7 +170,7 @@ def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Any], 
     ("text", "seeds"), [("3", [0, 1, 2]), ("7,", [7]), ("0,1,5", [0, 1, 5]), (" 4 , 2 ", [4, 2]), ("0,", [0])]
 )
 def test_seeds_are_a_count_or_a_list(text: str, seeds: list[int]) -> None:
-    assert _seeds(text) == seeds
+    assert parse_seeds(text) == seeds
 
 
 # --- what is asked for ---
@@ -179,7 +179,7 @@ def test_seeds_are_a_count_or_a_list(text: str, seeds: list[int]) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any], *arguments: object) -> Any:
     """The specification that a command line stands for."""
     found = []
-    monkeypatch.setattr("bench.cli.main._run", lambda console, plan, *_: found.append(plan.spec) or 0)
+    monkeypatch.setattr("bench.cli.run._run", lambda console, plan, *_: found.append(plan.spec) or 0)
     assert bench("run", *arguments).status == 0
     return found[0]
 
@@ -303,7 +303,7 @@ def test_verify_fails_when_a_check_does(bench: Callable[..., Any], monkeypatch: 
     assert (answer.status, answer.out) == (0, "pass  the theorem: 0.5\nall checks passed\n")
     lines.append(CheckLine(what="a misprint", figure="2", passed=True, deviation=True))
     answer = bench("verify")
-    assert answer.status == 0 and "\nnote  a misprint: 2\nall checks passed\n1 printed figures are not" in answer.out
+    assert answer.status == 0 and "\nnote  a misprint: 2\nall checks passed\n1 printed figures do not" in answer.out
     lines[:] = [CheckLine(what="the theorem", figure="0.5", passed=False)]
     answer = bench("verify")
     assert (answer.status, answer.out) == (1, "FAIL  the theorem: 0.5\n1 checks failed\n")
@@ -413,7 +413,7 @@ def test_a_budget_out_of_reach_is_no_failure(bench: Callable[..., Any], spec_fil
     answer = bench("run", "--spec", spec_file, "--methods", "fixed", "--budget", "0.002x", "--store", copied)
     assert answer.status == 0
     for seed in (0, 1):
-        assert f"  run fixed 0.002x seed {seed}: unreachable: uniform 1 bit costs" in answer.out
+        assert f"  run fixed 0.002x seed {seed}: unreachable: even uniform 1 bit costs" in answer.out
 
 
 @pytest.mark.usefixtures("no_mlflow")
@@ -444,7 +444,7 @@ def test_an_interruption_says_how_to_go_on(
     answer = bench("run", "--spec", spec_file, "--methods", "broken", "--store", copied, "--in-process")
     assert answer.status == 130
     assert answer.err.strip() == (
-        "bench: interrupted; nothing that had finished is lost, the same command goes on from here"
+        "bench: interrupted; nothing that had finished is lost, the same command continues from here"
     )
 
 
@@ -504,32 +504,32 @@ def test_presets_say_how_long_they_take_with_each_schedule(bench: Callable[..., 
 
 
 def test_long_is_for_methods_and_presets_alone(bench: Callable[..., Any]) -> None:
-    told = "--long tells more of methods and of presets; it has no effect on models"
-    assert told in bench("list", "models", "--long").refusal
+    message = "--long describes methods and presets only; it has no effect on models"
+    assert message in bench("list", "models", "--long").refusal
 
 
 def test_methods_tell_all_of_themselves(bench: Callable[..., Any]) -> None:
     answer = bench("list", "methods", "--long")
     assert (answer.status, answer.err) == (0, "")
-    told = {block.splitlines()[0]: block for block in answer.out.split("\n\n")}
-    assert told.keys() == available("methods").keys()
-    for name, block in told.items():
+    message = {block.splitlines()[0]: block for block in answer.out.split("\n\n")}
+    assert message.keys() == available("methods").keys()
+    for name, block in message.items():
         method = load("methods", name)
         words = " ".join(block.split())
         for text in (method.summary, method.source, *method.deviations, *method.Options.model_fields):
             assert text and " ".join(text.split()) in words, (name, text)
     assert "can: a strength is tuned onto the budget, removes filters, chooses widths layer by layer" in " ".join(
-        told["sbs"].split()
+        message["sbs"].split()
     )
-    assert "bits = [2, 4, 8]" in told["sbs"] and "bits (absent)" in told["fixed"]
+    assert "bits = [2, 4, 8]" in message["sbs"] and "bits (absent)" in message["fixed"]
 
 
 def test_a_list_can_be_of_some(bench: Callable[..., Any]) -> None:
     assert bench("list", "methods", "fixed").out.startswith("fixed  Uniform precision")
     assert bench("list", "models", "resnet8", "resnet20").out.count("\n") == 2
     Path("mine.py").write_text("from methods.fixed import Fixed\n\n\nclass Mine(Fixed):\n    summary = 'My own'\n")
-    told = bench("list", "methods", "--long", "mine.py:Mine").out
-    assert told.startswith("mine\n    My own\n    source:") and "can:" in told
+    message = bench("list", "methods", "--long", "mine.py:Mine").out
+    assert message.startswith("mine\n    My own\n    source:") and "can:" in message
     assert "unknown method 'fixd': did you mean 'fixed'?" in bench("list", "methods", "fixd").refusal
     assert "unknown model 'resnet9'" in bench("list", "models", "resnet9").refusal
     assert "unknown preset 'quik': did you mean 'quick'?" in bench("list", "presets", "quik").refusal

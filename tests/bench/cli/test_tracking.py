@@ -488,8 +488,8 @@ def test_rebuilding_leaves_other_stores_runs_alone(bench: Any, fake: Any, tmp_pa
         one.document()
         bench("sync", "--store", one.root, "--tracking-uri", shared)
     before = runs(fake.root)
-    told = bench("sync", "--rebuild", "--store", ours.root, "--tracking-uri", shared).out
-    assert "quick: 2 runs added, 0 updated, 0 unchanged" in told
+    message = bench("sync", "--rebuild", "--store", ours.root, "--tracking-uri", shared).out
+    assert "quick: 2 runs added, 0 updated, 0 unchanged" in message
     after = runs(fake.root)
     assert after.keys() == before.keys()
     same = {name for name in after if after[name].info.run_id == before[name].info.run_id}
@@ -500,9 +500,9 @@ def test_sync_to_nowhere_is_one_clear_line(bench: Any, fake: Any) -> None:
     fake.document()
     uri = "http://user:secret@127.0.0.1:9"
     with short():
-        told = bench("sync", "--store", fake.root, "--tracking-uri", uri).refusal
-    assert told.startswith("cannot bring MLflow at http://user:***@127.0.0.1:9 up to date: Connection refused;")
-    assert f"`bench sync quick --store {fake.root} --tracking-uri http" in told
+        message = bench("sync", "--store", fake.root, "--tracking-uri", uri).refusal
+    assert message.startswith("cannot bring MLflow at http://user:***@127.0.0.1:9 up to date: Connection refused;")
+    assert f"`bench sync quick --store {fake.root} --tracking-uri http" in message
     assert "exclude each other" in bench("sync", "quick", "--all", "--store", fake.root).refusal
     assert "no study" in bench("sync", "--all", "--store", fake.root / "nothing").refusal
 

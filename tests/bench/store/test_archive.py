@@ -142,12 +142,12 @@ def test_only_what_is_the_studys_goes_in(fake: FakeStore, tmp_path: Path) -> Non
 
 def test_what_is_lacking_is_told(fake: FakeStore) -> None:
     (line,) = shortcomings(fake.store, fake.store.load_study("quick"))
-    assert line == "4 of 14 runs have no result that stands: 1 failed, 1 running, 1 missing, 1 damaged"
+    assert line == "4 of 14 runs have no valid result: 1 failed, 1 running, 1 missing, 1 damaged"
     document = {"name": "session-quick-0a1b2c3d", "token": "t", "holder": Holder.this().to_json(), "beat": 1}
     write_json(
         fake.root / "leases" / "session-quick-0a1b2c3d.json", document | {"time": "", "title": "", "progress": {}}
     )
-    assert "runs the study now" in shortcomings(fake.store, fake.store.load_study("quick"))[1]
+    assert "is running the study" in shortcomings(fake.store, fake.store.load_study("quick"))[1]
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(

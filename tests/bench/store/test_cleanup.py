@@ -415,7 +415,7 @@ def test_without_yes_it_only_tells(fake: FakeStore, command: Callable[..., tuple
     assert status == 0
     assert content(fake.root) == before
     lines = out.splitlines()
-    assert lines[-1] == "nothing removed; add --yes"
+    assert lines[-1] == "nothing was removed; add --yes to remove these files"
     assert [line.split()[:3] for line in lines if CHECKPOINTS in line] == [["would", "go", "checkpoints"]]
     assert any(line.endswith("100 B") for line in lines if CHECKPOINTS in line)
     assert any(line.startswith("the store holds ") and "runs " in line for line in lines)
@@ -424,7 +424,7 @@ def test_without_yes_it_only_tells(fake: FakeStore, command: Callable[..., tuple
 def test_with_yes_it_tells_what_went(fake: FakeStore, command: Callable[..., tuple[int, str]]) -> None:
     leftovers(fake)
     status, out = command("--yes")
-    assert status == 0 and "removed  in all" in out and "nothing removed" not in out
+    assert status == 0 and "removed  in all" in out and "nothing was removed" not in out
     status, out = command()
     assert status == 0 and out.startswith("nothing to remove\n")
 

@@ -1,0 +1,315 @@
+"""The command `bench run`: from its options to a specification and a plan, and from there to a finished study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli.options import FILE, data_option, names, store_option, tracking_option
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.diagnostics.speed.estimate import Estimate
+    from bench.execution.settings import RunSettings
+    from bench.planning.plan import Plan
+    from bench.spec.schema import StudySpec
+    from bench.store.files import Store
+
+_MOST_SEEDS = 10_000
+
+
+@click.command()
+@click.option("--preset", default=None, help="Preset to start from; `bench list presets` names them.  [default: quick]")
+@click.option("--schedule", default=None, help="Schedule in place of the preset's own: quick, short or paper.")
+@click.option(
+    "--spec",
+    "spec_file",
+    type=FILE,
+    default=None,
+    help="Specification to start from: a TOML file, a study's study.json or a run's spec.json.",
+)
+@click.option("--name", default=None, help="Name of the study.")
+@click.option("--methods", default=None, help="Methods, separated by commas: names, or path/to/file.py:Class.")
+@click.option("--model", default=None, help="Model, or several separated by commas.")
+@click.option("--dataset", default=None, help="Data set.")
+@click.option("--budget", "budgets", default=None, help="Budgets, separated by commas: 4bit, 630.6M or 0.016x.")
+@click.option("--seeds", default=None, help="Number of seeds (5), or a list of seeds (0,1,2).")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of runs at the same time.")
+@click.option(
+    "--backend", default="threading", show_default=True, help="Backend that starts runs: threading, loky or dask."
+)
+@click.option("--scheduler", default=None, metavar="ADDRESS", help="Address of a Dask cluster, for --backend dask.")
+@click.option("--timeout", default=None, metavar="TIME", help="Time limit of each run and trial: 90s, 30min or 2h.")
+@click.option("--memory-limit", default=None, metavar="SIZE", help="Memory limit of each run and trial: 800MB or 8GB.")
+@click.option(
+    "--retry",
+    default=None,
+    metavar="OUTCOMES",
+    help="Outcomes to try again, separated by commas: failed, diverged, timeout, oom or all.",
+)
+@click.option(
+    "--runs-per-card",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of runs that share a GPU, with --device cuda.",
+)
+@click.option("--optuna-storage", default=None, metavar="URL", help="Database for Optuna's dashboard.")
+@click.option("--in-process", is_flag=True, help="Run everything in this process and without limits, for debuggers.")
+@click.option("--device", default=None, help="Device: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--devices", type=click.IntRange(1), default=None, help="Number of GPUs of one host for each run.  [default: 1]"
+)
+@click.option(
+    "--ablate",
+    "ablations",
+    multiple=True,
+    metavar="KEY=A,B,…",
+    help="Option to change alone, with the values to try; may be given several times.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Value of any key of the specification; may be given several times.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print all planned trials and runs with their expected time, and run nothing."
+)
+@store_option
+@data_option
+@tracking_option
+def run(
+    store_dir: Path, data_dir: Path | None, tracking_uri: str | None, dry_run: bool, jobs: int, **options: Any
+) -> int:
+    """Run a study: tune each method onto each budget, repeat over seeds, print the table.
+
+    Results that the store already has are reused, so the same command continues an interrupted study.
+    """
+    from bench.cli.console import make_console
+    from bench.execution.settings import check_settings
+    from bench.planning.plan import make_plan, with_counted_classes
+    from bench.store.files import Store
+
+    settings = _run_settings(Store(store_dir), data_dir, jobs, options)
+    console = make_console()
+    spec = make_specification(**options, elsewhere=settings.scheduler is not None)
+    plan = make_plan(with_counted_classes(spec, data_dir))
+    check_settings(settings, plan.spec.device, plan.spec.devices)
+    if dry_run:
+        _print_plan(console, plan, settings.store, data_dir, jobs)
+        return 0
+    return _run(console, plan, settings, tracking_uri)
+
+
+def _run_settings(store: Store, data_dir: Path | None, jobs: int, options: dict[str, Any]) -> RunSettings:
+    """Take the options that are about the machine, and not about the study, out of all options."""
+    from bench.execution.settings import Limits, RunSettings, parse_backend, parse_seconds, parse_size
+    from bench.store.outcomes import parse_retry
+    from bench.store.urls import check_database, with_driver
+
+    keys = ("backend", "scheduler", "timeout", "memory_limit", "retry", "runs_per_card", "optuna_storage", "in_process")
+    backend, scheduler, timeout, memory_limit, retry, runs_per_card, storage, in_process = map(options.pop, keys)
+    return RunSettings(
+        store=store,
+        data_dir=data_dir,
+        jobs=jobs,
+        backend=parse_backend(backend, scheduler, in_process=in_process, jobs=jobs),
+        scheduler=scheduler,
+        isolated=not in_process,
+        limits=Limits(
+            seconds=None if timeout is None else parse_seconds(timeout),
+            memory_bytes=None if memory_limit is None else parse_size(memory_limit),
+        ),
+        retry=frozenset() if retry is None else parse_retry(retry),
+        runs_per_card=runs_per_card,
+        optuna_storage=None if storage is None else check_database(with_driver(storage)),
+    )
+
+
+def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str | None) -> int:
+    """Run a plan and print the table; return the exit status."""
+    from bench.cli.console import LiveWatcher
+    from bench.errors import EXIT_SOME_FAILED
+    from bench.plugins.registry import load
+    from bench.reporting.mlflow.tracker import Tracker
+    from bench.reporting.report import DEFAULT_REPORT, make_document
+    from bench.results.tables import StudyResults
+    from bench.store.outcomes import RESULTS
+    from bench.study import run_study
+
+    store = settings.store
+    tracker = Tracker(tracking_uri, store.root)
+    results = StudyResults(store, run_study(plan, settings, tracker, LiveWatcher(console)))
+    click.echo(load("forms", "terminal").render(make_document(results, [DEFAULT_REPORT]), console.width))
+    server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui{server}")
+    return 0 if results.runs["status"].isin(RESULTS).all() else EXIT_SOME_FAILED
+
+
+# --- the specification --------------------------------------------------------------------------------------------
+
+
+def make_specification(
+    *,
+    preset: str | None,
+    schedule: str | None,
+    spec_file: Path | None,
+    settings: tuple[str, ...],
+    ablations: tuple[str, ...],
+    elsewhere: bool,
+    **flags: Any,
+) -> StudySpec:
+    """Build the specification from preset or file, `--set` and flags, in this order of precedence.
+
+    Args:
+        preset: Name of a preset.
+        schedule: Name of a schedule in place of the preset's own.
+        spec_file: File with a specification, in place of a preset.
+        settings: Arguments of `--set`.
+        ablations: Arguments of `--ablate`.
+        elsewhere: Whether runs are on other machines, so that the device need not exist here.
+        flags: Values of the other flags; `None` for flags that were not given.
+
+    Raises:
+        BenchError: A value is wrong, or two of them contradict each other.
+    """
+    from bench.plugins.method_files import with_files
+    from bench.spec.sources import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
+    from bench.store.machine import resolve_device
+
+    if preset is not None and spec_file is not None:
+        raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
+    start = read_specification(spec_file) if spec_file is not None else read_preset(preset or "quick")
+    values: dict[str, Any] = {}
+    for setting in settings:
+        values = merge(values, parse_setting(setting))
+    values = with_files(merge(values, _flag_values(**flags)))
+    if ablations:
+        values["ablate"] = dict(map(parse_ablation, ablations))
+    spec = build([_without_other_methods(with_schedule(start, schedule), values.get("methods")), values])
+    return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
+
+
+def read_specification(path: Path) -> dict[str, Any]:
+    """Read a specification from a TOML file, or from the `.json` file of a study or run that was made with it.
+
+    Raises:
+        BenchError: The file cannot be read or holds something else.
+    """
+    from bench.spec.sources import read_toml
+    from bench.store.files import read_checked
+
+    if path.suffix != ".json":
+        return read_toml(path)
+    document = read_checked(path) or {}
+    values = document.get("spec") or document.get("specification")  # of a study, of a run
+    if not isinstance(values, dict):
+        raise BenchError(
+            f"--spec '{path}' holds no specification; give a TOML file, a study's study.json or a run's spec.json"
+        )
+    return values
+
+
+def _flag_values(
+    *,
+    name: str | None = None,
+    methods: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    budgets: str | None = None,
+    seeds: str | None = None,
+    device: str | None = None,
+    devices: int | None = None,
+) -> dict[str, Any]:
+    """Return the values of the specification that flags state."""
+    models = [] if model is None else names(model, "--model")
+    task = {"model": models[0] if models else None, "dataset": dataset}
+    values = {
+        "name": name,
+        "device": device,
+        "devices": devices,
+        "methods": None if methods is None else names(methods, "--methods"),
+        "budgets": None if budgets is None else names(budgets, "--budget"),
+        "seeds": None if seeds is None else parse_seeds(seeds),
+        "further_models": models[1:] if models else None,
+        "task": {key: value for key, value in task.items() if value is not None} or None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _without_other_methods(start: dict[str, Any], methods: Any) -> dict[str, Any]:
+    """Leave out the options and files of methods that were not asked for."""
+    if methods is None:
+        return start
+    tables = {key: start[key] for key in ("options", "method_files") if isinstance(start.get(key), Mapping)}
+    kept = {
+        key: {method: value for method, value in table.items() if method in methods} for key, table in tables.items()
+    }
+    return {**start, **kept}
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read the argument of `--seeds`: a count, or a list with at least one comma.
+
+    Raises:
+        BenchError: The text is neither.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or ("," not in text and not 1 <= numbers[0] <= _MOST_SEEDS):
+        raise BenchError(
+            f"--seeds '{text}' is not understood; give a count up to {_MOST_SEEDS}, e.g. 5, or a list, e.g. 0,1,2 or 7,"
+        )
+    return numbers if "," in text else list(range(numbers[0]))
+
+
+# --- a dry run ----------------------------------------------------------------------------------------------------
+
+
+def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
+    from bench.cli.console import simple_table
+    from bench.diagnostics.speed.estimate import units_with_status
+    from bench.planning.plan import title
+    from bench.reporting.wording import duration
+
+    estimates = _estimates(plan, store, data_dir)
+    rows, total = [], 0.0
+    for _, unit, state in units_with_status(plan, store):
+        seconds = 0.0 if state in ("done", "unreachable") else estimates[unit.spec.task.model].seconds(unit)
+        total += seconds
+        rows.append([title(unit), state, duration(seconds), unit.identity])
+    columns = {"unit": False, "state": False, "time left": True, "id": False}
+    console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
+    for model, estimated in estimates.items():
+        steps = {"training": estimated.training, "fine-tuning": estimated.finetuning, **estimated.searches}
+        measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
+        console.print(f"measured steps of {model}: {measured}", highlight=False)
+    console.print(
+        f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.spec.tuning.trials} trials a tuning",
+        highlight=False,
+    )
+
+
+def _estimates(plan: Plan, store: Store, data_dir: Path | None) -> dict[str, Estimate]:
+    """Measure the steps on each model of a study."""
+    from bench.diagnostics.speed.estimate import estimate
+    from bench.execution.stages import Workbench
+    from bench.planning.plan import network_of
+
+    units = {unit.spec.task.model: unit for unit in plan.runs[::-1]}
+    return {
+        model: estimate(
+            [tuning for tuning in plan.tunings if tuning.spec.task.model == model],
+            Workbench(unit.spec, store, data_dir, network_of(unit)),
+        )
+        for model, unit in units.items()
+    }

@@ -1,0 +1,115 @@
+"""The commands that look at a study: `bench status` and `bench report`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.options import FOLDER, names, store_option
+
+if TYPE_CHECKING:
+    from bench.results.status import UnitState
+
+_LEFT = frozenset({"unit", "state", "progress", "held by", "reason"})
+"""Columns of `bench status` that are left-aligned."""
+
+
+@click.command()
+@click.argument("study", required=False)
+@store_option
+def status(study: str | None, store_dir: Path) -> None:
+    """Show the state of every unit of a study, its progress, and the last sign of life of its process.
+
+    Without STUDY, the latest study is shown.
+    """
+    from bench.cli.console import make_console, simple_table
+    from bench.results.status import unit_states
+    from bench.store.files import Store
+    from bench.store.leases import Leases, sessions
+
+    store = Store(store_dir)
+    document = store.load_study(study)
+    states = list(unit_states(store, document))
+    rows = [_status_row(state) for state in states]
+    used = [heading for heading in (rows[0] if rows else ()) if any(row[heading] for row in rows)]
+    columns = {heading: heading not in _LEFT for heading in used}
+    console = make_console()
+    console.print(
+        simple_table(f"study {document['name']}", columns, [[row[heading] for heading in used] for row in rows])
+    )
+    counts = Counter(state.state for state in states)
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    for view in sessions(Leases(store.root), str(document["name"])):
+        console.print(f"run by {view.holder}", highlight=False)
+
+
+def _status_row(state: UnitState) -> dict[str, str]:
+    """Return the cells of a unit by heading."""
+    from bench.costs.measures import Bops
+
+    return {
+        "unit": state.title,
+        "state": state.state,
+        "progress": state.progress,
+        "last sign": _figure(state.sign, "{:.0f} s ago"),
+        "held by": state.holder,
+        "tries": str(state.attempt or ""),
+        "top-1 %": _figure(state.top1, "{:.2f}"),
+        Bops.title: "" if state.bops is None else _figure(state.bops / Bops.scale, "{:.1f}"),
+        "reason": state.reason,
+    }
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else form.format(value)
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option(
+    "--report",
+    "wanted",
+    default=None,
+    help="Reports, separated by commas, or all; `bench list reports` names them.  [default: comparison]",
+)
+@click.option(
+    "--format",
+    "form",
+    default="terminal",
+    show_default=True,
+    help="Form of the output; `bench list forms` names them.",
+)
+@click.option(
+    "--out", type=FOLDER, default=None, help="Folder to which a page, tables and figures are written in all forms."
+)
+@store_option
+def report(study: str | None, wanted: str | None, form: str, out: Path | None, store_dir: Path) -> None:
+    """Print a study's table, or write all reports. Without STUDY, the latest study is shown.
+
+    \b
+    bench report                          the comparison of methods
+    bench report --out report             everything: page, tables, figures
+    bench report --report comparison --format latex
+    """  # noqa: D301  (click wants the character)
+    from bench.cli.console import make_console
+    from bench.plugins.registry import load
+    from bench.reporting.report import DEFAULT_REPORT, make_document, write_document
+    from bench.results.tables import StudyResults
+    from bench.store.files import Store
+
+    renderer = load("forms", form)
+    store = Store(store_dir)
+    results = StudyResults(store, store.load_study(study))
+    everything = wanted == "all" or (wanted is None and (out is not None or renderer.page))
+    chosen = None if everything else names(wanted or DEFAULT_REPORT, "--report")
+    document = make_document(results, chosen)
+    if out is None:
+        click.echo(renderer.render(document, make_console().width))
+        return
+    files = write_document(document, out)
+    pages = ", ".join(sorted(file.name for file in files if file.suffix == ".html"))
+    click.echo(f"{len(files)} files in {out}: {pages}")
