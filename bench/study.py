@@ -1,4 +1,4 @@
-"""Runs a study: every unit of its plan, phase by phase, then the tables and the tracking view."""
+"""Running of a study: every unit of its plan, phase by phase, then the tables and the tracking view."""
 
 import logging
 import shlex
@@ -12,15 +12,20 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Protocol
 
-from bench.execution.records import standing
-from bench.execution.scheduler import Study, session, wait_for_supervisors, work_off
+from bench.execution.records import valid_result
+from bench.execution.scheduler import run_units, wait_for_supervisors
 from bench.execution.settings import RunSettings
-from bench.execution.stages import Workbench, load_checkpoint
+from bench.execution.stages.pretraining import load_checkpoint
+from bench.execution.study_run import StudyRun, session
+from bench.execution.task_loader import TaskLoader
 from bench.models.weights import checkpoint_of
-from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, kind_of, method_of_study, phases, planned_epochs, title
+from bench.planning.methods import method_of_study
+from bench.planning.plan import Plan, phases
+from bench.planning.units import RunUnit, TuningUnit, Unit, kind_of, planned_epochs, title
 from bench.plugins.registry import source_hash
 from bench.reporting.mlflow.tracker import VIEWS_LOCK, Tracker
 from bench.reporting.report import write_views
+from bench.results.status import stale_notes, unit_states
 from bench.results.tables import StudyResults
 from bench.store.files import Store, write_checked
 from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
@@ -29,60 +34,134 @@ from bench.store.outcomes import Outcome
 _log = logging.getLogger(__name__)
 
 _VIEW_SECONDS = 60.0
-"""Between updates of the tables and the tracking view while runs finish."""
+"""Least time between updates of the tables and the tracking view while runs finish."""
 _VIEW_SHARE = 20
-"""Between updates, at least so many times as long as one takes: a large study does not spend its time on them."""
+"""Least time between updates as a multiple of the time that one takes, so that a large study does not wait for them."""
 _LOOK_SECONDS = 2.0
-"""Between looks at how far units are."""
+"""Time between looks at the progress of units."""
 _VIEW_LOCK_SECONDS = 300.0
 
 
 class StudyWatcher(Protocol):
-    """Shows how a study goes on; a context manager that is active while it runs."""
+    """Shows the progress of a study; entered as a context manager while the study runs."""
 
     def started(self, plan: Plan, epochs: int) -> None:
-        """The study begins; `epochs` is all the work that there is."""
+        """Show that the study begins.
+
+        Args:
+            plan: Plan of the study.
+            epochs: Number of epochs of all units.
+        """
         ...
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Show a line that the user should read."""
         ...
 
     def at_work(self, units: Sequence[LeaseView]) -> None:
-        """What is worked on now, with its progress."""
+        """Show the units that are being worked on, with their progress."""
         ...
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
-        """A unit that was planned with so many epochs ended."""
+        """Show that a unit ended.
+
+        Args:
+            title: Description of the unit.
+            outcome: Status and reason.
+            epochs: Number of epochs that the unit was planned with.
+        """
         ...
 
 
-def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
-    """Write what a study consists of, and return it."""
-    document: dict[str, Any] = {
+def run_study(
+    plan: Plan, settings: RunSettings, tracker: Tracker, watcher: AbstractContextManager[StudyWatcher]
+) -> dict[str, Any]:
+    """Run every unit of a study that has no valid result.
+
+    Args:
+        plan: Plan of the study.
+        settings: Settings of the command.
+        tracker: Tracking view.
+        watcher: Display of the progress.
+
+    Returns:
+        The study's document.
+
+    Raises:
+        BenchError: The store cannot be written, or data are missing; what had finished is kept.
+    """
+    checksum = _checked_data(plan, settings)
+    store, name = settings.store, plan.spec.name
+    store.prepare()
+    with watcher as watching:
+        leases = Leases(store.root)
+        remove_dead_sessions(leases)
+        for other in sessions(leases, name):
+            watching.note(f"{other.holder} runs this study too; the work is shared")
+        with session(store, name) as lease:
+            document = write_study(plan, store, checksum)
+            for line in stale_notes(unit_states(store, document)):
+                watching.note(line)
+            study_run = StudyRun(spec=plan.spec, settings=settings, data_checksum=checksum, session=lease)
+            _run_phases(study_run, plan, _Views(store, document, tracker), watching)
+    return document
+
+
+def _run_phases(study_run: StudyRun, plan: Plan, views: "_Views", watching: StudyWatcher) -> None:
+    """Run the units of each phase, and keep the views up to date meanwhile."""
+    needed = _needed_units(study_run, plan)
+    watching.started(plan, sum(planned_epochs(unit) for units in needed for unit in units))
+    views.prepare()
+    try:
+        with _showing_progress(study_run, plan, watching):
+            for unit, outcome in chain.from_iterable(run_units(study_run, units) for units in needed):
+                watching.unit_finished(title(unit), _in_words(outcome), planned_epochs(unit))
+                views.refresh()
+    finally:
+        wait_for_supervisors()
+        views.write()
+
+
+def _in_words(outcome: Outcome) -> str:
+    return f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+
+
+# --- before the first unit -----------------------------------------------------------------------------------------
+
+
+def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
+    """Describe a study: its specification and its units, as `study.json` has them.
+
+    Args:
+        plan: Plan of the study.
+        data_checksum: Checksum of data and split.
+    """
+    return {
         "name": plan.spec.name,
         "spec": plan.spec.model_dump(mode="json"),
         "runs": [unit.identity for unit in plan.runs],
         "tunings": [unit.identity for unit in plan.tunings],
         "pretrained": [unit.identity for unit in plan.pretrainings],
-        "places": {
-            **{unit.identity: _place(unit) for unit in plan.tunings},
-            **{unit.identity: _place(unit) for unit in plan.runs},
-        },
+        "places": {unit.identity: _row_key(unit) for unit in (*plan.tunings, *plan.runs)},
         "ablations": [asdict(ablation) for ablation in plan.ablations],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
-        "method_sources": {name: source_hash("methods", place) for name, place in plan.spec.method_files.items()},
+        "method_sources": {name: source_hash("methods", file) for name, file in plan.spec.method_files.items()},
         "one_stage": [name for name in plan.spec.methods if method_of_study(plan.spec, name).capabilities.one_stage],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),
     }
+
+
+def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
+    """Write the document of a study, and return it."""
+    document = study_document(plan, data_checksum)
     write_checked(store.study(plan.spec.name) / "study.json", document)
     return document
 
 
-def _place(unit: TuningUnit | RunUnit) -> dict[str, Any]:
-    """Where a tuning or run stands in tables, which must be known before it has begun."""
+def _row_key(unit: TuningUnit | RunUnit) -> dict[str, Any]:
+    """Return the row of tables that a tuning or run belongs to; known before the unit has a record."""
     return {
         "model": unit.spec.task.model,
         "dataset": unit.spec.task.dataset,
@@ -92,90 +171,47 @@ def _place(unit: TuningUnit | RunUnit) -> dict[str, Any]:
     }
 
 
-def run_study(
-    plan: Plan, how: RunSettings, tracker: Tracker, watcher: AbstractContextManager[StudyWatcher]
-) -> dict[str, Any]:
-    """Work on everything that is not done yet.
-
-    Args:
-        plan: What the study consists of.
-        how: Where and with how many workers.
-        tracker: The tracking view.
-        watcher: Shows progress.
+def _checked_data(plan: Plan, settings: RunSettings) -> str:
+    """Load data and checkpoint, so that a study without them ends before anything is written.
 
     Returns:
-        The study's document.
+        Checksum of data and split.
 
     Raises:
-        BenchError: The store cannot be written, or data are missing; nothing is lost.
+        BenchError: The data or the checkpoint are missing or unfit.
     """
-    checksum = _checked_data(plan, how)
-    how.store.prepare()
-    name = plan.spec.name
-    with watcher as watching:
-        leases = Leases(how.store.root)
-        remove_dead_sessions(leases)
-        for other in sessions(leases, name):
-            watching.note(f"{other.holder} runs this study too; the work is shared")
-        with session(how.store, name) as lease:
-            document = write_study(plan, how.store, checksum)
-            study = Study(spec=plan.spec, how=how, data_checksum=checksum, session=lease)
-            wanted = _wanted(study, plan)
-            watching.started(plan, sum(planned_epochs(unit) for units in wanted for unit in units))
-            view = _View(how.store, document, tracker)
-            view.prepare()
-            try:
-                with _shown(study, plan, watching):
-                    for unit, ending in chain.from_iterable(work_off(study, units) for units in wanted):
-                        watching.unit_finished(title(unit), _outcome(ending), planned_epochs(unit))
-                        view.refresh()
-            finally:
-                wait_for_supervisors()
-                view.write()
-    return document
-
-
-def _checked_data(plan: Plan, how: RunSettings) -> str:
-    """The checksum of data and split. What is missing or unfit ends the study here, before anything is written.
-
-    Raises:
-        BenchError: The data or the checkpoint that the study starts from.
-    """
-    here = plan.spec.model_copy(update={"device": "cpu"})  # the device may be another machine's
-    task = Workbench(here, how.store, how.data_dir, plan.network).task
+    on_cpu = plan.spec.model_copy(update={"device": "cpu"})  # the device may be that of another machine
+    task = TaskLoader(on_cpu, settings.data_dir).task
     checkpoint = checkpoint_of(plan.spec.task)
     if checkpoint is not None:
         load_checkpoint(task.make_model(), checkpoint, plan.spec.task.model)
     return task.data.checksum
 
 
-def _wanted(study: Study, plan: Plan) -> list[list[Unit]]:
-    """The units by phase; a pretraining only when something that is still to do starts from it."""
-    needed = _needed_pretrainings(study, plan)
+def _needed_units(study_run: StudyRun, plan: Plan) -> list[list[Unit]]:
+    """Return the units by phase, without pretrainings that no open tuning or run starts from."""
+    store, retry = study_run.settings.store, study_run.settings.retry
+    needed = {
+        unit.pretraining.identity
+        for unit in (*plan.tunings, *plan.runs)
+        if not valid_result(store, unit, study_run.data_checksum, retry)[0]
+    }
     return [[unit for unit in units if kind != "pretrained" or unit.identity in needed] for kind, units in phases(plan)]
 
 
-def _needed_pretrainings(study: Study, plan: Plan) -> set[str]:
-    store, checksum, retry = study.how.store, study.data_checksum, study.how.retry
-    open_tunings = (unit for unit in plan.tunings if not standing(store, unit, checksum, retry)[0])
-    open_runs = (unit for unit in plan.runs if not standing(store, unit, checksum, retry)[0])
-    return {unit.pretraining.identity for unit in open_tunings} | {unit.pretraining.identity for unit in open_runs}
-
-
-def _outcome(ending: Outcome) -> str:
-    return f"{ending.status}: {ending.reason}" if ending.reason else ending.status
+# --- while units run -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _shown(study: Study, plan: Plan, watching: StudyWatcher) -> Iterator[None]:
-    """Show what is worked on, here or on other machines, while the block runs."""
+def _showing_progress(study_run: StudyRun, plan: Plan, watching: StudyWatcher) -> Iterator[None]:
+    """Show the units that are being worked on, here or on other machines, during a `with` block."""
     names = {f"{kind_of(unit)}-{unit.identity}" for _, units in phases(plan) for unit in units}
     trials = tuple(f"trials-{unit.identity}-" for unit in plan.tunings)
     stop = threading.Event()
 
     def look() -> None:
         while not stop.wait(_LOOK_SECONDS):
-            views = [view for view in study.leases.all() if view.name in names or view.name.startswith(trials)]
+            views = [view for view in study_run.leases.all() if view.name in names or view.name.startswith(trials)]
             watching.at_work([view for view in views if view.progress])
 
     thread = threading.Thread(target=look, name="progress", daemon=True)
@@ -187,42 +223,42 @@ def _shown(study: Study, plan: Plan, watching: StudyWatcher) -> Iterator[None]:
         thread.join()
 
 
-class _View:
-    """The views of a study's results: tables in its folder, and tracking."""
+class _Views:
+    """The views of a study's results: the tables in its folder, and tracking."""
 
     def __init__(self, store: Store, document: Mapping[str, Any], tracker: Tracker) -> None:
         self._store, self._document, self._tracker = store, document, tracker
         self._next = time.monotonic() + _VIEW_SECONDS
 
     def prepare(self) -> None:
-        """Make the tracking view's database; only one command at a time may."""
-        with self._turn():
+        """Make the database of the tracking view."""
+        with self._locked():
             self._tracker.prepare(self._document)
 
     def refresh(self) -> None:
-        """Bring the views up to date now and then, so that a long study can be looked at."""
+        """Update the views if the last update was long enough ago."""
         if time.monotonic() > self._next:
             self.write(thorough=False)
 
     def write(self, *, thorough: bool = True) -> None:
-        """Bring the views up to date; two commands that run the same study take turns."""
+        """Update the views."""
         began = time.monotonic()
-        with self._turn():
+        with self._locked():
             write_views(StudyResults(self._store, self._document))
             self._tracker.log_study(self._store, self._document, thorough=thorough)
         ended = time.monotonic()
         self._next = ended + max(_VIEW_SECONDS, _VIEW_SHARE * (ended - began))
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The lock under which the views are written."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the views during a `with` block: commands that run the same study take turns."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self._store.root / VIEWS_LOCK, timeout=_VIEW_LOCK_SECONDS)
         try:
             lock.acquire()
         except Timeout:
-            _log.warning("another command has been at the tables and the tracking view for minutes; not waiting")
+            _log.warning("another command has used the tables and the tracking view for minutes; not waiting for it")
         try:
             yield
         finally:

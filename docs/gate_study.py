@@ -28,14 +28,13 @@ from make_results import fill_in, markdown
 from torch import Tensor
 
 from bench.compression.compress import calibrate
-from bench.execution.stages import Workbench, load_checkpoint
+from bench.execution.stages.pretraining import load_checkpoint
+from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob
-from bench.planning.plan import make_plan
 from bench.reporting.charts import save
 from bench.reporting.report import Column, Document, Section, Table
 from bench.spec.seeds import derive, start_process_deterministically
 from bench.spec.sources import build, read_toml
-from bench.store.files import Store
 from bench.training.loop import reestimate_norms
 from methods.shared.bit_sharing.network import SharedNetwork, Start
 from methods.shared.bit_sharing.options import SbsOptions, search_space
@@ -98,26 +97,26 @@ class Probe:
     """The network at the start of a search, and fixed batches.
 
     Args:
-        bench: Task and schedule.
+        task_loader: Task and schedule.
         batches: Number of training batches for the loss. Normalisation uses their own statistics, as in a search.
     """
 
-    def __init__(self, bench: Workbench, batches: int) -> None:
-        start_process_deterministically(derive("gate study"), bench.spec.threads)
-        state = bench.task.make_model()
-        load_checkpoint(state, Path(str(bench.spec.task.checkpoint)), bench.spec.task.model)
+    def __init__(self, task_loader: TaskLoader, batches: int) -> None:
+        start_process_deterministically(derive("gate study"), task_loader.spec.threads)
+        state = task_loader.task.make_model()
+        load_checkpoint(state, Path(str(task_loader.spec.task.checkpoint)), task_loader.spec.task.model)
         self.job = SearchJob(
-            task=bench.task,
+            task=task_loader.task,
             pretrained=state.state_dict(),
             knobs={},
             budget=float("inf"),
             match="hinge",
-            schedule=bench.spec.search,
+            schedule=task_loader.spec.search,
             seed=0,
             report=lambda _: None,
         )
-        size = bench.spec.search.batch_size
-        loader = bench.task.data.training_batches(size, self.job.order("gates"))
+        size = task_loader.spec.search.batch_size
+        loader = task_loader.task.data.training_batches(size, self.job.order("gates"))
         self.batches = [batch for batch, _ in zip(loader, range(batches), strict=False)]
         self.network = self._network(size)
         self.tensors = list(self._tensors())
@@ -242,11 +241,10 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, default=_RESULTS / "evidence.toml")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--store", type=Path, default=Path("bench-store"))
     options = parser.parse_args()
     spec = build([read_toml(options.spec)])
-    bench = Workbench(spec, Store(options.store), options.data_dir, make_plan(spec).network)
-    points = pd.DataFrame(Probe(bench, options.batches).rows())
+    task_loader = TaskLoader(spec, options.data_dir)
+    points = pd.DataFrame(Probe(task_loader, options.batches).rows())
     folder = _RESULTS / "gates"
     folder.mkdir(exist_ok=True)
     points.to_csv(folder / "gates.csv", index=False, float_format="%.6g")

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from bench.compression.policy import Policy, uniform
 from bench.costs.counter import price
-from bench.execution.stages import Workbench, load_checkpoint
+from bench.execution.stages.pretraining import load_checkpoint
+from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob
-from bench.planning.plan import make_method, make_plan
+from bench.planning.methods import make_method
 from bench.reporting.charts import save
 from bench.spec.seeds import derive, generator, start_process_deterministically
 from bench.spec.sources import build, read_preset, with_schedule
-from bench.store.files import Store
 from bench.training.loop import fit
 
 _FOLDER = Path(__file__).resolve().parent / "figures"
@@ -45,44 +45,43 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--low", type=float, default=0.005)
     parser.add_argument("--high", type=float, default=50.0)
     parser.add_argument("--points", type=int, default=13)
-    parser.add_argument("--store", type=Path, default=Path("bench-store"))
     return parser.parse_args()
 
 
-def pretrained(bench: Workbench) -> Mapping[str, Tensor]:
+def pretrained(loader: TaskLoader) -> Mapping[str, Tensor]:
     """Return the state that all searches start from."""
-    start_process_deterministically(derive("pretrain"), bench.spec.threads)
-    model = bench.task.make_model()
-    if bench.spec.task.checkpoint is not None:
-        load_checkpoint(model, Path(bench.spec.task.checkpoint), bench.spec.task.model)
+    start_process_deterministically(derive("pretrain"), loader.spec.threads)
+    model = loader.task.make_model()
+    if loader.spec.task.checkpoint is not None:
+        load_checkpoint(model, Path(loader.spec.task.checkpoint), loader.spec.task.model)
     else:
-        fit(model, bench.task.data, bench.spec.pretrain, generator("order", "pretrain"), lambda _: None)
+        fit(model, loader.task.data, loader.spec.pretrain, generator("order", "pretrain"), lambda _: None)
     return model.state_dict()
 
 
-def point(bench: Workbench, state: Mapping[str, Tensor], strength: float) -> dict[str, float]:
+def point(loader: TaskLoader, state: Mapping[str, Tensor], strength: float) -> dict[str, float]:
     """Search once; return mean bits over searched layers, share of filters kept, and cost relative to 8 bits."""
-    start_process_deterministically(derive("sweep"), bench.spec.threads)
-    network = bench.task.network
+    start_process_deterministically(derive("sweep"), loader.spec.threads)
+    network = loader.task.network
     method = make_method("sbs", {})
     result = method.search(
         SearchJob(
-            task=bench.task,
+            task=loader.task,
             pretrained=state,
             knobs={"strength": strength},
             budget=float(price(network, uniform(network, 8)).bops),
             match="lambda",
-            schedule=bench.spec.search,
+            schedule=loader.spec.search,
             seed=0,
             report=lambda _: None,
         )
     )
-    return {"strength": strength, **shares(bench, result.policy)}
+    return {"strength": strength, **shares(loader, result.policy)}
 
 
-def shares(bench: Workbench, policy: Policy) -> dict[str, float]:
+def shares(loader: TaskLoader, policy: Policy) -> dict[str, float]:
     """Return mean bits of a policy over searched layers, share of filters kept, and cost relative to 8 bits."""
-    network = bench.task.network
+    network = loader.task.network
     chosen = [policy.layers[layer.name] for layer in network.middle]
     prunable = [layer for layer in network.layers if layer.prunable]
     kept = sum(len(policy.layers[layer.name].kept_filters or range(layer.out_channels)) for layer in prunable)
@@ -100,15 +99,15 @@ def sweep(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
     task = {"dataset": options.dataset, "checkpoint": options.checkpoint}
     asked = {"methods": ["sbs"], "seeds": [0], "device": "cpu", "task": task, "search": {"epochs": options.epochs}}
     spec = build([preset, {**asked, "task": {key: value for key, value in task.items() if value is not None}}])
-    bench = Workbench(spec, Store(options.store), options.data_dir, make_plan(spec).network)
-    state = pretrained(bench)
+    loader = TaskLoader(spec, options.data_dir)
+    state = pretrained(loader)
     ratio = (options.high / options.low) ** (1 / (options.points - 1))
     rows = []
     for index in range(options.points):
-        rows.append(point(bench, state, options.low * ratio**index))
+        rows.append(point(loader, state, options.low * ratio**index))
         print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)  # noqa: T201
-    cheapest = make_method("sbs", {}).cheapest(bench.task.network)
-    least = math.nan if cheapest is None else shares(bench, cheapest)["cost"]
+    cheapest = make_method("sbs", {}).cheapest(loader.task.network)
+    least = math.nan if cheapest is None else shares(loader, cheapest)["cost"]
     return pd.DataFrame(rows), least
 
 

@@ -14,16 +14,18 @@ import pytest
 import torch
 
 from bench.data.task_data import TaskData
-from bench.execution import scheduler as scheduling
-from bench.execution import stages as execution
-from bench.execution import worker
-from bench.execution.context import Order
-from bench.execution.scheduler import Study, work_off
+from bench.execution import unit_runner, worker
+from bench.execution.context import UnitRequest
+from bench.execution.scheduler import run_units
 from bench.execution.settings import RunSettings
-from bench.execution.stages import Workbench
-from bench.execution.supervisor import work_here
+from bench.execution.stages import finetuning, pretraining, search
+from bench.execution.study_run import StudyRun
+from bench.execution.supervisor import work_in_this_process
+from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob
-from bench.planning.plan import Plan, Unit, kind_of, make_plan, stored_specification, title
+from bench.planning.builder import stored_specification
+from bench.planning.plan import Plan, make_plan
+from bench.planning.units import Unit, kind_of, title
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.spec.schema import StudySpec
@@ -52,10 +54,10 @@ TINY: dict[str, Any] = {
 
 
 class Recorder:
-    """A watcher that keeps what it is told.
+    """A watcher that keeps what it receives.
 
     Attributes:
-        unit: What is worked on, where `work` works in this process.
+        unit: Title of the unit that is worked on, if `work` works in this process.
     """
 
     def __init__(self) -> None:
@@ -86,7 +88,7 @@ class Recorder:
 
 
 class NoTracker:
-    """A tracking view that goes nowhere and counts how often it is brought up to date."""
+    """A tracking view that writes nothing and keeps the names of its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -129,69 +131,71 @@ def tiny_spec(*changes: Mapping[str, Any]) -> StudySpec:
     return build([TINY, *changes])
 
 
-def work(spec: StudySpec, root: Path, *, watcher: Recorder | None = None, isolated: bool = False, **how: Any) -> Worked:
+def work(
+    spec: StudySpec, root: Path, *, watcher: Recorder | None = None, isolated: bool = False, **settings: Any
+) -> Worked:
     """Plan a study and work on it, in this process unless it is to be in processes of their own."""
     plan, store, watcher, tracker = make_plan(spec), Store(root), watcher or Recorder(), NoTracker()
 
-    def noting(order: Order) -> Outcome:
-        watcher.unit = order.title
-        return work_here(order)
+    def noting(request: UnitRequest) -> Outcome:
+        watcher.unit = request.title
+        return work_in_this_process(request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduling, "work_here", noting)
-        chosen = RunSettings(store=store, data_dir=None, isolated=isolated, **how)
+        patch.setattr(unit_runner, "work_in_this_process", noting)
+        chosen = RunSettings(store=store, data_dir=None, isolated=isolated, **settings)
         document = run_study(plan, chosen, tracker, watcher)  # type: ignore[arg-type]
     return Worked(spec, plan, store, document, watcher, tracker)
 
 
 class Workshop:
-    """Where single units of a study are worked on, in this process unless they are to be in processes of their own.
+    """Works on single units of a study, in this process unless they are to be in processes of their own.
 
     Attributes:
-        plan: The study's.
-        store: Where results go.
-        study: What supervisors are told.
+        plan: Plan of the study.
+        store: Store that results are written to.
+        study_run: What supervisors are given.
     """
 
-    def __init__(self, spec: StudySpec, root: Path, **how: Any) -> None:
+    def __init__(self, spec: StudySpec, root: Path, **settings: Any) -> None:
         self.spec, self.plan, self.store = spec, make_plan(spec), Store(root)
-        self.study = Study(
+        self.study_run = StudyRun(
             spec=spec,
-            how=RunSettings(store=self.store, data_dir=None, **{"isolated": False, **how}),
-            data_checksum=self.bench.task.data.checksum,
+            settings=RunSettings(store=self.store, data_dir=None, **{"isolated": False, **settings}),
+            data_checksum=self.loader.task.data.checksum,
             session="session-of-the-tests",
         )
 
     @property
-    def bench(self) -> Workbench:
-        """A workbench of the study."""
-        return Workbench(self.spec, self.store, None, self.plan.network)
+    def loader(self) -> TaskLoader:
+        """A new loader of the study's task."""
+        return TaskLoader(self.spec, None)
 
-    def attend(self, unit: Unit) -> Outcome:
-        """Bring a unit to an ending."""
-        ((_, ending),) = work_off(self.study, [unit])
-        return ending
+    def run(self, unit: Unit) -> Outcome:
+        """Bring a unit to an outcome."""
+        ((_, outcome),) = run_units(self.study_run, [unit])
+        return outcome
 
     def record(self, unit: Unit) -> dict[str, Any]:
-        """The record of a unit."""
+        """Return the record of a unit."""
         record = self.store.record(kind_of(unit), unit.identity)
         assert record is not None
         return record
 
     def folder(self, unit: Unit) -> Path:
-        """The folder of a unit."""
+        """Return the folder of a unit."""
         return self.store.unit(kind_of(unit), unit.identity)
 
-    def order(self, unit: Unit) -> Order:
-        """The order to work on a unit; what it takes is put into the unit's folder."""
+    def request(self, unit: Unit) -> UnitRequest:
+        """Return the request to work on a unit, whose specification is put into its folder."""
         write_checked(self.folder(unit) / "spec.json", stored_specification(unit))
-        return Order(
+        return UnitRequest(
             kind=kind_of(unit),
             identity=unit.identity,
             title=title(unit),
             store=self.store.root,
             data_dir=None,
-            data_checksum=self.study.data_checksum,
+            data_checksum=self.study_run.data_checksum,
         )
 
 
@@ -242,8 +246,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worked:
         return data.__dict__["test"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "SearchJob", spying_job)
-        patch.setattr(execution, "fit", spying_fit)
+        patch.setattr(search, "SearchJob", spying_job)
+        for module in (pretraining, finetuning):
+            patch.setattr(module, "fit", spying_fit)
         patch.setattr(worker._ProgressWatcher, "epoch", spying_epoch)
         spy = property(read_test, lambda data, value: data.__dict__.update(test=value))
         patch.setattr(TaskData, "test", spy, raising=False)

@@ -142,7 +142,7 @@ def _network(policies: list[Policy], options: dict[str, str | None], images: dic
     Raises:
         BenchError: An option contradicts the policies.
     """
-    from bench.planning.plan import model_shape
+    from bench.planning.networks import model_shape
 
     task = dict(_TASK)
     for key, option in options.items():

@@ -94,7 +94,8 @@ def run(
     """
     from bench.cli.console import make_console
     from bench.execution.settings import check_settings
-    from bench.planning.plan import make_plan, with_counted_classes
+    from bench.planning.networks import with_counted_classes
+    from bench.planning.plan import make_plan
     from bench.store.files import Store
 
     settings = _run_settings(Store(store_dir), data_dir, jobs, options)
@@ -128,7 +129,7 @@ def _run_settings(store: Store, data_dir: Path | None, jobs: int, options: dict[
             memory_bytes=None if memory_limit is None else parse_size(memory_limit),
         ),
         retry=frozenset() if retry is None else parse_retry(retry),
-        runs_per_card=runs_per_card,
+        runs_per_gpu=runs_per_card,
         optuna_storage=None if storage is None else check_database(with_driver(storage)),
     )
 
@@ -277,18 +278,26 @@ def parse_seeds(text: str) -> list[int]:
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
     from bench.cli.console import simple_table
-    from bench.diagnostics.speed.estimate import units_with_status
-    from bench.planning.plan import title
+    from bench.planning.plan import phases
+    from bench.planning.units import title
     from bench.reporting.wording import duration
+    from bench.results.status import stale_notes, unit_states
+    from bench.store.outcomes import RESULTS
+    from bench.study import study_document
 
-    estimates = _estimates(plan, store, data_dir)
+    estimates = _estimates(plan, data_dir)
+    checksum = next(iter(estimates.values())).data.checksum
+    states = {state.identity: state for state in unit_states(store, study_document(plan, checksum))}
     rows, total = [], 0.0
-    for _, unit, state in units_with_status(plan, store):
-        seconds = 0.0 if state in ("done", "unreachable") else estimates[unit.spec.task.model].seconds(unit)
+    for unit in (unit for _, units in phases(plan) for unit in units):
+        state = states[unit.identity].state
+        seconds = 0.0 if state in RESULTS else estimates[unit.spec.task.model].seconds(unit)
         total += seconds
         rows.append([title(unit), state, duration(seconds), unit.identity])
     columns = {"unit": False, "state": False, "time left": True, "id": False}
     console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
+    for line in stale_notes(states.values()):
+        console.print(line, highlight=False)
     for model, estimated in estimates.items():
         steps = {"training": estimated.training, "fine-tuning": estimated.finetuning, **estimated.searches}
         measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
@@ -299,17 +308,16 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     )
 
 
-def _estimates(plan: Plan, store: Store, data_dir: Path | None) -> dict[str, Estimate]:
+def _estimates(plan: Plan, data_dir: Path | None) -> dict[str, Estimate]:
     """Measure the steps on each model of a study."""
     from bench.diagnostics.speed.estimate import estimate
-    from bench.execution.stages import Workbench
-    from bench.planning.plan import network_of
+    from bench.execution.task_loader import TaskLoader
 
     units = {unit.spec.task.model: unit for unit in plan.runs[::-1]}
     return {
         model: estimate(
             [tuning for tuning in plan.tunings if tuning.spec.task.model == model],
-            Workbench(unit.spec, store, data_dir, network_of(unit)),
+            TaskLoader(unit.spec, data_dir),
         )
         for model, unit in units.items()
     }

@@ -100,7 +100,7 @@ def _subject(method: str, settings: Sequence[str], model: str, dataset: str, dat
     """
     from bench.diagnostics.validation.small_task import make_small_task
     from bench.diagnostics.validation.under_test import MethodUnderTest
-    from bench.planning.plan import make_method
+    from bench.planning.methods import make_method
     from bench.plugins.method_files import with_files
 
     named = with_files({"methods": [method]})

@@ -1,33 +1,38 @@
-"""What a process is asked to work on, and who is told how far it is."""
+"""What is known of a unit: the request that is sent to its process, and the context of its stages there."""
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from bench.store.files import Status, Store, UnitKind
+import torch
+from torch import nn
 
-
-class Watcher(Protocol):
-    """Is told how the work goes on."""
-
-    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        """An epoch of a phase ended, with its figures."""
-        ...
+from bench import replicas
+from bench.compression.shapes import NetworkShape
+from bench.execution.task_loader import TaskLoader
+from bench.method import Task
+from bench.planning.units import Unit
+from bench.store.files import Status, Store, UnitKind, manifest, save_state, write_json
+from bench.training.checkpoints import Checkpoints
+from bench.training.forward import Forward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """What a process is to work on: a unit whose specification lies in its folder.
+class UnitRequest:
+    """Request to work on a unit, sent to a process. The unit's specification lies in its folder.
 
     Attributes:
-        kind, identity: The unit.
-        title: The same in words.
-        store: The store's folder.
-        data_dir: Where data sets are looked for.
-        data_checksum: Of the data that the study is planned with.
-        retry: Failures that are to be tried again.
-        card: The graphics card that the process may see; all of them when absent.
+        kind, identity: Kind and identity of the unit.
+        title: Description of the unit in words.
+        store: Folder of the store.
+        data_dir: Folder of data sets.
+        data_checksum: Checksum of the data that the study is planned with.
+        retry: Failures to try again.
+        gpu: Value for CUDA_VISIBLE_DEVICES; all GPUs are visible when absent.
     """
 
     kind: UnitKind
@@ -37,14 +42,165 @@ class Order:
     data_dir: Path | None
     data_checksum: str
     retry: frozenset[Status] = frozenset()
-    card: str | None = None
+    gpu: str | None = None
 
     @property
     def lease_name(self) -> str:
-        """The name of the unit's lease."""
+        """Name of the unit's lease."""
         return f"{self.kind}-{self.identity}"
 
     @property
     def folder(self) -> Path:
-        """The unit's folder."""
+        """Folder of the unit."""
         return Store(self.store).unit(self.kind, self.identity)
+
+
+class Watcher(Protocol):
+    """Receives the figures of every epoch."""
+
+    def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
+        """Receive the figures of an epoch that ended.
+
+        Args:
+            phase: Name of the phase: "pretrain", "search" or "finetune".
+            figures: Figures by name, e.g. "epoch", "epochs", "loss".
+        """
+        ...
+
+
+class UnitContext:
+    """Everything that the stages of a unit share while they work on it.
+
+    If several replicas work on a unit together, each has a context, and the first one writes files.
+
+    Args:
+        request: Request that asks for the unit.
+        unit: The unit.
+        record: Record of the unit; the stages complete it.
+        watcher: Receiver of the figures of every epoch.
+        loader: Loader of the study's task.
+
+    Attributes:
+        store: Store that results are written to.
+        folder: Folder of the unit.
+        clock: Seconds spent in each phase.
+        curves: Figures by epoch.
+        checkpoints: Checkpoints of the unit.
+        forward: Way in which networks are evaluated in training.
+    """
+
+    def __init__(
+        self, request: UnitRequest, unit: Unit, record: dict[str, Any], watcher: Watcher, loader: TaskLoader
+    ) -> None:
+        self.request, self.unit, self.record = request, unit, record
+        self.spec = unit.spec
+        self.store, self.folder = Store(request.store), request.folder
+        self._loader = loader
+        self.clock = Clock()
+        self.curves = Curves(watcher)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", {"clock": self.clock, "curves": self.curves})
+        self.forward = Forward(self.spec.compile, self.spec.precision, self.device)
+        record["forward"] = self.forward.record
+
+    @property
+    def task(self) -> Task:
+        """The study's task; loaded when it is first needed."""
+        return self._loader.task
+
+    @property
+    def network(self) -> NetworkShape:
+        """Shapes of the study's model."""
+        return self._loader.network
+
+    @property
+    def device(self) -> torch.device:
+        """Device that data and models are on."""
+        return self._loader.device
+
+    def write(self, name: str, document: Any) -> None:
+        """Write a JSON file into the unit's folder and list it in the record."""
+        if replicas.is_first():
+            write_json(self.folder / name, document)
+            self._list(name)
+
+    def write_state(self, name: str, model: nn.Module) -> None:
+        """Write a network's state into the unit's folder and list it in the record."""
+        if replicas.is_first():
+            save_state(self.folder / name, model.state_dict())
+            self._list(name)
+
+    def _list(self, name: str) -> None:
+        self.record["files"] |= manifest(self.folder, [name])
+
+
+class Clock:
+    """Counts the seconds spent in each phase of a unit, over all its attempts."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._began = 0.0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count a `with` block as time of a phase."""
+        self._phase, self._began = name, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._count()
+            self._phase = None
+
+    def seconds(self, phase: str) -> float:
+        """Return the seconds of a phase."""
+        return self._seconds.get(phase, 0.0)
+
+    def total(self) -> float:
+        """Return the seconds of all phases."""
+        return sum(self._seconds.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds up to this moment, for checkpoints."""
+        self._count()
+        return {"seconds": dict(self._seconds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Add the seconds of earlier attempts to those that this one has spent so far."""
+        self._count()
+        for phase, seconds in state["seconds"].items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
+        self._began = now
+
+
+class Curves:
+    """Collects the figures of every epoch and passes them on to a watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.entries: list[dict[str, Any]] = []
+
+    def reporter(self, phase: str) -> Callable[[Mapping[str, float]], None]:
+        """Return a function that adds the figures of an epoch of a phase."""
+
+        def report(figures: Mapping[str, float]) -> None:
+            self.add(phase, figures)
+
+        return report
+
+    def add(self, phase: str, figures: Mapping[str, float]) -> None:
+        """Add the figures of an epoch."""
+        self.entries.append({"phase": phase, **figures})
+        self._watcher.epoch(phase, figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all figures, for checkpoints."""
+        return {"entries": json.dumps(self.entries)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.entries = json.loads(state["entries"])

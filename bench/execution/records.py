@@ -1,4 +1,4 @@
-"""Records of units: what they say, when a result stands, and what makes it stale."""
+"""Records of units: what they say from the start, which results are valid, and archiving of those that are not."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.planning.plan import RunUnit, TrialUnit, TuningUnit, Unit, kind_of
+from bench.planning.units import RunUnit, TrialUnit, TuningUnit, Unit, kind_of, method_source
 from bench.store.files import Status, Store
 from bench.store.machine import hardware, versions
 from bench.store.outcomes import RESULTS, Outcome, is_final
@@ -14,12 +14,12 @@ from bench.store.staleness import changes, fingerprint
 
 
 def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The record of a unit whose work begins: what identifies it, and what it is made with.
+    """Make the record of a unit whose work begins.
 
     Args:
         unit: The unit.
-        data_checksum: Of data and split.
-        earlier: The record of the attempt before this one.
+        data_checksum: Checksum of data and split.
+        earlier: Record of the attempt before this one, if there was one.
     """
     kind, spec = kind_of(unit), unit.spec
     record: dict[str, Any] = {
@@ -35,22 +35,22 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
         "peak_memory_mb": None,
         "versions": versions(),
         "hardware": hardware(torch.device(spec.device.partition(":")[0])),
-        "fingerprint": fingerprint(source_of(unit), data_checksum, spec.task.model),
+        "fingerprint": fingerprint(method_source(unit), data_checksum, spec.task.model),
         "attempt": int((earlier or {}).get("attempt", 0)) + 1,
         "files": {},
         "started": now(),
         "finished": None,
     }
-    named = unit.tuning if isinstance(unit, TrialUnit) else unit
-    if isinstance(named, TuningUnit | RunUnit):
+    owner = unit.tuning if isinstance(unit, TrialUnit) else unit
+    if isinstance(owner, TuningUnit | RunUnit):
         record.update(
-            method=named.method,
-            budget=None if named.budget is None else named.budget.text,
-            budget_cost=None if named.budget is None else named.budget.limit,
-            budget_measure=None if named.budget is None else named.budget.measure.name,
+            method=owner.method,
+            budget=None if owner.budget is None else owner.budget.text,
+            budget_cost=None if owner.budget is None else owner.budget.limit,
+            budget_measure=None if owner.budget is None else owner.budget.measure.name,
             recipe=spec.recipe,
             match=spec.tuning.match,
-            options=named.document["options"],
+            options=owner.document["options"],
             knobs=dict(unit.knobs) if isinstance(unit, TrialUnit) else None,
         )
     if isinstance(unit, RunUnit):
@@ -58,42 +58,37 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
     return record
 
 
-def close(record: dict[str, Any], ending: Outcome) -> None:
-    """Enter how the work ended."""
-    record.update(status=ending.status, reason=ending.reason or None, finished=now())
-    if ending.nearest is not None:
-        record["nearest_cost"] = ending.nearest
+def close(record: dict[str, Any], outcome: Outcome) -> None:
+    """Enter the outcome of the work into a record."""
+    record.update(status=outcome.status, reason=outcome.reason or None, finished=now())
+    if outcome.nearest is not None:
+        record["nearest_cost"] = outcome.nearest
 
 
-def ending_in(record: Mapping[str, Any] | None) -> Outcome:
-    """The ending that a record tells of; "running" without one: nobody has said how it ended."""
+def recorded_outcome(record: Mapping[str, Any] | None) -> Outcome:
+    """Return the outcome that a record states; "running" for no record, since no process has stated one."""
     if record is None:
         return Outcome(status="running")
     return Outcome(status=record["status"], reason=record.get("reason") or "", nearest=record.get("nearest_cost"))
 
 
-def method_of(unit: Unit) -> str | None:
-    """The name of the method that a unit belongs to, if it belongs to one."""
-    named = unit.tuning if isinstance(unit, TrialUnit) else unit
-    return named.method if isinstance(named, TuningUnit | RunUnit) else None
-
-
-def source_of(unit: Unit) -> str | None:
-    """What the method that a unit belongs to is loaded by: its name, or its place when it is in a file."""
-    name = method_of(unit)
-    return None if name is None else unit.spec.method_files.get(name, name)
-
-
-def standing(
+def valid_result(
     store: Store, unit: Unit, data_checksum: str, retry: frozenset[Status] = frozenset()
 ) -> tuple[bool, str | None]:
-    """Whether the store holds an ending of a unit that stands, and why one that it holds does not.
+    """Return whether a unit needs no work, and why a result that the store holds is not valid.
+
+    A unit needs no work if the store holds a result or a final failure, everything that it depends on is unchanged, and
+    its files are intact.
 
     Args:
-        store: Where to look.
+        store: Store to look into.
         unit: The unit.
-        data_checksum: Of the data as they are now.
-        retry: Failures that are to be tried again.
+        data_checksum: Checksum of the present data.
+        retry: Failures to try again.
+
+    Returns:
+        Whether the result is valid, and the reason if it is stale or damaged. A unit that was not finished is not valid
+        and has no reason.
     """
     kind = kind_of(unit)
     record = store.record(kind, unit.identity)
@@ -102,21 +97,21 @@ def standing(
         return False, "its record is damaged" if damaged else None
     if not is_final(record["status"], retry):
         return False, None
-    reason = changes(record, fingerprint(source_of(unit), data_checksum, unit.spec.task.model))
+    reason = changes(record, fingerprint(method_source(unit), data_checksum, unit.spec.task.model))
     if reason is None and record["status"] in RESULTS:
         reason = store.damage(kind, unit.identity, record, thorough=kind == "pretrained")
     return reason is None, reason
 
 
-def set_aside(store: Store, unit: Unit) -> None:
-    """Move a unit's folder out of the way, to `<id>.stale-<n>`."""
+def archive_stale(store: Store, unit: Unit) -> None:
+    """Rename the folder of a stale or damaged unit to `<id>.stale-<n>`, so that the unit can be made again."""
     folder = store.unit(kind_of(unit), unit.identity)
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.stale-{number}")).exists():
+    while (archived := folder.with_name(f"{folder.name}.stale-{number}")).exists():
         number += 1
-    folder.rename(aside)
+    folder.rename(archived)
 
 
 def now() -> str:
-    """The time, for records."""
+    """Return the present time in the form that records use."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""How and where a study is run: workers, limits, machines. Nothing here changes a number."""
+"""Settings of a command that runs a study: workers, limits, machines. They change no result."""
 
 import re
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ Backend = Literal["threading", "loky", "dask"]
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _BYTES = {"MB": 1e6, "GB": 1e9}
 _LEAST_BYTES = 700_000_000
-"""PyTorch's libraries alone are some 0.6 GB."""
+"""Smallest limit of memory; PyTorch's libraries alone take some 0.6 GB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a process may take.
+    """Limits of a unit's process.
 
     Attributes:
         seconds: Wall time.
-        memory_bytes: Resident memory, of which PyTorch itself has some 0.6 GB.
+        memory_bytes: Resident memory, of which PyTorch itself takes some 0.6 GB.
     """
 
     seconds: float | None = None
@@ -32,19 +32,19 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How and where a study is run.
+    """Settings of a command that runs a study.
 
     Attributes:
-        store: Where results go.
-        data_dir: Where data sets are looked for.
-        jobs: Units worked on at once.
-        backend: What joblib runs supervisors on.
+        store: Store that results are written to.
+        data_dir: Folder of data sets.
+        jobs: Number of units that are run at once.
+        backend: Backend of joblib that runs supervisors.
         scheduler: Address of a Dask cluster.
         isolated: Whether each unit has a process of its own.
-        limits: Of each process.
+        limits: Limits of each process.
         retry: Failures to try again.
-        runs_per_card: Processes that share a graphics card.
-        optuna_storage: A database for Optuna's studies; in memory when absent.
+        runs_per_gpu: Number of processes that may share a GPU.
+        optuna_storage: URL of a database for Optuna's studies; in memory when absent.
     """
 
     store: Store
@@ -55,12 +55,18 @@ class RunSettings:
     isolated: bool = True
     limits: Limits = field(default_factory=Limits)
     retry: frozenset[Status] = frozenset()
-    runs_per_card: int = 1
+    runs_per_gpu: int = 1
     optuna_storage: str | None = None
 
 
 def parse_backend(name: str, scheduler: str | None, *, in_process: bool, jobs: int) -> Backend:
-    """The backend of that name, when the other options go with it.
+    """Return a backend after making sure that the other options agree with it.
+
+    Args:
+        name: Name of the backend.
+        scheduler: Address of a Dask cluster.
+        in_process: Whether units share this process.
+        jobs: Number of units that are run at once.
 
     Raises:
         BenchError: There is no such backend, or options contradict each other.
@@ -72,48 +78,54 @@ def parse_backend(name: str, scheduler: str | None, *, in_process: bool, jobs: i
     if name != "dask" and scheduler is not None:
         raise BenchError(f"--scheduler {scheduler} has no effect with --backend {name}; add --backend dask")
     if in_process and (jobs > 1 or name != "threading"):
-        raise BenchError("--in-process works on one unit after the other; leave --jobs and --backend away")
-    found: Backend = name  # type: ignore[assignment]
-    return found
+        raise BenchError("--in-process runs one unit after the other; remove --jobs and --backend")
+    backend: Backend = name  # type: ignore[assignment]
+    return backend
 
 
-def check_settings(how: RunSettings, device: str, devices: int) -> None:
-    """Refuse options that have no effect, or that contradict each other or the specification.
+def check_settings(settings: RunSettings, device: str, devices: int) -> None:
+    """Refuse settings that have no effect, or that contradict each other or the specification.
 
     Args:
-        how: The options.
-        device: Of the specification.
-        devices: Of the specification.
+        settings: Settings of the command.
+        device: Device of the specification.
+        devices: Number of devices of the specification.
 
     Raises:
-        BenchError: There are such options.
+        BenchError: There are such settings.
     """
-    if devices > 1 and not how.isolated:
-        raise BenchError(f"--in-process is one process, but --devices {devices} needs several; leave one of them away")
-    if not how.isolated and how.limits != Limits():
-        raise BenchError("--timeout and --memory-limit have no effect with --in-process; leave them away")
-    if how.runs_per_card > 1 and not device.startswith("cuda"):
-        raise BenchError(f"--runs-per-card {how.runs_per_card} has no effect on {device}; add --device cuda")
+    if devices > 1 and not settings.isolated:
+        raise BenchError(f"--in-process is one process, but --devices {devices} needs several; remove one of them")
+    if not settings.isolated and settings.limits != Limits():
+        raise BenchError("--timeout and --memory-limit have no effect with --in-process; remove them")
+    if settings.runs_per_gpu > 1 and not device.startswith("cuda"):
+        raise BenchError(f"--runs-per-card {settings.runs_per_gpu} has no effect on {device}; add --device cuda")
 
 
 def parse_seconds(text: str) -> float:
-    """A time like 90s, 30min, 2h or 1.5d, in seconds.
+    """Parse a time like 90s, 30min, 2h or 1.5d.
+
+    Returns:
+        Seconds.
 
     Raises:
-        BenchError: It is not of that form.
+        BenchError: The text has another form.
     """
     return _quantity(text, _SECONDS, "--timeout", "90s, 30min, 2h or 1d")
 
 
 def parse_size(text: str) -> int:
-    """A size like 800MB or 8GB, in bytes.
+    """Parse a size like 800MB or 8GB.
+
+    Returns:
+        Bytes.
 
     Raises:
-        BenchError: It is not of that form.
+        BenchError: The text has another form, or the size is too small.
     """
     size = round(_quantity(text, _BYTES, "--memory-limit", "800MB or 8GB"))
     if size < _LEAST_BYTES:
-        raise BenchError(f"--memory-limit '{text}' is less than PyTorch itself takes; give at least 700MB")
+        raise BenchError(f"--memory-limit '{text}' is less than PyTorch itself needs; give at least 700MB")
     return size
 
 

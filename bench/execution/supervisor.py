@@ -1,6 +1,6 @@
-"""Supervises the process of one unit: starts it, ends it when it must end, and says how it ended if it cannot.
+"""The supervisor: starts the process of one unit, ends it when it must end, and records its outcome if it cannot.
 
-Processes are forked from a server that has imported PyTorch and nothing else has happened in: a fresh one costs
+Processes are forked from a server that has imported PyTorch and in which nothing else has happened. A new process takes
 hundredths of a second, and no unit inherits anything from the one before it.
 """
 
@@ -15,22 +15,24 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
-from bench.execution.context import Order
+from bench.execution.context import UnitRequest
+from bench.execution.records import close, new_record, recorded_outcome
 from bench.execution.settings import Limits
-from bench.execution.worker import HeldError, process_main, work
+from bench.execution.worker import HeldError, process_main, work_on_unit
+from bench.planning.builder import stored_unit
 from bench.store.files import Store, read_checked
 from bench.store.leases import Leases
-from bench.store.outcomes import Outcome
+from bench.store.outcomes import INTERRUPTED, Outcome
 
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 10.0
-"""Between asking a process to stop and making it stop."""
+"""Seconds that a process has to stop after it was asked to."""
 _ATTEMPTS = 2
-"""A process that is lost costs its unit one more attempt."""
+"""Number of attempts at a unit whose process dies."""
 _START_PAUSES = (0.1, 0.5, 2.0)
-"""Between tries to start a process: a server that was killed is still there for a moment."""
+"""Pauses in seconds between attempts to start a process: a server that was killed still exists for a moment."""
 _PRELOADED = (
     "torch",
     "torch._inductor",  # which `torch.use_deterministic_algorithms` imports
@@ -40,57 +42,57 @@ _PRELOADED = (
 
 
 class Stop(Protocol):
-    """Tells whether the study is to stop."""
+    """Function that returns whether the study is to stop."""
 
     def __call__(self) -> bool:
-        """Whether it is."""
+        """Return whether it is."""
         ...
 
 
-def work_here(order: Order) -> Outcome:
-    """Work on a unit in this process, without limits: for debuggers, and for tests that look inside.
+def work_in_this_process(request: UnitRequest) -> Outcome:
+    """Work on a unit in this process and without limits, for debuggers and tests.
 
     Raises:
-        HeldError: Somebody else works on it.
+        HeldError: Another process works on the unit.
     """
 
     def lost() -> None:
-        _log.error("%s was taken over by another process", order.title)
+        _log.error("%s was taken over by another process", request.title)
 
-    ending = work(order, lost)
-    if ending.status == "interrupted":
+    outcome = work_on_unit(request, lost)
+    if outcome.status == "interrupted":
         raise KeyboardInterrupt
-    return ending
+    return outcome
 
 
-def supervise(order: Order, limits: Limits, stop: Stop, preload: Sequence[str] = ()) -> Outcome:
-    """Work on a unit in a process of its own, and once more when that process is lost.
+def supervise(request: UnitRequest, limits: Limits, stop: Stop, preload: Sequence[str] = ()) -> Outcome:
+    """Work on a unit in a process of its own, and once more when that process dies.
 
     Args:
-        order: What to work on.
-        limits: Of the process.
-        stop: Whether the study is to stop.
-        preload: Modules that the server of processes imports once for all, besides the harness's own.
+        request: Unit to work on.
+        limits: Limits of the process.
+        stop: Function that returns whether the study is to stop.
+        preload: Modules that the server of processes imports once, besides the harness's own.
 
     Raises:
-        HeldError: Somebody else works on the unit.
+        HeldError: Another process works on the unit.
     """
-    ending = Outcome(status="interrupted")
+    outcome = INTERRUPTED
     for attempt in range(_ATTEMPTS):
-        ending = _attempt(order, limits, stop, preload)
-        lost = ending.status == "killed" or (ending.status == "interrupted" and not stop())
-        if not lost or attempt == _ATTEMPTS - 1:
+        outcome = _attempt(request, limits, stop, preload)
+        died = outcome.status == "killed" or (outcome.status == "interrupted" and not stop())
+        if not died or attempt == _ATTEMPTS - 1:
             break
-        _log.warning("%s: %s; trying once more", order.title, ending.reason)
-    return ending
+        _log.warning("%s: %s; trying once more", request.title, outcome.reason)
+    return outcome
 
 
-def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -> Outcome:
-    """One process, from start to end."""
+def _attempt(request: UnitRequest, limits: Limits, stop: Stop, preload: Sequence[str]) -> Outcome:
+    """Supervise one process from its start to its end."""
     _allow_children()
-    kernel_kills, attempts_before = _kernel_kills(), _attempts(order)
+    kernel_kills, attempts_before = _kernel_kills(), _attempts(request)
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    process = _context(preload).Process(target=process_main, args=(order, sending), name=order.title)
+    process = _context(preload).Process(target=process_main, args=(request, sending), name=request.title)
     with sending:
         _start(process)
     with receiving:
@@ -99,21 +101,24 @@ def _attempt(order: Order, limits: Limits, stop: Stop, preload: Sequence[str]) -
         except BaseException:  # Ctrl-C
             _end(process, grace=_GRACE_SECONDS)
             raise
-        told = _told(receiving)
-    if told is _HELD:
-        raise HeldError(order.title)
-    if isinstance(told, Outcome):
-        return told
-    _end(process, grace=0)  # when the server of processes was lost, its children may have survived it
-    ending = verdict or _cause_of_death(process, _kernel_kills() - kernel_kills)
-    return _entered(order, ending, attempts_before)
+        report = _reported(receiving)
+    if report is _HELD:
+        raise HeldError(request.title)
+    if isinstance(report, Outcome):
+        return report
+    _end(process, grace=0)  # if the server of processes died, its children may still be alive
+    outcome = verdict or _cause_of_death(process, _kernel_kills() - kernel_kills)
+    return _record_outcome(request, outcome, attempts_before)
+
+
+# --- processes -----------------------------------------------------------------------------------------------------
 
 
 def _start(process: ForkServerProcess) -> None:
-    """Start a process, also when the server of processes is lost this moment: the next try starts a new one.
+    """Start a process, also when the server of processes has just died: the next attempt starts a new server.
 
     Raises:
-        ConnectionError, EOFError: Servers are lost again and again.
+        ConnectionError, EOFError: Servers die again and again.
     """
     for pause in _START_PAUSES:
         try:
@@ -132,10 +137,9 @@ def _context(preload: Sequence[str]) -> multiprocessing.context.ForkServerContex
 
 
 def _allow_children() -> None:
-    """Let this process have children, also when it is itself a worker of joblib's or of a cluster's.
+    """Let this process have children, also when it is itself a worker of joblib or of a cluster.
 
-    A cluster's workers are marked as processes that may have none; loky's pass on a way of starting processes that
-    only loky knows.
+    A cluster marks its workers as processes that may have none. Loky hands on a start method that only loky knows.
     """
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
@@ -143,12 +147,16 @@ def _allow_children() -> None:
 
 
 def _watch(process: ForkServerProcess, limits: Limits, stop: Stop) -> Outcome | None:
-    """Wait for a process to end; end it when it exceeds a limit or the study stops. Returns why, if it was ended."""
+    """Wait for a process to end, and end it when it exceeds a limit or the study stops.
+
+    Returns:
+        The outcome if this function ended the process; `None` if it ended by itself.
+    """
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
     while not wait([process.sentinel], timeout=_POLL_SECONDS):
         if stop():
             _end(process, grace=_GRACE_SECONDS)
-            return Outcome(status="interrupted", reason="interrupted; run the same command again to continue")
+            return INTERRUPTED
         if deadline is not None and time.monotonic() > deadline:
             _end(process, grace=0)
             return Outcome(status="timeout", reason=f"not done after {limits.seconds:.0f} s")
@@ -161,7 +169,12 @@ def _watch(process: ForkServerProcess, limits: Limits, stop: Stop) -> Outcome | 
 
 
 def _end(process: ForkServerProcess, *, grace: float) -> None:
-    """End a process and all that it started; first by asking, when there is time for it."""
+    """End a process and everything that it started.
+
+    Args:
+        process: Process to end.
+        grace: Seconds between asking it to stop and killing it; 0 to kill it at once.
+    """
     if grace:
         process.terminate()
         wait([process.sentinel], timeout=grace)
@@ -174,7 +187,7 @@ def _end(process: ForkServerProcess, *, grace: float) -> None:
 
 
 def _resident(pid: int | None) -> int:
-    """Resident memory of a process and its children in bytes; 0 when it is gone."""
+    """Return the resident memory of a process and its children in bytes; 0 when it has ended."""
     import psutil
 
     try:
@@ -185,37 +198,39 @@ def _resident(pid: int | None) -> int:
         return 0
 
 
+# --- outcomes ------------------------------------------------------------------------------------------------------
+
 _HELD = "held"
 
 
-def _told(receiving: Connection) -> object:
-    """What a process said at its end: an ending, `_HELD`, or `None` when it said nothing."""
+def _reported(receiving: Connection) -> object:
+    """Return what a process reported at its end: an outcome, `_HELD`, or `None` if it reported nothing."""
     try:
         if not receiving.poll():
             return None
-        said = receiving.recv()
+        message = receiving.recv()
     except (EOFError, OSError):
         return None
-    return _HELD if said is None else said
+    return _HELD if message is None else message
 
 
 def _cause_of_death(process: ForkServerProcess, kernel_kills: int) -> Outcome:
-    """What became of a process that ended without a word.
+    """Infer the outcome of a process that exited without reporting one.
 
     Args:
-        process: It.
-        kernel_kills: Processes that the kernel killed meanwhile because memory ran out.
+        process: Process that exited.
+        kernel_kills: Number of processes that the kernel killed meanwhile because memory ran out.
     """
     code = process.exitcode
     if code == -signal.SIGKILL and kernel_kills:
         return Outcome(status="oom", reason="out of memory: the system killed its process")
     if code is None or code >= 0:
-        return Outcome(status="killed", reason=f"its process was lost (exit status {code})")
+        return Outcome(status="killed", reason=f"its process died (exit status {code})")
     return Outcome(status="killed", reason=f"its process was killed by {signal.Signals(-code).name}")
 
 
 def _kernel_kills() -> int:
-    """How many processes the kernel has killed so far because memory ran out (Linux)."""
+    """Return how many processes the kernel has killed so far because memory ran out (Linux)."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -223,34 +238,30 @@ def _kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def _attempts(order: Order) -> int:
-    """How often work on a unit has begun so far."""
-    return int((Store(order.store).record(order.kind, order.identity) or {}).get("attempt", 0))
+def _attempts(request: UnitRequest) -> int:
+    """Return how many attempts at a unit have begun so far."""
+    return int((Store(request.store).record(request.kind, request.identity) or {}).get("attempt", 0))
 
 
-def _entered(order: Order, ending: Outcome, attempts_before: int) -> Outcome:
-    """Enter into the record how a process ended that could not say so itself.
+def _record_outcome(request: UnitRequest, outcome: Outcome, attempts_before: int) -> Outcome:
+    """Enter the outcome of a process into the unit's record, unless the process did so itself before it died.
 
     Returns:
-        The ending that the record tells of: the process's own where it was lost after its last word.
+        The outcome that the record states.
     """
-    from bench.execution.records import close, ending_in, new_record
-    from bench.planning.plan import stored_unit
-
-    lease = Leases(order.store).acquire(order.lease_name, order.title)
-    if lease is None:  # somebody else is at it by now
-        return ending
+    lease = Leases(request.store).acquire(request.lease_name, request.title)
+    if lease is None:  # another process works on the unit by now
+        return outcome
     with lease:
-        store = Store(order.store)
-        record = store.record(order.kind, order.identity)
-        if record is None or record["attempt"] == attempts_before:  # it was lost before it wrote anything
-            stored = read_checked(order.folder / "spec.json")
+        store = Store(request.store)
+        record = store.record(request.kind, request.identity)
+        if record is None or record["attempt"] == attempts_before:  # the process died before it wrote anything
+            stored = read_checked(request.folder / "spec.json")
             if stored is None:
-                return ending
-            _, unit = stored_unit(stored)
-            record = new_record(unit, order.data_checksum, record)
+                return outcome
+            record = new_record(stored_unit(stored), request.data_checksum, record)
         elif record["status"] != "running":
-            return ending_in(record)
-        close(record, ending)
-        store.write_record(order.kind, order.identity, record)
-    return ending
+            return recorded_outcome(record)
+        close(record, outcome)
+        store.write_record(request.kind, request.identity, record)
+    return outcome

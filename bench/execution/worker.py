@@ -1,4 +1,4 @@
-"""Work on one unit under its lease: in this process, or as the whole of a process of its own."""
+"""The worker: works on one unit under its lease, in this process or as the whole life of a process of its own."""
 
 import logging
 import os
@@ -14,7 +14,13 @@ from typing import Any, NoReturn
 import torch
 
 from bench.errors import BenchError
-from bench.execution.context import Order
+from bench.execution.context import UnitContext, UnitRequest
+from bench.execution.records import close, new_record, recorded_outcome, valid_result
+from bench.execution.replica_worker import perform_together
+from bench.execution.stages import WorkResult, perform
+from bench.execution.task_loader import TaskLoader
+from bench.planning.builder import stored_unit
+from bench.planning.units import Unit
 from bench.replicas import ReplicaLostError
 from bench.store.files import Store, read_checked, remove, write_text
 from bench.store.leases import Heartbeat, Lease, Leases, LostLeaseError
@@ -24,72 +30,82 @@ from bench.training.checkpoints import Checkpoints
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 5.0
-"""Between asking a process whose parent is gone to stop, and making it stop."""
+"""Seconds that a process whose parent died has to stop by itself."""
 
 
 class HeldError(Exception):
-    """Somebody else works on the unit."""
+    """Another process works on the unit."""
 
 
-def work(order: Order, lost: Callable[[], None]) -> Outcome:
+def work_on_unit(request: UnitRequest, lost: Callable[[], None]) -> Outcome:
     """Work on a unit in this process and write its record.
 
     Args:
-        order: What to work on.
-        lost: Called from another thread when somebody else took the unit over.
+        request: Unit to work on.
+        lost: Function called from another thread when another process took the unit over.
 
     Raises:
-        HeldError: Somebody else works on it.
-        LostLeaseError: Somebody else took it over; nothing of the outcome was written.
+        HeldError: Another process works on the unit.
+        LostLeaseError: Another process took the unit over; nothing of the outcome was written.
     """
-    lease = Leases(order.store).acquire(order.lease_name, order.title)
+    lease = Leases(request.store).acquire(request.lease_name, request.title)
     if lease is None:
-        raise HeldError(order.title)
+        raise HeldError(request.title)
     with Heartbeat(lease, lost):
-        return _work_under(order, lease)
+        return _work_with_lease(request, lease)
 
 
-def _work_under(order: Order, lease: Lease) -> Outcome:
-    from bench.execution.records import close, ending_in, new_record, standing
-    from bench.execution.replica_worker import Assignment, work_alone, work_together
-    from bench.planning.plan import stored_unit
+def _work_with_lease(request: UnitRequest, lease: Lease) -> Outcome:
+    store = Store(request.store)
+    unit = _requested_unit(request)
+    if valid_result(store, unit, request.data_checksum, request.retry)[0]:  # another process was faster
+        return recorded_outcome(store.record(request.kind, request.identity))
+    record = new_record(unit, request.data_checksum, store.record(request.kind, request.identity))
+    store.write_record(request.kind, request.identity, record)
+    remove(request.folder / "error.txt")  # of an earlier attempt
+    result = _perform(request, unit, record, _ProgressWatcher(lease))
+    outcome = result.outcome
+    if outcome.status in ("failed", "oom") and not outcome.error:
+        write_text(request.folder / "error.txt", result.traceback)
+    if outcome.error == "system":
+        return outcome  # nothing can be written: the record keeps "running", and the lease is released
+    lease.check()
+    close(result.record, outcome)
+    store.write_record(request.kind, request.identity, result.record)
+    if outcome.status == "done":
+        Checkpoints(request.folder / "checkpoints", {}).clear()
+    return outcome
 
-    store = Store(order.store)
-    stored = read_checked(order.folder / "spec.json")
+
+def _requested_unit(request: UnitRequest) -> Unit:
+    stored = read_checked(request.folder / "spec.json")
     if stored is None:
-        raise BenchError(f"the specification in '{order.folder}' is missing or damaged; run the study's command again")
+        raise BenchError(
+            f"the specification in '{request.folder}' is missing or damaged; run the study's command again"
+        )
     if stored["specification"].get("devices", 1) > 1:
         torch.set_num_threads(1)  # a pool of threads would be missing in replicas that are forked from here
-    network, unit = stored_unit(stored)
-    spec = unit.spec
-    if standing(store, unit, order.data_checksum, order.retry)[0]:  # another process was faster
-        return ending_in(store.record(order.kind, order.identity))
-    record = new_record(unit, order.data_checksum, store.record(order.kind, order.identity))
-    store.write_record(order.kind, order.identity, record)
-    remove(order.folder / "error.txt")  # of an attempt that failed
-    assignment = Assignment(order=order, spec=spec, network=network, unit=unit, record=record)
-    outcome = (work_alone if spec.devices == 1 else work_together)(assignment, _ProgressWatcher(lease))
-    ending, record = outcome.ending, outcome.record
-    if ending.status in ("failed", "oom") and not ending.error:
-        write_text(order.folder / "error.txt", outcome.traceback)
-    if ending.error == "system":
-        return ending  # nothing can be written; the record says "running" and the lease is gone
-    lease.check()
-    close(record, ending)
-    store.write_record(order.kind, order.identity, record)
-    if ending.status == "done":
-        Checkpoints(order.folder / "checkpoints", {}).clear()
-    return ending
+    return stored_unit(stored)
+
+
+def _perform(request: UnitRequest, unit: Unit, record: dict[str, Any], watcher: "_ProgressWatcher") -> WorkResult:
+    """Perform a unit in this process, or with replicas if the specification asks for several devices."""
+    if unit.spec.devices > 1:
+        return perform_together(request, unit, record, watcher)
+    # With one visible GPU the specification's "cuda:1" is the first.
+    device = None if request.gpu is None else torch.device("cuda")
+    loader = TaskLoader(unit.spec, request.data_dir, device)
+    return perform(UnitContext(request, unit, record, watcher, loader))
 
 
 class _ProgressWatcher:
-    """Puts the progress of a unit into its lease, where others see it."""
+    """Writes the progress of a unit into its lease, where other processes see it."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
 
     def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        """An epoch ended."""
+        """Add an epoch that ended."""
         shown = ("epoch", "epochs", "loss", "accuracy", "budget_share")
         numbers = {name: float(figures[name]) for name in shown if name in figures}
         done = self._lease.progress.get("done", 0) + 1
@@ -99,16 +115,16 @@ class _ProgressWatcher:
 # --- as a process ------------------------------------------------------------------------------------------------
 
 
-def process_main(order: Order, report: Connection) -> None:
-    """The whole life of a process that works on one unit.
+def process_main(request: UnitRequest, report: Connection) -> None:
+    """Live the whole life of a process that works on one unit.
 
     Args:
-        order: What to work on.
-        report: Where the ending is sent: an `Ending`, or `None` when somebody else works on the unit.
+        request: Unit to work on.
+        report: Connection that the outcome is sent through; `None` is sent when another process works on the unit.
     """
-    _become_worker(order)
+    _become_worker(request)
     try:
-        ending = work(order, lost=lambda: os._exit(1))
+        outcome = work_on_unit(request, lost=lambda: os._exit(1))
     except HeldError:
         report.send(None)
         return
@@ -118,19 +134,19 @@ def process_main(order: Order, report: Connection) -> None:
         _end_like(lost)
     except BaseException as error:
         traceback.print_exc()
-        ending = outcome_of_error(error)
-    report.send(ending)
+        outcome = outcome_of_error(error)
+    report.send(outcome)
 
 
-def _become_worker(order: Order) -> None:
-    """Leave the terminal to the parent, keep what is printed, and stop when asked to or when the parent is gone."""
+def _become_worker(request: UnitRequest) -> None:
+    """Leave the terminal to the parent, log to a file, and stop when asked to or when the parent dies."""
     os.setsid()
-    if order.card is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = order.card
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if request.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = request.gpu
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, _stop)
-    order.folder.mkdir(parents=True, exist_ok=True)
-    log = order.folder / "output.log"
+    request.folder.mkdir(parents=True, exist_ok=True)
+    log = request.folder / "output.log"
     if log.is_dir():
         remove(log)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -144,7 +160,7 @@ def _become_worker(order: Order) -> None:
 
 
 def _end_like(lost: ReplicaLostError) -> NoReturn:
-    """End as a replica did, so that whoever watches this process learns what became of it."""
+    """End this process as a replica ended, so that the supervisor sees the cause."""
     _log.error("%s", lost)
     if lost.exit_code < 0:
         if -lost.exit_code != signal.SIGKILL:

@@ -1,6 +1,7 @@
 """The state of each unit of a study: how far it is, which process runs it, and that process's last sign of life."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,3 +125,12 @@ def _in_words(progress: Mapping[str, Any]) -> str:
     if "epochs" in progress:
         text += f"/{progress['epochs']:.0f}"
     return f"{text}, {_in_words(progress['within'])}" if progress.get("within") else text
+
+
+def stale_notes(states: Iterable[UnitState]) -> list[str]:
+    """Summarise the stale results of a study, one line for each reason."""
+    counts = Counter(state.reason for state in states if state.state == STALE)
+    return [
+        f"{count} result{'s are' if count > 1 else ' is'} stale and will be made again by `bench run`: {reason}"
+        for reason, count in counts.items()
+    ]

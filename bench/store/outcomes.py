@@ -40,6 +40,9 @@ class Outcome:
     nearest: float | None = None
 
 
+INTERRUPTED = Outcome(status="interrupted", reason="interrupted; run the same command again to continue")
+
+
 def parse_retry(text: str) -> frozenset[Status]:
     """Parse the value of `--retry`.
 
@@ -69,7 +72,7 @@ def outcome_of_error(error: BaseException) -> Outcome:
     if isinstance(error, UnreachableBudgetError):
         return Outcome(status="unreachable", reason=text, nearest=error.nearest)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return Outcome(status="interrupted", reason="interrupted; run the same command again to continue")
+        return INTERRUPTED
     if isinstance(error, BenchError):
         return Outcome(status="failed", reason=text, error="user")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:

@@ -18,9 +18,11 @@ import torch
 
 from bench.compression.policy import uniform
 from bench.errors import BenchError
-from bench.execution import stages as execution
+from bench.execution import context as unit_context
+from bench.execution.stages import finetuning, pretraining, runs, search, trials
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.planning.plan import Plan, make_plan, phases, title
+from bench.planning.plan import Plan, make_plan, phases
+from bench.planning.units import title
 from bench.plugins.registry import load
 from bench.results.tables import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
 from bench.store import files as store_module
@@ -134,8 +136,9 @@ def test_the_tracking_view_is_made_before_and_filled_after(finished: Any) -> Non
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever trains, searches or evaluates fails."""
-    for name in ("fit", "evaluate", "SearchJob", "compress", "calibrate"):
-        monkeypatch.setattr(execution, name, None)
+    for module in (pretraining, search, finetuning, trials, runs):
+        for name in {"fit", "evaluate", "SearchJob", "compress", "calibrate"} & vars(module).keys():
+            monkeypatch.setattr(module, name, None)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -172,16 +175,16 @@ PART: dict[str, Any] = {"methods": ["sbs", "fixed", "full_precision"], "seeds": 
 
 
 POINTS = [
-    ("pretrain seed 1000000", execution, "fit", 0),
-    ("pretrain seed 1000000", execution, "save_state", 0),
+    ("pretrain seed 1000000", pretraining, "fit", 0),
+    ("pretrain seed 1000000", unit_context, "save_state", 0),
     ("pretrain seed 0", Store, "write_record", 1),  # when all else is there
-    ("tune sbs 4bit trial 0", execution, "evaluate", 0),
-    ("tune sbs 4bit trial 1", execution, "SearchJob", 0),
-    ("tune sbs 4bit trial 1", execution, "fit", 0),
+    ("tune sbs 4bit trial 0", trials, "evaluate", 0),
+    ("tune sbs 4bit trial 1", search, "SearchJob", 0),
+    ("tune sbs 4bit trial 1", finetuning, "fit", 0),
     ("tune sbs 4bit trial 1", Store, "write_record", 2),  # the tuning's own
-    ("run sbs 4bit seed 0", execution, "fit", 0),
-    ("run sbs 4bit seed 0", execution, "save_state", 0),  # after the test split was read
-    ("run fixed 4bit seed 0", execution, "write_json", 0),
+    ("run sbs 4bit seed 0", finetuning, "fit", 0),
+    ("run sbs 4bit seed 0", unit_context, "save_state", 0),  # after the test split was read
+    ("run fixed 4bit seed 0", unit_context, "write_json", 0),
 ]
 """Where the user interrupts: in which unit, at which call of what."""
 KEPT = [
@@ -200,7 +203,7 @@ KEPT = [
 def test_an_interrupted_study_goes_on_as_if_nothing_had_been(
     tiny: SimpleNamespace, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: bool
 ) -> None:
-    for module in (checkpoints_module, execution):
+    for module in (checkpoints_module, search):
         monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.0 if checkpoints else math.inf)
     spec, root = tiny.spec(PART), tmp_path / "store"
     for unit, owner, name, when in POINTS:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.planning.plan import make_method
+from bench.planning.methods import make_method
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.results.tables import StudyResults

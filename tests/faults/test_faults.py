@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
-from bench.execution import scheduler as scheduling
-from bench.execution import supervisor
+from bench.execution import scheduler, supervisor
 from bench.reporting.mlflow.tracker import Tracker
 from bench.spec.environment import seconds_from_environment
 from bench.store import leases as leases_module
@@ -175,13 +174,13 @@ def test_lost_workers_are_counted_since_the_latest_unit_that_ended(
                 raise TerminatedWorkerError
             yield unit.identity, Outcome(status="done")
 
-    monkeypatch.setattr(scheduling, "_in_parallel", in_parallel)
+    monkeypatch.setattr(scheduler, "_run_parallel", in_parallel)
     units: Any = [SimpleNamespace(identity=str(number)) for number in range(len(losses))]
     if told:
-        with pytest.raises(BenchError, match="workers were lost 3 times in a row"):
-            list(scheduling._attended(None, units))  # type: ignore[arg-type]
+        with pytest.raises(BenchError, match="workers died 3 times in a row"):
+            list(scheduler._run_surviving(None, units))  # type: ignore[arg-type]
     else:
-        ended = list(scheduling._attended(None, units))  # type: ignore[arg-type]
+        ended = list(scheduler._run_surviving(None, units))  # type: ignore[arg-type]
         assert [unit.identity for unit, _ in ended] == [unit.identity for unit in units]
 
 

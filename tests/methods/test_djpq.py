@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from bench.compression.compress import calibrate, compress, replace_layer
+from bench.compression.compress import calibrate
 from bench.compression.policy import Policy, check, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import parse_budget
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Latency, Measure, Memory
-from bench.execution.stages import reduced_form
+from bench.execution.stages.finetuning import reduced_form
 from bench.matching.repair import repair
 from bench.method import SearchJob, Task
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
@@ -31,6 +31,7 @@ from methods.djpq import (
 from methods.shared.networks.bottleneck import ChannelGates, gated_norms
 
 MakeJob = Callable[..., SearchJob]
+OwnForm = Callable[..., nn.Module]
 MEASURES = [BOPS, Memory(), Latency(AcceleratorSpec())]
 CPU = torch.device("cpu")
 
@@ -260,20 +261,8 @@ def test_only_norms_of_their_own_carry_gates(mobile_job: SearchJob) -> None:
     assert len(own) < sum(shape.prunable for shape in shapes.layers)  # those inside squeeze-excite gates have none
 
 
-def compressed_form(network: DjpqNetwork, job: SearchJob, policy: Policy) -> nn.Module:
-    """The network that fine-tuning with the own recipe starts from, first and last layer as in the search."""
-    model = job.task.make_model()
-    model.load_state_dict(network.state(policy, job.pretrained))
-    compressed = compress(model, job.task.network, policy, quantizer=Djpq().quantizer)
-    assert compressed.load_state_dict(network.learned(), strict=False).unexpected_keys == []
-    for shape in job.task.network.layers:
-        if shape.position != "middle":
-            replace_layer(compressed, shape.name, network.model.get_submodule(shape.name))
-    return compressed.double().eval()
-
-
 @pytest.mark.parametrize("group_size", [1, 3])
-def test_the_searched_network_is_the_reduced_one(scrambled_job: SearchJob, group_size: int) -> None:
+def test_the_searched_network_is_the_reduced_one(scrambled_job: SearchJob, own_form: OwnForm, group_size: int) -> None:
     """Without dead channels, μ folded into the norms, behind depthwise convolutions and squeeze-excite gates."""
     job = scrambled_job
     network = network_of(job, group_size=group_size)
@@ -285,13 +274,13 @@ def test_the_searched_network_is_the_reduced_one(scrambled_job: SearchJob, group
     check(job.task.network, policy)
     dropped = [name for name, layer in policy.layers.items() if layer.kept_filters is not None]
     assert dropped
-    other = compressed_form(network, job, policy)
+    other = own_form(Djpq(), network, job, policy)
     with torch.no_grad():
         found = settled(network, policy)(images.double())
         assert found.std(0).min() > 0
         assert torch.allclose(found, other(images.double()), rtol=1e-9, atol=1e-9)
         whole = policy.with_layer(dropped[0], kept_filters=None)
-        assert not torch.allclose(found, compressed_form(network, job, whole)(images.double()))
+        assert not torch.allclose(found, own_form(Djpq(), network, job, whole)(images.double()))
 
 
 def test_repair_may_bring_filters_back_with_their_means(make_job: MakeJob) -> None:

@@ -9,12 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from bench.compression.compress import QuantizedLayer, calibrate, compress, replace_layer
+from bench.compression.compress import QuantizedLayer, calibrate, compress
 from bench.compression.policy import LayerPolicy, Policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import parse_budget
 from bench.costs.measures import BOPS, Latency, Measure, Memory
-from bench.execution.stages import _Found
+from bench.execution.stages.search import MatchedSearch
 from bench.matching.repair import repair
 from bench.method import SearchJob, SearchResult
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
@@ -23,6 +23,7 @@ from methods.dq import Dq, DqNetwork, DqOptions, DqQuantizer, dq_quantizer, grid
 from methods.shared.quantizers.learned_range import levels_of
 
 MakeJob = Callable[..., SearchJob]
+OwnForm = Callable[..., nn.Module]
 MEASURES = [BOPS, Memory(), Latency(AcceleratorSpec())]
 ACCELERATED = (2, 4, 8)
 
@@ -269,19 +270,7 @@ def searched_form(network: DqNetwork, job: SearchJob) -> nn.Module:
     return network.model.double().eval()
 
 
-def compressed_form(network: DqNetwork, job: SearchJob, policy: Policy) -> nn.Module:
-    """The network that fine-tuning with the own recipe starts from, first and last layer as in the search."""
-    model = job.task.make_model()
-    model.load_state_dict(network.state(policy, job.pretrained))
-    compressed = compress(model, job.task.network, policy, quantizer=Dq().quantizer)
-    assert compressed.load_state_dict(network.learned(), strict=False).unexpected_keys == []
-    for shape in job.task.network.layers:
-        if shape.position != "middle":
-            replace_layer(compressed, shape.name, network.model.get_submodule(shape.name))
-    return compressed.double().eval()
-
-
-def test_the_searched_network_is_the_compressed_one(scrambled_job: SearchJob) -> None:
+def test_the_searched_network_is_the_compressed_one(scrambled_job: SearchJob, own_form: OwnForm) -> None:
     network = network_of(scrambled_job, start="calibrated")
     images = scrambled_job.task.data.calibration_batches(1, 16)[0]
     calibrate(network.model, images)
@@ -291,7 +280,7 @@ def test_the_searched_network_is_the_compressed_one(scrambled_job: SearchJob) ->
     network.project()
     reestimate_norms(network.model, scrambled_job.task.data, 28)
     policy = network.policy(network.decisions())
-    other = compressed_form(network, scrambled_job, policy)
+    other = own_form(Dq(), network, scrambled_job, policy)
     with torch.no_grad():
         found = searched_form(network, scrambled_job)(images.double())
         assert torch.allclose(found, other(images.double()), rtol=1e-9, atol=1e-9)
@@ -299,7 +288,7 @@ def test_the_searched_network_is_the_compressed_one(scrambled_job: SearchJob) ->
         changed = policy
         for name in network.layers:
             changed = changed.with_layer(name, weight_bits=2)
-        assert not torch.allclose(found, compressed_form(network, scrambled_job, changed)(images.double()))
+        assert not torch.allclose(found, own_form(Dq(), network, scrambled_job, changed)(images.double()))
 
 
 def test_own_quantizers_go_on_but_for_layers_that_repair_moved(mobile_job: SearchJob) -> None:
@@ -307,7 +296,7 @@ def test_own_quantizers_go_on_but_for_layers_that_repair_moved(mobile_job: Searc
     names = [shape.name for shape in mobile_job.task.network.middle]
     moved = names[2]
     policy = result.policy.with_layer(moved, weight_bits=11 - result.policy.layers[moved].weight_bits)
-    found = _Found(result=result, policy=policy, repaired=None, raw_cost=0.0)
+    found = MatchedSearch(result=result, policy=policy, repaired=None, raw_cost=0.0)
     kept = found.kept_quantizers()
     layers = {key.partition("_quantizer.")[0].rpartition(".")[0] for key in kept}
     assert layers == set(names) - {moved}

@@ -24,7 +24,7 @@ from bench.data.task_data import BatchStream
 from bench.errors import BenchError, UnreachableBudgetError
 from bench.matching.repair import repair
 from bench.method import SearchJob, Task
-from bench.planning.plan import make_method
+from bench.planning.methods import make_method
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import Evaluation, evaluate, reestimate_norms
 from methods.haq import Haq, HaqOptions, Trainer, calibrated, sigma_of, updates_of

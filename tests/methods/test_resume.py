@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.execution.stages import Curves
+from bench.execution.context import Curves
 from bench.method import Method, SearchJob, SearchResult
 from bench.spec.schema import SearchSchedule
 from bench.training import checkpoints as module
@@ -70,7 +70,7 @@ def search(method: Method, job: SearchJob, folder: Path, *, interrupted_at: int 
     curves = Curves(watcher)
     kept = Checkpoints(folder, {"curves": curves})
     torch.manual_seed(5)
-    result = method.search(replace(job, report=curves.of("search"), stage=kept.stage))
+    result = method.search(replace(job, report=curves.reporter("search"), stage=kept.stage))
     return result, curves.entries, watcher.epochs
 
 

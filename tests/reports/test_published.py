@@ -7,7 +7,7 @@ import pytest
 
 from bench.compression.policy import FULL_PRECISION_BITS, uniform
 from bench.costs.counter import price
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 from bench.results.published import printed
 from bench.results.tables import StudyResults
 from reports.published import Published

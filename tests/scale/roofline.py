@@ -21,7 +21,7 @@ from bench.compression.compress import calibrate, compress
 from bench.compression.policy import FULL_PRECISION_BITS, uniform
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import price
-from bench.execution.stages import on_device
+from bench.execution.task_loader import on_device
 from bench.models.resnet import resnet20
 from bench.spec.schema import Schedule
 from bench.training.loop import sgd, weight_groups

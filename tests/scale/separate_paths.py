@@ -20,7 +20,7 @@ from bench.diagnostics.speed.config import Candidate, SpeedConfig, head
 from bench.diagnostics.speed.growth import CHAINS
 from bench.diagnostics.speed.measure import measure
 from bench.method import SearchJob, SearchResult
-from bench.planning.plan import make_method
+from bench.planning.methods import make_method
 from bench.store.machine import resolve_device
 from bench.training.forward import Forward
 from methods.multi_path import MultiPath, MultiPathOptions

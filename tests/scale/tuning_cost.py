@@ -25,20 +25,18 @@ from typing import Any
 
 from bench.compression.policy import policy_from_json
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
-from bench.execution.stages import (
-    Desk,
-    Workbench,
-    _compressed,
-    _decision,
-    _finetune,
-    _search,
-    check_reachable,
-    pretrain,
-)
+from bench.execution.context import UnitContext, UnitRequest
+from bench.execution.stages.finetuning import compressed_network, finetune
+from bench.execution.stages.pretraining import perform_pretraining
+from bench.execution.stages.search import decision_from_json, matched_search
+from bench.execution.task_loader import TaskLoader
+from bench.execution.tuning import check_reachable
 from bench.matching.repair import repair
 from bench.matching.trial import Trial
 from bench.matching.tune import Tuning, tune
-from bench.planning.plan import TrialUnit, TuningUnit, Unit, make_method, make_plan, trial_of
+from bench.planning.methods import make_method
+from bench.planning.plan import make_plan
+from bench.planning.units import TrialUnit, TuningUnit, Unit, kind_of, title, trial_of
 from bench.spec.schema import canonical_hash
 from bench.spec.seeds import derive
 from bench.spec.sources import build, read_preset, with_schedule
@@ -88,7 +86,8 @@ class Recorded:
         }
         spec = build([with_schedule(read_preset(options.preset)), asked])
         self.plan = make_plan(spec)
-        self.bench = Workbench(spec, Store(self.folder / "store"), options.data_dir, self.plan.network)
+        self.store = Store(self.folder / "store")
+        self.loader = TaskLoader(spec, options.data_dir)
 
     def units(self, method: str) -> Iterator[TuningUnit]:
         """The tunings of a method, without those whose budget is out of reach from the start."""
@@ -96,9 +95,7 @@ class Recorded:
             if unit.method != method or (method == "sbs_p") != (unit.budget.text in FLOAT_BUDGETS):
                 continue
             try:
-                check_reachable(
-                    self.plan.network, make_method(method, unit.options), method, budget_cost=unit.budget.limit
-                )
+                check_reachable(self.plan.network, make_method(method, unit.options), method, unit.budget)
             except UnreachableBudgetError:
                 continue
             yield unit
@@ -109,7 +106,7 @@ class Recorded:
         kept = self._kept(unit, rounded, seed)
         if kept["diverged"]:
             return None
-        decisions = [_decision(fields) for fields in kept["decisions"]]
+        decisions = [decision_from_json(fields) for fields in kept["decisions"]]
         repaired = repair(self.plan.network, policy_from_json(kept["policy"]), decisions, unit.budget)
         return Trial(
             number=number,
@@ -120,7 +117,7 @@ class Recorded:
             within_budget=unit.budget.matches(repaired.cost),
             validation_top1=kept["validation_top1"],
             validation_loss=0.0,
-            validation_images=len(self.bench.task.data.validation),
+            validation_images=len(self.loader.task.data.validation),
             seconds=kept["seconds"],
             policy={},
             curves=[],
@@ -141,21 +138,20 @@ class Recorded:
 
     def _searched(self, unit: TrialUnit) -> Mapping[str, Any]:
         """One search; in mode "hinge", where its budget is known, also its accuracy after repair."""
-        bench, tuning = self.bench, unit.tuning
-        desk = Desk(bench, unit, {"files": {}}, Quiet())
-        desk.checkpoints.clear()  # of the search before: all work in one folder
+        tuning, context = unit.tuning, self._context(unit)
+        context.checkpoints.clear()  # of the search before: all work in one folder
         state, method = self._pretrained(unit.seed), make_method(tuning.method, tuning.options)
         try:
-            found = _search(desk, unit, method, unit.knobs, state)
+            found = matched_search(context, method, tuning.budget, unit.knobs, state)
         except NonFiniteLossError:
             return {"diverged": True, "knobs": unit.knobs}
         top1 = 0.0
         if self.match == "hinge":
-            network = _compressed(bench, method, found)
-            short = {"epochs": bench.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
-            _finetune(desk, network, bench.spec.finetune.model_copy(update=short))
-            top1 = evaluate(network, bench.task.data, bench.task.data.validation).top1
-        share, seconds = found.raw_cost / tuning.budget.limit, desk.clock.total()
+            network = compressed_network(context, method, found)
+            short = {"epochs": unit.spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
+            finetune(context, network, unit.spec.finetune.model_copy(update=short))
+            top1 = evaluate(network, context.task.data, context.task.data.validation).top1
+        share, seconds = found.raw_cost / tuning.budget.limit, context.clock.total()
         note(f"{tuning.method} {tuning.budget.text} {unit.knobs}: {share:.3f} of it, {top1:.1f} %, {seconds:.1f} s")
         return {
             "diverged": False,
@@ -170,10 +166,22 @@ class Recorded:
     def _pretrained(self, seed: int) -> Mapping[str, Any]:
         """The network that searches of a seed start from."""
         unit: Unit = next(unit for unit in self.plan.pretrainings if unit.seed == seed)
-        path = self.bench.store.unit("pretrained", unit.identity) / "model.pt"
+        path = self.store.unit("pretrained", unit.identity) / "model.pt"
         if not path.exists():
-            pretrain(Desk(self.bench, unit, {"files": {}}, Quiet()))
+            perform_pretraining(self._context(unit))
         return load_state(path)
+
+    def _context(self, unit: Unit) -> UnitContext:
+        """The context of a unit, with the task that all share."""
+        request = UnitRequest(
+            kind=kind_of(unit),
+            identity=unit.identity,
+            title=title(unit),
+            store=self.store.root,
+            data_dir=None,
+            data_checksum="",
+        )
+        return UnitContext(request, unit, {"files": {}}, Quiet(), self.loader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +216,9 @@ def tuned(recorded: Recorded, unit: TuningUnit, *, stop_early: bool) -> tuple[Tr
 
     tuning = Tuning(
         name="tuning cost",
-        knobs=make_method(unit.method, unit.options).knobs(recorded.bench.spec.tuning.match),
+        knobs=make_method(unit.method, unit.options).knobs(recorded.loader.spec.tuning.match),
         budget=unit.budget,
-        spec=recorded.bench.spec.tuning.model_copy(update={"stop_early": stop_early}),
+        spec=recorded.loader.spec.tuning.model_copy(update={"stop_early": stop_early}),
         seed=derive("tuning", unit.seed),
     )
     try:

@@ -12,12 +12,12 @@ from bench.compression.compress import calibrate, compress
 from bench.compression.policy import uniform
 from bench.data.task_data import TaskData
 from bench.diagnostics.speed.trainings import ignore
-from bench.execution.stages import Workbench
+from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob, Task
-from bench.planning.plan import Plan, RunUnit, TuningUnit, Unit, method_of_study, phases
+from bench.planning.methods import method_of_study
+from bench.planning.units import RunUnit, TuningUnit, Unit
 from bench.spec.schema import Schedule
 from bench.spec.seeds import generator, start_process_deterministically
-from bench.store.files import Store, UnitKind
 from bench.training.loop import fit
 
 _FEW, _MORE = 2, 5
@@ -72,14 +72,14 @@ class Estimate:
         return self.training.seconds(steps)
 
 
-def estimate(tunings: Sequence[TuningUnit], bench: Workbench) -> Estimate:
+def estimate(tunings: Sequence[TuningUnit], loader: TaskLoader) -> Estimate:
     """Measure a few steps of each kind of work on one model.
 
     Args:
-        tunings: Tunings on the workbench's model.
-        bench: Workbench with data and model.
+        tunings: Tunings on that model.
+        loader: Loader of the task with that model.
     """
-    spec, task = bench.spec, bench.task
+    spec, task = loader.spec, loader.task
     start_process_deterministically(0, spec.threads)
     searches = {unit.label: _search_time(unit, task) for unit in tunings}
     float_model = task.make_model()
@@ -144,13 +144,3 @@ def _limited(data: TaskData, images: int) -> TaskData:
     limited = copy.copy(data)
     limited.train = data.train.take(torch.arange(min(images, len(data.train))))
     return limited
-
-
-def units_with_status(plan: Plan, store: Store) -> list[tuple[UnitKind, Unit, str]]:
-    """List every unit of a plan with its kind and its status in the store; without a record the status is "to do"."""
-    rows: list[tuple[UnitKind, Unit, str]] = []
-    for kind, units in phases(plan):
-        for unit in units:
-            record = store.record(kind, unit.identity)
-            rows.append((kind, unit, "to do" if record is None else str(record.get("status"))))
-    return rows

@@ -10,7 +10,7 @@ from bench.diagnostics.speed.measure import Progress, measure
 from bench.diagnostics.speed.rows import Row
 from bench.errors import BenchError
 from bench.method import Method
-from bench.planning.plan import make_method
+from bench.planning.methods import make_method
 from bench.reporting.charts import save
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from bench.compression.policy import FULL_PRECISION_BITS, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
 from bench.data.dataset import Dataset
-from bench.planning.plan import RunUnit, TuningUnit, Unit, make_plan, network_of
+from bench.planning.plan import make_plan
+from bench.planning.units import RunUnit, TuningUnit, Unit
 from bench.plugins.registry import load
 from bench.spec.schema import Schedule, SearchSchedule, StudySpec
 
@@ -41,7 +42,7 @@ def _without_weights(spec: StudySpec) -> StudySpec:
 
 
 def _unit_seconds(unit: Unit, images: float) -> float:
-    spec, network = unit.spec, network_of(unit)
+    spec, network = unit.spec, unit.network
     search = _SEARCH * _training_seconds(network, spec.search, images)
     finetune = _FINETUNE * _training_seconds(network, spec.finetune, images)
     if isinstance(unit, TuningUnit):

@@ -13,10 +13,10 @@ from bench.data.dataset import Arrays, Dataset
 from bench.data.task_data import TaskData
 from bench.diagnostics.speed.config import Candidate, SpeedConfig, What
 from bench.diagnostics.speed.interleave import StepObserver, WatchedData, WatchedForward
-from bench.execution.stages import on_device
+from bench.execution.task_loader import on_device
 from bench.method import Method, SearchJob, Task
 from bench.models.build import build_model
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 from bench.plugins.registry import load
 from bench.spec.schema import Precision, Schedule, SearchSchedule
 from bench.spec.seeds import generator

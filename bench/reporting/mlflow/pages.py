@@ -147,7 +147,7 @@ def _network(model: str, dataset: str) -> "NetworkShape | None":
     """Return a network's shapes; `None` when its model or data set is not installed or fails."""
     import torch
 
-    from bench.planning.plan import model_shape
+    from bench.planning.networks import model_shape
 
     try:
         with torch.device("meta"):  # draws no random numbers, because a study may be running in this process

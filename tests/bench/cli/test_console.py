@@ -7,7 +7,8 @@ from rich.console import Console
 
 from bench.cli import console as module
 from bench.cli.console import LiveWatcher, make_console, progress_line, show, simple_table
-from bench.planning.plan import Plan, make_plan, planned_epochs
+from bench.planning.plan import Plan, make_plan
+from bench.planning.units import planned_epochs
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import duration
 from bench.store.leases import Holder, LeaseView

@@ -9,7 +9,7 @@ import pytest
 
 from bench.compression.policy import Policy, uniform
 from bench.compression.space_size import policies
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 
 Command = Callable[..., Any]
 

@@ -18,9 +18,10 @@ import pytest
 
 from bench.cli.run import parse_seeds
 from bench.diagnostics.verify import CheckLine
-from bench.execution import stages as execution
+from bench.execution.stages import finetuning, pretraining
 from bench.method import Capabilities, Method, SearchJob, SearchResult
-from bench.planning.plan import make_plan, phases, title
+from bench.planning.plan import make_plan, phases
+from bench.planning.units import title
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.plugins.entry_points import available
@@ -348,7 +349,7 @@ def test_a_dry_run_lists_every_unit_and_leaves_no_store(
     plan = make_plan(tiny.spec(changes))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
     assert [row[3] for row in rows] == [unit.identity for _, units in phases(plan) for unit in units]
-    assert {row[1] for row in rows} == {"to do"}
+    assert {row[1] for row in rows} == {"planned"}
     assert "measured steps of resnet8: training" in answer.out and "up to 2 trials a tuning" in answer.out
     assert list(Path.cwd().iterdir()) == []
 
@@ -361,7 +362,7 @@ def test_a_dry_run_knows_what_is_done_and_writes_nothing(
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
     states = {row[0]: row[1:3] for row in rows}
     assert states["run fixed 4bit seed 0"] == ["done", "0 s"]
-    assert states["run fixed 4bit seed 2"][0] == states["pretrain seed 2"][0] == "to do"
+    assert states["run fixed 4bit seed 2"][0] == states["pretrain seed 2"][0] == "planned"
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
@@ -372,7 +373,8 @@ def test_a_dry_run_knows_what_is_done_and_writes_nothing(
 def test_a_finished_study_again_prints_the_table_and_fills_mlflow(
     bench: Callable[..., Any], spec_file: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "fit", None)  # nothing is trained
+    for module in (pretraining, finetuning):
+        monkeypatch.setattr(module, "fit", None)  # nothing is trained
     answer = bench("run", "--spec", spec_file, "--store", copied)
     assert (answer.status, answer.err) == (0, "")
     assert answer.out.count(": done\n") == 2 + 8  # pretrained networks are not needed

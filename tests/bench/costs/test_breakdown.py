@@ -4,7 +4,7 @@ from bench.compression.policy import uniform
 from bench.compression.space_size import policies
 from bench.costs.breakdown import Difference, breakdown, side
 from bench.costs.measures import MeasureName
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 from bench.spec.schema import AcceleratorSpec
 
 NETWORK = model_shape("resnet8", "digits")

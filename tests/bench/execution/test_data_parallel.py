@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,20 +22,22 @@ from bench import replicas
 from bench.compression.policy import uniform
 from bench.data.task_data import TaskData
 from bench.errors import BenchError, NonFiniteLossError
-from bench.execution import replica_worker as replicated
-from bench.execution import scheduler as scheduling
-from bench.execution.context import Order
+from bench.execution import replica_worker, unit_runner
+from bench.execution.context import UnitRequest
 from bench.execution.records import new_record
-from bench.execution.replica_worker import Assignment, work_together
+from bench.execution.replica_worker import perform_together
 from bench.execution.settings import Limits, RunSettings, check_settings
-from bench.execution.stages import Workbench
-from bench.execution.supervisor import supervise, work_here
+from bench.execution.stages import WorkResult
+from bench.execution.supervisor import supervise, work_in_this_process
+from bench.execution.task_loader import TaskLoader
 from bench.method import Capabilities, Method, SearchJob, SearchResult, Task
-from bench.planning.plan import make_method, make_plan
+from bench.planning.methods import make_method
+from bench.planning.plan import make_plan
+from bench.planning.units import Unit
 from bench.replicas import ReplicaLostError
 from bench.spec.schema import Schedule, StudySpec
 from bench.spec.seeds import generator, start_process_deterministically
-from bench.store import gpu_leases as cards
+from bench.store import gpu_leases
 from bench.store.files import Store, load_state, read_json
 from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.leases import Leases
@@ -157,7 +159,7 @@ def _hello(device: torch.device, folder: Path) -> None:
     (folder / f"{device}-{replicas.rank()}-{int(replicas.total(torch.ones(1)))}").touch()
 
 
-def test_replicas_start_as_they_do_for_cards(tmp_path: Path) -> None:
+def test_replicas_start_as_they_do_for_gpus(tmp_path: Path) -> None:
     on_two(_hello, tmp_path, start=replicas.start_method("cuda"))
     assert {file.name for file in tmp_path.iterdir()} == {"cpu-0-2", "cpu-1-2"}
     assert replicas.start_method("cpu") == "fork" and replicas.start_method("cuda") == "forkserver"
@@ -221,8 +223,8 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def task_of(spec: StudySpec) -> Task:
-    """The task as a replica's workbench has it."""
-    task = Workbench(spec, Store(Path("unused")), None, make_plan(spec).network).task
+    """The task as a replica has it."""
+    task = TaskLoader(spec, None).task
     assert isinstance(task.make_model().bn1, SyncedNorm2d) == (replicas.count() > 1)
     return task
 
@@ -388,7 +390,7 @@ def test_a_study_on_two_devices_is_that_on_one(
     tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pretraining, tuning, search, repair, fine-tuning, test; units' processes are this one, for its precision."""
-    monkeypatch.setattr(scheduling, "supervise", lambda order, *_: work_here(order))
+    monkeypatch.setattr(unit_runner, "supervise", lambda request, *_: work_in_this_process(request))
     changes = {"tuning": {"trials": 1}}
     one = tiny.work(tiny.spec(SMALL, changes), tmp_path / "one")
     two = tiny.work(tiny.spec(SMALL, changes, {"devices": 2}), tmp_path / "two", isolated=True)
@@ -412,7 +414,7 @@ def test_a_study_on_two_devices_is_that_on_one(
 
 
 class Watching:
-    """A watcher that keeps what it is told."""
+    """A watcher that keeps what it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float]] = []
@@ -421,18 +423,30 @@ class Watching:
         self.told.append((phase, figures["epoch"]))
 
 
-@pytest.fixture
-def pretraining(tiny: SimpleNamespace, tmp_path: Path) -> Callable[..., tuple[Any, Assignment]]:
-    """A workshop, and the assignment of a pretraining on two devices in it."""
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining that several replicas perform."""
 
-    def made(*changes: Mapping[str, Any]) -> tuple[Any, Assignment]:
+    request: UnitRequest
+    unit: Unit
+    record: dict[str, Any]
+
+    def perform(self, watcher: Any) -> WorkResult:
+        """Perform it together."""
+        return perform_together(self.request, self.unit, self.record, watcher)
+
+
+@pytest.fixture
+def pretraining(tiny: SimpleNamespace, tmp_path: Path) -> Callable[..., tuple[Any, Pretraining]]:
+    """A workshop, and a pretraining on two devices in it."""
+
+    def made(*changes: Mapping[str, Any]) -> tuple[Any, Pretraining]:
         workshop = tiny.Workshop(tiny.spec(SMALL, {"devices": 2}, *changes), tmp_path / "store", isolated=True)
         unit = workshop.plan.pretrainings[-1]
-        order = workshop.order(unit)
-        record = new_record(unit, order.data_checksum, None)
+        request = workshop.request(unit)
+        record = new_record(unit, request.data_checksum, None)
         workshop.store.write_record("pretrained", unit.identity, record)
-        network = workshop.plan.network
-        return workshop, Assignment(order=order, spec=workshop.spec, network=network, unit=unit, record=record)
+        return workshop, Pretraining(request, unit, record)
 
     return made
 
@@ -487,48 +501,48 @@ def _raise(error: BaseException) -> Callable[[], object]:
 def test_an_error_in_one_replica_is_the_units(
     pretraining: Any, monkeypatch: pytest.MonkeyPatch, rank: int, error: Exception, status: str, reason: str
 ) -> None:
-    _, assignment = pretraining()
-    monkeypatch.setattr(replicated, "_LAST_SECONDS", 0.5)
+    _, work = pretraining()
+    monkeypatch.setattr(replica_worker, "_LAST_SECONDS", 0.5)
     _misfortune(monkeypatch, rank, _raise(error))
-    outcome = work_together(assignment, Watching())
-    assert (outcome.ending.status, outcome.ending.reason) == (status, reason)
-    assert (outcome.ending.error == "user") == isinstance(error, BenchError)
-    assert outcome.traceback.strip().endswith(str(error)) and "in averaged" in outcome.traceback
+    result = work.perform(Watching())
+    assert (result.outcome.status, result.outcome.reason) == (status, reason)
+    assert (result.outcome.error == "user") == isinstance(error, BenchError)
+    assert result.traceback.strip().endswith(str(error)) and "in averaged" in result.traceback
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_replica_that_is_killed_is_told_from_one_that_failed(
     pretraining: Any, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    _, assignment = pretraining()
+    _, work = pretraining()
     _misfortune(monkeypatch, rank, lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ReplicaLostError) as caught:
-        work_together(assignment, Watching())
+        work.perform(Watching())
     assert (caught.value.index, caught.value.exit_code) == (rank, -signal.SIGKILL)
 
 
 def test_the_first_replica_tells_of_epochs(pretraining: Any) -> None:
-    workshop, assignment = pretraining({"pretrain": {"epochs": 3}})
+    workshop, work = pretraining({"pretrain": {"epochs": 3}})
     watching = Watching()
-    outcome = work_together(assignment, watching)
-    assert outcome.ending == Outcome(status="done")
+    result = work.perform(watching)
+    assert result.outcome == Outcome(status="done")
     assert watching.told == [("pretrain", 1), ("pretrain", 2), ("pretrain", 3)]
-    assert outcome.record["metrics"].keys() == {"validation_top1", "validation_loss"}
-    assert outcome.record["files"].keys() == {"model.pt", "curves.json"}
-    assert len(read_json(workshop.folder(assignment.unit) / "curves.json")) == 3
+    assert result.record["metrics"].keys() == {"validation_top1", "validation_loss"}
+    assert result.record["files"].keys() == {"model.pt", "curves.json"}
+    assert len(read_json(workshop.folder(work.unit) / "curves.json")) == 3
 
 
 LONG = {"pretrain": {"epochs": 500}}
 
 
-def _supervised(workshop: Any, order: Order, deed: Callable[[], object], stop: Callable[[], bool]) -> Outcome:
+def _supervised(workshop: Any, request: UnitRequest, deed: Callable[[], object], stop: Callable[[], bool]) -> Outcome:
     """Supervise a unit, and do something when its lease says that its replicas train, in the first attempt."""
     families: list[list[psutil.Process]] = []
 
     def act() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            view = Leases(workshop.store.root).read(order.lease_name)
+            view = Leases(workshop.store.root).read(request.lease_name)
             if view is not None and view.progress.get("phase") == "pretrain":
                 unit = psutil.Process(view.holder.pid)
                 families.append([unit, *unit.children()])
@@ -538,27 +552,27 @@ def _supervised(workshop: Any, order: Order, deed: Callable[[], object], stop: C
 
     actor = threading.Thread(target=act)
     actor.start()
-    ending = supervise(order, Limits(), stop, workshop.study.modules)
+    outcome = supervise(request, Limits(), stop, workshop.study_run.modules)
     actor.join()
     assert len(families[0]) == 3
     assert not psutil.wait_procs(families[0], timeout=5)[1]
-    return ending
+    return outcome
 
 
 def test_a_study_that_stops_interrupts_replicas(pretraining: Any) -> None:
-    workshop, assignment = pretraining(LONG)
+    workshop, work = pretraining(LONG)
     stopping = threading.Event()
-    ending = _supervised(workshop, assignment.order, stopping.set, stopping.is_set)
-    assert ending.status == workshop.record(assignment.unit)["status"] == "interrupted"
+    outcome = _supervised(workshop, work.request, stopping.set, stopping.is_set)
+    assert outcome.status == workshop.record(work.unit)["status"] == "interrupted"
 
 
 def test_a_killed_replica_costs_one_more_attempt(pretraining: Any) -> None:
-    workshop, assignment = pretraining()
+    workshop, work = pretraining()
 
     def kill_one() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            view = Leases(workshop.store.root).read(assignment.order.lease_name)
+            view = Leases(workshop.store.root).read(work.request.lease_name)
             children = [] if view is None else psutil.Process(view.holder.pid).children()
             if len(children) == 2:
                 children[1].kill()
@@ -567,25 +581,25 @@ def test_a_killed_replica_costs_one_more_attempt(pretraining: Any) -> None:
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    ending = supervise(assignment.order, Limits(), lambda: False, workshop.study.modules)
+    outcome = supervise(work.request, Limits(), lambda: False, workshop.study_run.modules)
     killer.join()
-    assert ending.status == "done"
-    assert workshop.record(assignment.unit)["attempt"] == 3  # 1 is the fixture's
+    assert outcome.status == "done"
+    assert workshop.record(work.unit)["attempt"] == 3  # 1 is the fixture's
 
 
 def test_replicas_that_diverge_are_recorded_as_ever(pretraining: Any) -> None:
-    workshop, assignment = pretraining({"pretrain": {"lr": 1e30}})
-    ending = supervise(assignment.order, Limits(), lambda: False, workshop.study.modules)
-    record = workshop.record(assignment.unit)
-    assert ending.status == record["status"] == "diverged"
+    workshop, work = pretraining({"pretrain": {"lr": 1e30}})
+    outcome = supervise(work.request, Limits(), lambda: False, workshop.study_run.modules)
+    record = workshop.record(work.unit)
+    assert outcome.status == record["status"] == "diverged"
     assert record["reason"].startswith("the training loss became")
 
 
 def test_a_mistake_inside_replicas_stops_the_study(pretraining: Any, tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "wrong.pt")
-    workshop, assignment = pretraining({"task": {"checkpoint": str(tmp_path / "wrong.pt")}})
-    ending = supervise(assignment.order, Limits(), lambda: False, workshop.study.modules)
-    assert ending.error == "user" and "does not fit resnet8" in ending.reason
+    workshop, work = pretraining({"task": {"checkpoint": str(tmp_path / "wrong.pt")}})
+    outcome = supervise(work.request, Limits(), lambda: False, workshop.study_run.modules)
+    assert outcome.error == "user" and "does not fit resnet8" in outcome.reason
 
 
 SLEEPERS = """
@@ -624,16 +638,16 @@ def test_replicas_go_on_from_a_checkpoint(
     pretraining: Any, monkeypatch: pytest.MonkeyPatch, tiny: SimpleNamespace
 ) -> None:
     monkeypatch.setattr("bench.training.checkpoints.INTERVAL_SECONDS", 0.0)
-    workshop, assignment = pretraining({"pretrain": {"epochs": 4}})
-    folder = workshop.folder(assignment.unit)
-    assert work_together(assignment, Watching()).ending.status == "done"
+    workshop, work = pretraining({"pretrain": {"epochs": 4}})
+    folder = workshop.folder(work.unit)
+    assert work.perform(Watching()).outcome.status == "done"
     expected = tiny.checksum(load_state(folder / "model.pt"))
     kept = sorted((folder / "checkpoints").glob("pretrain.*"))
     assert [file.name.split(".")[1] for file in kept] == ["000003", "000004"]
     kept[1].unlink()
     (folder / "model.pt").unlink()
     watching = Watching()
-    assert work_together(assignment, watching).ending.status == "done"
+    assert work.perform(watching).outcome.status == "done"
     assert watching.told == [("pretrain", 4)]
     assert tiny.checksum(load_state(folder / "model.pt")) == expected
 
@@ -651,7 +665,7 @@ def test_replicas_go_on_from_a_checkpoint(
         ),
         ({"finetune": {"batch_size": 1}}, r"finetune\.batch_size is 1, .*--set finetune\.batch_size=2"),
     ],
-    ids=["one card", "odd batch", "too small a batch"],
+    ids=["one GPU", "odd batch", "too small a batch"],
 )
 def test_combinations_that_contradict(tiny: SimpleNamespace, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(BenchError, match=told):
@@ -682,16 +696,16 @@ def test_without_fabric_the_remedy_is_named(tiny: SimpleNamespace, monkeypatch: 
 
 
 def test_replicas_need_processes(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    how = RunSettings(store=Store(tmp_path), data_dir=None, isolated=False)
-    check_settings(how, "cpu", 1)
+    settings = RunSettings(store=Store(tmp_path), data_dir=None, isolated=False)
+    check_settings(settings, "cpu", 1)
     with pytest.raises(BenchError, match=r"--in-process is one process, but --devices 2 needs several"):
-        check_settings(how, "cpu", 2)
+        check_settings(settings, "cpu", 2)
     workshop = tiny.Workshop(tiny.spec({"devices": 2}), tmp_path)
     with pytest.raises(BenchError, match="--in-process"):
-        workshop.attend(workshop.plan.pretrainings[0])
+        workshop.run(workshop.plan.pretrainings[0])
 
 
-def test_more_devices_than_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_devices_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert str(resolve_device("auto", 2)) == "cuda"
@@ -707,21 +721,21 @@ def test_devices_are_part_of_the_identity_when_there_are_several(tiny: SimpleNam
     assert several.pretrainings[0].identity != plain.pretrainings[0].identity
 
 
-# --- cards ---
+# --- GPUs ---
 
 
 @pytest.fixture
 def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Leases:
-    monkeypatch.setattr(cards, "visible_cards", lambda: ["0", "1", "2", "3"])
-    monkeypatch.setattr(cards, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_leases, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(gpu_leases, "_PAUSE_SECONDS", 0.01)
     return Leases(tmp_path)
 
 
-def holding(leases: Leases, count: int, runs_per_card: int = 1, stop: Callable[[], bool] = lambda: False) -> Any:
-    return gpu_lease(leases, GpuRequest(device="cuda", cards=count, runs_per_card=runs_per_card), "a run", stop)
+def holding(leases: Leases, count: int, runs_per_gpu: int = 1, stop: Callable[[], bool] = lambda: False) -> Any:
+    return gpu_lease(leases, GpuRequest(device="cuda", gpus=count, runs_per_gpu=runs_per_gpu), "a run", stop)
 
 
-def test_cards_are_leased_all_or_none(leases: Leases) -> None:
+def test_gpus_are_leased_all_or_none(leases: Leases) -> None:
     tries = iter([False, False, True])
     with holding(leases, 3) as held:
         assert held == "0,1,2"
@@ -733,7 +747,7 @@ def test_cards_are_leased_all_or_none(leases: Leases) -> None:
     assert not list(leases.all())
 
 
-def test_runs_that_share_cards_share_all_of_theirs(leases: Leases) -> None:
+def test_runs_that_share_gpus_share_all_of_theirs(leases: Leases) -> None:
     with holding(leases, 3, 2) as one, holding(leases, 3, 2) as other:
         assert one == "0,1,2"
         assert other is not None and other.split(",")[0] == "3" and len(set(other.split(","))) == 3
@@ -756,7 +770,7 @@ def test_those_who_need_several_do_not_block_each_other(leases: Leases) -> None:
     assert all(len(set(held.split(","))) == 3 for held in served)  # which three depends on who gives back first
 
 
-def test_too_few_cards(leases: Leases) -> None:
+def test_too_few_gpus(leases: Leases) -> None:
     told = r"--devices 5 does not exist: .* has 4 CUDA devices; use fewer"
     with pytest.raises(BenchError, match=told), holding(leases, 5):
         pass

@@ -20,8 +20,8 @@ def test_a_network_of_many_bits_keeps_its_accuracy_when_fine_tuning_does_nothing
         "finetune": {"epochs": 1, "batch_size": 320, "lr": 1e-12},
     }
     shop = tiny.Workshop(tiny.spec(changes), tmp_path)
-    shop.attend(shop.plan.pretrainings[0])
-    shop.attend(shop.plan.runs[0])
+    shop.run(shop.plan.pretrainings[0])
+    shop.run(shop.plan.runs[0])
     record = shop.record(shop.plan.runs[0])
     assert record["status"] == "done", record
     # One update of nothing: only clip values, weights' scale and norm statistics differ from the pretrained network.

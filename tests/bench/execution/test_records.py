@@ -1,4 +1,4 @@
-"""Records of units: what they say from the start, and whether the ending that they tell of stands."""
+"""Records of units: what they say from the start, and whether the outcome that they tell of stands."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench.execution.records import close, ending_in, method_of, new_record, now, set_aside, standing
-from bench.planning.plan import kind_of, trial_of
+from bench.execution.records import archive_stale, close, new_record, now, recorded_outcome, valid_result
+from bench.planning.units import kind_of, method_name, trial_of
 from bench.plugins.registry import source_hash
 from bench.store import staleness
 from bench.store.files import read_checked
@@ -31,8 +31,8 @@ def units(shop: Any) -> dict[str, Any]:
     return {"pretrained": shop.plan.pretrainings[0], "tuning": tuning, "trials": trial, "runs": shop.plan.runs[0]}
 
 
-def stands(shop: Any, unit: Any, retry: frozenset[Any] = frozenset()) -> tuple[bool, str | None]:
-    return standing(shop.store, unit, shop.study.data_checksum, retry)
+def validity(shop: Any, unit: Any, retry: frozenset[Any] = frozenset()) -> tuple[bool, str | None]:
+    return valid_result(shop.store, unit, shop.study_run.data_checksum, retry)
 
 
 KINDS = ["pretrained", "tuning", "trials", "runs"]
@@ -71,28 +71,28 @@ def test_attempts_are_counted(shop: Any, units: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "ending",
+    "outcome",
     [
         Outcome(status="done"),
         Outcome(status="timeout", reason="not done after 3 s"),
         Outcome(status="unreachable", reason="too dear", nearest=2.5),
     ],
-    ids=lambda ending: ending.status,
+    ids=lambda outcome: outcome.status,
 )
-def test_an_ending_goes_into_the_record_and_comes_out_again(ending: Outcome) -> None:
+def test_an_outcome_goes_into_the_record_and_comes_out_again(outcome: Outcome) -> None:
     record: dict[str, Any] = {"status": "running", "finished": None}
-    close(record, ending)
-    assert ending_in(record) == ending
-    assert record["reason"] == (ending.reason or None)
+    close(record, outcome)
+    assert recorded_outcome(record) == outcome
+    assert record["reason"] == (outcome.reason or None)
     assert datetime.fromisoformat(record["finished"]) <= datetime.fromisoformat(now())
 
 
-def test_without_a_record_nobody_has_said_how_it_ended() -> None:
-    assert ending_in(None).status == "running"
+def test_without_a_record_no_outcome_was_stated() -> None:
+    assert recorded_outcome(None).status == "running"
 
 
 def test_the_method_of_a_unit(units: dict[str, Any]) -> None:
-    assert {kind: method_of(unit) for kind, unit in units.items()} == {
+    assert {kind: method_name(unit) for kind, unit in units.items()} == {
         "pretrained": None,
         "tuning": "sbs",
         "trials": "sbs",
@@ -100,25 +100,25 @@ def test_the_method_of_a_unit(units: dict[str, Any]) -> None:
     }
 
 
-# --- what stands ---
+# --- what is valid ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_done_stands_until_what_it_depends_on_changes(
+def test_what_is_done_is_valid_until_what_it_depends_on_changes(
     shop: Any, units: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unit = units[kind]
-    assert stands(shop, unit) == stands(shop, unit, RETRIABLE) == (True, None)
-    assert standing(shop.store, unit, "other data") == (False, "data changed")
+    assert validity(shop, unit) == validity(shop, unit, RETRIABLE) == (True, None)
+    assert valid_result(shop.store, unit, "other data") == (False, "data changed")
     with monkeypatch.context() as patch:
         patch.setattr(staleness, "COUNTER_VERSION", staleness.COUNTER_VERSION + 1)
-        assert stands(shop, unit) == (False, "cost counter changed")
+        assert validity(shop, unit) == (False, "cost counter changed")
     with monkeypatch.context() as patch:
         patch.setattr(staleness, "source_hash", partial(_changed, "methods"))
-        assert stands(shop, unit) == ((True, None) if kind == "pretrained" else (False, "method source changed"))
+        assert validity(shop, unit) == ((True, None) if kind == "pretrained" else (False, "method source changed"))
     with monkeypatch.context() as patch:
         patch.setattr(staleness, "source_hash", partial(_changed, "models"))
-        assert stands(shop, unit) == (False, "model source changed")
+        assert validity(shop, unit) == (False, "model source changed")
 
 
 def _changed(changed: str, kind: Any, name: str) -> str:
@@ -142,11 +142,11 @@ def test_every_damage_of_every_file_is_noticed(shop: Any, units: dict[str, Any],
     middle = len(content) // 2
     for damaged in (b"", content[:-1], content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
         file.write_bytes(damaged)
-        assert stands(shop, unit) == (False, f"{name} is damaged")
+        assert validity(shop, unit) == (False, f"{name} is damaged")
     file.unlink()
-    assert stands(shop, unit) == (False, f"{name} is missing")
+    assert validity(shop, unit) == (False, f"{name} is missing")
     file.write_bytes(content)
-    assert stands(shop, unit) == (True, None)
+    assert validity(shop, unit) == (True, None)
 
 
 def test_no_file_of_a_finished_unit_is_unlisted(shop: Any, units: dict[str, Any]) -> None:
@@ -159,43 +159,45 @@ def test_no_file_of_a_finished_unit_is_unlisted(shop: Any, units: dict[str, Any]
 @pytest.mark.parametrize(
     "change", [lambda text: text[:-20], lambda text: text.replace('"done"', '"failed"'), lambda _: "null"]
 )
-def test_a_damaged_record_does_not_stand(
+def test_a_damaged_record_is_not_valid(
     shop: Any, units: dict[str, Any], kind: str, change: Callable[[str], str]
 ) -> None:
     file = shop.folder(units[kind]) / "record.json"
     file.write_text(change(file.read_text()))
-    assert stands(shop, units[kind]) == (False, "its record is damaged")
+    assert validity(shop, units[kind]) == (False, "its record is damaged")
     file.unlink()
-    assert stands(shop, units[kind]) == (False, None)
+    assert validity(shop, units[kind]) == (False, None)
 
 
 @pytest.mark.parametrize("status", sorted(RETRIABLE))
-def test_a_failure_stands_until_it_is_named_or_something_changes(shop: Any, units: dict[str, Any], status: Any) -> None:
+def test_a_failure_is_valid_until_it_is_named_or_something_changes(
+    shop: Any, units: dict[str, Any], status: Any
+) -> None:
     unit = units["runs"]
     shop.store.write_record("runs", unit.identity, shop.record(unit) | {"status": status})
     (shop.folder(unit) / "network.pt").unlink()  # a failure need not have left anything
-    assert stands(shop, unit) == (True, None)
-    assert stands(shop, unit, RETRIABLE - {status}) == (True, None)
-    assert stands(shop, unit, frozenset({status})) == (False, None)
-    assert standing(shop.store, unit, "other data") == (False, "data changed")
+    assert validity(shop, unit) == (True, None)
+    assert validity(shop, unit, RETRIABLE - {status}) == (True, None)
+    assert validity(shop, unit, frozenset({status})) == (False, None)
+    assert valid_result(shop.store, unit, "other data") == (False, "data changed")
 
 
 @pytest.mark.parametrize("status", ["running", "killed", "interrupted", "skipped"])
-def test_what_says_nothing_of_the_unit_does_not_stand_and_is_not_set_aside(
+def test_what_says_nothing_of_the_unit_is_not_valid_and_is_not_archived(
     shop: Any, units: dict[str, Any], status: str
 ) -> None:
     unit = units["runs"]
     shop.store.write_record("runs", unit.identity, shop.record(unit) | {"status": status})
-    assert stands(shop, unit) == (False, None)
+    assert validity(shop, unit) == (False, None)
 
 
-def test_what_is_set_aside_keeps_everything_and_is_numbered(shop: Any, units: dict[str, Any]) -> None:
+def test_what_is_archived_keeps_everything_and_is_numbered(shop: Any, units: dict[str, Any]) -> None:
     for kind, unit in units.items():
         folder = shop.folder(unit)
         for number in (1, 2):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "mark").write_text(f"{kind} {number}")
-            set_aside(shop.store, unit)
+            archive_stale(shop.store, unit)
             assert not folder.exists()
             assert (folder.with_name(f"{folder.name}.stale-{number}") / "mark").read_text() == f"{kind} {number}"
             if kind == "tuning" and number == 1:  # its trials go with it

@@ -19,10 +19,13 @@ from bench.costs.budget import parse_budget
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Energy, Latency, Memory
 from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
-from bench.execution import stages as execution
-from bench.execution.stages import Clock, Workbench, reduced_form
+from bench.execution import context as unit_context
+from bench.execution.context import Clock
+from bench.execution.stages import finetuning, pretraining, search
+from bench.execution.stages.finetuning import reduced_form
+from bench.execution.task_loader import TaskLoader, on_device
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
-from bench.planning.plan import stored_unit
+from bench.planning.builder import stored_unit
 from bench.plugins.registry import source_hash
 from bench.spec.schema import AcceleratorSpec, canonical_hash
 from bench.spec.seeds import derive, tuning_seed
@@ -44,14 +47,14 @@ METRICS = {
 def workshop(tiny: SimpleNamespace, copied: Path) -> Callable[..., Any]:
     """A workshop in a copy of the finished store."""
 
-    def made(*changes: Any, **how: Any) -> Any:
-        return tiny.Workshop(tiny.spec(*changes), copied, **how)
+    def made(*changes: Any, **settings: Any) -> Any:
+        return tiny.Workshop(tiny.spec(*changes), copied, **settings)
 
     return made
 
 
-def bench_of(finished: Any) -> Workbench:
-    return Workbench(finished.spec, finished.store, None, finished.plan.network)
+def loader_of(finished: Any) -> TaskLoader:
+    return TaskLoader(finished.spec, None)
 
 
 def folder_of(finished: Any, title: str) -> Path:
@@ -102,8 +105,8 @@ def test_a_run_is_the_hash_of_its_specification(finished: Any, title: str) -> No
     stored = read_checked(folder / "spec.json")
     assert stored is not None
     assert canonical_hash(stored["depends_on"]) == stored["id"] == folder.name == finished.record(title)["id"]
-    network, unit = stored_unit(stored)  # all that it takes to work on it
-    assert (unit.spec, network) == (finished.spec, finished.plan.network)
+    unit = stored_unit(stored)  # all that is needed to work on it
+    assert (unit.spec, unit.network) == (finished.spec, finished.plan.network)
     assert unit in finished.plan.runs and unit.identity == folder.name
 
 
@@ -134,12 +137,12 @@ def test_the_policy_costs_what_the_record_says(finished: Any, title: str) -> Non
 
 @pytest.mark.parametrize("title", ["sbs 0", "dnas 1", "fixed 0", "full_precision 1"])
 def test_the_stored_network_has_the_recorded_accuracy(finished: Any, title: str) -> None:
-    bench = bench_of(finished)
+    loader = loader_of(finished)
     folder, metrics = folder_of(finished, title), finished.record(title)["metrics"]
-    network = compress(bench.task.make_model(), bench.task.network, load_policy(folder / "policy.json"))
+    network = compress(loader.task.make_model(), loader.task.network, load_policy(folder / "policy.json"))
     network.load_state_dict(load_state(folder / "network.pt"))
-    network = execution.on_device(network, bench.device)
-    data = bench.task.data
+    network = on_device(network, loader.device)
+    data = loader.task.data
     test, validation = evaluate(network, data, data.test), evaluate(network, data, data.validation)
     assert (test.top1, test.top5, validation.top1) == (metrics["top1"], metrics["top5"], metrics["validation_top1"])
     assert test.loss == pytest.approx(metrics["loss"])
@@ -160,10 +163,10 @@ def test_a_pretraining_is_a_state_with_its_accuracy(finished: Any) -> None:
         record = finished.store.record("pretrained", unit.identity)
         assert (record["kind"], record["status"], record["seed"]) == ("pretrained", "done", unit.seed)
         assert 0 <= record["metrics"]["validation_top1"] <= 100
-        bench = bench_of(finished)
-        model = bench.task.make_model()
+        loader = loader_of(finished)
+        model = loader.task.make_model()
         model.load_state_dict(load_state(finished.store.unit("pretrained", unit.identity) / "model.pt"))
-        top1 = evaluate(model, bench.task.data, bench.task.data.validation).top1
+        top1 = evaluate(model, loader.task.data, loader.task.data.validation).top1
         assert top1 == record["metrics"]["validation_top1"]
 
 
@@ -180,7 +183,7 @@ def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) ->
         assert (kept["status"], kept["knobs"], kept["files"].keys()) == ("done", trial["knobs"], {"trial.json"})
         assert (kept["method"], kept["seed"]) == (unit.method, unit.seed)
         stored = read_checked(folder / "spec.json")
-        assert stored is not None and stored_unit(stored)[1].identity == kept["id"]
+        assert stored is not None and stored_unit(stored).identity == kept["id"]
     assert (record["status"], record["seed"], record["trials_used"]) == ("done", tuning_seed(0), 2)
     assert record["tuning_seconds"] == pytest.approx(sum(trial["seconds"] for trial in trials))
     inside = [trial for trial in trials if trial["within_budget"]]
@@ -192,10 +195,10 @@ def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) ->
 
 
 def test_the_final_cost_is_that_of_the_network_that_was_built(finished: Any) -> None:
-    bench = bench_of(finished)
-    network = bench.task.network
+    loader = loader_of(finished)
+    network = loader.task.network
     policy = uniform(network, 3).with_layer("stages.0.0.conv1", kept_filters=(0, 5, 9), activation_bits=2)
-    shapes, widths = reduced_form(network, bench.task.make_model(), policy, (3, 16, 16))
+    shapes, widths = reduced_form(network, loader.task.make_model(), policy, (3, 16, 16))
     assert [layer.out_channels for layer in shapes.layers][:2] == [16, 3]
     assert all(choice.kept_filters is None for choice in widths.layers.values())
     assert price(shapes, widths) == price(network, policy)
@@ -245,17 +248,23 @@ def test_seeds_give_different_networks(finished: Any) -> None:
 # --- what is not done twice, and what is ---
 
 
+def no_training(patch: pytest.MonkeyPatch) -> None:
+    """Let every training fail."""
+    for module in (pretraining, finetuning):
+        patch.setattr(module, "fit", None)
+
+
 def one(shop: Any, method: str) -> Any:
     return next(unit for unit in shop.plan.runs if (unit.method, unit.seed) == (method, 0))
 
 
 def test_what_is_done_is_left_alone(workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     shop = workshop()
-    monkeypatch.setattr(execution, "write_json", None)
-    monkeypatch.setattr(execution, "fit", None)
+    monkeypatch.setattr(unit_context, "write_json", None)
+    no_training(monkeypatch)
     for unit in (shop.plan.pretrainings[0], shop.plan.tunings[0], shop.plan.runs[0]):
         before = (shop.folder(unit) / "record.json").stat().st_mtime_ns
-        assert shop.attend(unit).status == "done"
+        assert shop.run(unit).status == "done"
         assert (shop.folder(unit) / "record.json").stat().st_mtime_ns == before
 
 
@@ -264,8 +273,8 @@ def other_source_of(changed: str) -> Callable[[Any, str], str]:
     return lambda kind, name: "another source" if kind == changed else source_hash(kind, name)
 
 
-def set_aside(shop: Any, unit: Any) -> list[str]:
-    """The folders of former results, in the order in which they were set aside."""
+def archived(shop: Any, unit: Any) -> list[str]:
+    """The folders of stale results, in the order in which they were archived."""
     folder = shop.folder(unit)
     return sorted(path.name.removeprefix(folder.name) for path in folder.parent.glob(f"{folder.name}.*"))
 
@@ -279,7 +288,7 @@ def set_aside(shop: Any, unit: Any) -> list[str]:
     ],
     ids=["method", "model", "counter"],
 )
-def test_what_was_made_with_something_else_is_set_aside_and_made_anew(
+def test_what_was_made_with_something_else_is_archived_and_made_again(
     workshop: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     change: tuple[str, Any],
@@ -291,21 +300,21 @@ def test_what_was_made_with_something_else_is_set_aside_and_made_anew(
     folder = shop.folder(unit)
     before = shop.record(unit)
     monkeypatch.setattr(staleness, *change)
-    assert shop.attend(unit).status == "done"
-    assert f"run fixed 4bit seed 0 is made anew: {reason}" in caplog.text
+    assert shop.run(unit).status == "done"
+    assert f"run fixed 4bit seed 0 is made again: {reason}" in caplog.text
     assert read_checked(folder.with_name(f"{folder.name}.stale-1") / "record.json") == before
     after = shop.record(unit)
     assert after["fingerprint"] != before["fingerprint"]
     assert after["metrics"] == before["metrics"]
     monkeypatch.undo()
-    shop.attend(unit)
-    assert set_aside(shop, unit) == [".stale-1", ".stale-2"]
+    shop.run(unit)
+    assert archived(shop, unit) == [".stale-1", ".stale-2"]
     assert shop.record(unit)["fingerprint"] == before["fingerprint"]
 
 
 @pytest.mark.parametrize("name", ["policy.json", "curves.json", "search.json", "network.pt"])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "one byte"])
-def test_a_result_with_a_damaged_file_is_set_aside_and_made_anew(
+def test_a_result_with_a_damaged_file_is_archived_and_made_again(
     workshop: Callable[..., Any], finished: Any, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
     shop = workshop()
@@ -316,9 +325,9 @@ def test_a_result_with_a_damaged_file_is_set_aside_and_made_anew(
         file.unlink()
     else:
         file.write_bytes(content[:-1] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
-    assert shop.attend(unit).status == "done"
-    assert f"is made anew: {name} is {'missing' if damage == 'missing' else 'damaged'}" in caplog.text
-    assert set_aside(shop, unit) == [".stale-1"]
+    assert shop.run(unit).status == "done"
+    assert f"is made again: {name} is {'missing' if damage == 'missing' else 'damaged'}" in caplog.text
+    assert archived(shop, unit) == [".stale-1"]
     assert shop.record(unit)["metrics"] == finished.record("fixed 0")["metrics"]
     assert file.stat().st_size == len(content)
 
@@ -330,8 +339,8 @@ def test_what_says_nothing_about_the_unit_is_worked_on_again(
     shop = workshop()
     unit = one(shop, "fixed")
     shop.store.write_record("runs", unit.identity, {"status": status, "reason": "x", "metrics": {}, "attempt": 3})
-    assert shop.attend(unit).status == "done"
-    assert set_aside(shop, unit) == []
+    assert shop.run(unit).status == "done"
+    assert archived(shop, unit) == []
     assert shop.record(unit)["metrics"] == finished.record("fixed 0")["metrics"]
     assert shop.record(unit)["attempt"] == 4
 
@@ -344,9 +353,9 @@ def test_a_record_that_cannot_be_trusted_is_made_anew(
     unit = one(shop, "fixed")
     file = shop.folder(unit) / "record.json"
     file.unlink() if record is None else file.write_text(record)
-    assert shop.attend(unit).status == "done"
+    assert shop.run(unit).status == "done"
     assert shop.record(unit)["metrics"] == finished.record("fixed 0")["metrics"]
-    assert set_aside(shop, unit) == ([] if record is None else [".stale-1"])
+    assert archived(shop, unit) == ([] if record is None else [".stale-1"])
 
 
 @pytest.mark.parametrize("name", ["trial.json", "record.json"])
@@ -359,10 +368,8 @@ def test_a_damaged_trial_of_an_open_tuning_is_made_again_and_nothing_else(
     shop.store.write_record("tuning", unit.identity, before | {"status": "interrupted"})
     (shop.store.unit("trials", f"{unit.identity}-1") / name).write_text("{")
     searched = []
-    monkeypatch.setattr(
-        execution, "SearchJob", lambda **fields: searched.append(fields["knobs"]) or SearchJob(**fields)
-    )
-    assert shop.attend(unit).status == "done"
+    monkeypatch.setattr(search, "SearchJob", lambda **fields: searched.append(fields["knobs"]) or SearchJob(**fields))
+    assert shop.run(unit).status == "done"
     assert len(searched) == 1
     after = shop.record(unit)
     for key in ("knobs", "chosen_trial", "trials_used"):
@@ -382,9 +389,10 @@ def test_a_damaged_start_is_refused_and_made_anew_by_the_next_command(
     file = shop.folder(unit.pretraining) / "model.pt"
     content = file.read_bytes()
     file.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
-    ending = shop.attend(unit)
-    assert ending.status == "skipped"
-    assert ending.reason == "pretraining of seed 0 is damaged (model.pt is damaged); the same command makes it anew"
+    outcome = shop.run(unit)
+    assert outcome.status == "skipped"
+    reason = "pretraining of seed 0 is damaged (model.pt is damaged); run the same command again to repeat it"
+    assert outcome.reason == reason
     worked = tiny.work(tiny.spec({"methods": ["fixed"], "seeds": [0]}), copied)
     assert worked.watcher.outcomes == {"pretrain seed 0": "done", "run fixed 4bit seed 0": "done"}
     assert worked.record("fixed 0")["metrics"] == finished.record("fixed 0")["metrics"]
@@ -416,14 +424,14 @@ def attempt(workshop: Callable[..., Any], plugin: Callable[..., None], monkeypat
     """Runs `Direct` once with an outcome, and returns the run's folder."""
     plugin("methods", "direct", Direct)
 
-    def attempted(outcome: BaseException | None, **how: Any) -> Path:
-        shop = workshop({"methods": ["direct"], "seeds": [0]}, **how)
+    def attempted(outcome: BaseException | None, **settings: Any) -> Path:
+        shop = workshop({"methods": ["direct"], "seeds": [0]}, **settings)
         (unit,) = shop.plan.runs
         monkeypatch.setattr(Direct, "outcome", outcome)
         try:
-            shop.attend(unit)
+            shop.run(unit)
         finally:
-            assert list(shop.study.leases.all()) == []
+            assert list(shop.study_run.leases.all()) == []
         return Path(shop.folder(unit))
 
     return attempted
@@ -448,7 +456,7 @@ def test_a_failure_is_recorded_with_its_traceback(attempt: Attempt, error: Excep
     record = read_checked(folder / "record.json")
     assert record is not None
     assert record["status"] == status
-    assert record["reason"] == f"{type(error).__name__}: {error}".splitlines()[0]
+    assert record["reason"] == f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
     assert record["finished"] and record["metrics"] == {}
     trace = (folder / "error.txt").read_text()
     assert trace.startswith("Traceback") and "raise self.outcome" in trace
@@ -538,9 +546,9 @@ def test_a_search_that_returns_nothing_has_failed(attempt: Attempt, monkeypatch:
 def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(workshop: Callable[..., Any]) -> None:
     shop = workshop({"methods": ["fixed"], "seeds": [0], "finetune": {"lr": 1e30}})
     (unit,) = shop.plan.runs
-    ending = shop.attend(unit)
+    outcome = shop.run(unit)
     record = shop.record(unit)
-    assert record["status"] == ending.status == "diverged"
+    assert record["status"] == outcome.status == "diverged"
     assert record["reason"].startswith(("the training loss became nan", "the training loss became inf"))
     assert not (shop.folder(unit) / "error.txt").exists()
 
@@ -548,10 +556,10 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(workshop: Callabl
 def test_a_pretraining_that_diverges_fails_what_starts_from_it(workshop: Callable[..., Any]) -> None:
     shop = workshop({"methods": ["fixed", "sbs"], "seeds": [0], "pretrain": {"lr": 1e30}})
     for unit in shop.plan.pretrainings:
-        assert shop.attend(unit).status == shop.record(unit)["status"] == "diverged"
-    assert shop.attend(shop.plan.tunings[0]).status == "skipped"
+        assert shop.run(unit).status == shop.record(unit)["status"] == "diverged"
+    assert shop.run(shop.plan.tunings[0]).status == "skipped"
     for unit in shop.plan.runs:
-        assert shop.attend(unit).status == shop.record(unit)["status"] == "skipped"
+        assert shop.run(unit).status == shop.record(unit)["status"] == "skipped"
         expected = "pretraining of seed 0 did not finish: the training loss became" if unit.tuning is None else "tuning"
         assert expected in shop.record(unit)["reason"]
 
@@ -561,15 +569,15 @@ def test_a_trial_that_diverges_is_one_trial_less(
 ) -> None:
     shop = workshop({"tuning": {"trials": 3}})
     unit = shop.plan.tunings[0]
-    original = execution.fit
+    original = finetuning.fit
 
     def fit(*arguments: Any) -> None:
         if len(list(shop.folder(unit).glob("trials/*/record.json"))) == 2:
             raise NonFiniteLossError("the training loss became nan")
         original(*arguments)
 
-    monkeypatch.setattr(execution, "fit", fit)
-    assert shop.attend(unit).status == "done"
+    monkeypatch.setattr(finetuning, "fit", fit)
+    assert shop.run(unit).status == "done"
     statuses = [(shop.store.record("trials", f"{unit.identity}-{n}") or {})["status"] for n in range(3)]
     assert statuses == ["done", "diverged", "done"]
     assert shop.record(unit)["trials_used"] == 2
@@ -582,24 +590,24 @@ def test_a_trial_that_fails_ends_its_tuning_with_its_number_and_reason(
     shop = workshop({"tuning": {"trials": 3}, "methods": ["sbs"], "seeds": [0]})
     unit, run = shop.plan.tunings[0], shop.plan.runs[0]
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "calibrate", None)
-        ending = shop.attend(unit)
-    assert (ending.status, shop.record(unit)["status"]) == ("failed", "failed")
-    assert shop.record(unit)["reason"] == ending.reason == "trial 0: TypeError: 'NoneType' object is not callable"
-    assert shop.attend(run).reason == f"tuning of sbs did not finish: {ending.reason}"
-    assert shop.attend(unit).status == "failed"  # it stands
+        patch.setattr(finetuning, "calibrate", None)
+        outcome = shop.run(unit)
+    assert (outcome.status, shop.record(unit)["status"]) == ("failed", "failed")
+    assert shop.record(unit)["reason"] == outcome.reason == "trial 0: TypeError: 'NoneType' object is not callable"
+    assert shop.run(run).reason == f"tuning of sbs did not finish: {outcome.reason}"
+    assert shop.run(unit).status == "failed"  # it stands
     again = workshop({"tuning": {"trials": 3}, "methods": ["sbs"], "seeds": [0]}, retry=RETRIABLE)
-    assert again.attend(unit).status == again.attend(run).status == "done"
+    assert again.run(unit).status == again.run(run).status == "done"
 
 
 def test_a_budget_below_the_cheapest_policy_needs_no_search(
     workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = workshop({"methods": ["sbs", "fixed"], "seeds": [0], "budgets": ["0.002x"]})
-    monkeypatch.setattr(execution, "fit", None)
-    shop.attend(shop.plan.tunings[0])
+    no_training(monkeypatch)
+    shop.run(shop.plan.tunings[0])
     for unit in shop.plan.runs:
-        shop.attend(unit)
+        shop.run(unit)
         record = shop.record(unit)
         assert record["status"] == "unreachable"
         assert record["nearest_cost"] > unit.budget.limit
@@ -623,8 +631,8 @@ def test_the_outcome_of_a_search_comes_back_as_it_was() -> None:
         decisions=decisions,
         record={"history": [{"epoch": 1, "loss": 1 / 3}], "start_top1": 12.5},
     )
-    kept = execution._Searched(result=result, peak_memory_mb=1.5).state_dict()
-    found = execution._Searched()
+    kept = search._FinishedSearch(result=result, peak_memory_mb=1.5).state_dict()
+    found = search._FinishedSearch()
     found.load_state_dict(kept)
     assert found.result is not None and found.peak_memory_mb == 1.5
     assert all(torch.equal(found.result.state[name], value) for name, value in result.state.items())
@@ -634,18 +642,18 @@ def test_the_outcome_of_a_search_comes_back_as_it_was() -> None:
 
 def test_the_clock_counts_phases_over_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(execution.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(unit_context.time, "perf_counter", lambda: now[0])
     first = Clock()
-    with first.of("search"):
+    with first.phase("search"):
         now[0] += 5
         kept = first.state_dict()
         now[0] += 100  # lost with the process
     second = Clock()
-    with second.of("search"):
+    with second.phase("search"):
         now[0] += 2  # getting to where it was
         second.load_state_dict(kept)
         now[0] += 1
-    with pytest.raises(ValueError, match="x"), second.of("finetune"):
+    with pytest.raises(ValueError, match="x"), second.phase("finetune"):
         now[0] += 4
         raise ValueError("x")
     now[0] += 50  # between phases
@@ -668,9 +676,9 @@ def test_ones_own_checkpoint_is_the_start(
     own.write_bytes((finished.store.unit("pretrained", unit.identity) / "model.pt").read_bytes())
     shop = workshop(checkpoint_study(own))
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "fit", None)
-        shop.attend(shop.plan.pretrainings[0])
-    shop.attend(shop.plan.runs[0])
+        no_training(patch)
+        shop.run(shop.plan.pretrainings[0])
+    shop.run(shop.plan.runs[0])
     record = shop.record(shop.plan.runs[0])
     assert record["id"] != finished.record("fixed 0")["id"]
     assert record["metrics"] == finished.record("fixed 0")["metrics"]
@@ -705,7 +713,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     torch.save(content(tmp_path), tmp_path / "wrong.pt")
     shop = workshop(checkpoint_study(tmp_path / "wrong.pt"))
     with pytest.raises(BenchError, match=told) as caught:
-        shop.attend(shop.plan.pretrainings[0])
+        shop.run(shop.plan.pretrainings[0])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "made").exists()
 
@@ -714,10 +722,10 @@ def test_from_scratch_means_no_training_before_the_search(
     workshop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tiny: SimpleNamespace
 ) -> None:
     shop = workshop({"task": {"init": "scratch"}})
-    monkeypatch.setattr(execution, "fit", None)
+    no_training(monkeypatch)
     starts = []
     for unit in shop.plan.pretrainings:
-        shop.attend(unit)
+        shop.run(unit)
         starts.append(tiny.checksum(load_state(shop.folder(unit) / "model.pt")))
     assert len(set(starts)) == 3
 
@@ -727,10 +735,10 @@ def test_a_split_without_images_is_the_users_mistake(
     tiny: SimpleNamespace, finished: Any, fraction: float, part: str
 ) -> None:
     spec = tiny.spec({"task": {"validation_fraction": fraction, "train_images": None}})
-    bench = Workbench(spec, finished.store, None, finished.plan.network)
+    loader = TaskLoader(spec, None)
     told = rf"no {part} images of synthetic are left with task\.validation_fraction = {fraction}; .*--set task\."
     with pytest.raises(BenchError, match=told):
-        _ = bench.task
+        _ = loader.task
 
 
 def test_states_that_are_stored_hold_tensors_only(finished: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from bench.execution import supervisor
 from bench.execution.settings import Limits
-from bench.execution.supervisor import supervise, work_here
+from bench.execution.supervisor import supervise, work_in_this_process
 from bench.execution.worker import HeldError
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
@@ -55,7 +55,7 @@ class Trouble:
 
     def supervise(self, stop: Callable[[], bool] = lambda: False, **limits: Any) -> Outcome:
         """Work on it in a process of its own."""
-        return supervise(self.shop.order(self.unit), Limits(**limits), stop)
+        return supervise(self.shop.request(self.unit), Limits(**limits), stop)
 
     @property
     def processes(self) -> list[int]:
@@ -86,7 +86,7 @@ def trouble(tiny: SimpleNamespace, copied: Path, tmp_path: Path, misbehaving: No
 
     yield make
     for each in made:
-        assert list(each.shop.study.leases.all()) == []
+        assert list(each.shop.study_run.leases.all()) == []
         assert [pid for pid in each.processes if pid != os.getpid() and start_time(pid) is not None] == []
 
 
@@ -101,7 +101,7 @@ def assert_same(one: Trouble, other: Trouble) -> None:
 def test_a_process_gives_the_numbers_that_this_one_gives(trouble: Callable[..., Trouble]) -> None:
     other, here = trouble("print"), trouble("nothing")
     assert other.supervise() == Outcome(status="done")
-    assert work_here(here.shop.order(here.unit)).status == "done"
+    assert work_in_this_process(here.shop.request(here.unit)).status == "done"
     assert_same(other, here)
     (pid,) = other.processes
     assert pid != os.getpid()
@@ -122,9 +122,9 @@ def test_an_exception_is_a_failure_with_its_traceback_and_is_not_repeated(troubl
 
 def test_a_loss_that_is_no_number_diverges(trouble: Callable[..., Trouble]) -> None:
     run = trouble("diverge")
-    ending = run.supervise()
-    assert ending.status == run.record["status"] == "diverged"
-    assert ending.reason.startswith("the training loss became")
+    outcome = run.supervise()
+    assert outcome.status == run.record["status"] == "diverged"
+    assert outcome.reason.startswith("the training loss became")
     assert len(run.processes) == 1
 
 
@@ -140,9 +140,9 @@ def test_over_its_time_a_process_is_ended(trouble: Callable[..., Trouble]) -> No
 
 def test_over_its_memory_a_process_is_ended(trouble: Callable[..., Trouble]) -> None:
     run = trouble("memory")
-    ending = run.supervise(memory_bytes=1200 * MB)
-    assert ending.status == run.record["status"] == "oom"
-    assert ending.reason.startswith("out of memory: 1.") and ending.reason.endswith("GB used, 1.20 GB allowed")
+    outcome = run.supervise(memory_bytes=1200 * MB)
+    assert outcome.status == run.record["status"] == "oom"
+    assert outcome.reason.startswith("out of memory: 1.") and outcome.reason.endswith("GB used, 1.20 GB allowed")
     assert len(run.processes) == 1
     assert trouble("nothing").supervise(memory_bytes=4000 * MB, seconds=600).status == "done"
 
@@ -160,7 +160,7 @@ def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callab
     ("how", "status", "reason"),
     [
         ("kill", "killed", "its process was killed by SIGKILL"),
-        ("exit", "killed", "its process was lost (exit status 3)"),
+        ("exit", "killed", "its process died (exit status 3)"),
         ("terminate", "interrupted", "interrupted; run the same command again to continue"),
     ],
 )
@@ -168,8 +168,8 @@ def test_a_process_that_is_lost_again_and_again_ends_the_unit(
     trouble: Callable[..., Trouble], how: str, status: str, reason: str
 ) -> None:
     run = trouble(how)
-    ending = run.supervise()
-    assert (ending.status, ending.reason) == (run.record["status"], run.record["reason"]) == (status, reason)
+    outcome = run.supervise()
+    assert (outcome.status, outcome.reason) == (run.record["status"], run.record["reason"]) == (status, reason)
     assert len(run.processes) == 2
     assert run.record["finished"] is not None and run.record["metrics"] == {}
 
@@ -193,27 +193,27 @@ def test_when_the_study_stops_its_processes_do(
 ) -> None:
     monkeypatch.setattr(supervisor, "_GRACE_SECONDS", 30.0 if how == "sleep" else 0.5)
     run = trouble(how)
-    ending = run.supervise(stop=lambda: bool(run.processes))
-    assert ending.status == run.record["status"] == "interrupted"
+    outcome = run.supervise(stop=lambda: bool(run.processes))
+    assert outcome.status == run.record["status"] == "interrupted"
     assert run.record["reason"] == "interrupted; run the same command again to continue"
     assert len(run.processes) == 1  # not tried again
 
 
 def test_what_somebody_else_works_on_is_left_to_them(trouble: Callable[..., Trouble]) -> None:
     run = trouble("nothing")
-    order = run.shop.order(run.unit)
-    with run.shop.study.leases.acquire(order.lease_name, "somebody else"), pytest.raises(HeldError):
+    request = run.shop.request(run.unit)
+    with run.shop.study_run.leases.acquire(request.lease_name, "somebody else"), pytest.raises(HeldError):
         run.supervise()
     assert run.processes == [] and run.shop.store.record("runs", run.unit.identity) is None
 
 
 def test_a_mistake_of_the_user_is_told_from_the_process(trouble: Callable[..., Trouble]) -> None:
     run = trouble("nothing")
-    order = run.shop.order(run.unit)
+    request = run.shop.request(run.unit)
     (run.folder / "spec.json").write_text("{")
-    ending = supervise(order, Limits(), lambda: False)
-    assert (ending.status, ending.error) == ("failed", "user")
-    assert "is missing or damaged; run the study's command again" in ending.reason
+    outcome = supervise(request, Limits(), lambda: False)
+    assert (outcome.status, outcome.error) == ("failed", "user")
+    assert "is missing or damaged; run the study's command again" in outcome.reason
     assert run.processes == []
 
 
@@ -245,8 +245,8 @@ def test_processes_inherit_nothing_from_each_other_or_from_this_one(trouble: Cal
 
 def test_a_process_that_is_ended_before_it_wrote_anything_is_recorded(trouble: Callable[..., Trouble]) -> None:
     late = trouble("nothing")
-    ending = late.supervise(seconds=1e-6)
-    assert ending.status == "timeout"
+    outcome = late.supervise(seconds=1e-6)
+    assert outcome.status == "timeout"
     assert (late.record["status"], late.record["attempt"]) == ("timeout", 1)
     assert late.record["finished"] is not None
 
@@ -255,6 +255,6 @@ def test_a_process_that_is_lost_after_its_last_word_has_done_its_work(
     trouble: Callable[..., Trouble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = trouble("nothing")
-    monkeypatch.setattr(supervisor, "_told", lambda _: None)
+    monkeypatch.setattr(supervisor, "_reported", lambda _: None)
     assert done.supervise() == Outcome(status="done")
     assert (done.record["status"], done.record["attempt"]) == ("done", 1)

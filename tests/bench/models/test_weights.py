@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.errors import BenchError
-from bench.execution.stages import load_checkpoint
+from bench.execution.stages.pretraining import load_checkpoint
 from bench.models.build import build_model
 from bench.models.weights import checkpoint_of
 from bench.spec.schema import TaskSpec

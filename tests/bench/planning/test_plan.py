@@ -11,22 +11,11 @@ from bench.compression.policy import uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
 from bench.errors import BenchError
-from bench.planning.plan import (
-    Plan,
-    RunUnit,
-    TrialUnit,
-    Unit,
-    kind_of,
-    make_method,
-    make_plan,
-    phases,
-    planned_epochs,
-    stored_specification,
-    stored_unit,
-    title,
-    trial_of,
-    with_counted_classes,
-)
+from bench.planning.builder import stored_specification, stored_unit
+from bench.planning.methods import make_method
+from bench.planning.networks import with_counted_classes
+from bench.planning.plan import Plan, make_plan, phases
+from bench.planning.units import RunUnit, TrialUnit, Unit, kind_of, planned_epochs, title, trial_of
 from bench.spec.schema import canonical_hash
 from bench.spec.sources import build
 from bench.store.files import read_json, save_state, write_json
@@ -237,7 +226,7 @@ def test_a_checkpoint_counts_by_its_content(plan: Planner, tmp_path: Path) -> No
         ({"task": {"model": "resnet80"}}, r"unknown model 'resnet80': did you mean 'resnet8'\?"),
         ({"budgets": ["4bit", "lots"]}, "budget 'lots' is not understood"),
         ({"options": {"sbs": {"group_sise": 4}}}, r"'group_sise': did you mean 'group_size'\?"),
-        ({"options": {"fixed": {"bits": 0}}}, r"'options\.fixed\.bits' is 0: .*--set options\.fixed\.bits="),
+        ({"options": {"fixed": {"bits": 0}}}, r"'options\.fixed\.bits' is 0, .*--set options\.fixed\.bits="),
         ({"options": {"full_precision": {"bits": 3}}}, "'bits'"),
         ({"task": {"checkpoint": "/nowhere/model.pt"}}, "cannot read the checkpoint '/nowhere/model.pt': No such file"),
     ],
@@ -269,8 +258,8 @@ def test_every_unit_comes_back_from_its_folder(plan: Planner, tmp_path: Path) ->
     planned = plan(changes)
     for unit in everything(planned):
         write_json(tmp_path / "spec.json", stored_specification(unit))
-        network, found = stored_unit(read_json(tmp_path / "spec.json"))
-        assert (found.spec, network) == (planned.spec, planned.network)
+        found = stored_unit(read_json(tmp_path / "spec.json"))
+        assert (found.spec, found.network) == (planned.spec, planned.network)
         assert (type(found), found.identity, found.seed) == (type(unit), unit.identity, unit.seed)
         assert found.document == unit.document
         assert (kind_of(found), title(found)) == (kind_of(unit), title(unit))
@@ -285,7 +274,7 @@ def test_a_stored_unit_whose_specification_was_changed_is_refused(plan: Planner)
         stored["specification"]["task"]["train_images"] = 64
         if isinstance(unit, TrialUnit):
             stored["id"] = stored["id"].replace("-", "x-")
-        with pytest.raises(BenchError, match=f"the specification stored for {title(unit)} .* stands for"):
+        with pytest.raises(BenchError, match=f"the specification stored for {title(unit)} is that of unit"):
             stored_unit(stored)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
-from bench.planning.plan import Plan, make_plan, title
+from bench.planning.plan import Plan, make_plan
+from bench.planning.units import title
 from bench.planning.variants import in_words, variants
 
 Planner = Callable[..., Plan]

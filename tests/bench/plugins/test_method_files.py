@@ -228,7 +228,7 @@ def test_the_server_of_processes_imports_what_is_a_module(file: Path, tiny: Simp
     (tmp_path / "my_nets.py").write_text("from bench.models.resnet import resnet8 as make\n")
     sys.path.append(str(tmp_path))
     task = {**tiny.values["task"], "model": "my_nets:make"}
-    study = tiny.Workshop(spec_of(tiny, f"{file}:FourBits", "fixed", task=task), tmp_path / "store").study
+    study = tiny.Workshop(spec_of(tiny, f"{file}:FourBits", "fixed", task=task), tmp_path / "store").study_run
     assert study.modules == ["datasets.synthetic", "methods.fixed", "my_nets"]
 
 

@@ -6,7 +6,7 @@ from bench.compression.policy import uniform
 from bench.costs.breakdown import CostBreakdown, breakdown
 from bench.costs.measures import MeasureName
 from bench.errors import BenchError
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 from bench.plugins.registry import load
 from bench.reporting.cost_tables import cost_table, table
 from bench.reporting.report import Document, Section, Table

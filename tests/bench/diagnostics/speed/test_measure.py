@@ -33,7 +33,7 @@ from bench.diagnostics.speed.step_memory import SavedTensors, living_bytes
 from bench.diagnostics.speed.trainings import candidates, random_task
 from bench.errors import BenchError
 from bench.method import Method
-from bench.planning.plan import make_method
+from bench.planning.methods import make_method
 from bench.training import forward as forward_module
 from methods.shared.networks.paths import MixedLayer
 from tests.plugins.own_loop import OwnLoop, OwnLoopOptions

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench.diagnostics.speed.preset_times import _training_seconds, seconds
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 from bench.plugins.registry import load
 from bench.spec.schema import SearchSchedule
 

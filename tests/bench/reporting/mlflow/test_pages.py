@@ -8,7 +8,7 @@ import torch
 
 from bench.compression.policy import LayerPolicy, Policy, uniform
 from bench.costs.counter import price
-from bench.planning.plan import model_shape
+from bench.planning.networks import model_shape
 from bench.reporting.mlflow import pages as tracking_pages
 from bench.reporting.mlflow.pages import policy_page, table_page
 from bench.reporting.report import Column, Table
@@ -91,7 +91,7 @@ def test_a_model_that_fails_does_not_stop_the_page(monkeypatch: pytest.MonkeyPat
     def broken(model: str, dataset: str) -> Any:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("bench.planning.plan.model_shape", broken)
+    monkeypatch.setattr("bench.planning.networks.model_shape", broken)
     tracking_pages._network.cache_clear()
     try:
         assert "% of BOPs" not in table([pruned(4, 3)])[PRUNABLE]

@@ -1,0 +1,101 @@
+"""Pretraining: the network that all methods of a seed start from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import replicas
+from bench.errors import BenchError
+from bench.execution.context import UnitContext
+from bench.models.weights import checkpoint_of
+from bench.planning.units import Unit
+from bench.spec.seeds import derive, generator, start_process_deterministically
+from bench.store.files import load_state
+from bench.store.outcomes import SkippedError
+from bench.training.loop import evaluate, fit
+
+
+def perform_pretraining(context: UnitContext) -> None:
+    """Make the float network of a seed: from a checkpoint, by training, or as it is initialised."""
+    spec, seed = context.spec, context.unit.seed
+    start_process_deterministically(derive("pretrain", seed), spec.threads)
+    task = context.task
+    model = task.make_model()
+    checkpoint = checkpoint_of(spec.task)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, spec.task.model)
+    elif spec.task.init == "pretrained":
+        with context.clock.phase("pretrain"):
+            fit(
+                model,
+                task.data,
+                spec.pretrain,
+                generator("order", "pretrain", seed),
+                context.curves.reporter("pretrain"),
+                context.checkpoints.stage("pretrain"),
+                context.forward.prepare(model, "pretraining", None),
+            )
+    result = evaluate(model, task.data, task.data.validation)
+    context.write_state("model.pt", model)
+    context.write("curves.json", context.curves.entries)
+    context.record["metrics"] = {"validation_top1": result.top1, "validation_loss": result.loss}
+    context.record["times"] = {"total_seconds": context.clock.total()}
+
+
+def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
+    """Load a user's checkpoint into a model.
+
+    Args:
+        model: Model to load into.
+        path: Path of the checkpoint.
+        name: Name of the model, for the message.
+
+    Raises:
+        BenchError: The file cannot be read, is not a checkpoint, or is that of another model.
+    """
+    state = load_state(path)
+    expected = model.state_dict()
+    wrong = [f"lacks '{key}'" for key in expected if key not in state]
+    wrong += [f"has '{key}', which is unknown" for key in state if key not in expected]
+    wrong += [
+        f"has '{key}' in shape {_shape(state[key])}, not {_shape(expected[key])}"
+        for key in expected
+        if key in state and _shape(state[key]) != _shape(expected[key])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more entries differ" if wrong[1:] else ""
+        raise BenchError(f"the checkpoint '{path}' does not fit {name}: it {wrong[0]}{more}")
+    model.load_state_dict(state)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def pretrained_state(context: UnitContext, unit: Unit) -> tuple[dict[str, Any], float]:
+    """Read the state of a pretraining onto the device, and its validation accuracy in percent.
+
+    Args:
+        context: Context of the unit that starts from it.
+        unit: The pretraining.
+
+    Raises:
+        SkippedError: The pretraining did not finish, or its file is damaged.
+    """
+    store = context.store
+    record = store.record("pretrained", unit.identity) or {}
+    if record.get("status") != "done":
+        reason = record.get("reason") or record.get("status") or "it was not done"
+        raise SkippedError(f"pretraining of seed {unit.seed} did not finish: {reason}")
+    damage = store.damage("pretrained", unit.identity, record, thorough=True)
+    if damage is not None:
+        if replicas.is_first():
+            store.write_record("pretrained", unit.identity, record | {"status": "killed", "reason": damage})
+        raise SkippedError(
+            f"pretraining of seed {unit.seed} is damaged ({damage}); run the same command again to repeat it"
+        )
+    state = load_state(store.unit("pretrained", unit.identity) / "model.pt")
+    top1 = float(record["metrics"]["validation_top1"])
+    return {name: value.to(context.device) for name, value in state.items()}, top1

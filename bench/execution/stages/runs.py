@@ -1,0 +1,121 @@
+"""Runs: search at the tuned knobs, repair, fine-tuning, and one reading of the test split."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from bench.compression.policy import Policy
+from bench.compression.shapes import NetworkShape
+from bench.costs.accelerator.pricing import computes, price_on
+from bench.costs.counter import price
+from bench.errors import UnreachableBudgetError
+from bench.execution.context import UnitContext
+from bench.execution.stages.finetuning import compressed_network, finetune, reduced_form
+from bench.execution.stages.pretraining import pretrained_state
+from bench.execution.stages.search import MatchedSearch, matched_search, measure_of
+from bench.planning.methods import method_of_study
+from bench.planning.units import RunUnit
+from bench.spec.schema import AcceleratorSpec
+from bench.store.outcomes import SkippedError
+from bench.training.loop import Evaluation, evaluate
+
+
+def perform_run(context: UnitContext) -> None:
+    """Perform a run: complete its record, and write its policy, curves and network."""
+    unit = context.unit
+    if not isinstance(unit, RunUnit):
+        raise TypeError(f"{unit} is not a run")
+    knobs = _tuned_knobs(context, unit)
+    context.record["knobs"] = dict(knobs)
+    method = method_of_study(unit.spec, unit.method)
+    state, pretrained_top1 = pretrained_state(context, unit.pretraining)
+    matched = matched_search(context, method, unit.budget, knobs, state)
+    with context.clock.phase("prepare"):
+        network = compressed_network(context, method, matched)
+    finetune(context, network, context.spec.finetune)
+    data = context.task.data
+    with context.clock.phase("evaluate"):
+        validation = evaluate(network, data, data.validation)
+        test = evaluate(network, data, data.test)
+    _complete_record(context, unit, matched, _accuracies(matched, validation, test, pretrained_top1))
+    _write_files(context, matched, network)
+
+
+def _tuned_knobs(context: UnitContext, unit: RunUnit) -> Mapping[str, float]:
+    """Read the knobs that tuning chose.
+
+    Raises:
+        UnreachableBudgetError, SkippedError: Tuning ended without knobs.
+    """
+    if unit.tuning is None:
+        return {}
+    record = context.store.record("tuning", unit.tuning.identity) or {}
+    if record.get("status") == "unreachable":
+        raise UnreachableBudgetError(str(record["reason"]), float(record["nearest_cost"]))
+    if record.get("status") != "done":
+        reason = record.get("reason") or record.get("status") or "it was not done"
+        raise SkippedError(f"tuning of {unit.method} did not finish: {reason}")
+    return {str(name): float(value) for name, value in record["knobs"].items()}
+
+
+def _complete_record(
+    context: UnitContext, unit: RunUnit, matched: MatchedSearch, accuracies: Mapping[str, float | None]
+) -> None:
+    """Add figures, times, and final costs; these are those of the physically reduced network."""
+    network = context.network
+    model, image = context.task.make_model(), context.task.data.image_shape
+    final = reduced_form(network, model, matched.policy, image)
+    cost = measure_of(unit.budget).price(*final)
+    context.record.update(
+        metrics={**accuracies, **_costs(*final, context.spec.accelerator), "cost": cost},
+        times={
+            "search_seconds": context.clock.seconds("search"),
+            "finetune_seconds": context.clock.seconds("finetune"),
+            "total_seconds": context.clock.total(),
+        },
+        within_budget=None if unit.budget is None else unit.budget.matches(cost),
+        filters={layer.name: layer.out_channels for layer in network.layers},
+    )
+
+
+def _accuracies(
+    matched: MatchedSearch, validation: Evaluation, test: Evaluation, pretrained_top1: float
+) -> dict[str, float | None]:
+    start = matched.result.record.get("start_top1")
+    return {
+        "top1": test.top1,
+        "top5": test.top5,
+        "loss": test.loss,
+        "validation_top1": validation.top1,
+        "pretrained_top1": pretrained_top1,
+        "start_top1": None if start is None else float(start),
+        "raw_cost": matched.raw_cost,
+        "repaired_gates": matched.repaired_gates,
+    }
+
+
+def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) -> dict[str, float | None]:
+    """Return every cost of the final network; latency and energy are `None` for bits that the accelerator lacks."""
+    cost = price(network, policy)
+    costs: dict[str, float | None] = {
+        "bops": cost.bops,
+        "memory_kb": cost.memory_kb,
+        "memory_bits": cost.memory_bits,
+        "peak_memory_bits": cost.peak_memory_bits,
+        "macs": cost.macs,
+        "parameters": cost.parameters,
+        "latency_ms": None,
+        "energy_mj": None,
+    }
+    if computes(accelerator, network, policy):
+        executed = price_on(accelerator, network, policy)
+        costs.update(latency_ms=executed.latency_ms, energy_mj=executed.energy_mj)
+    return costs
+
+
+def _write_files(context: UnitContext, matched: MatchedSearch, network: nn.Module) -> None:
+    context.write("policy.json", matched.policy.to_json())
+    context.write("raw_policy.json", matched.result.policy.to_json())
+    context.write("curves.json", context.curves.entries)
+    context.write("search.json", matched.result.record)
+    context.write_state("network.pt", network)

@@ -1,0 +1,182 @@
+"""Search: the method finds a policy, and repair moves it into the window of the budget."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bench import replicas
+from bench.compression.policy import Policy, policy_from_json
+from bench.costs.budget import Budget
+from bench.costs.measures import BOPS, Measure
+from bench.execution.context import UnitContext
+from bench.matching.repair import Repair, repair
+from bench.method import Decision, Method, SearchJob, SearchResult
+from bench.spec.seeds import derive, start_process_deterministically
+from bench.store.machine import peak_memory
+from bench.training.checkpoints import INTERVAL_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedSearch:
+    """A search whose policy was repaired onto the budget.
+
+    Attributes:
+        result: What the method returned.
+        policy: Policy after repair.
+        repaired: Outcome of the repair; `None` when nothing was to be repaired.
+        raw_cost: Cost of the method's own policy, in the unit of the budget's measure.
+    """
+
+    result: SearchResult
+    policy: Policy
+    repaired: Repair | None
+    raw_cost: float
+
+    @property
+    def repaired_gates(self) -> int:
+        """Number of decisions that repair changed."""
+        return 0 if self.repaired is None else self.repaired.moved
+
+    def kept_quantizers(self) -> dict[str, torch.Tensor]:
+        """Return the parameters of the method's own quantizers, without those of layers whose bits repair changed."""
+        kept = {}
+        for key, value in self.result.quantizers.items():
+            layer = key.partition("_quantizer.")[0].rpartition(".")[0]
+            before, after = self.result.policy.layers[layer], self.policy.layers[layer]
+            if (before.weight_bits, before.activation_bits) == (after.weight_bits, after.activation_bits):
+                kept[key] = value
+        return kept
+
+
+def matched_search(
+    context: UnitContext,
+    method: Method,
+    budget: Budget | None,
+    knobs: Mapping[str, float],
+    pretrained: Mapping[str, torch.Tensor],
+) -> MatchedSearch:
+    """Search for a policy at given knobs and repair it onto the budget.
+
+    Args:
+        context: Context of the trial or run.
+        method: Method that searches.
+        budget: Target; `None` for methods that ignore it.
+        knobs: Values of the method's knobs.
+        pretrained: State of the pretrained network.
+    """
+    result = _search(context, method, budget, knobs, pretrained)
+    if replicas.count() > 1:
+        _check_replicas(type(method).__name__, result)
+    repaired = None
+    if context.spec.tuning.repair and budget is not None and result.decisions:
+        repaired = repair(context.network, result.policy, result.decisions, budget)
+    return MatchedSearch(
+        result=result,
+        policy=result.policy if repaired is None else repaired.policy,
+        repaired=repaired,
+        raw_cost=measure_of(budget).price(context.network, result.policy),
+    )
+
+
+def measure_of(budget: Budget | None) -> Measure:
+    """Return the measure that a budget limits; bit operations for no budget."""
+    return BOPS if budget is None else budget.measure
+
+
+def _search(
+    context: UnitContext,
+    method: Method,
+    budget: Budget | None,
+    knobs: Mapping[str, float],
+    pretrained: Mapping[str, torch.Tensor],
+) -> SearchResult:
+    """Run the method's search, or take its result from a checkpoint when an earlier attempt finished it."""
+    spec, seed = context.spec, context.unit.seed
+    finished = _FinishedSearch()
+    if context.checkpoints.restore("searched", {"searched": finished}) is None:
+        start_process_deterministically(derive("search", seed), spec.threads)
+        job = SearchJob(
+            task=context.task,
+            pretrained=pretrained,
+            knobs=knobs,
+            budget=math.inf if budget is None else budget.limit,
+            measure=measure_of(budget),
+            tolerance=spec.tuning.tolerance,
+            match=spec.tuning.match,
+            schedule=spec.search,
+            seed=seed,
+            report=context.curves.reporter("search"),
+            stage=context.checkpoints.stage,
+            forward=context.forward,
+        )
+        with context.clock.phase("search"), peak_memory(context.device) as peak:
+            finished.result = method.search(job)
+            if context.device.type == "cuda":
+                torch.cuda.synchronize(context.device)
+        finished.peak_memory_mb = peak.megabytes
+        if context.clock.seconds("search") > INTERVAL_SECONDS:
+            context.checkpoints.write("searched", 1, {"searched": finished})
+    if finished.result is None:
+        raise TypeError(f"the search of {type(method).__name__} returned nothing")
+    context.record["peak_memory_mb"] = finished.peak_memory_mb
+    return finished.result
+
+
+@dataclass(kw_only=True)
+class _FinishedSearch:
+    """Result of a search, in a form that checkpoints can hold.
+
+    Attributes:
+        result: What the method returned.
+        peak_memory_mb: Peak memory of the search.
+    """
+
+    result: SearchResult | None = None
+    peak_memory_mb: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors as they are, and everything else as JSON."""
+        if self.result is None:
+            raise ValueError("the search has no result yet")
+        document = {
+            "policy": self.result.policy.to_json(),
+            "clips": dict(self.result.clips),
+            "normalized_weights": self.result.normalized_weights,
+            "decisions": [asdict(decision) for decision in self.result.decisions],
+            "record": self.result.record,
+            "peak_memory_mb": self.peak_memory_mb,
+        }
+        return {
+            "state": dict(self.result.state),
+            "quantizers": dict(self.result.quantizers),
+            "document": json.dumps(document),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a result from a checkpoint."""
+        document = json.loads(state["document"])
+        self.peak_memory_mb = document.pop("peak_memory_mb")
+        document["policy"] = policy_from_json(document["policy"])
+        document["decisions"] = [decision_from_json(fields) for fields in document["decisions"]]
+        self.result = SearchResult(state=state["state"], quantizers=state.get("quantizers", {}), **document)
+
+
+def decision_from_json(fields: Mapping[str, Any]) -> Decision:
+    """Make a decision from its fields as JSON has them."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Decision(**values)
+
+
+def _check_replicas(method: str, result: SearchResult) -> None:
+    """Make sure that all replicas found the same; a search that forgets to average gradients is noticed here.
+
+    Raises:
+        RuntimeError: They did not.
+    """
+    decisions = [(decision.layer, decision.what, decision.chosen) for decision in result.decisions]
+    choice = json.dumps([result.policy.to_json(), decisions])
+    replicas.check_alike(method, choice, result.state.values())

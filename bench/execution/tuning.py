@@ -1,0 +1,141 @@
+"""Running of a tuning: its trials one after the other, each in a process of its own."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bench.compression.shapes import NetworkShape
+from bench.costs.budget import Budget
+from bench.errors import UnreachableBudgetError
+from bench.execution.records import close, new_record, recorded_outcome
+from bench.execution.study_run import StudyRun
+from bench.execution.unit_runner import prepare_folder, run_in_process
+from bench.execution.worker import HeldError
+from bench.matching.trial import Trial
+from bench.matching.tune import Tuning, tune
+from bench.method import Method
+from bench.planning.methods import method_of_study
+from bench.planning.units import TuningUnit, Unit, title, trial_of
+from bench.spec.seeds import derive
+from bench.store.files import read_json
+from bench.store.leases import Heartbeat, Lease, ignore_loss
+from bench.store.outcomes import Outcome, SkippedError, outcome_of_error
+
+_log = logging.getLogger(__name__)
+
+_HELD_PAUSE_SECONDS = 1.0
+
+
+class _TrialEndedError(Exception):
+    """A trial ended without a result, and its tuning ends with it."""
+
+    def __init__(self, number: int, outcome: Outcome) -> None:
+        super().__init__(f"trial {number}: {outcome.reason or outcome.status}")
+        self.outcome = replace(outcome, reason=str(self))
+
+
+def run_tuning(study_run: StudyRun, unit: TuningUnit) -> Outcome:
+    """Bring a tuning to an outcome.
+
+    Raises:
+        HeldError: Another process works on the tuning.
+        LostLeaseError: Another process took the tuning over.
+    """
+    store = study_run.settings.store
+    valid = prepare_folder(study_run, unit)
+    if valid is not None:
+        return valid
+    lease = study_run.leases.acquire(f"tuning-{unit.identity}", title(unit))
+    if lease is None:
+        raise HeldError(title(unit))
+    with Heartbeat(lease, ignore_loss):
+        record = new_record(unit, study_run.data_checksum, store.record("tuning", unit.identity))
+        store.write_record("tuning", unit.identity, record)
+        interruption: BaseException | None = None
+        try:
+            record.update(_tuned(study_run, unit, lease))
+            outcome = Outcome(status="done")
+        except BaseException as error:
+            outcome = _outcome_of(error, unit)
+            interruption = None if isinstance(error, Exception) else error
+        lease.check()
+        close(record, outcome)
+        if outcome.error != "system":
+            store.write_record("tuning", unit.identity, record)
+    if interruption is not None:
+        raise interruption
+    return outcome
+
+
+def _outcome_of(error: BaseException, unit: TuningUnit) -> Outcome:
+    if isinstance(error, _TrialEndedError):
+        return error.outcome
+    outcome = outcome_of_error(error)
+    if outcome.status == "failed" and not outcome.error:
+        _log.warning("%s failed", title(unit), exc_info=error)
+    return outcome
+
+
+def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, Any]:
+    """Tune, and return what the record says of it."""
+    store = study_run.settings.store
+    method = method_of_study(unit.spec, unit.method)
+    check_reachable(unit.network, method, unit.method, unit.budget)
+    pretraining = recorded_outcome(store.record("pretrained", unit.pretraining.identity))
+    if pretraining.status != "done":
+        raise SkippedError(f"pretraining of the tuning's seed did not finish: {pretraining.reason}")
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        lease.progress = {"phase": "trial", "epoch": number + 1, "epochs": unit.spec.tuning.trials}
+        trial = trial_of(unit, number, knobs)
+        outcome = _run_trial(study_run, trial)
+        if outcome.status == "diverged":
+            return None
+        if outcome.status != "done":
+            raise _TrialEndedError(number, outcome)
+        return Trial(**read_json(store.unit("trials", trial.identity) / "trial.json"))
+
+    chosen, trials = tune(
+        Tuning(
+            name=f"{study_run.spec.name} {unit.label} {unit.budget.text} {unit.identity}",
+            knobs=method.knobs(unit.spec.tuning.match),
+            budget=unit.budget,
+            spec=unit.spec.tuning,
+            seed=derive("tuning", unit.seed),
+            storage=study_run.settings.optuna_storage,
+        ),
+        search,
+    )
+    return {
+        "knobs": dict(chosen.knobs),
+        "chosen_trial": chosen.number,
+        "trials_used": len(trials),
+        "tuning_seconds": sum(trial.seconds for trial in trials),
+    }
+
+
+def check_reachable(network: NetworkShape, method: Method, name: str, budget: Budget) -> None:
+    """Make sure that the method's cheapest policy does not cost more than the budget, so that searches make sense.
+
+    Raises:
+        UnreachableBudgetError: It does.
+    """
+    cheapest = method.cheapest(network)
+    if cheapest is None:
+        return
+    cost = budget.price(network, cheapest)
+    if cost > budget.limit:
+        raise UnreachableBudgetError(
+            f"the cheapest policy of {name} costs {cost / budget.limit:.2f} × the budget", cost
+        )
+
+
+def _run_trial(study_run: StudyRun, trial: Unit) -> Outcome:
+    """Bring a trial to an outcome; wait if the process of an earlier command still works on it."""
+    while True:
+        try:
+            return run_in_process(study_run, trial)
+        except HeldError:
+            time.sleep(_HELD_PAUSE_SECONDS)

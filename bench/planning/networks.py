@@ -1,0 +1,69 @@
+"""Shapes of the networks that tasks are about."""
+
+from functools import cache
+from pathlib import Path
+
+from bench.compression.shapes import NetworkShape, trace
+from bench.data.dataset import Dataset
+from bench.models.build import build_model
+from bench.plugins.registry import load
+from bench.spec.schema import StudySpec, TaskSpec
+
+
+def with_counted_classes(spec: StudySpec, data_dir: Path | None) -> StudySpec:
+    """Complete a specification with the number of classes, if the data set finds it in its folder.
+
+    A completed specification can be planned without the folder.
+
+    Args:
+        spec: Specification.
+        data_dir: Folder of data sets.
+
+    Raises:
+        BenchError: The data set is unknown, or its folder does not exist.
+    """
+    kind: type[Dataset] = load("datasets", spec.task.dataset)
+    if not kind.counts_classes or spec.task.classes is not None:
+        return spec
+    classes = kind.described(image_size=spec.task.image_size, data_dir=data_dir).num_classes
+    return spec.model_copy(update={"task": spec.task.model_copy(update={"classes": classes})})
+
+
+def task_network(task: TaskSpec) -> NetworkShape:
+    """Return the shapes of a task's model on its images.
+
+    Raises:
+        BenchError: A name is unknown, or the data set has no images of the requested size.
+    """
+    return model_shape(task.model, task.dataset, image_size=task.image_size, classes=task.classes)
+
+
+def model_shape(
+    model: str,
+    dataset: str,
+    *,
+    image_size: int | None = None,
+    classes: int | None = None,
+    data_dir: Path | None = None,
+) -> NetworkShape:
+    """Return the shapes of a model on the images of a data set.
+
+    Args:
+        model: Name of the model.
+        dataset: Name of the data set.
+        image_size: Side of the images in pixels; the data set's own when absent.
+        classes: Number of classes, for data sets that find it in their folder; looked up there when absent.
+        data_dir: Folder of data sets.
+
+    Raises:
+        BenchError: A name is unknown, or the data set has no images of the requested size.
+    """
+    kind: type[Dataset] = load("datasets", dataset)
+    data = kind.described(image_size=image_size, classes=classes, data_dir=data_dir)
+    return _traced(model, data.image_shape, data.num_classes, dataset)
+
+
+@cache
+def _traced(model: str, images: tuple[int, int, int], classes: int, dataset: str) -> NetworkShape:
+    """Build and trace a network once; every unit of a plan asks for it."""
+    return trace(build_model(model, images, classes), images, name=model, dataset=dataset)
