@@ -1,1 +1,5 @@
-"""Diagnostics: checks of an installation, of methods, of the paper's claims, and of speed."""
+"""Diagnostics: checks of the installation, of methods and of the paper's claims, and measurements of speed.
+
+`doctor` checks an installation and its store, `validation` checks whether a method keeps its contract, `verify` checks
+claims of the paper against this implementation, and `speed` measures training steps and estimates studies.
+"""

@@ -1,5 +1,6 @@
-"""The conformance suite of `bench validate`: whether a method keeps the contract of `bench.method`.
+"""Validation: checks whether a method keeps the contract of `bench.method`, as `bench validate` runs them.
 
-Checks are small functions of a `MethodUnderTest`. They return what they found in words, or raise `Violation` or
-`NotApplicable`; any other exception is the method's, and a violation too. The suite knows no method by name.
+A check is a function of a `MethodUnderTest`. It returns its observation in words, or raises `Violation` or
+`NotApplicable`; any other exception comes from the method and counts as a violation. `suite` lists the checks and
+turns their outcomes into `CheckResult`s. No check knows a method by name.
 """

@@ -1,4 +1,4 @@
-"""Runs the checks of `bench validate`, each by itself."""
+"""The list of checks that `bench validate` makes, and their results."""
 
 import inspect
 import traceback
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.diagnostics.validation import budgets, conduct, declared, outcome
-from bench.diagnostics.validation.subject import MethodUnderTest, NotApplicable, Violation
+from bench.diagnostics.validation import behaviour, budgets, declarations, results
+from bench.diagnostics.validation.under_test import MethodUnderTest
+from bench.diagnostics.validation.verdicts import NotApplicable, Violation
 
 Verdict = Literal["pass", "FAIL", "n/a"]
 GUIDE = "docs/adding-a-method.md"
@@ -19,9 +20,9 @@ class Check:
     """One check.
 
     Attributes:
-        name: In the output.
-        run: Says what it found; see `bench.diagnostics.validation`.
-        topic: What of `docs/adding-a-method.md` it is about.
+        name: Name in the output.
+        run: Function that makes the check; see `bench.diagnostics.validation`.
+        topic: Paragraph of `docs/adding-a-method.md` that states the rule.
     """
 
     name: str
@@ -30,14 +31,14 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """What a check found.
+class CheckResult:
+    """Result of a check.
 
     Attributes:
-        check: Its name.
-        verdict: "pass", "FAIL", or "n/a" where it says nothing of this method.
-        found: In words.
-        see: Where to read on; empty unless it failed.
+        check: Name of the check.
+        verdict: "pass", "FAIL", or "n/a" if the check does not apply to this method.
+        found: Observation in words.
+        see: Paragraph to read; empty unless the check failed.
     """
 
     check: str
@@ -47,55 +48,58 @@ class Finding:
 
 
 CHECKS: Sequence[Check] = (
-    Check(name="summary", run=declared.summary_and_source, topic="Summary and source"),
-    Check(name="options", run=declared.options, topic="Options"),
-    Check(name="knobs", run=declared.knobs, topic="Knobs"),
-    Check(name="search", run=outcome.search, topic="Result"),
-    Check(name="policy", run=outcome.policy, topic="Result"),
-    Check(name="decisions", run=outcome.decisions, topic="Decisions"),
-    Check(name="network", run=outcome.network, topic="Result"),
-    Check(name="record", run=outcome.record, topic="Result"),
-    Check(name="repeats", run=conduct.repeatable, topic="Randomness"),
-    Check(name="global generators", run=conduct.other_generators, topic="Randomness"),
-    Check(name="name", run=conduct.other_name, topic="Randomness"),
-    Check(name="test split", run=conduct.test_split, topic="Data"),
-    Check(name="inputs", run=conduct.inputs, topic="Data"),
-    Check(name="interruption", run=conduct.resume, topic="Interruptions"),
+    Check(name="summary", run=declarations.summary_and_source, topic="Summary and source"),
+    Check(name="options", run=declarations.options, topic="Options"),
+    Check(name="knobs", run=declarations.knobs, topic="Knobs"),
+    Check(name="search", run=results.search, topic="Result"),
+    Check(name="policy", run=results.policy, topic="Result"),
+    Check(name="decisions", run=results.decisions, topic="Decisions"),
+    Check(name="network", run=results.network, topic="Result"),
+    Check(name="record", run=results.record, topic="Result"),
+    Check(name="repeats", run=behaviour.repeatable, topic="Randomness"),
+    Check(name="global generators", run=behaviour.other_generators, topic="Randomness"),
+    Check(name="name", run=behaviour.other_name, topic="Randomness"),
+    Check(name="test split", run=behaviour.test_split, topic="Data"),
+    Check(name="inputs", run=behaviour.inputs, topic="Data"),
+    Check(name="interruption", run=behaviour.resume, topic="Interruptions"),
     Check(name="budget", run=budgets.within_reach, topic="Decisions"),
     Check(name="impossible budget", run=budgets.out_of_reach, topic="Errors"),
     Check(name="extremes", run=budgets.extremes, topic="Knobs"),
     Check(name="strength", run=budgets.strength, topic="Knobs"),
     Check(name="cheapest", run=budgets.cheapest, topic="Cheapest"),
-    Check(name="capabilities", run=declared.capabilities, topic="Capabilities"),
-    Check(name="memory", run=conduct.memory, topic="Memory"),
+    Check(name="capabilities", run=declarations.capabilities, topic="Capabilities"),
+    Check(name="memory", run=behaviour.memory, topic="Memory"),
 )
-"""Those that look at all policies found come after those that search."""
+"""All checks. Those that look at the policies of all searches come after those that search."""
 
 
-def validate(subject: MethodUnderTest, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """Make every check of a method; what goes wrong in one does not hinder the others."""
-    for check in checks:
-        verdict, found = _carried_out(check, subject)
-        see = f"{GUIDE}, '{check.topic}'" if verdict == "FAIL" else ""
-        yield Finding(check=check.name, verdict=verdict, found=" ".join(found.split()), see=see)
+def validate(under_test: MethodUnderTest, checks: Sequence[Check] = CHECKS) -> Iterator[CheckResult]:
+    """Make all checks of a method; a failure of one does not prevent the others."""
+    return (run_check(check, under_test) for check in checks)
 
 
-def _carried_out(check: Check, subject: MethodUnderTest) -> tuple[Verdict, str]:
+def run_check(check: Check, under_test: MethodUnderTest) -> CheckResult:
+    """Make one check of a method."""
+    verdict, words = _outcome(check, under_test)
+    see = f"{GUIDE}, '{check.topic}'" if verdict == "FAIL" else ""
+    return CheckResult(check=check.name, verdict=verdict, found=" ".join(words.split()), see=see)
+
+
+def _outcome(check: Check, under_test: MethodUnderTest) -> tuple[Verdict, str]:
     try:
-        return "pass", check.run(subject)
+        return "pass", check.run(under_test)
     except NotApplicable as reason:
         return "n/a", str(reason)
     except Violation as violation:
         return "FAIL", str(violation)
     except Exception as error:
-        return "FAIL", f"{type(error).__name__}: {error}{_where(error, subject)}"
+        return "FAIL", f"{type(error).__name__}: {error}{_where(error, under_test)}"
 
 
-def _where(error: Exception, subject: MethodUnderTest) -> str:
-    """Where in the method an exception came up, " (file:line)"; nothing when it came up elsewhere."""
-    kinds = [
-        kind for kind in type(subject.method).__mro__ if not kind.__module__.startswith(("bench.", "abc", "builtins"))
-    ]
+def _where(error: Exception, under_test: MethodUnderTest) -> str:
+    """Return the line of the method that raised an exception, " (file:line)"; empty if another file raised it."""
+    bases = type(under_test.method).__mro__
+    kinds = [kind for kind in bases if not kind.__module__.startswith(("bench.", "abc", "builtins"))]
     files = {inspect.getsourcefile(kind) for kind in kinds}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:
@@ -104,5 +108,5 @@ def _where(error: Exception, subject: MethodUnderTest) -> str:
 
 
 def _shown(path: Path) -> Path:
-    """Relative to the working directory where it lies in there."""
+    """Return a path relative to the working directory if it is inside of it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

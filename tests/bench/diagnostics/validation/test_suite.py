@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.diagnostics.validation import subject as subjects
-from bench.diagnostics.validation.conduct import difference
-from bench.diagnostics.validation.subject import EndlessError, MethodUnderTest, SmallTask, at_most, make_ground
-from bench.diagnostics.validation.suite import CHECKS, GUIDE, Finding, validate
+from bench.diagnostics import validation
+from bench.diagnostics.validation.behaviour import difference
+from bench.diagnostics.validation.small_task import SmallTask, make_small_task
+from bench.diagnostics.validation.suite import CHECKS, GUIDE, CheckResult, validate
+from bench.diagnostics.validation.under_test import MethodUnderTest, at_most
+from bench.diagnostics.validation.verdicts import EndlessError
 from bench.plugins import entry_points
 from bench.plugins.method_files import snake_case
 from tests.plugins import faulty_methods
@@ -29,30 +31,30 @@ PAGE = Path(__file__).parents[4] / GUIDE
 
 
 @pytest.fixture(scope="module")
-def ground() -> SmallTask:
+def small_task() -> SmallTask:
     """One network and its data for all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    made = make_ground()
+    made = make_small_task()
     torch.set_num_threads(threads)
     return made
 
 
 @pytest.fixture
-def on_trial(ground: SmallTask, plugin: Callable[..., None]) -> Callable[[type[Any]], MethodUnderTest]:
-    """Puts a class on trial under its name, with little patience."""
+def under_test_of(small_task: SmallTask, plugin: Callable[..., None]) -> Callable[[type[Any]], MethodUnderTest]:
+    """Puts a class under test by its name, with little patience."""
 
-    def subject(kind: type[Any]) -> MethodUnderTest:
+    def made(kind: type[Any]) -> MethodUnderTest:
         name = snake_case(kind.__name__)
         plugin("methods", name, kind)
-        hasty = SmallTask(task=ground.task, pretrained=ground.pretrained, patience=2.0)
-        return MethodUnderTest(name=name, ground=hasty)
+        hasty = SmallTask(task=small_task.task, pretrained=small_task.pretrained, patience=2.0)
+        return MethodUnderTest(name=name, small_task=hasty)
 
-    return subject
+    return made
 
 
-def failures(subject: MethodUnderTest) -> dict[str, Finding]:
-    return {finding.check: finding for finding in validate(subject) if finding.verdict == "FAIL"}
+def failures(under_test: MethodUnderTest) -> dict[str, CheckResult]:
+    return {result.check: result for result in validate(under_test) if result.verdict == "FAIL"}
 
 
 # --- ours ---
@@ -60,8 +62,8 @@ def failures(subject: MethodUnderTest) -> dict[str, Finding]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(entry_points.available("methods")))
-def test_every_method_keeps_the_contract(ground: SmallTask, name: str) -> None:
-    found = failures(MethodUnderTest(name=name, ground=ground, options=LIGHT.get(name, {})))
+def test_every_method_keeps_the_contract(small_task: SmallTask, name: str) -> None:
+    found = failures(MethodUnderTest(name=name, small_task=small_task, options=LIGHT.get(name, {})))
     assert not found, "\n".join(f"{finding.check}: {finding.found}" for finding in found.values())
 
 
@@ -70,27 +72,27 @@ def test_every_method_keeps_the_contract(ground: SmallTask, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [faulty_methods.Sound, faulty_methods.Direct, faulty_methods.Replacing])
-def test_sound_methods_pass(on_trial: Callable[..., MethodUnderTest], kind: type[Any]) -> None:
-    findings = list(validate(on_trial(kind)))
+def test_sound_methods_pass(under_test_of: Callable[..., MethodUnderTest], kind: type[Any]) -> None:
+    findings = list(validate(under_test_of(kind)))
     assert [finding for finding in findings if finding.verdict == "FAIL"] == []
     assert [finding.check for finding in findings] == [check.name for check in CHECKS]
 
 
 SAID = {
     "SummaryWithoutSource": "'source' is empty",
-    "SummaryWithDeviationsAsText": "one sentence needs a comma behind it",
-    "OptionsNotStrict": "not a subclass of bench.spec.options.Options",
+    "SummaryWithDeviationsAsText": "a single one needs a comma behind it",
+    "OptionsNotStrict": "not a subclass of bench.api.Options",
     "OptionsWithoutTypes": r"slack = \{'no such': \['value'\]\} is accepted",
     "KnobsUpsideDown": r"the range of knob 'other' is Knob\(low=2.0, high=1.0",
-    "CapabilitiesNotMixed": "mixed_precision=False, but the plain search gave layers different widths: .*8/8",
+    "CapabilitiesNotMixed": "mixed_precision=False, but the plain search gave layers different bits: .*8/8",
     "CapabilitiesWithoutPruning": "prunes=False, but the plain search removed filters of",
     "CapabilitiesWithAnotherQuantizer": "own_quantizer=True, but the property 'quantizer' returns the common one",
     "SearchReturnsNothing": "search returned NoneType, not a bench.method.SearchResult",
     "SearchRaises": r"ValueError: it was told to \(.*faulty_methods.py:\d+\)",
     "PolicyOfNumpysIntegers": r"weight_bits of layer '.*' is .*int64",
     "PolicyForgetsALayer": "the policy has no entry for layer",
-    "DecisionsOtherThanThePolicy": "decisions say .* of layer '.*', the policy LayerPolicy.weight_bits=3",
-    "NetworkWithoutAllWeights": "the state does not fit the float model; all its names.*Missing key",
+    "DecisionsOtherThanThePolicy": "decisions give layer '.*' LayerPolicy.*, the policy LayerPolicy.weight_bits=3",
+    "NetworkWithoutAllWeights": "the state does not fit the float model; it must have all its names.*Missing key",
     "RecordWithATensor": r"type Tensor is not JSON serializable \(under 'loss'\)",
     "RepeatsNever": "another result the second time: state differs in .*; draw from job.noise",
     "GlobalGeneratorsAreDrawnFrom": "it draws from a global random generator",
@@ -98,15 +100,15 @@ SAID = {
     "TestSplitIsRead": r"job.task.data.test is read at .*faulty_methods.py:\d+",
     "InputsPretrainedIsTrained": "job.pretrained is changed",
     "InputsImagesAreChanged": "images or labels of job.task.data are changed",
-    "InterruptionLosesTheOptimizer": "batch 4 of 6, it goes on from its checkpoint and state differs",
+    "InterruptionLosesTheOptimizer": "batch 4 of 6, it continues from its checkpoint and state differs",
     "InterruptionIsCaught": "an interruption was caught by the method",
-    "MemoryIsKept": r"\d+ more tensors \(.* KB\) are alive after 2 more searches",
-    "MemoryOfObjects": "more Python objects are alive",
+    "MemoryIsKept": r"\d+ more tensors \(.* KB\) are in memory after 2 more searches",
+    "MemoryOfObjects": "more Python objects are in memory",
     "BudgetIsExceeded": "the policy costs .* × a budget that is within reach",
     "ImpossibleBudgetIsAnError": r"ZeroDivisionError: float division by zero \(.*faulty_methods.py:\d+\)",
     "ImpossibleBudgetNamesAnotherCost": "as the nearest cost, cheapest.. costs",
     "ImpossibleBudgetIsIgnored": "which nothing meets, ends without UnreachableBudgetError",
-    "ImpossibleBudgetNeverEnds": "EndlessError: it was not done after",
+    "ImpossibleBudgetNeverEnds": "EndlessError: it had not ended after",
     "CheapestIsTooDear": "the highest strength search found a policy of .* BOPs, but cheapest.. says",
     "CheapestIsOutOfReach": "cheapest.. costs .* BOPs, but with a budget of .* the search ends at",
     "CheapestIsNoPolicy": "cannot be pruned",
@@ -124,8 +126,8 @@ def test_every_check_has_a_method_that_it_must_find() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAID)
-def test_a_fault_is_found_by_its_check_and_no_other(on_trial: Callable[..., MethodUnderTest], name: str) -> None:
-    found = failures(on_trial(FAULTY[name]))
+def test_a_fault_is_found_by_its_check_and_no_other(under_test_of: Callable[..., MethodUnderTest], name: str) -> None:
+    found = failures(under_test_of(FAULTY[name]))
     ((check, finding),) = found.items()
     assert name.startswith("".join(word.capitalize() for word in check.split()))
     assert re.search(SAID[name], finding.found), finding.found
@@ -135,16 +137,16 @@ def test_a_fault_is_found_by_its_check_and_no_other(on_trial: Callable[..., Meth
 
 
 def test_what_is_out_of_time_is_ended() -> None:
-    with pytest.raises(EndlessError, match="not done after 0 s"), at_most(0.05):
+    with pytest.raises(EndlessError, match="not ended after 0 s"), at_most(0.05):
         while True:
             pass
     with at_most(5):
         pass
 
 
-def test_any_bit_makes_a_difference(ground: SmallTask) -> None:
-    subject = MethodUnderTest(name="fixed", ground=ground)
-    one = subject.search_plainly()
+def test_any_bit_makes_a_difference(small_task: SmallTask) -> None:
+    under_test = MethodUnderTest(name="fixed", small_task=small_task)
+    one = under_test.search_plainly()
     name, value = next(iter(one.state.items()))
     one_bit = torch.nextafter(value, value + 1)
     for field, other, told in (
@@ -152,7 +154,7 @@ def test_any_bit_makes_a_difference(ground: SmallTask) -> None:
         ("clips", {"a.weight": 1.0}, "clips differ"),
         (
             "policy",
-            one.policy.with_layer(ground.task.network.middle[0].name, weight_bits=1),
+            one.policy.with_layer(small_task.task.network.middle[0].name, weight_bits=1),
             "the policy is another one",
         ),
         ("quantizers", {"a": value}, "quantizers differs in a"),
@@ -230,5 +232,5 @@ def test_options_model_and_data_can_be_chosen(bench: Callable[..., Any]) -> None
 
 
 def test_the_suite_knows_no_method_by_name() -> None:
-    words = set(re.findall(r"\w+", "".join(path.read_text() for path in Path(subjects.__file__).parent.glob("*.py"))))
+    words = set(re.findall(r"\w+", "".join(path.read_text() for path in Path(validation.__file__).parent.glob("*.py"))))
     assert not words & (set(entry_points.available("methods")) - {"random", "full_precision"})

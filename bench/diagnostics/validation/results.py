@@ -1,4 +1,4 @@
-"""Checks of what a search returns: policy, decisions, weights, record."""
+"""Checks of a search's result: policy, decisions, weights, record."""
 
 import json
 import math
@@ -12,51 +12,50 @@ from bench.compression.compress import calibrate, compress
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, check, policy_from_json
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
-from bench.diagnostics.validation.subject import MethodUnderTest, NotApplicable, Violation, some
+from bench.diagnostics.validation.under_test import MethodUnderTest
+from bench.diagnostics.validation.verdicts import NotApplicable, Violation, some
 from bench.errors import BenchError
-from bench.execution.stages import reduced_form
+from bench.execution.stages.finetuning import reduced_form
 from bench.matching.repair import policy_of
 from bench.method import Decision, SearchResult
 
 
-def search(subject: MethodUnderTest) -> str:
-    """A search ends, and returns a result."""
-    result = subject.search_plainly()
+def search(under_test: MethodUnderTest) -> str:
+    """Check that a search ends and returns a result."""
+    result = under_test.search_plainly()
     if not isinstance(result.policy, Policy):
         raise Violation(f"the result's policy is {type(result.policy).__name__}, not a bench.compression.policy.Policy")
-    return f"done in {subject.seconds:.1f} s, {subject.watched.batches} training batches"
+    return f"done in {under_test.seconds:.1f} s, {under_test.observed.batches} training batches"
 
 
-def policy(subject: MethodUnderTest) -> str:
-    """The policy fits the network, its widths are whole numbers, and it is the same after a round trip through JSON."""
-    found = subject.searched.policy
-    return f"{valid_policy(subject, found)}, {subject.price(found):,.0f} BOPs"
+def policy(under_test: MethodUnderTest) -> str:
+    """Check that the policy fits the network, has whole numbers of bits, and survives a round trip through JSON."""
+    result = under_test.searched.policy
+    return f"{valid_policy(under_test, result)}, {under_test.price(result):,.0f} BOPs"
 
 
-def valid_policy(subject: MethodUnderTest, found: Policy) -> str:
-    """The same of any policy.
+def valid_policy(under_test: MethodUnderTest, checked: Policy) -> str:
+    """Check any policy, and describe it.
 
     Raises:
-        Violation: It is not valid.
+        Violation: The policy is not valid.
     """
-    network = subject.ground.task.network
-    for name, layer in found.layers.items():
+    network = under_test.network
+    for name, layer in checked.layers.items():
         _check_types(name, layer)
     try:
-        check(network, found)
+        check(network, checked)
     except BenchError as error:
         raise Violation(str(error)) from error
-    if (found.model, found.dataset) != (network.model, network.dataset):
+    if (checked.model, checked.dataset) != (network.model, network.dataset):
         raise Violation(
-            f"the policy is for {found.model} on {found.dataset}, not for {network.model} on {network.dataset}"
+            f"the policy is for {checked.model} on {checked.dataset}, not for {network.model} on {network.dataset}"
         )
-    if policy_from_json(json.loads(json.dumps(found.to_json()))) != found:
-        raise Violation(
-            "the policy is another one after a round trip through JSON; kept_filters must be tuples of ints"
-        )
-    widths = Counter(f"{layer.weight_bits}/{layer.activation_bits}" for layer in found.layers.values())
-    dropped = sum(layer.kept_filters is not None for layer in found.layers.values())
-    shown = ", ".join(f"{count} layers {bits}" for bits, count in widths.most_common(3))
+    if policy_from_json(json.loads(json.dumps(checked.to_json()))) != checked:
+        raise Violation("the policy changes in a round trip through JSON; kept_filters must be tuples of ints")
+    pairs = Counter(f"{layer.weight_bits}/{layer.activation_bits}" for layer in checked.layers.values())
+    dropped = sum(layer.kept_filters is not None for layer in checked.layers.values())
+    shown = ", ".join(f"{count} layers {bits}" for bits, count in pairs.most_common(3))
     return f"{shown} bits; filters removed from {dropped} layers"
 
 
@@ -74,26 +73,23 @@ def _check_types(name: str, layer: LayerPolicy) -> None:
         )
 
 
-def decisions(subject: MethodUnderTest) -> str:
-    """What repair may move is well-formed, and stands for the policy."""
-    result = subject.plain
+def decisions(under_test: MethodUnderTest) -> str:
+    """Check that the decisions are well-formed and give the policy."""
+    result = under_test.plain
     if not result.decisions:
-        raise NotApplicable("there are none: repair takes the policy as it is")
+        raise NotApplicable("there are none: repair leaves the policy as it is")
     for decision in result.decisions:
-        fault = _fault(subject.ground.task.network, decision)
+        fault = _fault(under_test.network, decision)
         if fault is not None:
             raise Violation(f"the decision about {decision.what} of layer '{decision.layer}' {fault}")
     base = result.policy
     for name in {decision.layer for decision in result.decisions if decision.what == "filters"}:
-        base = base.with_layer(name, kept_filters=tuple(range(subject.ground.task.network[name].out_channels)))
-    stand_for = policy_of(base, result.decisions)
-    differing = [name for name, layer in stand_for.layers.items() if layer != result.policy.layers[name]]
-    if differing:
-        name = differing[0]
-        raise Violation(
-            f"decisions say {stand_for.layers[name]} of layer '{name}', the policy {result.policy.layers[name]}"
-        )
-    return f"{len(result.decisions)}, and they stand for the policy"
+        base = base.with_layer(name, kept_filters=tuple(range(under_test.network[name].out_channels)))
+    decided = policy_of(base, result.decisions)
+    for name, layer in decided.layers.items():
+        if layer != result.policy.layers[name]:
+            raise Violation(f"decisions give layer '{name}' {layer}, the policy {result.policy.layers[name]}")
+    return f"{len(result.decisions)}, which give the policy"
 
 
 def _fault(network: NetworkShape, decision: Decision) -> str | None:
@@ -111,42 +107,42 @@ def _fault(network: NetworkShape, decision: Decision) -> str | None:
     return None
 
 
-def network(subject: MethodUnderTest) -> str:
-    """The weights fit the float model, the compressed network runs, and it costs what the policy is priced at."""
-    result, task = subject.plain, subject.ground.task
-    model = _loaded(subject, result)
-    reduced, widths = reduced_form(task.network, model, result.policy, task.data.image_shape)
-    stated, real = subject.price(result.policy), subject.job(budget=1.0).measure.price(reduced, widths)
+def network(under_test: MethodUnderTest) -> str:
+    """Check that the weights fit the float model, and that the compressed network runs and has the policy's cost."""
+    result, task = under_test.plain, under_test.task
+    model = _loaded(under_test, result)
+    reduced, reduced_policy = reduced_form(task.network, model, result.policy, task.data.image_shape)
+    stated, real = under_test.price(result.policy), under_test.job(budget=1.0).measure.price(reduced, reduced_policy)
     if stated != real:
-        raise Violation(f"the policy is priced at {stated:,.0f} BOPs, the physically reduced network costs {real:,.0f}")
+        raise Violation(f"the policy costs {stated:,.0f} BOPs, the physically reduced network {real:,.0f}")
     quantizers = [UniformQuantizer]
-    if subject.method.capabilities.own_quantizer:
-        quantizers.append(subject.method.quantizer)  # type: ignore[arg-type]
+    if under_test.method.capabilities.own_quantizer:
+        quantizers.append(under_test.method.quantizer)  # type: ignore[arg-type]
     for quantizer in quantizers:
-        _run(subject, _loaded(subject, result), result, quantizer)
+        _run(under_test, _loaded(under_test, result), result, quantizer)
     return f"costs {real:,.0f} BOPs, as the policy says, and runs"
 
 
-def _loaded(subject: MethodUnderTest, result: SearchResult) -> nn.Module:
-    """The float model with the weights of a search.
+def _loaded(under_test: MethodUnderTest, result: SearchResult) -> nn.Module:
+    """Load a search's weights into the float model.
 
     Raises:
-        Violation: They do not fit, or are not finite.
+        Violation: The weights do not fit, or are not finite.
     """
     check_finite(result)
-    model = subject.ground.task.make_model()
+    model = under_test.task.make_model()
     try:
         model.load_state_dict(dict(result.state))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise Violation(
-            f"the state does not fit the float model; all its names, unreduced, are needed: {reason}"
+            f"the state does not fit the float model; it must have all its names, with full shapes: {reason}"
         ) from error
     return model
 
 
 def check_finite(result: SearchResult) -> None:
-    """Make sure that all weights and clips are numbers.
+    """Check that all weights and quantizers' parameters are finite, and that clip values are positive.
 
     Raises:
         Violation: They are not.
@@ -158,9 +154,9 @@ def check_finite(result: SearchResult) -> None:
         raise Violation(f"NaN, infinite or unusable after the search: {some(wrong)}")
 
 
-def _run(subject: MethodUnderTest, model: nn.Module, result: SearchResult, quantizer: QuantizerFactory) -> None:
-    """Carry the compressed network out, as fine-tuning does first."""
-    task = subject.ground.task
+def _run(under_test: MethodUnderTest, model: nn.Module, result: SearchResult, quantizer: QuantizerFactory) -> None:
+    """Run the compressed network as in the first step of fine-tuning."""
+    task = under_test.task
     compressed = compress(
         model,
         task.network,
@@ -180,27 +176,28 @@ def _run(subject: MethodUnderTest, model: nn.Module, result: SearchResult, quant
         raise Violation("the compressed network's outputs are not finite numbers, one for each class")
 
 
-def record(subject: MethodUnderTest) -> str:
-    """What the search tells of itself can be written down."""
-    found = subject.plain.record
+def record(under_test: MethodUnderTest) -> str:
+    """Check that the search's record can be written as JSON."""
+    written = under_test.plain.record
     try:
-        text = json.dumps(found, allow_nan=False)
+        text = json.dumps(written, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise Violation(
-            f"it cannot be written as JSON, use plain numbers, lists and texts: {error}{_where(found)}"
+            f"it cannot be written as JSON; use plain numbers, lists and texts: {error}{_where(written)}"
         ) from error
-    history = found.get("history", [])
+    history = written.get("history", [])
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise Violation("record['history'] is no list of dictionaries, one an epoch")
+        raise Violation("record['history'] is not a list of dictionaries, one per epoch")
     return f"JSON of {len(text):,} characters" + (f", a history of {len(history)} epochs" if history else "")
 
 
-def _where(found: Mapping[str, object]) -> str:
-    return "".join(f" (under {key!r})" for key in list(_unwritable(found))[:1])
+def _where(record: Mapping[str, object]) -> str:
+    """Name the first key whose value cannot be written."""
+    return "".join(f" (under {key!r})" for key in list(_unwritable(record))[:1])
 
 
-def _unwritable(found: Mapping[str, object]) -> Iterator[str]:
-    for key, value in found.items():
+def _unwritable(record: Mapping[str, object]) -> Iterator[str]:
+    for key, value in record.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):

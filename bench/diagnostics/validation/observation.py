@@ -1,4 +1,4 @@
-"""Data that note what a search does with them, and that can interrupt it."""
+"""Data that observe how a search uses them, and that can interrupt it."""
 
 import traceback
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,20 @@ from bench.method import Task
 
 
 class Interruption(BaseException):
-    """What takes the place of a process that is gone: no method may catch it."""
+    """A simulated end of the process; no method may catch it."""
 
 
-class WatchedData(TaskData):
-    """The same data; reads of the test part are noted, and the search can be ended at a training batch.
+class ObservedData(TaskData):
+    """Data that record reads of the test part, and can end the search at a training batch.
 
     Args:
-        data: The data.
-        interrupted_at: The training batch, counted from 1, at which the search is ended.
+        data: Data to observe.
+        interrupted_at: Number of the training batch, counted from 1, at which the search is ended.
 
     Attributes:
-        batches: How many training batches were drawn.
-        pretrained: The weights that the search was handed.
-        readers: Where the test part was read, as "file:line".
+        batches: Number of training batches drawn.
+        pretrained: Weights that the search was given.
+        readers: Places in the code that read the test part, as "file:line".
     """
 
     def __init__(self, data: TaskData, interrupted_at: int | None = None) -> None:
@@ -39,11 +39,11 @@ class WatchedData(TaskData):
         self.readers: list[str] = []
 
     def task(self, task: Task) -> Task:
-        """The task on these data."""
+        """Return a task with these data."""
         return replace(task, data=self)
 
     def images_changed(self) -> bool:
-        """Whether images or labels are not what they were at first."""
+        """Whether images or labels differ from those at the beginning."""
         return not all(torch.equal(one, other) for one, other in zip(self._images, self._tensors(), strict=True))
 
     def _tensors(self) -> list[Tensor]:
@@ -51,7 +51,7 @@ class WatchedData(TaskData):
 
     @property
     def test(self) -> Subset:  # type: ignore[override]
-        """The test part; that it was read is noted."""
+        """Test part; reading it is recorded."""
         frame = traceback.extract_stack(limit=2)[0]
         self.readers.append(f"{frame.filename}:{frame.lineno}")
         return self._test
@@ -59,7 +59,7 @@ class WatchedData(TaskData):
     def training_batches(
         self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches, counted."""
+        """Yield the same batches as the original data, and count them."""
         for batch in super().training_batches(batch_size, order, subset=subset, skip=skip):
             self.batches += 1
             if self.batches == self._interrupted_at:

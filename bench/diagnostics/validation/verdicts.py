@@ -1,0 +1,20 @@
+"""Exceptions of checks, and words for their messages."""
+
+from collections.abc import Sequence
+
+
+class Violation(Exception):  # noqa: N818  (the result of a check, not an error of the program)
+    """The method breaks the contract; the message tells its author how."""
+
+
+class NotApplicable(Exception):  # noqa: N818
+    """A check does not apply to this method; the message gives the reason."""
+
+
+class EndlessError(Exception):
+    """A search took many times longer than the method's plain one."""
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """List the first of several names, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
