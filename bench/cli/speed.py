@@ -1,4 +1,4 @@
-"""The command that measures what training steps cost."""
+"""The command `bench speed`, which measures the time and memory of training steps."""
 
 from __future__ import annotations
 
@@ -30,27 +30,49 @@ _MODES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 @click.command()
 @click.option(
-    "--methods", default=None, help=f"Names or files, separated by commas.  [default: all; {_GROWTH_METHODS} to grow]"
+    "--methods",
+    default=None,
+    help=f"Methods, separated by commas.  [default: all; with --growth, {_GROWTH_METHODS}]",
 )
-@click.option("--model", default=None, help="Name of a model; several with --growth depth.  [default: resnet20]")
-@click.option("--dataset", default="cifar100", show_default=True, help="Its shape counts; images are made up.")
-@click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Images a step.")
-@click.option("--rounds", type=click.IntRange(2), default=10, show_default=True, help="Timed steps of everything.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of the processor.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--model", default=None, help="Model; with --growth depth several, separated by commas.  [default: resnet20]"
+)
+@click.option(
+    "--dataset",
+    default="cifar100",
+    show_default=True,
+    help="Data set whose image shape is used; the images are random.",
+)
+@click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Images in each step.")
+@click.option("--rounds", type=click.IntRange(2), default=10, show_default=True, help="Timed steps of each training.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
+@click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of the forward passes.",
+)
 @click.option(
     "--compile",
     "compiling",
     type=click.Choice(list(_MODES)),
     default="both",
     show_default=True,
-    help="Networks compiled, as they stand, or a row for each.",
+    help="Whether networks are compiled; both gives one row for each.",
 )
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory.")
-@click.option("--growth", type=click.Choice(["bits", "depth"]), default=None, help="Steps as one number grows.")
-@click.option("--plot", type=FILE, default=None, metavar="FILE", help="Draw the growth: .svg, .png or .pdf.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with every single step.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, or do not.")
+@click.option(
+    "--growth",
+    type=click.Choice(["bits", "depth"]),
+    default=None,
+    help="Measure how steps grow with the number of candidate bits, or of layers.",
+)
+@click.option(
+    "--plot", type=FILE, default=None, metavar="FILE", help="File to which the growth is drawn, .svg, .png or .pdf."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with the time of every single step.")
 def speed(
     methods: str | None,
     model: str | None,
@@ -60,14 +82,14 @@ def speed(
     plot: Path | None,
     as_json: bool,
     device: str,
-    **circumstances: Any,
+    **options: Any,
 ) -> None:
-    """Measure search and fine-tuning steps of every method, as ratios to a plain step.
+    """Measure search and fine-tuning steps of every method, relative to an ordinary training step.
 
     \b
     bench speed --compile off --rounds 5                     a first look, in a few minutes
     bench speed --methods sbs,dnas --device cuda --json      for the record
-    bench speed --growth bits --plot growth.svg              with one to five candidate widths
+    bench speed --growth bits --plot growth.svg              with one to five candidate bits
     """  # noqa: D301  (click wants the character)
     _check_plot(plot, growth)
     from bench.diagnostics.speed.config import SpeedConfig
@@ -78,8 +100,8 @@ def speed(
         raise BenchError(f"--model {model} names several models; give one, or add --growth depth")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise BenchError(f"--device '{device}' is no device; allowed: auto, cpu, cuda or cuda:N")
-    place = resolve_device(device)
-    settings = [SpeedConfig(model=name, dataset=dataset, device=place, **circumstances) for name in models]
+    resolved = resolve_device(device)
+    settings = [SpeedConfig(model=name, dataset=dataset, device=resolved, **options) for name in models]
     _check_names(settings)
     growing = _GROWTH_METHODS if methods is None and growth is not None else methods
     if growth == "bits" and ".py" in (growing or ""):
@@ -92,7 +114,7 @@ def speed(
         _measure_growth(growth, settings, chosen, modes, plot, as_json=as_json)
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------
+# --- the options ---------------------------------------------------------------------------------------------------
 
 
 def _check_plot(plot: Path | None, growth: str | None) -> None:
@@ -107,7 +129,7 @@ def _check_plot(plot: Path | None, growth: str | None) -> None:
 
 
 def _methods(asked: Sequence[str] | None) -> dict[str, Method]:
-    from bench.planning.plan import make_method
+    from bench.planning.methods import make_method
     from bench.plugins.entry_points import available
     from bench.plugins.method_files import with_files
 
@@ -119,7 +141,7 @@ def _methods(asked: Sequence[str] | None) -> dict[str, Method]:
 
 
 def _check_names(settings: Sequence[SpeedConfig]) -> None:
-    """Refuse unknown names before anything is measured."""
+    """Refuse unknown names before the measurement starts."""
     from bench.plugins.registry import load
 
     for setting in settings:
@@ -128,10 +150,10 @@ def _check_names(settings: Sequence[SpeedConfig]) -> None:
 
 
 def _modes(compiling: str, setting: SpeedConfig) -> tuple[bool, ...]:
-    """Whether compiled; where nothing can be, which is said, "both" means as they stand.
+    """Return whether networks are compiled, for each of their rows; "both" means "off" when nothing can be compiled.
 
     Raises:
-        BenchError: Only compiled networks were asked for, and none can be.
+        BenchError: Only compiled networks were asked for, and nothing can be compiled here.
     """
     from torch import nn
 
@@ -157,18 +179,18 @@ def _measure_all(setting: SpeedConfig, methods: Mapping[str, Method], modes: Seq
     from bench.diagnostics.speed.published import sharing
     from bench.diagnostics.speed.trainings import candidates
 
-    with _telling() as tell:
-        found = measure(setting, candidates(methods, modes, setting.precision), tell)
-    compared = sharing(found)
+    with _progress() as report:
+        measured = measure(setting, candidates(methods, modes, setting.precision), report)
+    compared = sharing(measured)
     if as_json:
-        click.echo(json.dumps({**found.to_json(), "sharing": [asdict(line) for line in compared]}, indent=1))
+        click.echo(json.dumps({**measured.to_json(), "sharing": [asdict(line) for line in compared]}, indent=1))
         return
     console = make_console()
-    console.print(_table(_title(setting), found.rows))
-    for note in found.notes:
+    console.print(_table(_title(setting), measured.rows))
+    for note in measured.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     if compared:
-        console.print(_sharing_table(found, compared))
+        console.print(_sharing_table(measured, compared))
 
 
 def _measure_growth(
@@ -185,34 +207,34 @@ def _measure_growth(
     from bench.cli.console import make_console
     from bench.diagnostics.speed.growth import draw, growth_with_bits, growth_with_depth
 
-    with _telling() as tell:
+    with _progress() as report:
         if growth == "bits":
-            found = growth_with_bits(settings[0], list(methods), modes, tell)
+            measured = growth_with_bits(settings[0], list(methods), modes, report)
         else:
-            found = growth_with_depth(settings, methods, modes, tell)
+            measured = growth_with_depth(settings, methods, modes, report)
     if plot is not None:
-        draw(found, plot)
+        draw(measured, plot)
     if as_json:
-        click.echo(json.dumps({**_head(settings), **found.to_json()}, indent=1))
+        click.echo(json.dumps({**_head(settings), **measured.to_json()}, indent=1))
         return
     console = make_console()
-    console.print(_growth_table(found, _title(settings[0]) if growth == "bits" else _circumstances(settings[0])))
-    for note in found.notes:
+    console.print(_growth_table(measured, _title(settings[0]) if growth == "bits" else _conditions(settings[0])))
+    for note in measured.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     if plot is not None:
         console.print(f"drawn: {plot}", highlight=False, markup=False)
 
 
 def _head(settings: Sequence[SpeedConfig]) -> dict[str, Any]:
-    """What a measurement was made under and on."""
+    """Return the settings and the machine of a measurement, as JSON."""
     from bench.diagnostics.speed.config import head
 
     return head(settings[0]) | {"model": ",".join(setting.model for setting in settings)}
 
 
 @contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
-    """Says on stderr what is being done, where somebody looks on."""
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show progress on stderr if it is a terminal; yield the function that sets the text."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -220,7 +242,7 @@ def _telling() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _circumstances(setting: SpeedConfig) -> str:
+def _conditions(setting: SpeedConfig) -> str:
     return (
         f"{setting.dataset}'s shape, batches of {setting.batch_size}, {setting.rounds} rounds, {setting.device}, "
         f"{setting.threads} thread{'s' if setting.threads > 1 else ''}, {setting.precision}"
@@ -228,7 +250,7 @@ def _circumstances(setting: SpeedConfig) -> str:
 
 
 def _title(setting: SpeedConfig) -> str:
-    return f"{setting.model}, {_circumstances(setting)}"
+    return f"{setting.model}, {_conditions(setting)}"
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
@@ -236,7 +258,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
 
     columns = {
         "stage": False,
-        "of": False,
+        "training": False,
         "compiled": True,
         "step ms": True,
         "× fp32": True,
@@ -268,7 +290,7 @@ def _compiled(row: Row) -> str:
 
 
 def _times(row: Row) -> tuple[str, str]:
-    """How many times the reference's step, and the quartiles of that."""
+    """Format the ratio to the reference's step, and its quartiles."""
     return f"{row.ratio.median:.2f}", f"{row.ratio.low:.2f}–{row.ratio.high:.2f}"
 
 
@@ -311,7 +333,7 @@ def _growth_table(growth: Growth, title: str) -> Table:
     from bench.cli.console import simple_table
 
     columns = {
-        "layers" if growth.axis == "depth" else "widths": True,
+        "layers" if growth.axis == "depth" else "candidate bits": True,
         "search": False,
         "with": False,
         "compiled": True,
