@@ -39,7 +39,6 @@ from bench.api import (
     GeneratorState,
     Knob,
     LayerShape,
-    LayerSpace,
     Match,
     NetworkShape,
     Options,
@@ -67,7 +66,7 @@ from methods.shared.networks.stochastic_gates import (
 )
 from methods.shared.quantizers.residual_bits import RangeQuantizer
 from methods.shared.search import edge_layer, replace_layers
-from methods.shared.space import SearchSpace, cheapest_policy
+from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
 from methods.shared.training import TrainedNetwork, TrainingMethod, train_jointly
 
 PAPER_LR = 1e-3
@@ -244,7 +243,7 @@ class BayesianNetwork(TrainedNetwork):
         return {name: parameter for name, parameter in self.model.named_parameters() if id(parameter) in chosen}
 
 
-class BayesianBits(TrainingMethod[BayesianNetwork]):
+class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
     """Bayesian Bits with groups of filters."""
 
     summary = "Bayesian Bits: pruning and mixed precision by nested stochastic gates over quantized residual errors"
@@ -284,18 +283,12 @@ class BayesianBits(TrainingMethod[BayesianNetwork]):
         """Tune the paper's μ."""
         return {"strength": STRENGTH[match]}
 
-    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
-        """State what the search may choose: the same bits everywhere, and groups of filters where filters may go."""
+    def space(self, network: NetworkShape) -> SearchSpace:
+        """State the choices: the same bits in every layer, and groups of filters in prunable layers."""
         size = self.options.group_size or network.group_size
-        bits = self.options.bits
-        return {
-            layer.name: LayerSpace(weight_bits=bits, activation_bits=bits, group_size=size if layer.prunable else 0)
-            for layer in network.middle
-        }
-
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """Take the lowest candidate everywhere, and one group of filters, the smallest, of each layer."""
-        return cheapest_policy(network, self.space(network))
+        return uniform_space(
+            network, self.options.bits, {layer.name: size for layer in network.middle if layer.prunable}
+        )
 
     @property
     def quantizer(self) -> QuantizerFactory:

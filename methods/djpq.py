@@ -37,7 +37,6 @@ from bench.api import (
     GeneratorState,
     Knob,
     LayerShape,
-    LayerSpace,
     Match,
     NetworkShape,
     Options,
@@ -62,7 +61,7 @@ from methods.shared.quantizers.learned_range import (
     passed_on,
     quantize,
 )
-from methods.shared.space import cheapest_policy
+from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
 from methods.shared.training import TrainingMethod, train_jointly
 
 _LINEAR = ("clip_step", "clip_range")
@@ -307,7 +306,7 @@ def penalty(job: SearchJob, network: DjpqNetwork) -> Tensor:
     return information + term(network.relaxed_cost(), actual)
 
 
-class Djpq(TrainingMethod[DjpqNetwork]):
+class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
     """DJPQ."""
 
     summary = "DJPQ: learned step, range and exponent of every tensor, and an information bottleneck on channels"
@@ -337,21 +336,9 @@ class Djpq(TrainingMethod[DjpqNetwork]):
         """Tune λ."""
         return {"strength": STRENGTH}
 
-    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
-        """State what the search may choose: the same bits everywhere, and groups of filters of layers with gates."""
-        bits, gated = self.options.bits, gated_norms(network)
-        return {
-            layer.name: LayerSpace(
-                weight_bits=bits,
-                activation_bits=bits,
-                group_size=self.options.group_size if layer.name in gated else 0,
-            )
-            for layer in network.middle
-        }
-
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """Take the lowest candidate everywhere, and one group of filters, the smallest, of each layer with gates."""
-        return cheapest_policy(network, self.space(network))
+    def space(self, network: NetworkShape) -> SearchSpace:
+        """State the choices: the same bits in every layer, and groups of filters in layers with gates."""
+        return uniform_space(network, self.options.bits, dict.fromkeys(gated_norms(network), self.options.group_size))
 
     @property
     def quantizer(self) -> QuantizerFactory:

@@ -143,7 +143,8 @@ def _least(
     )
     if solved.x is None:
         raise RuntimeError(f"the integer programme was not solved: {solved.message}")
-    return np.round(solved.x).reshape(layers, choices).argmax(1)
+    chosen: NDArray[np.intp] = np.round(solved.x).reshape(layers, choices).argmax(1)
+    return chosen
 
 
 def _decisions(policy: Policy, omega: Sensitivity, bits: tuple[int, ...]) -> list[Decision]:

@@ -1,9 +1,10 @@
 """Search spaces: the choices that a search has in every layer, and their cheapest and costliest policies."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.api import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, LayerSpace, NetworkShape, Policy
+from bench.api import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, LayerSpace, Method, NetworkShape, Policy
 
 SearchSpace = Mapping[str, LayerSpace]
 """The choices of every searched layer, by name."""
@@ -64,3 +65,31 @@ def with_fixed_filters(space: SearchSpace, policy: Policy) -> dict[str, LayerSpa
         name: replace(choice, group_size=0, kept_filters=policy.layers[name].kept_filters)
         for name, choice in space.items()
     }
+
+
+def uniform_space(
+    network: NetworkShape, bits: tuple[int, ...], group_sizes: Mapping[str, int]
+) -> dict[str, LayerSpace]:
+    """Build a space with the same candidates in every layer.
+
+    Args:
+        network: Shapes of the model.
+        bits: Candidate bits for weights and activations, rising.
+        group_sizes: Size of the filter groups of each layer that is pruned, by name.
+    """
+    return {
+        layer.name: LayerSpace(weight_bits=bits, activation_bits=bits, group_size=group_sizes.get(layer.name, 0))
+        for layer in network.middle
+    }
+
+
+class ChoosesFromSpace(Method):
+    """A method that chooses bits and filters from a search space."""
+
+    @abstractmethod
+    def space(self, network: NetworkShape) -> SearchSpace:
+        """State the choices of every searched layer."""
+
+    def cheapest(self, network: NetworkShape) -> Policy:
+        """Take the lowest candidates in every layer, and one group of filters, the smallest, of each pruned layer."""
+        return cheapest_policy(network, self.space(network))

@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression.compress import calibrate, compress
+from bench.compression.compress import calibrate, compress, replace_layer
 from bench.compression.policy import Policy, uniform
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import price
 from bench.data.dataset import Arrays
 from bench.data.task_data import TaskData
-from bench.method import SearchJob, Task
+from bench.method import Method, SearchJob, Task
 from bench.models.resnet import resnet8, resnet20
 from bench.spec.schema import Schedule, SearchSchedule
 from bench.spec.seeds import generator
 from bench.training.loop import fit, reestimate_norms
 from datasets.digits import Digits
+from methods.shared.search import SearchNetwork
 
 CPU = torch.device("cpu")
 
@@ -198,6 +199,37 @@ def make_job(small_task: Task, pretrained: Mapping[str, Tensor]) -> Callable[...
         return job_of(task, state, **changes)
 
     return make
+
+
+class Dense(nn.Sequential):
+    """A network with a linear layer among those that are searched."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+@pytest.fixture
+def dense_job(small_task: Task) -> SearchJob:
+    """A job on a network with a linear layer among those that are searched."""
+    shapes = trace(Dense(), (1, 8, 8), name="dense", dataset="digits")
+    return job_of(replace(small_task, network=shapes, make_model=Dense), Dense().state_dict())
+
+
+@pytest.fixture(scope="session")
+def own_form() -> Callable[..., nn.Module]:
+    """Builds the network that fine-tuning with the own recipe starts from, first and last layer as in the search."""
+
+    def build(method: Method, network: SearchNetwork, job: SearchJob, policy: Policy) -> nn.Module:
+        model = job.task.make_model()
+        model.load_state_dict(network.state(policy, job.pretrained))
+        compressed = compress(model, job.task.network, policy, quantizer=method.quantizer)
+        assert compressed.load_state_dict(dict(network.learned()), strict=False).unexpected_keys == []
+        for shape in job.task.network.layers:
+            if shape.position != "middle":
+                replace_layer(compressed, shape.name, network.model.get_submodule(shape.name))
+        return compressed.double().eval()
+
+    return build
 
 
 @pytest.fixture(scope="session")

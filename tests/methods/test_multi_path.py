@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bench.compression.policy import uniform
-from bench.compression.shapes import trace
 from bench.costs.counter import price
 from bench.matching.repair import policy_of
 from bench.method import SearchJob, Task
@@ -175,17 +174,8 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
         MultiPathOptions(**options)
 
 
-class Dense(nn.Sequential):
-    """A network with a linear layer among those that are searched."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 10))
-
-
-def test_linear_layers_are_searched(small_task: Task, make_job: MakeJob) -> None:
-    shapes = trace(Dense(), (1, 8, 8), name="dense", dataset="digits")
-    job = make_job(replace(small_task, network=shapes, make_model=Dense), state=Dense().state_dict())
-    result = MultiPath(MultiPathOptions()).search(job)
+def test_linear_layers_are_searched(dense_job: SearchJob) -> None:
+    result = MultiPath(MultiPathOptions()).search(dense_job)
     assert [(d.layer, d.what) for d in result.decisions] == [("2", "weight_bits"), ("2", "activation_bits")]
     assert result.state["2.weight"].shape == (8, 72)
     # What it reads comes from a convolution without ReLU: the range of its input has an offset.
