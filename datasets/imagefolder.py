@@ -61,8 +61,8 @@ def _parts(data_dir: Path | None) -> tuple[Path, Path]:
         raise BenchError(f"data set 'imagefolder' has no folder of its own: {_LAYOUT}")
     root = data_dir.expanduser().absolute()
     train, *test = (root / name for name in (_TRAIN, *_TEST))
-    found = [folder for folder in test if folder.is_dir() and classes_in(folder)]
-    if not train.is_dir() or not classes_in(train) or not found:
+    tests = [folder for folder in test if folder.is_dir() and classes_in(folder)]
+    if not train.is_dir() or not classes_in(train) or not tests:
         missing = f"{train}/<class>" if not train.is_dir() or not classes_in(train) else f"{root}/val/<class>"
         raise BenchError(f"data set 'imagefolder' was not found: there is no {missing}; {_LAYOUT}")
-    return train, found[0]
+    return train, tests[0]

@@ -85,8 +85,8 @@ class DqOptions(Options):
         start_bits: Bits at which steps and ranges start (Appendix F of the SBS paper).
         start: First values by Appendix F of the SBS paper, or those of the least squared error on a batch.
         range_travel: Learning rate of d and q_max × number of updates. The rate follows from the length of the search.
-            This is our choice: the paper's rate of 0.03 over 80 epochs of 391 updates goes a way that no short search
-            can go, and at the rate of the weights nothing would move in a short search.
+            This is our choice. The paper's product, 0.03 over 80 epochs of 391 updates, is out of reach of a short
+            search, and at the rate of the weights nothing would move in one.
     """
 
     bits: SignedCandidates = (2, 3, 4, 5, 6, 7, 8)
