@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
-from bench.reporting.mlflow import entries as tracking_entries
+from bench.reporting.mlflow import folders as tracking_folders
 from bench.reporting.mlflow import probe as tracking_probe
 from bench.reporting.mlflow import tracker as tracking
 from bench.reporting.mlflow import ui as interface
@@ -88,8 +88,8 @@ def short() -> Iterator[None]:
 def test_what_is_unchanged_is_neither_read_nor_asked_for(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, document = Tracker(None, fake.root), fake.document()
     assert tracker.log_study(fake.store, document, thorough=False)
-    monkeypatch.setattr(tracking_entries, "read_record", None)
-    monkeypatch.setattr(tracking_entries, "StudyResults", None)
+    monkeypatch.setattr(tracking_folders, "read_record", None)
+    monkeypatch.setattr(tracking_folders, "StudyResults", None)
     monkeypatch.setattr(tracker._opened[1], "search_runs", None)  # type: ignore[index]
     assert tracker.log_study(fake.store, document, thorough=False)
 
@@ -118,7 +118,7 @@ def spy_on(tracker: Tracker, calls: list[str], monkeypatch: pytest.MonkeyPatch) 
     client = tracker._client
     for name in ("create_run", "log_batch", "log_artifact", "log_text", "search_runs", "set_terminated", "delete_run"):
         monkeypatch.setattr(client, name, noting(calls, name, getattr(client, name)))
-    monkeypatch.setattr(tracking_entries, "read_record", noting(calls, "read", read_record))
+    monkeypatch.setattr(tracking_folders, "read_record", noting(calls, "read", read_record))
 
 
 def noting(calls: list[str], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -301,9 +301,9 @@ def test_a_silent_server_holds_nothing_up(fake: Any, caplog: Any) -> None:
             Tracker(uri, fake.root, patient=True).sync(fake.store, document)
 
 
-def test_a_look_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking_probe, "_TOTAL_SECONDS", 0.1)
-    monkeypatch.setattr(tracking_probe, "_look", lambda *_: time.sleep(5))  # e.g. a name that is being looked up
+    monkeypatch.setattr(tracking_probe, "_check", lambda *_: time.sleep(5))  # e.g. a slow name look-up
     with short(), pytest.raises(TrackingDownError, match="no answer"):
         probe("http://somewhere")
 
