@@ -215,20 +215,23 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
         "    return [source_hash('methods', name) for name in names]\n"
         "before, stale = hashes(), {}\n"
         "from pathlib import Path\n"
-        "for shared in ('shared/gates', 'shared/network', 'multi_path', 'sbs'):\n"
-        f"    file = Path({str(tmp_path)!r}) / 'methods' / f'{{shared}}.py'\n"
+        "shared = ('shared/gates', 'shared/bit_sharing/network', 'shared/networks/paths')\n"
+        "for changed in (*shared, 'sbs', 'sbs_extended'):\n"
+        f"    file = Path({str(tmp_path)!r}) / 'methods' / f'{{changed}}.py'\n"
         "    text = file.read_text()\n"
         "    file.write_text(text + '\\nchanged = 1\\n')\n"
-        "    stale[shared] = [n for n, a, b in zip(names, before, hashes()) if a != b]\n"
+        "    stale[changed] = [n for n, a, b in zip(names, before, hashes()) if a != b]\n"
         "    file.write_text(text)\n"
         "assert hashes() == before\n"
         "print(json.dumps(stale))"
     )
     stale = {name: set(methods) for name, methods in json.loads(_succeed(code)).items()}
-    of_sbs = {"cost_only", "prune_then_quantize", "quantize_then_prune", "sbs", "sbs_p", "sbs_q"}
+    of_sbs = {"cost_only", "prune_then_quantize", "quantize_then_prune", "sbs", "sbs_extended", "sbs_p", "sbs_q"}
     assert of_sbs <= stale["sbs"] and "dnas" not in stale["sbs"]
-    assert {"dnas", "edmips", "multi_path"} <= stale["multi_path"] and "sbs" not in stale["multi_path"]
-    assert of_sbs | {"bayesian_bits", "djpq"} <= stale["shared/gates"] and of_sbs <= stale["shared/network"]
+    assert stale["sbs_extended"] == {"sbs_extended"}
+    assert {"dnas", "edmips", "multi_path"} <= stale["shared/networks/paths"]
+    assert "sbs" not in stale["shared/networks/paths"]
+    assert of_sbs | {"bayesian_bits", "djpq"} <= stale["shared/gates"] and of_sbs <= stale["shared/bit_sharing/network"]
     without_gates = {"fixed", "full_precision", "random", "greedy", "width", "hawq", "haq"}
     assert not without_gates & set().union(*stale.values())
 
