@@ -1,4 +1,4 @@
-"""The console script: runs the command line and turns the errors that users meet into one line."""
+"""The console script: runs the command line, and prints every error that a user can cause in one line."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from bench.errors import EXIT_INTERRUPTED, EXIT_USAGE, BenchError
 
 
 def main() -> None:
-    """Run `bench`; exits with the statuses that `docs/command-line.md` lists."""
+    """Run `bench` and exit with one of the statuses that `docs/command-line.md` lists."""
     import click
 
     from bench.cli.main import bench
@@ -16,7 +16,7 @@ def main() -> None:
     stdout = sys.stdout
     try:
         status = bench.main(standalone_mode=False, prog_name="bench")
-    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second into the first
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second kind into the first
         after = "continues from here" if sys.argv[1:2] == ["run"] else "starts again"
         sys.stderr.write(f"bench: interrupted; nothing that had finished is lost, the same command {after}\n")
         status = EXIT_INTERRUPTED
@@ -29,11 +29,11 @@ def main() -> None:
         sys.stderr.write(f"bench: {error}\n")
         status = EXIT_USAGE
     except SystemExit as error:
-        # Click replaces the output and leaves when its reader has left, e.g. `bench list methods | head -1`.
+        # Click replaces stdout and exits when its reader has ended, e.g. `bench list methods | head -1`.
         status = error.code if sys.stdout is stdout else 0
     except OSError as error:
-        where = error.filename or "no file named"
-        sys.stderr.write(f"bench: {error.strerror or error}: {where}; nothing that had finished is lost\n")
+        path = error.filename or "unknown file"
+        sys.stderr.write(f"bench: {error.strerror or error}: {path}; nothing that had finished is lost\n")
         status = EXIT_USAGE
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -1,4 +1,4 @@
-"""The errors that the harness tells apart, and the one form of message for a wrong name."""
+"""Errors of the harness, exit statuses, and the form of messages about wrong names."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class BenchError(Exception):
-    """A user's mistake or a missing thing: one clear line on stderr, exit status 2, no traceback.
+    """A user's mistake, or something that is missing: one line on stderr, exit status 2, no traceback.
 
     The message says what was wrong, the value, what is allowed, and what to type next.
     """
 
 
 class NonFiniteLossError(Exception):
-    """Training met a loss that is NaN or infinite."""
+    """The loss of a training became NaN or infinite."""
 
 
 class UnreachableBudgetError(Exception):
-    """No policy of the method costs as little as the budget asks; a reported outcome, not a failure.
+    """No policy of the method costs as little as the budget; this is a result, not a failure.
 
     Attributes:
-        nearest: The cost of the cheapest policy that the method can express.
+        nearest: Cost of the cheapest policy that the method found or can find.
     """
 
     def __init__(self, message: str, nearest: float) -> None:
@@ -31,13 +31,13 @@ class UnreachableBudgetError(Exception):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], see: str) -> BenchError:
-    """The error for a name that does not exist, naming the nearest one that does.
+    """Make the error for a name that does not exist; its message suggests the nearest name that does.
 
     Args:
-        kind: What the name stands for, e.g. "method".
-        name: The name that was given.
-        known: All names that would have been right.
-        see: The command that lists them.
+        kind: Kind of thing that has the name, e.g. "method".
+        name: Name that was given.
+        known: Names that exist.
+        see: Command that lists them.
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -27,23 +27,23 @@ from bench.training.forward import PLAIN, Forward
 
 
 class NoOptions(options.Options):
-    """For methods without options."""
+    """Options of a method that has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capabilities:
-    """What a method needs and can do.
+    """Abilities and needs of a method. A policy may only use abilities that the method declares.
 
     Attributes:
-        budget: "strength": a knob λ is tuned onto the budget; "direct": the method is handed the budget and
-            answers it in one search; "ignored": it has none (a reference).
-        prunes: It removes filters.
-        mixed_precision: It chooses bits layer by layer.
-        full_precision: Its searches hold networks at full precision, which accelerators cannot compute.
-        own_quantizer: It has a quantizer of its own for `recipe = "own"`.
-        one_stage: Its paper trains once and has no separate fine-tuning; here its network is fine-tuned like all
+        budget: Way in which the method meets a budget. "strength": the harness tunes a knob λ onto it; "direct": the
+            method is given the budget and meets it in one search; "ignored": the method has no budget (a reference).
+        prunes: Whether it removes filters.
+        mixed_precision: Whether it chooses bits layer by layer.
+        full_precision: Whether its searches keep layers at full precision, which accelerators cannot compute.
+        own_quantizer: Whether it has a quantizer of its own for `recipe = "own"`.
+        one_stage: Whether its paper trains once, without separate fine-tuning. Here its network is fine-tuned like all
             others, and reports say so.
-        data_parallel: One search of it can be divided among several devices; see `bench.replicas`.
+        data_parallel: Whether one search can be divided among several devices; see `bench.replicas`.
     """
 
     budget: Literal["strength", "direct", "ignored"]
@@ -55,18 +55,18 @@ class Capabilities:
     data_parallel: bool = False
 
     def in_words(self) -> tuple[str, ...]:
-        """For `bench list methods --long`."""
+        """Describe the abilities, for `bench list methods --long`."""
         budgets = {
             "strength": "a strength is tuned onto the budget",
-            "direct": "answers a budget in one search",
+            "direct": "meets a budget in one search",
             "ignored": "a reference without a budget",
         }
         abilities = {
             "removes filters": self.prunes,
-            "chooses widths layer by layer": self.mixed_precision,
+            "chooses bits layer by layer": self.mixed_precision,
             "searches at full precision": self.full_precision,
             "has a quantizer of its own (recipe = own)": self.own_quantizer,
-            "trained once in its paper, fine-tuned here": self.one_stage,
+            "trained once in its paper and fine-tuned here": self.one_stage,
             "runs on several devices": self.data_parallel,
         }
         return budgets[self.budget], *(words for words, has in abilities.items() if has)
@@ -74,7 +74,12 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knob:
-    """The range of one number that the harness tunes for a method."""
+    """Range of a number that the harness tunes for a method.
+
+    Attributes:
+        low, high: Ends of the range.
+        log: Whether the range is searched on a logarithmic scale.
+    """
 
     low: float
     high: float
@@ -82,16 +87,21 @@ class Knob:
 
     @property
     def middle(self) -> float:
-        """The middle of the range: the geometric mean on a logarithmic scale, the arithmetic mean on a linear one."""
+        """Middle of the range: the geometric mean on a logarithmic scale, the arithmetic mean on a linear one."""
         return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class CostTerm:
-    """The harness's cost term: what a search adds to its task loss (Eq. 13).
+    """Cost term of the harness, which a search adds to its task loss (Eq. 13 of the SBS paper).
 
-    mode "lambda": λ log R, as the paper. mode "hinge": λ log(R/B) while the network that the search stands for
-    costs more than the budget B, and nothing below it.
+    In mode "lambda" it is λ log R, as in the paper. In mode "hinge" it is λ log(R/B) while the network that the search
+    would return costs more than the budget B, and zero otherwise.
+
+    Attributes:
+        mode: Mode.
+        strength: λ.
+        budget: B, in the unit of the budget's measure.
     """
 
     mode: Match
@@ -99,19 +109,25 @@ class CostTerm:
     budget: float
 
     def __call__(self, relaxed: Tensor, actual: Tensor) -> Tensor:
-        """The term, a scalar; computed without waiting for the device.
+        """Compute the term without waiting for the device.
 
         Args:
-            relaxed: The differentiable cost.
-            actual: The cost of the discrete network that the search would return now.
+            relaxed: Differentiable cost, a scalar.
+            actual: Cost of the discrete network that the search would return now, a scalar.
+
+        Returns:
+            A scalar.
         """
         return self.strength * torch.log(relaxed / self.budget) * self.is_active(actual)
 
     def is_active(self, actual: Tensor) -> Tensor:
-        """1 while a cost term acts, 0 otherwise; for methods that have a term of their own in the place of λ log R.
+        """Return 1 while the term is active and 0 otherwise; also for methods that have their own term for λ log R.
 
         Args:
-            actual: The cost of the discrete network that the search would return now.
+            actual: Cost of the discrete network that the search would return now, a scalar.
+
+        Returns:
+            A scalar of the type of `actual`.
         """
         above = (actual > self.budget).to(actual.dtype)
         return above if self.mode == "hinge" else torch.ones_like(above)
@@ -119,16 +135,16 @@ class CostTerm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """One discrete choice of a search that repair may move.
+    """One discrete choice of a search that repair may change.
 
     Attributes:
-        layer: The layer's name.
-        what: Bits of weights, bits of activations, or one group of filters.
-        options: What can be chosen, from cheap to dear: widths in bits; for filters `(0, 1)`, dropped or kept.
+        layer: Name of the layer.
+        what: Subject of the choice: bits of weights, bits of activations, or one group of filters.
+        options: Possible choices, from cheap to costly: bits; for filters `(0, 1)`, dropped or kept.
         chosen: Index of the search's choice.
-        margins: For each neighbouring pair of options how clearly the search preferred one side, in the
-            method's own unit: entry i stands between options i and i + 1, positive towards i + 1.
-        filters: The filters of the group.
+        margins: Preferences of the search between neighbouring options, in the method's own unit. Entry i is between
+            options i and i + 1, and positive if the search preferred i + 1.
+        filters: Indices of the group's filters.
     """
 
     layer: str
@@ -141,17 +157,17 @@ class Decision:
 
 @dataclass(kw_only=True)
 class SearchResult:
-    """What a search returns.
+    """Result of a search.
 
     Attributes:
-        policy: The result.
-        state: Weights and buffers under the names of the float model, unreduced.
+        policy: Policy that the search found.
+        state: Weights and buffers of the full network, under the names of the float model.
         clips: Clip values by "<layer>.weight" and "<layer>.activation", for the common quantizer.
         quantizers: Learned parameters of the method's own quantizers, for `recipe = "own"`, under the names that they
             have in the compressed network: "<layer>.weight_quantizer.<parameter>", "<layer>.activation_quantizer.…".
         normalized_weights: Whether convolution weights are standardised before they are quantized.
-        decisions: What repair may move; empty when nothing may.
-        record: Curves and figures of the search, JSON-serialisable; `history` is a list of one dict an epoch.
+        decisions: Decisions that repair may change; empty for none.
+        record: Curves and figures of the search as JSON values; `history` is a list with one dictionary an epoch.
     """
 
     policy: Policy
@@ -168,9 +184,9 @@ class Task:
     """A data set and a model, on the device where training happens.
 
     Attributes:
-        data: The three parts of the data.
-        network: The shapes of the model.
-        make_model: Builds a fresh float model on the device, initialised from PyTorch's global generator.
+        data: Training, validation and test data.
+        network: Shapes of the model.
+        make_model: Function that builds a new float model on the device, initialised from PyTorch's global generator.
     """
 
     data: TaskData
@@ -179,11 +195,11 @@ class Task:
 
     @property
     def device(self) -> torch.device:
-        """Where the data and the model live."""
+        """Device of the data and the model."""
         return self.data.device
 
     def multiplications(self, schedule: Schedule | SearchSchedule) -> int:
-        """Of the forward passes of a stage, with the full network."""
+        """Return the number of multiplications in the forward passes of a stage with the full network."""
         macs = price(self.network, uniform(self.network, FULL_PRECISION_BITS)).macs
         return macs * schedule.epochs * self.data.batches_per_epoch(schedule.batch_size) * schedule.batch_size
 
@@ -199,17 +215,17 @@ class SearchJob:
     Attributes:
         task: Data and model.
         pretrained: State of the pretrained float model.
-        knobs: The values that the harness chose for the method's knobs.
-        budget: What the final policy may cost, in the unit of `measure`; infinite for methods that ignore it.
-        measure: What the budget limits: bit operations, memory, latency or energy.
-        tolerance: Share of the budget below it that still counts as matched.
-        match: How the cost term works.
-        schedule: Length and rates of the search.
+        knobs: Values that the harness chose for the method's knobs.
+        budget: Largest cost of the final policy, in the unit of `measure`; infinite for methods that ignore it.
+        measure: Measure that the budget limits: bit operations, memory, latency or energy.
+        tolerance: Width of the window below the budget, as a share of the budget.
+        match: Mode of the cost term.
+        schedule: Length and learning rates of the search.
         seed: Seed of the run; the same for every method.
-        report: Called after each epoch with figures to show and keep.
-        stage: Makes a stage that keeps checkpoints, by name; without it an interrupted search begins anew.
-        name: Of the search's stage; methods that search in several stages give each its own.
-        forward: How networks are carried out.
+        report: Function to call after each epoch with figures to show and keep.
+        stage: Function that makes a stage with checkpoints, by name. By default, an interrupted search starts over.
+        name: Name of the search's stage; methods that search in several stages give each its own.
+        forward: Way in which networks are evaluated in training.
     """
 
     task: Task
@@ -227,54 +243,58 @@ class SearchJob:
     forward: Forward = PLAIN
 
     def float_model(self) -> nn.Module:
-        """A float model with the pretrained weights."""
+        """Make a float model with the pretrained weights."""
         model = self.task.make_model()
         model.load_state_dict(dict(self.pretrained))
         return model
 
     def price(self, policy: Policy) -> float:
-        """What a policy costs in the unit of the budget."""
+        """Return the cost of a policy in the unit of the budget."""
         return self.measure.price(self.task.network, policy)
 
     def in_training(self, network: nn.Module) -> Callable[..., Any]:
-        """The network as the search should call it in training: compiled, or in another precision, as asked for."""
+        """Return a network in the form that the search should call in training: compiled or in another precision."""
         return self.forward.prepare(network, self.name, self.task.multiplications(self.schedule))
 
     def cost_term(self, *, strength: float | None = None, budget: float | None = None) -> CostTerm:
-        """The cost term at the tuned strength and the budget of the run, or at others given."""
+        """Make the cost term; by default with the tuned strength and the budget of the run."""
         chosen = self.knobs["strength"] if strength is None else strength
         return CostTerm(self.match, chosen, self.budget if budget is None else budget)
 
     def order(self, purpose: str = "search") -> torch.Generator:
-        """The generator of the data's order: the same for all methods of a seed."""
+        """Make the generator of the order of the data; it is the same for all methods of a seed."""
         return generator("order", purpose, self.seed)
 
     def noise(self, purpose: str) -> torch.Generator:
-        """A generator for a method's own random draws."""
+        """Make a generator for a method's own random numbers."""
         return generator("noise", purpose, self.seed)
 
     def epochs(
-        self, parts: Mapping[str, Stateful] | None = None
+        self, state: Mapping[str, Stateful] | None = None
     ) -> Iterator[tuple[int, Iterator[tuple[Tensor, Tensor]]]]:
-        """The search's training epochs that are still to do: number and batches.
+        """Yield the search's training epochs that are left: number and batches.
 
         Args:
-            parts: All that the search carries over from epoch to epoch besides the order of the data; after an
-                interruption they are set to where the search was. Without them it begins anew.
+            state: Objects that change from epoch to epoch, by name, without the order of the data. After an
+                interruption they are restored, and the search continues. Without them it starts over.
         """
         order = self.order()
-        carried = None if parts is None else {**parts, "order": GeneratorState(order)}
-        for epoch in self.numbered_epochs(carried):
+        kept = None if state is None else {**state, "order": GeneratorState(order)}
+        for epoch in self.numbered_epochs(kept):
             yield epoch, self.task.data.training_batches(self.schedule.batch_size, order)
 
-    def numbered_epochs(self, parts: Mapping[str, Stateful] | None = None) -> Iterator[int]:
-        """The same for searches that draw their batches otherwise: the numbers alone."""
-        stage = UNINTERRUPTED if parts is None else self.stage(self.name)
-        yield from stage.epochs(self.schedule.epochs, parts or {})
+    def numbered_epochs(self, state: Mapping[str, Stateful] | None = None) -> Iterator[int]:
+        """Yield the numbers of the epochs that are left, for searches that draw their batches in their own way.
+
+        Args:
+            state: Objects that change from epoch to epoch, as for `epochs`.
+        """
+        stage = UNINTERRUPTED if state is None else self.stage(self.name)
+        yield from stage.epochs(self.schedule.epochs, state or {})
 
     @property
     def steps(self) -> int:
-        """Updates in the whole search."""
+        """Number of updates in the whole search."""
         return self.schedule.epochs * self.task.data.batches_per_epoch(self.schedule.batch_size)
 
 
@@ -283,10 +303,10 @@ class Method(ABC):
 
     Attributes:
         summary: One line for `bench list methods`.
-        source: The paper, or whose definition it is, for `bench list methods --long`.
-        deviations: What differs from the source, one sentence each; shown there too.
-        capabilities: What it needs and can do.
-        Options: Its options.
+        source: Paper or other origin of the definition, for `bench list methods --long`.
+        deviations: Differences from the source, one sentence each, for the same command.
+        capabilities: Abilities and needs.
+        Options: Class of the options.
     """
 
     summary: ClassVar[str]
@@ -299,21 +319,21 @@ class Method(ABC):
         self.options = self.Options() if options is None else options
 
     def stated_options(self, network: NetworkShape) -> dict[str, Any]:
-        """The options as JSON, defaults that depend on the network filled in; a part of what identifies a run."""
+        """Return the options as JSON values, with defaults that depend on the network; they are part of a run's id."""
         stated: dict[str, Any] = self.options.model_dump(mode="json")
         return stated
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """The numbers that the harness tunes; "strength" is the one that is bracketed in mode "lambda"."""
+        """Return the numbers that the harness tunes; "strength" is the one that mode "lambda" brackets."""
         return {}
 
     def cheapest(self, network: NetworkShape) -> Policy | None:
-        """The cheapest policy that the method can express; `None` when it ignores budgets."""
+        """Return the cheapest policy that the method can find; `None` when it ignores budgets."""
         return None
 
     @property
     def quantizer(self) -> QuantizerFactory:
-        """The quantizer of the method's paper, used in fine-tuning with `recipe = "own"`."""
+        """Quantizer of the method's paper, used in fine-tuning with `recipe = "own"`."""
         return UniformQuantizer
 
     @abstractmethod

@@ -1,13 +1,13 @@
-"""Data parallelism: what the replicas of one run tell each other, and how they are started.
+"""Data parallelism: how the replicas of one run are started, and how they combine what depends on a batch.
 
-One run on N devices is N processes that do the same thing, each on its own share of every batch. Whatever depends
-on a batch is brought together here: gradients, figures, gate metrics, statistics of normalisations. Everything else
-(weights, random draws, decisions) every replica computes for itself, and it comes out the same everywhere.
+A run on N devices consists of N processes that do the same work, each on its own share of every batch. What depends on
+a batch is combined by the functions of this module: gradients, figures, gate metrics, statistics of norms. Everything
+else (weights, random numbers, decisions) is computed by every replica, with the same result.
 
-Without replicas, in an ordinary process, all of this does nothing. Gradients are averaged after the backward pass, in
-one all-reduce, and not through a wrapper around the network such as DistributedDataParallel: thresholds of SBS and
-logits of DNAS get a part of their gradient from a cost term that is computed outside any module's forward pass,
-which a wrapper does not see.
+In an ordinary process, without replicas, these functions do nothing. Gradients are averaged after the backward pass, in
+one all-reduce, and not by a wrapper around the network such as DistributedDataParallel. The reason is that thresholds
+of SBS and logits of DNAS get a part of their gradient from a cost term. The cost term is computed outside any module's
+forward pass, where a wrapper does not see it.
 """
 
 import logging
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 Start = Literal["fork", "forkserver"]
 
 _PATIENCE = timedelta(minutes=10)
-"""For a replica that does not answer. One that dies is noticed at once, by its parent."""
+"""Time limit for a replica that does not answer. The parent notices at once if one dies."""
 _PRELOADED = (
     "torch",
     "torch._inductor",
@@ -45,35 +45,36 @@ _PRELOADED = (
 )
 _OF_OTHER_LAUNCHERS = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
 _DRIFT = 1e-4
-"""Relative; a share's own gradient is another direction altogether, rounding differently is below 1e-6."""
+"""Largest relative difference between replicas. Different rounding stays below 1e-6; a gradient that was not averaged
+points in another direction."""
 _state = SimpleNamespace(alone=0, launching=False)
 
 
-# --- who is there --------------------------------------------------------------------------------------------------
+# --- number and rank -----------------------------------------------------------------------------------------------
 
 
 def count() -> int:
-    """How many replicas work together; 1 in an ordinary process and inside `alone`."""
+    """Return the number of replicas; 1 in an ordinary process and inside `alone`."""
     if _state.alone or not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size()
 
 
 def rank() -> int:
-    """The number of this replica among those that work together, from 0."""
+    """Return the number of this replica, counted from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one of its replicas that writes files; also inside `alone`."""
+    """Return whether this replica is the one that writes files; the answer is the same inside `alone`."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """In the block each replica works for itself: all do the same on the same images, as one process would.
+    """Let each replica work for itself during a `with` block, on the same images as one process would.
 
-    For passes over `TaskData.calibration_batches`, which are not divided. Follow it by `share`.
+    Use it for passes over `TaskData.calibration_batches`, which are not divided. Call `share` afterwards.
     """
     _state.alone += 1
     try:
@@ -82,17 +83,17 @@ def alone() -> Iterator[None]:
         _state.alone -= 1
 
 
-# --- what they tell each other -------------------------------------------------------------------------------------
+# --- combining -----------------------------------------------------------------------------------------------------
 
 
 def mine(batch: Tensor) -> Tensor:
-    """This replica's share of a batch: every `count()`-th entry of the first dimension."""
+    """Return this replica's share of a batch: every `count()`-th entry of the first dimension."""
     return batch if count() == 1 else batch[rank() :: count()]
 
 
 @torch.no_grad()
 def total(values: Tensor) -> Tensor:
-    """The sum over replicas, any shape; without gradient."""
+    """Return the sum over replicas, for tensors of any shape; it has no gradient."""
     if count() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -100,11 +101,11 @@ def total(values: Tensor) -> Tensor:
 
 
 def mean(values: Tensor, weight: int = 1) -> Tensor:
-    """The mean over replicas, any shape; without gradient.
+    """Return the mean over replicas, for tensors of any shape; it has no gradient.
 
     Args:
-        values: A replica's own; ignored where the weight is 0.
-        weight: How many entries of the batch they stand for, where shares differ in size.
+        values: This replica's values; ignored if the weight is 0.
+        weight: Number of entries of the batch that the values are about, if shares differ in size.
     """
     if count() == 1:
         return values
@@ -117,8 +118,8 @@ def mean(values: Tensor, weight: int = 1) -> Tensor:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient that exists by its mean over replicas, in one all-reduce; call it after `backward`.
 
-    With shares of the same size and a loss that is a mean over the batch this is the gradient of the whole batch. A
-    term that does not depend on the batch, such as a cost, is the same on all replicas and stays what it is.
+    If shares have the same size and the loss is a mean over the batch, the mean is the gradient of the whole batch. A
+    term that does not depend on the batch, such as a cost, has the same gradient on all replicas and keeps it.
     """
     if count() == 1:
         return
@@ -127,27 +128,27 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def share(tensors: Iterable[Tensor]) -> None:
-    """Set tensors to those of the first replica, in place: cards of different make do not round alike."""
+    """Set tensors to those of the first replica, in place: GPUs of different models do not round alike."""
     if count() > 1:
         _in_one(_from_first, list(tensors))
 
 
 def share_state(model: nn.Module) -> None:
-    """`share` all parameters and buffers of a network."""
+    """Set all parameters and buffers of a network to those of the first replica."""
     share([*model.parameters(), *model.buffers()])
 
 
 @torch.no_grad()
 def check_alike(what: str, choice: str, tensors: Iterable[Tensor]) -> None:
-    """Make sure that replicas came to the same result.
+    """Make sure that all replicas have the same result.
 
     Args:
-        what: Whose result it is, for the message.
-        choice: A text that must be the same everywhere.
-        tensors: Must be the same but for what rounding differently can explain.
+        what: Owner of the result, for the message.
+        choice: Text that must be the same on all replicas.
+        tensors: Tensors that must be the same, up to rounding.
 
     Raises:
-        RuntimeError: They did not: a batch's gradient or statistic was not brought together.
+        RuntimeError: Results differ: a gradient or a statistic of a batch was not combined.
     """
     if count() == 1:
         return
@@ -159,10 +160,14 @@ def check_alike(what: str, choice: str, tensors: Iterable[Tensor]) -> None:
 
 
 def check_same(what: str, value: object) -> None:
-    """Make sure that replicas found the same thing.
+    """Make sure that all replicas have the same value.
+
+    Args:
+        what: Name of the value, for the message.
+        value: This replica's value.
 
     Raises:
-        RuntimeError: They did not.
+        RuntimeError: Values differ.
     """
     if count() > 1 and not _same(value):
         raise RuntimeError(f"the replicas of this run found different {what}; run the study's command again")
@@ -175,7 +180,7 @@ def _same(value: object) -> bool:
 
 
 def _drifted(tensor: Tensor) -> bool:
-    """Whether a tensor differs from the first replica's, on any of them; the same answer everywhere."""
+    """Return whether a tensor differs from the first replica's on any replica; all replicas get the same answer."""
     own = tensor.detach().to(torch.float64)
     first = own.clone()
     dist.broadcast(first, src=0)
@@ -184,7 +189,7 @@ def _drifted(tensor: Tensor) -> bool:
 
 
 def _in_one(reduce: Callable[[Tensor], None], tensors: list[Tensor]) -> None:
-    """Apply a collective to tensors in place, joined to one tensor of each type."""
+    """Apply a collective operation to tensors in place, after joining them to one tensor of each type."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         group = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
@@ -202,19 +207,19 @@ def _from_first(flat: Tensor) -> None:
     dist.broadcast(flat, src=0)
 
 
-# --- starting them -------------------------------------------------------------------------------------------------
+# --- starting ------------------------------------------------------------------------------------------------------
 
 
 class ReplicaLostError(Exception):
-    """A replica ended without a word.
+    """A replica died without reporting a result.
 
     Attributes:
-        index: Its number.
-        exit_code: As Python states it: negative for a signal.
+        index: Number of the replica.
+        exit_code: Exit status, or the negative number of the signal that ended it.
     """
 
     def __init__(self, index: int, exit_code: int) -> None:
-        super().__init__(f"replica {index} was lost (exit status {exit_code})")
+        super().__init__(f"replica {index} died (exit status {exit_code})")
         self.index = index
         self.exit_code = exit_code
 
@@ -230,27 +235,27 @@ def check_available() -> None:
 
 
 def start_method(device: str) -> Start:
-    """How replicas are started: CUDA does not survive a fork; elsewhere a fork costs nothing."""
+    """Return the way in which replicas are started: CUDA does not survive a fork; elsewhere a fork is cheapest."""
     return "forkserver" if device.startswith("cuda") else "fork"
 
 
 def launch(device: str, devices: int, function: Callable[..., None], *arguments: Any, start: Start) -> None:
-    """Run `function(device, *arguments)` in `devices` processes that make up a process group, and wait for them.
+    """Run `function(device, *arguments)` in several processes that form a process group, and wait for them.
 
-    They stay in the session of this process, and die when it dies. To be called in the main thread.
+    The processes stay in the session of this process and end when it ends. Call it in the main thread.
 
     Args:
         device: "cpu" or "cuda".
-        devices: Their number.
-        function: At the top level of a module; its device is the replica's own.
-        arguments: Further arguments, sent through a pickle.
-        start: See `start_method`; before "fork", this process must have computed with one thread only, because its
-            pool of threads would be missing in the replicas.
+        devices: Number of processes.
+        function: Function at the top level of a module; it gets the replica's own device.
+        arguments: Further arguments, which are pickled.
+        start: Start method; see `start_method`. Before "fork", this process must have computed with one thread only,
+            because replicas would lack its pool of threads.
 
     Raises:
         BenchError: Lightning Fabric is not installed.
-        ReplicaLostError: A replica ended otherwise than by returning; no other one is left.
-        RuntimeError: The process group did not come about, or the function raised.
+        ReplicaLostError: A replica died; all others have ended by then.
+        RuntimeError: The process group could not be formed, or the function raised an exception.
     """
     check_available()
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -276,7 +281,7 @@ def _fabric(device: str, devices: int, start: Start) -> Any:
     from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
-    # Stated, since Fabric would otherwise join a cluster's scheduler (SLURM) when it sees one.
+    # Stated explicitly, because Fabric would otherwise join the scheduler of a cluster (SLURM) if it sees one.
     environment = LightningEnvironment()
     strategy = DDPStrategy(start_method=start, timeout=_PATIENCE, cluster_environment=environment)
     return Fabric(accelerator=device, devices=devices, strategy=strategy)
@@ -284,7 +289,7 @@ def _fabric(device: str, devices: int, start: Start) -> Any:
 
 @contextmanager
 def _own_environment() -> Iterator[None]:
-    """Hide what other launchers put into the environment, and remove what Fabric does."""
+    """Hide variables of other launchers during a `with` block, and remove Fabric's own after it."""
     before = {name: os.environ.pop(name) for name in _OF_OTHER_LAUNCHERS if name in os.environ}
     try:
         yield
@@ -295,7 +300,7 @@ def _own_environment() -> Iterator[None]:
 
 
 def _begin(fabric: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """The life of a replica."""
+    """Live the whole life of a replica."""
     threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()
     function(fabric.device, *arguments)
     dist.barrier()
@@ -303,7 +308,7 @@ def _begin(fabric: Any, function: Callable[..., None], arguments: tuple[Any, ...
 
 
 def _obey_sigterm() -> None:
-    """Let a replica that was just forked end at once when asked to; inside a collective no handler would be run."""
+    """Let a replica that was just forked end at once on SIGTERM: inside a collective no handler would be run."""
     if _state.launching:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -17,6 +17,8 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 
+_LEVELS = "A package imports from lower levels only"
+"""Name of the contract in `pyproject.toml` that lists the levels."""
 _BLOCK = re.compile(r"(<!-- packages -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Levels = Sequence[tuple[str, ...]]
@@ -24,9 +26,9 @@ Levels = Sequence[tuple[str, ...]]
 
 
 def levels() -> Levels:
-    """Return the packages that the layers contract names, the lowest level first."""
+    """Return the packages that the contract of the levels names, the lowest level first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (contract,) = [contract for contract in settings["contracts"] if contract["type"] == "layers"]
+    (contract,) = [contract for contract in settings["contracts"] if contract["name"] == _LEVELS]
     return [tuple(line.split(" | ")) for line in reversed(contract["layers"])]
 
 
