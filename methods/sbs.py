@@ -21,12 +21,9 @@ from bench.api import (
     Capabilities,
     CostTerm,
     Knob,
-    LayerSpace,
     Match,
     Meter,
-    Method,
     NetworkShape,
-    Policy,
     SearchJob,
     SearchResult,
     Stateful,
@@ -39,7 +36,7 @@ from methods.shared.bit_sharing.network import SharedNetwork, Start
 from methods.shared.bit_sharing.options import SbsOptions, search_space
 from methods.shared.bit_sharing.trace import Trace
 from methods.shared.search import calibrate_quantizers, result_of, start_accuracy
-from methods.shared.space import FULL_PRECISION, SearchSpace, cheapest_policy
+from methods.shared.space import FULL_PRECISION, ChoosesFromSpace, SearchSpace
 
 QUANTIZATION_STRENGTH = Knob(low=0.01, high=2.0, log=True)
 """Below 0.01 no gate moves at the paper's rate × updates. A task that is learned well resists: from a ResNet-20 of 59 %
@@ -65,7 +62,10 @@ _OF_PRUNING = (
 
 
 class Algorithm1:
-    """One search: train weights W and thresholds α by L = L_ce + λ log R, then read the gates off.
+    """One search: train weights W and thresholds α by L = L_ce + λ log R (Eq. 13), then read the gates off.
+
+    The result is a policy: bits and filters of each layer. The harness fine-tunes its network with the plain quantizer
+    (end of Section 3.3.2).
 
     Args:
         job: Data, schedule and seed.
@@ -87,14 +87,14 @@ class Algorithm1:
         task_gradient: bool = True,
     ) -> None:
         self.job, self.options, self.start, self.term = job, options, start, term
-        # Lines 1 and 2: M has the weights of M0, and all thresholds are 0.
+        # Lines 1 and 2: M has the weights of M0, and all thresholds α_w and α_x are 0.
         self.network = self.build(space, options.layer_settings(task_gradient=task_gradient))
         alpha_w, alpha_x = self.network.weight_thresholds(), self.network.activation_thresholds()
         self.threshold_rate = options.threshold_rate(job.steps)
         rate = {"lr": self.threshold_rate, "weight_decay": 0.0}
-        self.of_w = sgd(weight_groups(self.network.model, exclude=[*alpha_w, *alpha_x]), job.schedule)
-        self.of_alpha_w = sgd([{"params": alpha_w, **rate}], job.schedule)
-        self.of_alpha_x = sgd([{"params": alpha_x, **rate}], job.schedule)
+        self.sgd_w = sgd(weight_groups(self.network.model, exclude=[*alpha_w, *alpha_x]), job.schedule)
+        self.sgd_alpha_w = sgd([{"params": alpha_w, **rate}], job.schedule)
+        self.sgd_alpha_x = sgd([{"params": alpha_x, **rate}], job.schedule)
         self.trace = Trace(self.network, job.steps)
 
     def build(self, space: SearchSpace, settings: LayerSettings) -> SharedNetwork:
@@ -117,43 +117,43 @@ class Algorithm1:
             calibrate_quantizers(self.job, self.network.model)
 
     def train(self) -> None:
-        """Run the two loops of Algorithm 1, lines 3 to 12."""
+        """Run the two loops of Algorithm 1."""
         self.network.model.train()
         forward = self.forward()
-        for epoch, batches in self.job.epochs(self.state()):
+        for epoch, batches in self.job.epochs(self.state()):  # line 3
             meter = Meter(self.job.task.device)
-            for images, labels in batches:
-                logits, cost = forward(images)  # line 5: gates by Eqs. 10 and 11, R by Eq. 14
+            for images, labels in batches:  # line 4
+                logits, cost = forward(images)  # line 5: gates by Eqs. 10 and 11, and R by Eq. 14
                 loss = F.cross_entropy(logits, labels)
-                self.minimize(loss + self.term(cost, cost.detach()))  # lines 6 to 10: Eq. 13
+                self.minimize(loss + self.term(cost, cost.detach()))  # Eq. 13
                 meter.add(loss, logits, labels)
                 self.trace.add(cost)
             figures = self.trace.end_epoch(epoch, meter.figures(), self.term)
             self.job.report({**figures, "epochs": self.job.schedule.epochs})
 
+    def minimize(self, objective: Tensor) -> None:
+        """Update W and α_w, or W and α_x, in turn (lines 6 to 10). α_w includes the thresholds of filter groups."""
+        self.network.model.zero_grad(set_to_none=True)
+        objective.backward()  # type: ignore[no-untyped-call]
+        replicas.average_gradients(self.network.model.parameters())
+        self.sgd_w.step()
+        joint = self.options.gate_training == "joint"  # Table 8
+        if joint or self.trace.step % 2 == 0:
+            self.sgd_alpha_w.step()
+        if joint or self.trace.step % 2 == 1:
+            self.sgd_alpha_x.step()
+
     def forward(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return the function that maps images to logits and to the cost R."""
         return self.job.in_training(self.network.with_cost())
 
-    def minimize(self, objective: Tensor) -> None:
-        """Update W and, in turn, α_w with the thresholds of filters or α_x (lines 6 to 10)."""
-        self.network.model.zero_grad(set_to_none=True)
-        objective.backward()  # type: ignore[no-untyped-call]
-        replicas.average_gradients(self.network.model.parameters())
-        joint = self.options.gate_training == "joint"  # Table 8
-        self.of_w.step()
-        if joint or self.trace.step % 2 == 0:
-            self.of_alpha_w.step()
-        if joint or self.trace.step % 2 == 1:
-            self.of_alpha_x.step()
-
     def state(self) -> dict[str, Stateful]:
         """Name everything that a checkpoint keeps."""
-        optimizers = {"of_w": self.of_w, "of_alpha_w": self.of_alpha_w, "of_alpha_x": self.of_alpha_x}
+        optimizers = {"W": self.sgd_w, "alpha_w": self.sgd_alpha_w, "alpha_x": self.sgd_alpha_x}
         return {"model": self.network.model, "trace": self.trace, **optimizers}
 
     def calibrate_metrics(self) -> None:
-        """Take the metrics of all gates on fixed training batches."""
+        """Take the metrics Â of all gates on fixed training batches."""
         data = self.job.task.data
         self.network.calibrate_metrics(data.calibration_batches(_CALIBRATION_BATCHES, self.job.schedule.batch_size))
 
@@ -176,7 +176,7 @@ class Algorithm1:
 # --- the methods --------------------------------------------------------------------------------------------------
 
 
-class SharingMethod(Method):
+class SharingMethod(ChoosesFromSpace):
     """A method whose searches share bits."""
 
     Options = SbsOptions
@@ -185,6 +185,10 @@ class SharingMethod(Method):
     def stated_options(self, network: NetworkShape) -> dict[str, Any]:
         """Return the options, with the network's own group size where no other is asked for."""
         return {**super().stated_options(network), "group_size": self.options.group_size or network.group_size}
+
+    def space(self, network: NetworkShape) -> SearchSpace:
+        """Build the space of bits and filters."""
+        return search_space(network, self.options, prune=True)
 
 
 class Sbs(SharingMethod):
@@ -201,14 +205,6 @@ class Sbs(SharingMethod):
         """Return the range of λ for quantization gates, which move before pruning gates do."""
         return {"strength": QUANTIZATION_STRENGTH}
 
-    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
-        """Build the space of bits and filters."""
-        return search_space(network, self.options, prune=True)
-
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """Choose the lowest candidates everywhere, and one group of filters a layer."""
-        return cheapest_policy(network, self.space(network))
-
     def search(self, job: SearchJob) -> SearchResult:
         """Run Algorithm 1 from the pretrained weights."""
         start, space = Start(state=job.pretrained, clips={}), self.space(job.task.network)
@@ -224,7 +220,7 @@ class SbsQ(Sbs):
     deviations = _OF_SEARCHES
     capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
 
-    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
+    def space(self, network: NetworkShape) -> SearchSpace:
         """Build the space of bits."""
         return search_space(network, self.options, prune=False)
 
@@ -241,7 +237,7 @@ class SbsP(Sbs):
         """Return the range of λ for pruning gates."""
         return {"strength": PRUNING_STRENGTH}
 
-    def space(self, network: NetworkShape) -> dict[str, LayerSpace]:
+    def space(self, network: NetworkShape) -> SearchSpace:
         """Build the space of filters, at 32 bits."""
         return search_space(network, self.options, bits=FULL_PRECISION, prune=True)
 

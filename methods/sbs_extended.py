@@ -83,7 +83,7 @@ class ExtendedSearch(Algorithm1):
 
     def set_threshold_rate(self, rate: float) -> None:
         """Set the learning rate of all thresholds."""
-        for optimizer in (self.of_alpha_w, self.of_alpha_x):
+        for optimizer in (self.sgd_alpha_w, self.sgd_alpha_x):
             for group in optimizer.param_groups:
                 group["lr"] = rate
 

@@ -62,10 +62,6 @@ class _TwoStage(SharingMethod):
     def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
         """Select the clip values of the first stage that the second one starts from."""
 
-    def cheapest(self, network: NetworkShape) -> Policy:
-        """Return the cheapest policy of joint pruning and quantization, which both orders can express."""
-        return cheapest_policy(network, search_space(network, self.options, prune=True))
-
     def search(self, job: SearchJob) -> SearchResult:
         """Run both stages; the second starts from the weights and the policy of the first."""
         first_epochs = max(1, job.schedule.epochs // 2)

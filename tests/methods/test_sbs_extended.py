@@ -46,7 +46,7 @@ def test_a_falling_rate_goes_the_same_way(make_job: MakeJob, monkeypatch: pytest
     assert seen[0] == 2 * rate
     assert sum(seen) / len(seen) == pytest.approx(rate * (1 + 1 / job.steps))
     assert [a - b for a, b in pairwise(seen)] == pytest.approx([2 * rate / job.steps] * 9)
-    optimizers = (searches[-1].of_alpha_w, searches[-1].of_alpha_x)
+    optimizers = (searches[-1].sgd_alpha_w, searches[-1].sgd_alpha_x)
     assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [seen[-1]] * 2
 
 
