@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.planning.units import RunUnit, TrialUnit, TuningUnit, Unit, kind_of, method_source
+from bench.planning.units import RunUnit, TrialUnit, Unit, kind_of, method_source, method_unit
 from bench.store.files import Status, Store
 from bench.store.machine import hardware, versions
 from bench.store.outcomes import RESULTS, Outcome, is_final
@@ -41,8 +41,8 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
         "started": now(),
         "finished": None,
     }
-    owner = unit.tuning if isinstance(unit, TrialUnit) else unit
-    if isinstance(owner, TuningUnit | RunUnit):
+    owner = method_unit(unit)
+    if owner is not None:
         record.update(
             method=owner.method,
             budget=None if owner.budget is None else owner.budget.text,

@@ -15,7 +15,7 @@ from bench.method import Method
 from bench.models.weights import checkpoint_of
 from bench.planning.methods import method_of_study
 from bench.planning.networks import task_network
-from bench.planning.units import RunUnit, TrialUnit, TuningUnit, Unit, kind_of, title, trial_of
+from bench.planning.units import RunUnit, TrialUnit, TuningUnit, Unit, kind_of, method_unit, title, trial_of
 from bench.spec.schema import StudySpec, canonical_hash
 from bench.spec.seeds import tuning_seed
 from bench.store.files import file_hash
@@ -141,8 +141,8 @@ def _checkpoint_hash(path: Path) -> str:
 def stored_specification(unit: Unit) -> dict[str, Any]:
     """Return the content of a unit's `spec.json`: everything that is needed to work on the unit anywhere."""
     address: dict[str, Any] = {"kind": kind_of(unit), "seed": unit.seed, "variant": unit.variant}
-    owner = unit.tuning if isinstance(unit, TrialUnit) else unit
-    if isinstance(owner, TuningUnit | RunUnit):
+    owner = method_unit(unit)
+    if owner is not None:
         address |= {"method": owner.method, "budget": None if owner.budget is None else owner.budget.text}
     if isinstance(unit, TrialUnit):
         address |= {"number": unit.number, "knobs": dict(unit.knobs)}

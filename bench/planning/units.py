@@ -95,10 +95,16 @@ def kind_of(unit: Unit) -> UnitKind:
     return kinds.get(type(unit), "pretrained")
 
 
+def method_unit(unit: Unit) -> TuningUnit | RunUnit | None:
+    """Return the tuning or run that states a unit's method and budget; `None` for a pretraining."""
+    owner = unit.tuning if isinstance(unit, TrialUnit) else unit
+    return owner if isinstance(owner, TuningUnit | RunUnit) else None
+
+
 def method_name(unit: Unit) -> str | None:
     """Return the name of the method that a unit belongs to; `None` for a pretraining."""
-    owner = unit.tuning if isinstance(unit, TrialUnit) else unit
-    return owner.method if isinstance(owner, TuningUnit | RunUnit) else None
+    owner = method_unit(unit)
+    return None if owner is None else owner.method
 
 
 def method_source(unit: Unit) -> str | None:

@@ -98,6 +98,3 @@ def _fingerprint_now(record: Mapping[str, Any], study: Mapping[str, Any]) -> dic
 def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = document.get(key)
     return value if isinstance(value, Mapping) else {}
-
-
-outdated = why_stale

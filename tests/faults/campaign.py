@@ -1,9 +1,9 @@
-"""The long form: hundreds of kills and every other fault, one line for each, and a table of counts at the end.
+"""The long campaign: hundreds of kills and every other fault, one line for each, and a table of counts at the end.
 
     python -m tests.faults.campaign --kills 200 --seed 0
 
-All choices follow from the seed. What has been done is kept in `--folder`; the same command goes on from there. The
-exit status is 1 when any study did not end as an undisturbed one, or as one clear line told.
+The seed determines all choices. Finished parts are kept in `--folder`, and the same command continues from there. The
+exit status is 1 if a study ended neither like an undisturbed one nor with one clear line.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.faults import damage, places, surroundings
-from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, FaultOutcome
+from tests.faults import damage, storage, surroundings
+from tests.faults.faults import CLEAR, EQUAL, REPORTED, SKIPPED, WRONG, Arena, FaultOutcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Command, Reference, Warm
 
@@ -33,12 +33,12 @@ def _damages(kind: str) -> Scenario:
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "full disk": lambda arena, _: places.full_disks(arena),
-    "disk filled at work": places.disks_filled_at_work,
-    "file size limit": lambda arena, _: places.file_size_limits(arena),
-    "read-only store": lambda arena, _: places.read_only(arena),
-    "unwritable at work": places.unwritable_at_work,
-    "bad paths": lambda arena, _: places.bad_paths(arena),
+    "full disk": lambda arena, _: storage.full_disks(arena),
+    "disk filled at work": storage.disks_filled_at_work,
+    "file size limit": lambda arena, _: storage.file_size_limits(arena),
+    "read-only store": lambda arena, _: storage.read_only(arena),
+    "unwritable at work": storage.unwritable_at_work,
+    "bad paths": lambda arena, _: storage.bad_paths(arena),
     **{f"damage: {kind}": _damages(kind) for kind in damage.DAMAGES},
     "deleted folders": lambda arena, _: damage.deleted_folders(arena),
     "folders deleted at work": damage.folders_deleted_at_work,
@@ -48,15 +48,15 @@ SCENARIOS: dict[str, Scenario] = {
     "lock held": lambda arena, _: surroundings.lock_held(arena),
     "sleepers": lambda arena, _: surroundings.sleepers(arena),
 }
-"""Everything but kills."""
+"""All faults except kills."""
 
 
 class Summary:
-    """What has been done so far, kept in a file so that a campaign can go on.
+    """Finished parts of a campaign, kept in a file so that it can be continued.
 
     Args:
-        path: The file.
-        seed: Of the campaign; results of another one are no part of it.
+        path: Path of the file.
+        seed: Seed of the campaign; results of another seed are dropped.
     """
 
     def __init__(self, path: Path, seed: int) -> None:
@@ -69,18 +69,18 @@ class Summary:
     @property
     def studies(self) -> dict[str, Any]:
         """Killed studies by number."""
-        found: dict[str, Any] = self._known["studies"]
-        return found
+        studies: dict[str, Any] = self._known["studies"]
+        return studies
 
     @property
     def scenarios(self) -> dict[str, list[dict[str, Any]]]:
         """Outcomes by scenario."""
-        found: dict[str, list[dict[str, Any]]] = self._known["scenarios"]
-        return found
+        scenarios: dict[str, list[dict[str, Any]]] = self._known["scenarios"]
+        return scenarios
 
     @property
     def kills(self) -> list[dict[str, Any]]:
-        """All kills, with how their study ended."""
+        """All kills, with the outcome of their study."""
         return [
             {**kill, "variant": study["variant"], "outcome": study["outcome"]}
             for study in self.studies.values()
@@ -93,15 +93,15 @@ class Summary:
         return [outcome for outcomes in self.scenarios.values() for outcome in outcomes]
 
     def write(self) -> None:
-        """Keep it, with the counts."""
+        """Write the file, with the counts."""
         document = {**self._known, "counts": self.counts()}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(document, indent=1) + "\n")
         temporary.replace(self._path)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How often each kind of fault ended how."""
-        found: dict[str, Counter[str]] = {}
+        """Count the outcomes of each kind of fault."""
+        counters: dict[str, Counter[str]] = {}
         for kill in self.kills:
             for line in (
                 "kills",
@@ -111,19 +111,19 @@ class Summary:
                 f"kills in: {kill['variant']}",
                 *(["kills that left half a file"] if kill["caught"] else []),
             ):
-                found.setdefault(line, Counter())[kill["outcome"]] += 1
+                counters.setdefault(line, Counter())[kill["outcome"]] += 1
         for outcome in self.outcomes:
-            found.setdefault(outcome["kind"], Counter())[outcome["outcome"]] += 1
-        return {kind: dict(counts) for kind, counts in sorted(found.items())}
+            counters.setdefault(outcome["kind"], Counter())[outcome["outcome"]] += 1
+        return {kind: dict(counts) for kind, counts in sorted(counters.items())}
 
     def table(self) -> str:
-        """The counts, for people."""
-        columns = (EQUAL, TOLD, "told", SKIPPED, WRONG)
+        """Write the counts as a table for people."""
+        columns = (EQUAL, REPORTED, CLEAR, SKIPPED, WRONG)
         counts = self.counts()
         lines = [f"{'':<34}" + "".join(f"{column:>18}" for column in columns)]
         lines += [
-            f"{kind:<34}" + "".join(f"{found.get(column, ''):>18}" for column in columns)
-            for kind, found in counts.items()
+            f"{kind:<34}" + "".join(f"{outcomes.get(column, ''):>18}" for column in columns)
+            for kind, outcomes in counts.items()
         ]
         wrong_studies = sum(study["outcome"] == WRONG for study in self.studies.values())
         commands = sum(study["commands"] for study in self.studies.values())
@@ -136,19 +136,19 @@ class Summary:
 
     @property
     def wrong(self) -> bool:
-        """Whether anything did not end as it should."""
+        """Whether a fault had a wrong outcome."""
         studies = any(study["outcome"] == WRONG for study in self.studies.values())
         return studies or any(outcome["outcome"] == WRONG for outcome in self.outcomes)
 
 
 def say(text: object) -> None:
-    """One line, at once."""
+    """Print a line at once."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stdout.flush()
 
 
 def new_arena(folder: Path, warm: Warm) -> Arena:
-    """An arena with an undisturbed study, which is run when the folder has none yet."""
+    """Make an arena with an undisturbed study, which is run if the folder does not have one yet."""
     root = folder / "reference"
     seconds = folder / "reference.seconds"
     if not seconds.exists():
@@ -157,17 +157,17 @@ def new_arena(folder: Path, warm: Warm) -> Arena:
         if ended.status:
             raise AssertionError(f"the undisturbed study failed: {ended.output}")
         seconds.write_text(f"{ended.seconds}\n")
-    return Arena(folder=folder, reference=Reference.of(root), warm=warm, seconds=float(seconds.read_text()))
+    return Arena(folder=folder, reference=Reference.from_store(root), warm=warm, seconds=float(seconds.read_text()))
 
 
 def run(folder: Path, *, kills: int, seed: int, only: Sequence[str] = ()) -> Summary:
-    """Run what has not been done yet.
+    """Run the parts of a campaign that are not finished.
 
     Args:
-        folder: For stores and the summary.
-        kills: At least so many.
-        seed: Of all choices.
-        only: Names, or their beginnings, of the scenarios to run; "kills" are one. All when empty.
+        folder: Folder for stores and the summary.
+        kills: Least number of kills.
+        seed: Seed of all choices.
+        only: Names of the scenarios to run, or their beginnings; "kills" is one of them. All when empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = Summary(folder / "summary.json", seed)
@@ -201,9 +201,9 @@ def _asked(name: str, only: Sequence[str]) -> bool:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="at least so many (200)")
+    parser.add_argument("--kills", type=int, default=200, help="least number of kills (200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="for stores and summary.json (build/faults-SEED)")
     parser.add_argument("--only", default="", help=f"some of: kills, {', '.join(SCENARIOS)}")

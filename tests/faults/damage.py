@@ -1,4 +1,4 @@
-"""Damages files of every kind that a store holds, and deletes its folders, at rest and while a command runs."""
+"""Damage to files of every kind in a store, and deleted folders, between commands and while one runs."""
 
 import os
 import random
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.store.files import read_json
-from tests.faults.faults import EQUAL, SKIPPED, TOLD, WRONG, Arena, FaultOutcome
+from tests.faults.faults import EQUAL, REPORTED, SKIPPED, WRONG, Arena, FaultOutcome
 from tests.faults.study import NAME, Command
 
 
@@ -18,11 +18,11 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        name: In words.
-        pattern: Where such files are in the store.
-        base: The store that it is damaged in: "finished"; "needed", in which a run and a tuning are still to do, so
-            that pretrainings and trials are read; "interrupted", in which a run was lost at work.
-        unread: Whether nothing reads it as long as what depends on it stands: it may stay as it is then.
+        name: Description of the file.
+        pattern: Pattern of such files in the store.
+        base: Store in which it is damaged: "finished"; "needed", in which a run and a tuning are left to do, so that
+            pretrainings and trials are read; "interrupted", in which the process of a run was killed.
+        unread: Whether no command reads it while the results that depend on it are valid; it may stay damaged then.
         untracked: Whether the tracking view may lack something afterwards.
     """
 
@@ -73,7 +73,7 @@ KINDS = (
 )
 
 Damage = Callable[[Path, Path, random.Random], bool]
-"""Damages a file, given a folder outside the store; says whether there was something to do."""
+"""Function that damages a file, given a folder outside the store; returns whether the damage applies."""
 
 
 def _flip(path: Path, _: Path, __: random.Random) -> bool:
@@ -107,7 +107,7 @@ def _other(path: Path, _: Path, draw: random.Random) -> bool:
 
 
 def _neighbour(path: Path, _: Path, draw: random.Random) -> bool:
-    """The intact file of another unit of its kind."""
+    """Replace a file by the intact one of another unit of its kind."""
     folders = [
         folder for folder in path.parent.parent.iterdir() if folder != path.parent and ".stale" not in folder.name
     ]
@@ -126,12 +126,12 @@ def _delete(path: Path, _: Path, __: random.Random) -> bool:
 def _folder(path: Path, _: Path, __: random.Random) -> bool:
     path.unlink()
     path.mkdir()
-    (path / "something").write_text("of the user's")
+    (path / "something").write_text("a user's file")
     return True
 
 
 def _link(path: Path, outside: Path, _: random.Random) -> bool:
-    """A link to something else, which must stay as it is."""
+    """Replace a file by a link to another file, which must not change."""
     target = outside / f"{len(list(outside.iterdir()))}.txt"
     target.write_text(_OUTSIDE)
     path.unlink()
@@ -145,7 +145,7 @@ def _dangling(path: Path, outside: Path, _: random.Random) -> bool:
     return True
 
 
-_OUTSIDE = "outside the store, and somebody's"
+_OUTSIDE = "a user's file outside the store"
 
 DAMAGES: dict[str, Damage] = {
     "a bit flipped": _flip,
@@ -160,7 +160,7 @@ DAMAGES: dict[str, Damage] = {
     "a dangling link": _dangling,
 }
 _LINKS_WRITTEN_THROUGH = ("output.log of a lost run", "lock of the views", "lock of the leases", "mlflow.db")
-"""Files that are opened for writing rather than replaced: what they are linked to is theirs."""
+"""Files that are opened for writing rather than replaced: the file that they link to may change."""
 
 
 def damage_faults(
@@ -168,13 +168,13 @@ def damage_faults(
 ) -> Iterator[FaultOutcome]:
     """Damage each kind of file in each way, and continue the study.
 
-    Several files, each of another unit, are damaged at once. Where that does not end equal, each is damaged alone.
+    Several files of different units are damaged at once. If the results are not equal then, each is damaged alone.
     """
     for damage in damages:
         for batch in _batches(arena, kinds):
             draw = random.Random(f"{seed}/{damage}")  # noqa: S311
             outcomes = list(_tried(arena, batch, damage, draw))
-            if len(batch) > 1 and any(outcome.outcome in (TOLD, WRONG) for outcome in outcomes):
+            if len(batch) > 1 and any(outcome.outcome in (REPORTED, WRONG) for outcome in outcomes):
                 for kind in batch:
                     yield from _tried(arena, [kind], damage, draw)
             else:
@@ -182,7 +182,7 @@ def damage_faults(
 
 
 def _batches(arena: Arena, kinds: Sequence[Kind]) -> Iterator[list[Kind]]:
-    """Kinds that can be damaged at once: in the same store, of different units."""
+    """Yield kinds of files that can be damaged at once: in the same store, of different units."""
     for base in ("finished", "needed", "interrupted"):
         if not any(kind.base == base for kind in kinds):
             continue
@@ -201,7 +201,7 @@ def _batches(arena: Arena, kinds: Sequence[Kind]) -> Iterator[list[Kind]]:
 
 
 def _unit(path: Path, store: Path) -> Path:
-    """The folder of the unit that a file belongs to; other files stand for themselves."""
+    """Return the folder of the unit that a file belongs to; for other files, the file itself."""
     parts = path.relative_to(store).parts
     return store.joinpath(*parts[:2]) if parts[0] in ("runs", "tuning", "pretrained") else path
 
@@ -255,7 +255,7 @@ def _tried(arena: Arena, batch: Sequence[Kind], damage: str, draw: random.Random
 
 
 def _need(store: Path) -> None:
-    """Take away what makes reading pretrainings and trials unnecessary: the tunings, and the runs that are cheapest."""
+    """Remove records of tunings and the cheapest runs, so that the next command reads pretrainings and trials."""
     for path in sorted(store.glob("tuning/*/record.json")):
         path.unlink()
     for path in sorted(store.glob("runs/*/record.json")):
@@ -264,7 +264,7 @@ def _need(store: Path) -> None:
 
 
 def _clear_away(*paths: Path) -> None:
-    """What a person does about files that are in the way."""
+    """Remove files that are in the way, as a user would."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -294,7 +294,7 @@ _FOLDERS = {
     "the tracking artifacts": ("mlartifacts", False),
     "the tracking database and its artifacts": ("ml*", False),
 }
-"""Patterns of folders, and whether nothing misses them as long as what was made with them stands."""
+"""Patterns of folders, and whether no command reads them while the results that depend on them are valid."""
 
 
 def deleted_folders(arena: Arena, names: Sequence[str] = tuple(_FOLDERS)) -> Iterator[FaultOutcome]:
@@ -303,10 +303,10 @@ def deleted_folders(arena: Arena, names: Sequence[str] = tuple(_FOLDERS)) -> Ite
         began = time.monotonic()
         pattern, unread = _FOLDERS[name]
         store = arena.copy()
-        found = sorted(store.glob(pattern))
-        gone = found if pattern == "ml*" else found[:1]
-        _clear_away(*gone)
-        left_out = [str(gone[0].relative_to(store))] if unread else []
+        matching = sorted(store.glob(pattern))
+        deleted = matching if pattern == "ml*" else matching[:1]
+        _clear_away(*deleted)
+        left_out = [str(deleted[0].relative_to(store))] if unread else []
         ended = arena.warm.run(store)
         outcome, detail = arena.judge(store, ended, tracking=not unread, left_out=left_out)
         seconds = time.monotonic() - began
@@ -330,12 +330,11 @@ def folders_deleted_at_work(
             began = time.monotonic()
             store = arena.fresh()
             command = Command(store)
-            while command.running and not _found(store, pattern):
+            while command.running and not _matching(store, pattern):
                 time.sleep(0.02)
             time.sleep(draw.random() * arena.seconds / 2)
-            found = _found(store, pattern)
-            gone = draw.choice(found) if found else store / pattern
-            shutil.rmtree(gone, ignore_errors=True)
+            matching = _matching(store, pattern)
+            shutil.rmtree(draw.choice(matching) if matching else store / pattern, ignore_errors=True)
             try:
                 ended = command.wait()
                 outcome, detail = _judged_again(arena, store, ended.status, ended.output)
@@ -351,13 +350,13 @@ def folders_deleted_at_work(
             _remove(arena, store, keep=outcome == WRONG)
 
 
-def _found(store: Path, pattern: str) -> list[Path]:
-    """What there is of a pattern; "." is the store itself."""
+def _matching(store: Path, pattern: str) -> list[Path]:
+    """Return the folders that match a pattern; "." is the store itself."""
     return [store] if pattern == "." else sorted(store.glob(pattern))
 
 
 def _judged_again(arena: Arena, store: Path, status: int, output: str) -> tuple[str, str]:
-    """What was deleted at work may be missing at the end of that command; the next one makes it anew."""
+    """Judge a store after one more command: what was deleted while a command ran, the next one makes again."""
     if "Traceback" in output:
         return WRONG, f"exit {status} with a traceback: {output.strip()[-400:]}"
     if status not in (0, 1, 2, 130):
@@ -368,10 +367,10 @@ def _judged_again(arena: Arena, store: Path, status: int, output: str) -> tuple[
     detail = f"exit {status}, then {again.status}"
     if again.status or wrong:
         return WRONG, f"{detail}; {'; '.join(wrong[:3])} {again.output.strip()[-200:] if again.status else ''}"
-    return (EQUAL if status == 0 else TOLD), detail
+    return (EQUAL if status == 0 else REPORTED), detail
 
 
 def _trials(arena: Arena, store: Path) -> list[str]:
-    """Trials that are gone although their tuning stands, which needs them no more."""
+    """Return trials that are missing although their tuning is valid, which does not need them any more."""
     paths = [path.relative_to(arena.finished) for path in arena.finished.glob("tuning/*/trials/*")]
     return [str(path) for path in paths if not (store / path / "record.json").exists()]

@@ -1,4 +1,4 @@
-"""What all kinds of faults share: where they are tried out, how their outcome is judged, and how it is told."""
+"""What all kinds of faults share: the stores to try them on, and the judgement of their outcome."""
 
 import shutil
 import time
@@ -9,24 +9,26 @@ from pathlib import Path
 from tests.faults.study import Command, Ended, Reference, Warm, new_token
 
 EQUAL = "equal"
-"""The command ended with results equal to an undisturbed study's."""
-TOLD = "told, then equal"
-"""The command ended with one clear line; what it says was done, and then the same command ended equal."""
+"""The command ended with the same results as an undisturbed study."""
+REPORTED = "reported, then equal"
+"""The command ended with one clear line. After doing what the line says, the same command ended with equal results."""
+CLEAR = "reported"
+"""The command ended with one clear line, as it must."""
 SKIPPED = "skipped"
-"""The fault cannot be made here."""
+"""The fault cannot be caused on this machine."""
 WRONG = "WRONG"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultOutcome:
-    """What became of a fault.
+    """Outcome of a fault.
 
     Attributes:
-        kind: Sort of fault, by which outcomes are counted.
-        fault: What was done.
+        kind: Kind of fault, by which outcomes are counted.
+        fault: Description of the fault.
         outcome: One of the words above.
-        detail: What was seen.
-        seconds: How long it took.
+        detail: Observations.
+        seconds: Wall time.
     """
 
     kind: str
@@ -42,13 +44,13 @@ class FaultOutcome:
 
 @dataclass
 class Arena:
-    """Where faults are tried out.
+    """Stores and commands to try faults on.
 
     Attributes:
-        folder: For stores.
-        reference: An undisturbed study.
-        warm: Runs commands quickly.
-        seconds: How long a command of its own takes for the study, as measured lately.
+        folder: Folder for stores.
+        reference: Results of an undisturbed study.
+        warm: Server that runs commands quickly.
+        seconds: Time that a command in a process of its own took for the study when last measured.
         bases: Stores to start from, made when first needed.
     """
 
@@ -59,23 +61,23 @@ class Arena:
     bases: dict[str, Path] = field(default_factory=dict)
 
     def fresh(self) -> Path:
-        """The path of a store that there is not yet."""
+        """Return a path for a new store."""
         return self.folder / f"store-{new_token()[:8]}"
 
     def copy(self, base: str = "finished") -> Path:
-        """A copy of the finished store, or of the interrupted one."""
+        """Copy the finished store, or the interrupted one."""
         store = self.fresh()
         shutil.copytree(self.finished if base == "finished" else self.interrupted, store, symlinks=True)
         return store
 
     @property
     def finished(self) -> Path:
-        """The undisturbed study's store."""
+        """Store of the undisturbed study."""
         return self.reference.root
 
     @property
     def interrupted(self) -> Path:
-        """A store that was lost in the middle of a run that has checkpoints, and of everything else."""
+        """Store whose command was killed in the middle of a run that has checkpoints."""
         if "interrupted" not in self.bases:
             self.bases["interrupted"] = self._interrupted()
         return self.bases["interrupted"]
@@ -88,9 +90,9 @@ class Arena:
             while command.running and not any(store.glob("runs/*/checkpoints/finetune.*.pt")):
                 time.sleep(0.01)
             command.kill_all()
-            found = list(store.glob("runs/*/checkpoints/finetune.*.pt"))
-            if found and any(store.glob("leases/runs-*.json")):
-                (found[0].parents[1] / "error.txt").write_text("of an earlier attempt\n")
+            checkpoints = list(store.glob("runs/*/checkpoints/finetune.*.pt"))
+            if checkpoints and any(store.glob("leases/runs-*.json")):
+                (checkpoints[0].parents[1] / "error.txt").write_text("of an earlier attempt\n")
                 return store
         raise AssertionError("no run could be stopped while it had checkpoints")
 
@@ -110,27 +112,30 @@ class Arena:
         left_out: Sequence[str] = (),
         statuses: Sequence[int] = (0, 1, 2),
     ) -> tuple[str, str]:
-        """The outcome of a fault, and what was seen.
+        """Judge the outcome of a fault.
 
         Args:
-            store: The store after a command that met the fault.
-            ended: How that command ended.
-            remedy: Does what an error told to do.
+            store: Store after a command that met the fault.
+            ended: End of that command.
+            remedy: Function that does what the error message asks for.
             tracking: Whether MLflow must be up to date at the end.
             left_out: Beginnings of paths in the store that are not compared.
-            statuses: With which the command may have ended.
+            statuses: Exit statuses that the command may have.
+
+        Returns:
+            The outcome, and observations.
         """
         seen = f"exit {ended.status}"
         if "Traceback" in ended.output:
             return WRONG, f"{seen} with a traceback: {_short(ended.output)}"
         if ended.status not in statuses:
             return WRONG, f"{seen}: {_short(ended.output)}"
-        told = ended.status != 0
+        reported = ended.status != 0
         if ended.status == 2:
             if not ended.is_clear:
                 return WRONG, f"{seen} without a clear line: {_short(ended.output)}"
             seen += f" '{ended.last_line[:160]}'"
-        if told:
+        if reported:
             remedy()
             again = self.warm.run(store)
             if again.status != 0 or "Traceback" in again.output:
@@ -138,10 +143,10 @@ class Arena:
         wrong = self.reference.differences(store, tracking=tracking, left_out=left_out) or self.views(store)
         if wrong:
             return WRONG, f"{seen}; {'; '.join(wrong[:3])}"
-        return TOLD if told else EQUAL, seen
+        return REPORTED if reported else EQUAL, seen
 
     def views(self, store: Path) -> list[str]:
-        """What is wrong with `bench status` and `bench report` of a store."""
+        """Describe what is wrong with `bench status` and `bench report` of a store."""
         wrong = []
         for name in ("status", "report"):
             ended = self.warm.bench(name, "--store", str(store))
@@ -151,5 +156,5 @@ class Arena:
 
 
 def _short(output: str) -> str:
-    """The end of an output in one line."""
+    """Return the end of an output as one line."""
     return " | ".join(output.strip().splitlines()[-4:])[-500:]

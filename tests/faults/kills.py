@@ -1,4 +1,4 @@
-"""Kills processes of running studies at random and at awkward moments, and repeats the command until it is done."""
+"""Kills of processes of running studies, at random and critical moments; the command is repeated until it is done."""
 
 import json
 import os
@@ -23,7 +23,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
     "loky": (("--backend", "loky", "--jobs", "2"), 1),
     "two commands": ((), 2),
 }
-"""Arguments of the command, and how many of it run at once."""
+"""Arguments of the command, and number of commands that run at once."""
 
 _ROLES: tuple[tuple[Role, float], ...] = (("worker", 0.68), ("command", 0.18), ("server", 0.14))
 _LOKY_ROLES: tuple[tuple[Role, float], ...] = (
@@ -36,10 +36,10 @@ _MOMENTS: tuple[tuple[Moment, float], ...] = (
     *(("lease", 0.08), ("table", 0.07)),
 )
 Victim = tuple[int, Command, Moment, Path | None]
-"""A process to kill, its command, the moment, and the file that is being written."""
+"""Process to kill, its command, the moment, and the file that is being written."""
 
 _AIM_SECONDS = 15.0
-"""After so long without a file being written, any time will do."""
+"""Time to wait for a file to be written; after it, the process is killed at any moment."""
 _MOST_COMMANDS = 20
 
 
@@ -48,11 +48,11 @@ class Kill:
     """One kill.
 
     Attributes:
-        role: Of the process that was killed.
-        signal: By what.
-        moment: When: at any time, or while a file of some kind was being written.
-        caught: Whether the file that was aimed at was there unfinished when the process was gone.
-        effect: What was seen of it.
+        role: Role of the process that was killed.
+        signal: Signal that was sent.
+        moment: Moment of the kill: at any time, or while a file of some kind was being written.
+        caught: Whether the file was left unfinished.
+        effect: Observed effect.
     """
 
     role: Role
@@ -69,16 +69,16 @@ class Kill:
 
 @dataclass(kw_only=True)
 class KilledStudy:
-    """A study, the kills that it met, and how it ended.
+    """A study, its kills, and its outcome.
 
     Attributes:
-        number: Of the study.
-        variant: How its command was run.
-        kills: In order.
-        commands: How often the command was started.
-        outcome, detail: The end.
-        untidy: Outputs of commands that had a traceback.
-        seconds: From the first command to the end.
+        number: Number of the study.
+        variant: Way in which its command was run.
+        kills: Kills in their order.
+        commands: Number of times that the command was started.
+        outcome, detail: Outcome and observations.
+        untidy: Number of commands that printed a traceback.
+        seconds: Time from the first command to the end.
     """
 
     number: int
@@ -91,17 +91,17 @@ class KilledStudy:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """For the summary."""
+        """Return the fields, for the summary."""
         return asdict(self)
 
 
 class KillCampaign:
-    """Kills in one study after the other.
+    """Kills processes in one study after the other.
 
     Args:
-        arena: Where they run.
-        seed: Of all choices.
-        say: Is told each kill.
+        arena: Arena of the studies.
+        seed: Seed of all choices.
+        say: Function that prints each kill.
     """
 
     def __init__(self, arena: Arena, seed: int, say: Any = lambda _: None) -> None:
@@ -111,33 +111,33 @@ class KillCampaign:
         """Run a study to its end while processes of it are killed.
 
         Args:
-            number: Of the study; it decides on everything that is left to chance.
-            kills: How many, at most.
-            variant: How the command is run; by turns when absent.
+            number: Number of the study; with the seed it determines all choices.
+            kills: Largest number of kills.
+            variant: Way in which the command is run; by turns when absent.
         """
         chosen = variant or list(VARIANTS)[number % len(VARIANTS)]
-        found = KilledStudy(number=number, variant=chosen, kills=[])
+        study = KilledStudy(number=number, variant=chosen, kills=[])
         began = time.monotonic()
         store = self._arena.fresh()
-        attempt = _Attempt(self._arena, store, found, random.Random(f"{self._seed}/{number}"), self._say)  # noqa: S311
+        attempt = _Attempt(self._arena, store, study, random.Random(f"{self._seed}/{number}"), self._say)  # noqa: S311
         try:
             attempt.run(kills)
             wrong = self._arena.reference.differences(store) or self._arena.views(store)
-            found.outcome, found.detail = (WRONG, "; ".join(wrong[:3])) if wrong else (EQUAL, "")
+            study.outcome, study.detail = (WRONG, "; ".join(wrong[:3])) if wrong else (EQUAL, "")
         except (TimeoutError, _UnexpectedError) as error:
-            found.detail = f"{type(error).__name__}: {error}"
+            study.detail = f"{type(error).__name__}: {error}"
         finally:
             attempt.clean()
-        found.seconds = time.monotonic() - began
-        if found.outcome == EQUAL:
+        study.seconds = time.monotonic() - began
+        if study.outcome == EQUAL:
             self._arena.remove(store)
         else:
-            found.detail += f" [kept: {store}]"
-        return found
+            study.detail += f" [kept: {store}]"
+        return study
 
 
 class _UnexpectedError(Exception):
-    """A command ended as none should."""
+    """A command ended in a way that is not allowed."""
 
 
 class _Attempt:
@@ -190,7 +190,7 @@ class _Attempt:
 
     def _look_at(self, command: Command, ended: Ended) -> None:
         statuses = [0, 1, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT]
-        if ended.status == 2 and "workers were lost" in ended.last_line and ended.is_clear:
+        if ended.status == 2 and "workers died" in ended.last_line and ended.is_clear:
             statuses.append(2)
         if ended.status not in statuses:
             raise _UnexpectedError(f"exit status {ended.status}: {ended.output[-600:]}")
@@ -227,13 +227,13 @@ class _Attempt:
         self._say(f"study {self._study.number} ({self._study.variant}) kill {len(self._study.kills)}: {kill}")
 
     def _effect(self, pid: int, command: Command, number: int) -> str:
-        """What a signal did within a moment."""
+        """Observe for a moment what a signal does."""
         deadline = time.monotonic() + (0.3 if number == signal.SIGKILL else 3.0)
         while time.monotonic() < deadline:
             if not command.running:
                 return f"the command ended with {command.process.returncode}"
             if pid != command.process.pid and not any(process.pid == pid for process in command.family()):
-                return "the process ended, the command went on"
+                return "the process ended, the command continued"
             time.sleep(0.02)
         return "nothing within 3 s" if number != signal.SIGKILL else "the process is still to end"
 
@@ -242,7 +242,7 @@ class _Attempt:
         return self._draw.choices(values, weights)[0]
 
     def _victim(self, role: Role, moment: Moment) -> Victim | None:
-        """Wait for the moment; the process to kill then, and the file that it is writing. `None`: it did not come."""
+        """Wait for the moment, and return the process to kill; `None` if the moment did not come."""
         share = self._draw.random()
         if role == "command" and moment == "any time":
             self._pause(share * self._arena.seconds)
@@ -261,7 +261,7 @@ class _Attempt:
 
     def _wait_for(self, role: Role) -> bool:
         while self._running():
-            if any(found == role for _, found, _ in self._family()):
+            if any(played == role for _, played, _ in self._family()):
                 return True
             time.sleep(0.05)
         return False
@@ -273,14 +273,14 @@ class _Attempt:
             yield from ((process, played[process.pid], command) for process in family)
 
     def _present(self, role: Role, moment: Moment, target: Path | None) -> Victim | None:
-        found = [(process.pid, command) for process, played, command in self._family() if played == role]
-        if not found:
+        candidates = [(process.pid, command) for process, played, command in self._family() if played == role]
+        if not candidates:
             return None
-        pid, command = self._draw.choice(found)
+        pid, command = self._draw.choice(candidates)
         return pid, command, moment, target
 
     def _aimed(self, role: Role, moment: Moment) -> Victim | None:
-        """The process when a file of the moment's kind is being written."""
+        """Return the process as soon as a file of the moment's kind is being written."""
         if moment != "table" and not self._wait_for(role):
             return None
         known: list[tuple[Process, Role, Command]] = []
@@ -310,7 +310,7 @@ class _Attempt:
 
 
 def _folders(store: Path, moment: Moment) -> Iterator[Path]:
-    """Where files of a moment's kind are written now."""
+    """Yield the folders in which files of a moment's kind are written now."""
     if moment in ("lease", "table"):
         yield store / ("leases" if moment == "lease" else "studies/tiny")
         return
@@ -331,7 +331,7 @@ def _unfinished(folders: list[Path]) -> Iterator[Path]:
 
 
 def _holder(store: Path, target: Path) -> int | None:
-    """The process that works on the unit in whose folder a file is."""
+    """Return the process that works on the unit in whose folder a file lies."""
     parts = target.relative_to(store).parts
     name = f"trials-{parts[1]}-{parts[3]}" if parts[0] == "tuning" and len(parts) > 4 else "-".join(parts[:2])
     try:

@@ -1,4 +1,4 @@
-"""The processes of a command, found by a mark in their environment, and what part each of them plays."""
+"""Processes of a command, identified by a mark in their environment, and the role of each."""
 
 import os
 import signal
@@ -19,8 +19,8 @@ class Process:
     """A living process.
 
     Attributes:
-        pid, parent, group: Numbers of it, its parent and its process group.
-        line: Its command line.
+        pid, parent, group: Numbers of the process, its parent and its process group.
+        line: Command line.
     """
 
     pid: int
@@ -30,9 +30,9 @@ class Process:
 
 
 def marked(token: str) -> list[Process]:
-    """The living processes with a mark."""
+    """Return the living processes with a mark."""
     needle = f"{MARK}={token}".encode()
-    found = []
+    living = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -42,37 +42,37 @@ def marked(token: str) -> list[Process]:
             state, parent, group, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             if state not in "ZX" and int(folder.name) != os.getpid():
-                found.append(Process(pid=int(folder.name), parent=int(parent), group=int(group), line=line))
-    return found
+                living.append(Process(pid=int(folder.name), parent=int(parent), group=int(group), line=line))
+    return living
 
 
 def roles(family: list[Process], command: int) -> dict[int, Role]:
-    """What part each process of a command plays.
+    """Return the role of each process of a command.
 
     Args:
-        family: Its processes.
-        command: The number of the command itself.
+        family: Processes of the command.
+        command: Number of the command's own process.
     """
     lines = {process.pid: process.line for process in family}
-    found: dict[int, Role] = {}
+    roles_by_pid: dict[int, Role] = {}
     for process in family:
         if process.pid == command:
-            found[process.pid] = "command"
+            roles_by_pid[process.pid] = "command"
         elif "forkserver import main" in process.line:
             forked = process.group == process.pid or "forkserver import main" in lines.get(process.parent, "")
-            found[process.pid] = "worker" if forked else "server"
+            roles_by_pid[process.pid] = "worker" if forked else "server"
         elif "loky" in process.line and "tracker" not in process.line:
-            found[process.pid] = "supervisor"
+            roles_by_pid[process.pid] = "supervisor"
         else:
-            found[process.pid] = "helper"
-    return found
+            roles_by_pid[process.pid] = "helper"
+    return roles_by_pid
 
 
 def kill_marked(token: str, seconds: float = 10.0) -> None:
     """Kill every process with a mark."""
     deadline = time.monotonic() + seconds
-    while (found := marked(token)) and time.monotonic() < deadline:
-        for process in found:
+    while (living := marked(token)) and time.monotonic() < deadline:
+        for process in living:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.05)

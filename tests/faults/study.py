@@ -1,4 +1,4 @@
-"""A study of some seconds, its commands, and whether a store holds the same results as an undisturbed one."""
+"""A study that takes some seconds, its commands, and the comparison of a store with that of an undisturbed study."""
 
 import csv
 import hashlib
@@ -32,18 +32,18 @@ SETTINGS = (
     *(part for phase in _SIZES for part in ("--set", f"{phase}.batch_size=32")),
 )
 UNITS = 15
-"""Pretrainings, tunings, trials and runs of the study."""
+"""Number of pretrainings, tunings, trials and runs of the study."""
 
 _TIMES = ("seconds", "seconds_mean", "_mb", "started", "finished", "created", "command")
-"""What the names of fields and columns end in that differ between two runs of the same study."""
+"""Endings of the names of fields and columns that differ between two runs of the same study."""
 
 WAIT = 240.0
 """Seconds after which a command counts as hanging."""
 
 
 def environment(token: str, **more: str) -> dict[str, str]:
-    """What commands run with: this checkout's code, a checkpoint after each epoch, and a mark on all processes."""
-    unwanted = ("BENCH_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")  # compiling anew would cost each process a second
+    """Return the environment of commands: this checkout's code, a checkpoint after each epoch, and a mark."""
+    unwanted = ("BENCH_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")  # compiling again would take a second in each process
     kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     return {
         **kept,
@@ -57,18 +57,18 @@ def environment(token: str, **more: str) -> dict[str, str]:
 
 
 def new_token() -> str:
-    """A mark for the processes of a command."""
+    """Make a new mark for the processes of a command."""
     return uuid.uuid4().hex
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a command ended.
+    """End of a command.
 
     Attributes:
-        status: Its exit status, negative for a signal.
-        output: All that it printed.
-        seconds: How long it took.
+        status: Exit status; the negative number of a signal if one ended it.
+        output: Everything that it printed.
+        seconds: Wall time.
     """
 
     status: int
@@ -82,7 +82,7 @@ class Ended:
 
     @property
     def is_clear(self) -> bool:
-        """Whether an error was told in one line for a person, rather than by a traceback."""
+        """Whether the output ends with a clear line for the user and has no traceback."""
         return "Traceback" not in self.output and self.last_line.startswith("bench: ")
 
 
@@ -90,9 +90,9 @@ class Command:
     """A `bench run` of the study as a process group of its own.
 
     Args:
-        store: Its store.
+        store: Store of the study.
         extra: Further arguments.
-        prefix: What the command is run by, e.g. `unshare`.
+        prefix: Command that runs it, e.g. `unshare`.
         more: Further environment variables.
     """
 
@@ -114,11 +114,11 @@ class Command:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the command has not ended yet."""
         return self.process.poll() is None
 
     def wait(self, seconds: float = WAIT) -> Ended:
-        """Its end.
+        """Wait for the command to end.
 
         Raises:
             TimeoutError: It hangs; all its processes are killed.
@@ -131,11 +131,11 @@ class Command:
         return Ended(status=status, output=self.output(), seconds=time.monotonic() - self._began)
 
     def output(self) -> str:
-        """What it has printed so far."""
+        """Return what the command has printed so far."""
         return self.log.read_text(errors="replace")
 
     def family(self) -> list[processes.Process]:
-        """All its living processes."""
+        """Return all living processes of the command."""
         return processes.marked(self.token)
 
     def kill_all(self) -> None:
@@ -145,13 +145,13 @@ class Command:
         processes.kill_marked(self.token)
 
     def leftovers(self, seconds: float = 25.0) -> list[processes.Process]:
-        """Processes that are still there so long after the command itself ended; killed so that nothing stays."""
+        """Return processes that are alive some time after the command itself ended, and kill them."""
         deadline = time.monotonic() + seconds
-        while (found := self.family()) and time.monotonic() < deadline:
+        while (living := self.family()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if found:
+        if living:
             processes.kill_marked(self.token)
-        return found
+        return living
 
 
 class Warm:
@@ -187,7 +187,7 @@ class Warm:
         processes.kill_marked(self.token)
 
     def bench(self, *arguments: str, **more: str) -> Ended:
-        """Run `bench` with these arguments to its end."""
+        """Run `bench` with some arguments and wait for its end."""
         began = time.monotonic()
         log = self._folder / f"warm.{uuid.uuid4().hex[:8]}.log"
         job = {"arguments": arguments, "output": str(log), "environment": more}
@@ -196,24 +196,24 @@ class Warm:
         self._server.stdin.flush()
         line = self._server.stdout.readline()
         if not line:
-            raise RuntimeError("the server of warm commands is gone")
+            raise RuntimeError("the server of warm commands died")
         output = log.read_text(errors="replace")
         log.unlink()
         return Ended(status=int(json.loads(line)["status"]), output=output, seconds=time.monotonic() - began)
 
     def run(self, store: Path, *extra: str, **more: str) -> Ended:
-        """Run the study, all in one process."""
+        """Run the study in one process."""
         return self.bench("run", *SETTINGS, "--store", str(store), "--in-process", *extra, **more)
 
 
 # --- what a store holds ------------------------------------------------------------------------------------------
 
 Portrait = dict[str, Any]
-"""What must be equal, by its path in the store."""
+"""Everything that must be equal, by its path in the store."""
 
 
 def portrait(root: Path) -> Portrait:
-    """Everything in a store that two runs of the same study must agree on."""
+    """Read everything in a store that two runs of the same study must agree on."""
     store = Store(root)
     document = read_checked(store.study(NAME) / "study.json") or {}
     found: Portrait = {"study": {key: document.get(key) for key in ("runs", "tunings", "pretrained", "spec")}}
@@ -231,7 +231,7 @@ def portrait(root: Path) -> Portrait:
 
 
 def _unit_folders(root: Path) -> Iterator[Path]:
-    """The folders of all units, without those that were set aside."""
+    """Yield the folders of all units, without stale ones."""
     for pattern in ("pretrained/*", "tuning/*", "tuning/*/trials/*", "runs/*"):
         for folder in sorted(root.glob(pattern)):
             if folder.is_dir() and ".stale-" not in str(folder.relative_to(root)):
@@ -239,13 +239,13 @@ def _unit_folders(root: Path) -> Iterator[Path]:
 
 
 def _outcome(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The part of a record that tells what came out, without how often it was tried and the hashes of files."""
+    """Return the results in a record, without the number of attempts and the hashes of files."""
     left_out = ("attempt", "files", "times", "versions", "hardware", "checksum")
     return {key: value for key, value in (record or {}).items() if key not in left_out}
 
 
 def _lasting(value: Any) -> Any:
-    """A document without times and memory."""
+    """Return a document without times and memory."""
     if isinstance(value, Mapping):
         return {key: _lasting(inner) for key, inner in value.items() if not str(key).endswith(_TIMES)}
     if isinstance(value, list):
@@ -254,7 +254,7 @@ def _lasting(value: Any) -> Any:
 
 
 def _tensors(path: Path) -> dict[str, str]:
-    """Hashes of the tensors in a file: equal when `torch.equal` says so of each, and only then but for -0.0."""
+    """Hash the tensors in a file: hashes are equal if and only if `torch.equal` is true, except for -0.0."""
     try:
         state = load_state(path)
     except BenchError as error:
@@ -266,7 +266,7 @@ def _tensors(path: Path) -> dict[str, str]:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    """A table without the columns of times, memory and dates."""
+    """Read a table without the columns of times, memory and dates."""
     try:
         with path.open(newline="") as file:
             lines = list(csv.DictReader(file))
@@ -276,7 +276,7 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def tracked(root: Path) -> list[str]:
-    """The identities of the runs in a store's MLflow database that are not in its bin."""
+    """Return the identities of the runs in a store's MLflow database that were not deleted."""
     with closing(sqlite3.connect(f"file:{root / 'mlflow.db'}?mode=ro", uri=True)) as database:
         rows = database.execute(
             "select tags.value from tags join runs using (run_uuid) "
@@ -287,12 +287,12 @@ def tracked(root: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What an undisturbed study holds.
+    """Results of an undisturbed study.
 
     Attributes:
-        root: Its store.
-        portrait: What must be equal.
-        tracked: What MLflow has of it.
+        root: Store of the study.
+        portrait: Everything that must be equal.
+        tracked: Identities of the runs in MLflow.
     """
 
     root: Path
@@ -300,28 +300,28 @@ class Reference:
     tracked: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, root: Path) -> "Reference":
-        """A finished study's store as the reference."""
-        found = portrait(root)
-        units = sum(key.endswith("record.json") for key in found)
+    def from_store(cls, root: Path) -> "Reference":
+        """Read the store of a finished study."""
+        content = portrait(root)
+        units = sum(key.endswith("record.json") for key in content)
         if units != UNITS:
             raise AssertionError(f"the undisturbed study has {units} units, not {UNITS}")
-        return cls(root=root, portrait=found, tracked=tracked(root))
+        return cls(root=root, portrait=content, tracked=tracked(root))
 
     def differences(self, root: Path, *, tracking: bool = True, left_out: Sequence[str] = ()) -> list[str]:
-        """How a store differs from an undisturbed one, in words; empty when it is equal and at rest.
+        """Describe how a store differs from that of an undisturbed study; empty when it is equal and no process runs.
 
         Args:
-            root: The store.
+            root: Store to compare.
             tracking: Whether MLflow must be up to date as well.
             left_out: Beginnings of paths that are not compared.
         """
         try:
-            found = portrait(root)
-        except Exception as error:  # whatever cannot be read is a difference
+            content = portrait(root)
+        except Exception as error:  # anything that cannot be read is a difference
             return [f"cannot be read: {type(error).__name__}: {error}"]
-        keys = [key for key in sorted(found.keys() | self.portrait.keys()) if not key.startswith(tuple(left_out))]
-        wrong = [_difference(key, self.portrait.get(key), found.get(key)) for key in keys]
+        keys = [key for key in sorted(content.keys() | self.portrait.keys()) if not key.startswith(tuple(left_out))]
+        wrong = [_difference(key, self.portrait.get(key), content.get(key)) for key in keys]
         wrong = [text for text in wrong if text]
         store, leases = Store(root), Leases(root)
         for folder in _unit_folders(root):
@@ -348,23 +348,23 @@ def _address(where: str) -> tuple[str, str]:
     return ("trials", f"{parts[1]}-{parts[3]}") if len(parts) == 4 else (parts[0], parts[1])
 
 
-def _difference(key: str, expected: Any, found: Any) -> str:
-    if expected == found:
+def _difference(key: str, expected: Any, actual: Any) -> str:
+    if expected == actual:
         return ""
-    if expected is None or found is None:
-        return f"{key} is {'missing' if found is None else 'too many'}"
-    if isinstance(expected, dict) and isinstance(found, dict):
-        fields = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-        told = ", ".join(f"{name}: {expected.get(name)!r:.60} → {found.get(name)!r:.60}" for name in sorted(fields)[:3])
-        return f"{key} differs in {told}"
+    if expected is None or actual is None:
+        return f"{key} is {'missing' if actual is None else 'too many'}"
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        fields = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
+        changes = [f"{name}: {expected.get(name)!r:.60} → {actual.get(name)!r:.60}" for name in fields[:3]]
+        return f"{key} differs in {', '.join(changes)}"
     return f"{key} differs"
 
 
 def leftover_temporaries(root: Path) -> list[Path]:
-    """Files that a process left when it was killed while writing."""
+    """Return files that a process left when it was killed while writing."""
     return [path for path in root.rglob(".*.tmp") if not path.name.startswith(".clock.")]
 
 
 def signal_name(number: int) -> str:
-    """Such as SIGKILL."""
+    """Return the name of a signal, e.g. "SIGKILL"."""
     return signal.Signals(number).name

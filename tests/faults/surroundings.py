@@ -1,4 +1,4 @@
-"""Faults around a study: clocks that jump, databases that are locked, servers that are gone, processes that sleep."""
+"""Faults around a study: clocks that jump, locked databases, servers that do not answer, processes that sleep."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from tests.faults.processes import roles
 from tests.faults.study import Command, Ended
 
 _MOST_EXTRA_SECONDS = 120.0
-"""What a tracking database or server that is not there may cost a study at most."""
+"""Largest delay that a tracking database or server which does not answer may cause."""
 
 
 # --- clocks ------------------------------------------------------------------------------------------------------
@@ -26,10 +26,10 @@ _DAY = 86_400
 
 
 class ShiftedClock:
-    """A wall clock for commands that is wrong by as much as is asked, also while they run.
+    """Shifts the wall clock of commands, also while they run.
 
     Args:
-        folder: For the library and the file with the offset.
+        folder: Folder for the library and the file with the offset.
 
     Raises:
         FileNotFoundError: There is no C compiler.
@@ -44,18 +44,18 @@ class ShiftedClock:
         self.set(0)
 
     def set(self, seconds: int) -> None:
-        """Be wrong by so much from now on; written in place, since it is mapped into processes."""
+        """Shift the clock from now on; the file is written in place because processes map it into memory."""
         with self._offset.open("r+b" if self._offset.exists() else "w+b") as file:
             file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
     @property
     def variables(self) -> dict[str, str]:
-        """For the environment of a command."""
+        """Variables for the environment of a command."""
         return {"LD_PRELOAD": str(self._library), "SHIFTED_CLOCK": str(self._offset)}
 
 
 def clock_jumps(arena: Arena) -> Iterator[FaultOutcome]:
-    """Commands whose clocks differ by weeks, and a clock that jumps while a command runs."""
+    """Run commands whose clocks differ by weeks, and let the clock jump while a command runs."""
     try:
         clock = ShiftedClock(arena.folder)
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def clock_jumps(arena: Arena) -> Iterator[FaultOutcome]:
 
 
 def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, second: int) -> FaultOutcome:
-    """A command is lost with all its processes, and continued by one whose clock is another one, in days."""
+    """Kill a command with all its processes, and continue it under a different clock; both offsets are in days."""
     began = time.monotonic()
     store = arena.fresh()
     clock.set(first * _DAY)
@@ -79,11 +79,11 @@ def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, se
     clock.set(second * _DAY)
     outcome, detail = _ended(arena, store, Command(store, **clock.variables))
     fault = f"begun at {first:+} days, continued at {second:+} days"
-    return _told(arena, store, "clock", fault, outcome, detail, began)
+    return _outcome_of(arena, store, "clock", fault, outcome, detail, began)
 
 
 def _jumping(arena: Arena, clock: ShiftedClock, jumps: Sequence[int]) -> FaultOutcome:
-    """The clock jumps again and again while one command runs."""
+    """Let the clock jump again and again while a command runs."""
     began = time.monotonic()
     store = arena.fresh()
     clock.set(0)
@@ -99,7 +99,7 @@ def _jumping(arena: Arena, clock: ShiftedClock, jumps: Sequence[int]) -> FaultOu
     if outcome == EQUAL and not number:
         outcome, detail = WRONG, f"{detail}, before the clock could jump"
     fault = f"jumps at work: {', '.join(f'{jump:+} s' for jump in jumps)}"
-    return _told(arena, store, "clock", fault, outcome, f"{detail}, {number} jumps", began)
+    return _outcome_of(arena, store, "clock", fault, outcome, f"{detail}, {number} jumps", began)
 
 
 # --- tracking ----------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ sys.stdin.read()
 
 @contextmanager
 def _locked(database: Path) -> Iterator[None]:
-    """Hold an SQLite file exclusively while the block runs."""
+    """Lock an SQLite file during a `with` block."""
     line = [sys.executable, "-c", _HOLDER, str(database)]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdin is not None
@@ -128,19 +128,19 @@ def _locked(database: Path) -> Iterator[None]:
 
 
 def locked_databases(arena: Arena) -> Iterator[FaultOutcome]:
-    """The tracking database is locked for all of a command's time, or from its middle on."""
+    """Lock the tracking database while a command runs, or from its middle on."""
     began = time.monotonic()
     store = arena.fresh()
     store.mkdir()
     with _locked(store / "mlflow.db"):
         outcome, detail = _without_tracking(arena, store, Command(store))
-    yield _told(arena, store, "SQLite locked", "before there is a table", outcome, detail, began)
+    yield _outcome_of(arena, store, "SQLite locked", "before there is a table", outcome, detail, began)
 
     began = time.monotonic()
     store = arena.copy("interrupted")
     with _locked(store / "mlflow.db"):
         outcome, detail = _without_tracking(arena, store, Command(store))
-    yield _told(arena, store, "SQLite locked", "all the time", outcome, detail, began)
+    yield _outcome_of(arena, store, "SQLite locked", "all the time", outcome, detail, began)
 
     began = time.monotonic()
     store = arena.fresh()
@@ -149,23 +149,23 @@ def locked_databases(arena: Arena) -> Iterator[FaultOutcome]:
         time.sleep(0.02)
     with _locked(store / "mlflow.db"):
         outcome, detail = _without_tracking(arena, store, command)
-    yield _told(arena, store, "SQLite locked", "from the first run on", outcome, detail, began)
+    yield _outcome_of(arena, store, "SQLite locked", "from the first run on", outcome, detail, began)
 
 
 def servers_gone(arena: Arena) -> Iterator[FaultOutcome]:
-    """Tracking servers of which nobody answers."""
+    """Give commands tracking servers that do not answer."""
     began = time.monotonic()
     store = arena.fresh()
     command = Command(store, "--tracking-uri", f"http://127.0.0.1:{_closed_port()}")
     outcome, detail = _without_tracking(arena, store, command)
-    yield _told(arena, store, "tracking server", "port closed", outcome, detail, began)
+    yield _outcome_of(arena, store, "tracking server", "port closed", outcome, detail, began)
 
     began = time.monotonic()
     store = arena.fresh()
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         command = Command(store, "--tracking-uri", f"http://127.0.0.1:{silent.getsockname()[1]}")
         outcome, detail = _without_tracking(arena, store, command)
-    yield _told(arena, store, "tracking server", "accepts and never answers", outcome, detail, began)
+    yield _outcome_of(arena, store, "tracking server", "accepts and never answers", outcome, detail, began)
 
 
 def _closed_port() -> int:
@@ -174,7 +174,7 @@ def _closed_port() -> int:
 
 
 def _without_tracking(arena: Arena, store: Path, command: Command) -> tuple[str, str]:
-    """A command must end well, with a warning, and in time."""
+    """Judge a command that must end with status 0, a warning, and in time."""
     try:
         ended = command.wait(3 * arena.seconds + 2 * _MOST_EXTRA_SECONDS)
     except TimeoutError as error:
@@ -195,7 +195,7 @@ def _without_tracking(arena: Arena, store: Path, command: Command) -> tuple[str,
 
 
 def lock_held(arena: Arena) -> Iterator[FaultOutcome]:
-    """Some process holds the lock of the leases and never lets go."""
+    """Hold the lock of the leases while a command runs."""
     from filelock import FileLock
 
     began = time.monotonic()
@@ -205,11 +205,11 @@ def lock_held(arena: Arena) -> Iterator[FaultOutcome]:
     ended = arena.warm.run(store)
     outcome, detail = arena.judge(store, ended, lock.release, statuses=(2,))
     lock.release()
-    yield _told(arena, store, "lock", "that of the leases is held for ever", outcome, detail, began)
+    yield _outcome_of(arena, store, "lock", "that of the leases is held for ever", outcome, detail, began)
 
 
 def sleepers(arena: Arena, seconds: float = 45.0) -> Iterator[FaultOutcome]:
-    """Processes that are stopped for longer than others are patient, and go on."""
+    """Stop processes for longer than others wait for them, and let them continue."""
     for role in ("worker", "command", "server"):
         began = time.monotonic()
         store = arena.fresh()
@@ -222,12 +222,12 @@ def sleepers(arena: Arena, seconds: float = 45.0) -> Iterator[FaultOutcome]:
             time.sleep(seconds)
             os.kill(pid, signal.SIGCONT)
             outcome, detail = _ended(arena, store, command)
-        yield _told(arena, store, "sleep", f"{role} stopped for {seconds:.0f} s", outcome, detail, began)
+        yield _outcome_of(arena, store, "sleep", f"{role} stopped for {seconds:.0f} s", outcome, detail, began)
     yield _taken_over(arena, seconds)
 
 
 def _taken_over(arena: Arena, seconds: float) -> FaultOutcome:
-    """All of a command on another machine falls asleep; one here takes its work over; then the first one wakes up."""
+    """Stop a command on another machine, let one here take its work over, and wake the first one up."""
     began = time.monotonic()
     fault = "a command on another machine, taken over, wakes up"
     prefix = ("unshare", "--uts", "bash", "-c", 'hostname another-machine && exec "$@"', "bash")
@@ -254,23 +254,23 @@ def _taken_over(arena: Arena, seconds: float) -> FaultOutcome:
     detail += f"; the other one {woken.status}"
     if woken.status not in (0, 1, 2, 130) or "Traceback" in woken.output or left:
         outcome, detail = WRONG, f"{detail}: {woken.output.strip()[-300:]} {[process.line[:60] for process in left]}"
-    return _told(arena, store, "sleep", fault, outcome, detail, began)
+    return _outcome_of(arena, store, "sleep", fault, outcome, detail, began)
 
 
 def _when_at_work(command: Command, store: Path, role: str) -> int | None:
-    """The process of a command that plays a role, as soon as runs are at work."""
+    """Return the process of a command with a given role, as soon as runs have checkpoints."""
     while command.running:
         if any(store.glob("runs/*/checkpoints/*.pt")):
             family = command.family()
-            found = [pid for pid, played in roles(family, command.process.pid).items() if played == role]
-            if found:
-                return found[0]
+            matching = [pid for pid, played in roles(family, command.process.pid).items() if played == role]
+            if matching:
+                return matching[0]
         time.sleep(0.02)
     return None
 
 
 def _ended(arena: Arena, store: Path, command: Command) -> tuple[str, str]:
-    """A command that must end well by itself."""
+    """Judge a command that must end with equal results by itself."""
     try:
         ended: Ended = command.wait()
     except TimeoutError as error:
@@ -280,7 +280,9 @@ def _ended(arena: Arena, store: Path, command: Command) -> tuple[str, str]:
     return arena.judge(store, ended)
 
 
-def _told(arena: Arena, store: Path, kind: str, fault: str, outcome: str, detail: str, began: float) -> FaultOutcome:
+def _outcome_of(
+    arena: Arena, store: Path, kind: str, fault: str, outcome: str, detail: str, began: float
+) -> FaultOutcome:
     if outcome != WRONG:
         arena.remove(store)
     else:

@@ -19,9 +19,9 @@ from bench.store import leases as leases_module
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.leases import Leases
 from bench.store.outcomes import Outcome, outcome_of_error
-from tests.faults import damage, places
+from tests.faults import damage, storage
 from tests.faults import study as study_module
-from tests.faults.faults import EQUAL, SKIPPED, TOLD, Arena, FaultOutcome
+from tests.faults.faults import EQUAL, REPORTED, SKIPPED, Arena, FaultOutcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Reference, Warm
 
@@ -37,12 +37,12 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         patch.setattr(study_module, "UNITS", 7)
         ended = warm.run(folder / "reference")
         assert ended.status == 0, ended.output
-        yield Arena(folder=folder, reference=Reference.of(folder / "reference"), warm=warm, seconds=10.0)
+        yield Arena(folder=folder, reference=Reference.from_store(folder / "reference"), warm=warm, seconds=10.0)
 
 
 def well(outcomes: list[FaultOutcome]) -> bool:
     """Whether all ended as they should; those that did not are shown by the failing assertion."""
-    return [str(outcome) for outcome in outcomes if outcome.outcome not in (EQUAL, TOLD, SKIPPED)] == []
+    return [str(outcome) for outcome in outcomes if outcome.outcome not in (EQUAL, REPORTED, SKIPPED)] == []
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_stores_in_bad_places_are_told_in_one_line(arena: Arena) -> None:
 @pytest.mark.slow
 def test_a_disk_that_is_full_is_told_in_one_line(arena: Arena) -> None:
     store = arena.fresh()
-    with places.mounted(store, "700k") as reason:
+    with storage.mounted(store, "700k") as reason:
         if reason:
             pytest.skip(f"no small file system can be mounted: {reason}")
         ended = arena.warm.run(store)

@@ -1,6 +1,6 @@
-"""A process that has imported everything that `bench` needs, and runs one command after the other in forks of itself.
+"""A process that has imported everything that `bench` needs, and runs commands one after the other in forks of itself.
 
-It reads jobs as lines of JSON and answers each with the command's exit status.
+It reads jobs as lines of JSON, and answers each with the exit status of the command.
 """
 
 import json
@@ -11,7 +11,7 @@ _HANGING_SECONDS = 300
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Run commands until the input ends."""
     import mlflow.tracking._tracking_service.utils
     import optuna
     import torch._inductor

@@ -1,4 +1,4 @@
-"""A method that ends its process in every way in which one can end; importable by name, as other packages' are."""
+"""A method that ends its process in every possible way; it is imported by name, like one of another package."""
 
 import os
 import signal
@@ -14,23 +14,23 @@ from bench.training.loop import fit
 
 
 class MisbehavingOptions(Options):
-    """What it does, in which of its attempts, and where it counts them.
+    """Options of the method.
 
     Attributes:
-        how: What it does.
-        times: Attempts that misbehave; the later ones do not.
-        place: A folder in which each attempt leaves its process's number.
+        behaviour: Behaviour of the search.
+        times: Number of attempts that misbehave; later ones do not.
+        folder: Folder in which each attempt leaves the number of its process.
     """
 
-    how: Literal[
+    behaviour: Literal[
         "nothing", "raise", "sleep", "memory", "kill", "terminate", "exit", "diverge", "print", "child", "ignore"
     ] = "nothing"
     times: int = 99
-    place: str
+    folder: str
 
 
 class Misbehaving(Method):
-    """Does what it is told to, and then hands every layer four bits."""
+    """Misbehaves as its options say, and gives every layer four bits."""
 
     summary = "for tests"
     capabilities = Capabilities(budget="direct")
@@ -38,43 +38,43 @@ class Misbehaving(Method):
     options: MisbehavingOptions
 
     def search(self, job: SearchJob) -> SearchResult:
-        attempt = len(list(Path(self.options.place).glob("attempt-*")))
-        (Path(self.options.place) / f"attempt-{attempt}").write_text(str(os.getpid()))
+        attempt = len(list(Path(self.options.folder).glob("attempt-*")))
+        (Path(self.options.folder) / f"attempt-{attempt}").write_text(str(os.getpid()))
         if attempt < self.options.times:
             self._misbehave(job)
         return SearchResult(policy=uniform(job.task.network, 4), state=job.pretrained)
 
     def _misbehave(self, job: SearchJob) -> None:
-        how = self.options.how
-        if how == "raise":
+        behaviour = self.options.behaviour
+        if behaviour == "raise":
             raise ValueError("it was told to")
-        if how in ("sleep", "ignore"):
-            if how == "ignore":
+        if behaviour in ("sleep", "ignore"):
+            if behaviour == "ignore":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(600)
-        if how == "memory":
+        if behaviour == "memory":
             kept = []
             while True:
                 kept.append(bytearray(os.urandom(1 << 20)) * 32)
                 time.sleep(0.05)
-        if how == "kill":
+        if behaviour == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "terminate":
+        if behaviour == "terminate":
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(600)
-        if how == "exit":
+        if behaviour == "exit":
             os._exit(3)
-        if how == "diverge":
+        if behaviour == "diverge":
             schedule = job.schedule.model_copy(update={"lr": 1e30})
             fit(job.float_model(), job.task.data, _training(schedule), job.order(), lambda _: None)
-        if how == "print":
+        if behaviour == "print":
             print("this is said in a process of its own")  # noqa: T201
             print("and this is an error", file=sys.stderr)  # noqa: T201
-        if how == "child":
+        if behaviour == "child":
             child = os.fork()
             if child == 0:
                 time.sleep(600)
-            (Path(self.options.place) / "child").write_text(str(child))
+            (Path(self.options.folder) / "child").write_text(str(child))
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -48,8 +48,8 @@ class Trouble:
         shop, unit, folder: Where it is worked on, it, and its folder.
     """
 
-    def __init__(self, shop: Any, place: Path) -> None:
-        self.shop, self._place = shop, place
+    def __init__(self, shop: Any, marks: Path) -> None:
+        self.shop, self._marks = shop, marks
         (self.unit,) = shop.plan.runs
         self.folder: Path = shop.folder(self.unit)
 
@@ -61,7 +61,7 @@ class Trouble:
     def processes(self) -> list[int]:
         """The numbers of the processes that worked on it."""
         return [
-            int((self._place / f"attempt-{n}").read_text()) for n in range(len(list(self._place.glob("attempt-*"))))
+            int((self._marks / f"attempt-{n}").read_text()) for n in range(len(list(self._marks.glob("attempt-*"))))
         ]
 
     @property
@@ -76,12 +76,12 @@ def trouble(tiny: SimpleNamespace, copied: Path, tmp_path: Path, misbehaving: No
     """Makes a run that misbehaves in some way, in some of its attempts."""
     made: list[Trouble] = []
 
-    def make(how: str, times: int = 99) -> Trouble:
-        place = tmp_path / f"{how} {times}"
-        place.mkdir()
-        options = {"misbehaving": {"how": how, "times": times, "place": str(place)}}
+    def make(behaviour: str, times: int = 99) -> Trouble:
+        folder = tmp_path / f"{behaviour} {times}"
+        folder.mkdir()
+        options = {"misbehaving": {"behaviour": behaviour, "times": times, "folder": str(folder)}}
         spec = tiny.spec({"methods": ["misbehaving"], "seeds": [0], "options": options})
-        made.append(Trouble(tiny.Workshop(spec, copied), place))
+        made.append(Trouble(tiny.Workshop(spec, copied), folder))
         return made[-1]
 
     yield make
@@ -147,9 +147,11 @@ def test_over_its_memory_a_process_is_ended(trouble: Callable[..., Trouble]) -> 
     assert trouble("nothing").supervise(memory_bytes=4000 * MB, seconds=600).status == "done"
 
 
-@pytest.mark.parametrize("how", ["kill", "terminate", "exit"])
-def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callable[..., Trouble], how: str) -> None:
-    run, calm = trouble(how, 1), trouble("nothing")
+@pytest.mark.parametrize("behaviour", ["kill", "terminate", "exit"])
+def test_a_process_that_is_lost_once_costs_no_more_than_its_time(
+    trouble: Callable[..., Trouble], behaviour: str
+) -> None:
+    run, calm = trouble(behaviour, 1), trouble("nothing")
     assert run.supervise() == calm.supervise() == Outcome(status="done")
     assert len(run.processes) == 2
     assert run.record["attempt"] == 2
@@ -157,7 +159,7 @@ def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callab
 
 
 @pytest.mark.parametrize(
-    ("how", "status", "reason"),
+    ("behaviour", "status", "reason"),
     [
         ("kill", "killed", "its process was killed by SIGKILL"),
         ("exit", "killed", "its process died (exit status 3)"),
@@ -165,9 +167,9 @@ def test_a_process_that_is_lost_once_costs_no_more_than_its_time(trouble: Callab
     ],
 )
 def test_a_process_that_is_lost_again_and_again_ends_the_unit(
-    trouble: Callable[..., Trouble], how: str, status: str, reason: str
+    trouble: Callable[..., Trouble], behaviour: str, status: str, reason: str
 ) -> None:
-    run = trouble(how)
+    run = trouble(behaviour)
     outcome = run.supervise()
     assert (outcome.status, outcome.reason) == (run.record["status"], run.record["reason"]) == (status, reason)
     assert len(run.processes) == 2
@@ -187,12 +189,12 @@ def test_what_a_lost_process_had_started_ends_with_it(trouble: Callable[..., Tro
     assert start_time(int((tmp_path / "child 1" / "child").read_text())) is None
 
 
-@pytest.mark.parametrize("how", ["sleep", "ignore"])
+@pytest.mark.parametrize("behaviour", ["sleep", "ignore"])
 def test_when_the_study_stops_its_processes_do(
-    trouble: Callable[..., Trouble], how: str, monkeypatch: pytest.MonkeyPatch
+    trouble: Callable[..., Trouble], behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_GRACE_SECONDS", 30.0 if how == "sleep" else 0.5)
-    run = trouble(how)
+    monkeypatch.setattr(supervisor, "_GRACE_SECONDS", 30.0 if behaviour == "sleep" else 0.5)
+    run = trouble(behaviour)
     outcome = run.supervise(stop=lambda: bool(run.processes))
     assert outcome.status == run.record["status"] == "interrupted"
     assert run.record["reason"] == "interrupted; run the same command again to continue"

@@ -1,4 +1,4 @@
-"""Stores in bad places: full disks, file systems that are or become read-only, files where folders should be."""
+"""Stores that cannot be written: full disks, read-only file systems, files where folders should be."""
 
 import os
 import random
@@ -11,17 +11,17 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from tests.faults.faults import SKIPPED, WRONG, Arena, FaultOutcome
+from tests.faults.faults import CLEAR, SKIPPED, WRONG, Arena, FaultOutcome
 from tests.faults.study import Command, Ended, leftover_temporaries
 
 SIZES = ("64k", "700k", "1200k", "2m", "3m", "4m")
-"""Of file systems that are too small for the study, which needs about 5 MB."""
+"""Sizes of file systems that are too small for the study, which needs about 5 MB."""
 _ROOMY = "64m"
 
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[str]:
-    """A small file system in memory while the block runs; yields why there is none, or nothing."""
+    """Mount a small file system in memory during a `with` block; yield the reason if that fails, otherwise ""."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -41,7 +41,7 @@ def _remount(folder: Path, options: str) -> None:
 
 
 def full_disks(arena: Arena, sizes: Sequence[str] = SIZES) -> Iterator[FaultOutcome]:
-    """Disks that are too small from the start, then made larger."""
+    """Start commands on disks that are too small, and enlarge the disks."""
     for size in sizes:
         began = time.monotonic()
         store = arena.fresh()
@@ -51,12 +51,12 @@ def full_disks(arena: Arena, sizes: Sequence[str] = SIZES) -> Iterator[FaultOutc
             else:
                 ended = Command(store).wait()
                 outcome, detail = _judged_full(arena, store, ended, partial(_remount, store, f"size={_ROOMY}"))
-        yield _told("full disk", f"store of {size}", outcome, detail, began)
+        yield _outcome_of("full disk", f"store of {size}", outcome, detail, began)
         arena.remove(store)
 
 
 def disks_filled_at_work(arena: Arena, seed: int, count: int = 4) -> Iterator[FaultOutcome]:
-    """Disks that somebody else fills while the study runs, and makes room on afterwards."""
+    """Fill the disk while a command runs, and make room afterwards."""
     for number in range(count):
         draw = random.Random(f"{seed}/full/{number}")  # noqa: S311
         began = time.monotonic()
@@ -68,16 +68,16 @@ def disks_filled_at_work(arena: Arena, seed: int, count: int = 4) -> Iterator[Fa
                 command = Command(store)
                 _wait(command, store, "runs/*/record.json" if number % 2 else "pretrained/*/record.json")
                 time.sleep(draw.random() * arena.seconds / 4)
-                ballast = store / "somebody-elses"
+                ballast = store / "ballast"
                 _fill(ballast)
                 ended = command.wait()
                 outcome, detail = _judged_full(arena, store, ended, partial(ballast.unlink, missing_ok=True))
-        yield _told("full disk", f"filled at work, {number + 1}", outcome, detail, began)
+        yield _outcome_of("full disk", f"filled at work, {number + 1}", outcome, detail, began)
         arena.remove(store)
 
 
 def _fill(path: Path) -> None:
-    """Write until nothing fits any more."""
+    """Write until the disk is full."""
     with suppress(OSError), path.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 16, 1 << 12):
             with suppress(OSError):
@@ -89,7 +89,7 @@ def _judged_full(arena: Arena, store: Path, ended: Ended, remedy: Callable[[], o
     half_written = leftover_temporaries(store)
     if half_written:
         return WRONG, f"exit {ended.status}; left half-written: {[path.name for path in half_written]}"
-    if ended.status == 0:  # only tables or tracking found no room: told in a warning, made good by the next command
+    if ended.status == 0:  # there was no room for tables or tracking only: the command warns, the next one writes them
         if "bench: " not in ended.output:
             return WRONG, "exit 0 without a warning"
         remedy()
@@ -99,7 +99,7 @@ def _judged_full(arena: Arena, store: Path, ended: Ended, remedy: Callable[[], o
 
 
 def read_only(arena: Arena) -> Iterator[FaultOutcome]:
-    """A file system that is read-only when the command starts; looking at the study still works there."""
+    """Start commands on a read-only file system; `bench status` and `bench report` must work there."""
     for base in ("finished", "interrupted"):
         began = time.monotonic()
         store = arena.fresh()
@@ -115,19 +115,21 @@ def read_only(arena: Arena) -> Iterator[FaultOutcome]:
                 outcome, detail = arena.judge(store, ended, partial(_remount, store, "rw"), statuses=(2,))
                 if unseen:
                     outcome, detail = WRONG, "; ".join(unseen)
-        yield _told("read-only store", f"{base}, mounted read-only", outcome, detail, began)
+        yield _outcome_of("read-only store", f"{base}, mounted read-only", outcome, detail, began)
         arena.remove(store)
 
 
 def unwritable_at_work(arena: Arena, seed: int, count: int = 3) -> Iterator[FaultOutcome]:
-    """Folders that may not be changed any more while the command runs."""
+    """Make folders read-only while a command runs."""
     for number in range(count):
         began = time.monotonic()
         draw = random.Random(f"{seed}/immutable/{number}")  # noqa: S311
         store = arena.fresh()
         store.mkdir()
         if not _immutable(store, "+i"):
-            yield _told("read-only store", "becomes so at work", SKIPPED, "no file can be made immutable here", began)
+            yield _outcome_of(
+                "read-only store", "becomes so at work", SKIPPED, "no file can be made immutable here", began
+            )
             arena.remove(store)
             return
         _immutable(store, "-i")
@@ -140,13 +142,13 @@ def unwritable_at_work(arena: Arena, seed: int, count: int = 3) -> Iterator[Faul
         finally:
             _immutable(store, "-i")
         outcome, detail = arena.judge(store, ended, statuses=(1, 2))
-        yield _told("read-only store", f"becomes so at work, {number + 1}", outcome, detail, began)
+        yield _outcome_of("read-only store", f"becomes so at work, {number + 1}", outcome, detail, began)
         if outcome != WRONG:
             arena.remove(store)
 
 
 def _immutable(store: Path, change: str) -> bool:
-    """Forbid any change of a store's folders and records, or allow it again."""
+    """Forbid changes of a store's folders and records, or allow them again."""
     done = subprocess.run(["chattr", "-R", "-f", change, str(store)], capture_output=True, check=False)  # noqa: S607
     if change == "-i":
         return done.returncode == 0
@@ -159,7 +161,7 @@ def _immutable(store: Path, change: str) -> bool:
 
 
 def bad_paths(arena: Arena) -> Iterator[FaultOutcome]:
-    """Stores that are no folder, or that may not be written to."""
+    """Start commands with stores that are not folders, or that the user may not write."""
     file = arena.fresh()
     file.write_text("no folder")
     for what, store in (
@@ -171,13 +173,13 @@ def bad_paths(arena: Arena) -> Iterator[FaultOutcome]:
         ended = arena.warm.run(store)
         clear = ended.status == 2 and ended.is_clear
         detail = f"exit {ended.status} '{ended.last_line[:160]}'"
-        yield _told("bad path", what, "told" if clear else WRONG, detail, began)
+        yield _outcome_of("bad path", what, CLEAR if clear else WRONG, detail, began)
     file.unlink()
     yield _without_permission(arena)
 
 
 def _without_permission(arena: Arena) -> FaultOutcome:
-    """A user who may read the store and not write to it."""
+    """Start a command as a user who may read the store but not write it."""
     began = time.monotonic()
     prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     fault = "the user may not write to the store"
@@ -189,20 +191,20 @@ def _without_permission(arena: Arena) -> FaultOutcome:
     except OSError as error:
         reason = str(error)
     if reason or os.getuid() != 0:
-        return _told("bad path", fault, SKIPPED, reason or "only root can become another user", began)
+        return _outcome_of("bad path", fault, SKIPPED, reason or "only root can become another user", began)
     store = arena.copy("interrupted")
     ended = Command(store, prefix=prefix).wait()
     outcome, detail = arena.judge(store, ended, statuses=(2,))
     arena.remove(store)
-    return _told("bad path", fault, outcome, detail, began)
+    return _outcome_of("bad path", fault, outcome, detail, began)
 
 
 def file_size_limits(arena: Arena, limits: Sequence[int] = (8, 200, 400)) -> Iterator[FaultOutcome]:
-    """A limit on the size of files, as quotas of some clusters have it; lifted afterwards.
+    """Limit the size of files, as quotas of some clusters do, and lift the limit afterwards.
 
     Args:
-        arena: Where.
-        limits: In KiB.
+        arena: Arena to use.
+        limits: Limits in KiB.
     """
     for limit in limits:
         began = time.monotonic()
@@ -210,7 +212,7 @@ def file_size_limits(arena: Arena, limits: Sequence[int] = (8, 200, 400)) -> Ite
         prefix = ("bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash")
         ended = Command(store, prefix=prefix).wait()
         outcome, detail = _judged_full(arena, store, ended, lambda: None)
-        yield _told("full disk", f"files up to {limit} KiB", outcome, detail, began)
+        yield _outcome_of("full disk", f"files up to {limit} KiB", outcome, detail, began)
         if outcome != WRONG:
             arena.remove(store)
 
@@ -220,5 +222,5 @@ def _wait(command: Command, store: Path, pattern: str) -> None:
         time.sleep(0.02)
 
 
-def _told(kind: str, fault: str, outcome: str, detail: str, began: float) -> FaultOutcome:
+def _outcome_of(kind: str, fault: str, outcome: str, detail: str, began: float) -> FaultOutcome:
     return FaultOutcome(kind=kind, fault=fault, outcome=outcome, detail=detail, seconds=time.monotonic() - began)
