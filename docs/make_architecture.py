@@ -19,6 +19,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 _LEVELS = "A package imports from lower levels only"
 """Name of the contract in `pyproject.toml` that lists the levels."""
+_CONTRACT = "A package imports from lower levels only"
 _BLOCK = re.compile(r"(<!-- packages -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Levels = Sequence[tuple[str, ...]]

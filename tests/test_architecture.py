@@ -81,6 +81,7 @@ def test_packages_import_from_lower_levels_only() -> None:
 
 
 UPWARD = "A package imports from lower levels only BROKEN"
+WAY_BACK = "A study's plan goes down to the method BROKEN"
 CIRCLE = "No circle of modules BROKEN"
 
 
@@ -98,6 +99,9 @@ CIRCLE = "No circle of modules BROKEN"
         ),
         pytest.param({"bench/results/extra.py": "from bench.data import dataset\n"}, UPWARD, id="on one level"),
         pytest.param({"bench/costs/extra.py": "import methods.fixed\n"}, UPWARD, id="of a method"),
+        pytest.param(
+            {"bench/execution/stages/extra.py": "from bench.execution import scheduler\n"}, WAY_BACK, id="way back"
+        ),
         pytest.param(
             {
                 "bench/costs/chicken.py": "from bench.costs import egg\n",
