@@ -1,7 +1,7 @@
-"""Find out what is wrong with this machine, the installation, the data sets and a store, and what to do about it.
+"""Run all checks of `bench doctor`.
 
-Each check answers for itself: one that fails says why, and the others go on. Nothing here imports what may be
-broken before a check asks for it.
+The checks are independent: if one fails, it reports the reason, and the others still run. Packages that may be broken
+are imported only inside the checks that need them.
 """
 
 from collections.abc import Iterator
@@ -11,25 +11,25 @@ from bench.diagnostics.doctor.finding import PROBLEM, WARN, Check, DoctorRequest
 from bench.errors import first_line
 
 
-def examine(visit: DoctorRequest) -> Iterator[Finding]:
-    """All findings, each as soon as it is there.
+def examine(request: DoctorRequest) -> Iterator[Finding]:
+    """Yield the findings of all checks, each as soon as it is made.
 
     Raises:
-        BenchError: The preset or study that is named does not exist.
+        BenchError: There is no such preset or study.
     """
-    if visit.preset is not None or visit.study is not None:
-        _ = visit.spec
+    if request.preset is not None or request.study is not None:
+        _ = request.spec
     for name, check in _checks():
-        yield from _findings(name, check, visit)
+        yield from _findings(name, check, request)
 
 
 def _checks() -> list[tuple[str, Check]]:
     return [*environment.CHECKS, *plugins.CHECKS, *store.CHECKS, *health.CHECKS]
 
 
-def _findings(name: str, check: Check, visit: DoctorRequest) -> Iterator[Finding]:
+def _findings(name: str, check: Check, request: DoctorRequest) -> Iterator[Finding]:
     try:
-        yield from check(visit)
+        yield from check(request)
     except ModuleNotFoundError as error:
         remedy = f"pip install {str(error.name).partition('.')[0]}"
         yield Finding(check=name, status=PROBLEM, found=f"cannot be checked: {error}", remedy=remedy)

@@ -1,4 +1,4 @@
-"""The checks of `bench doctor` that look at the machine and at what is installed."""
+"""Checks of `bench doctor` on the machine and the installed packages."""
 
 import os
 import platform
@@ -24,17 +24,17 @@ _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
 def python(_: DoctorRequest) -> Iterator[Finding]:
-    """Whether this Python is one that the project runs on."""
+    """Check that the project supports this version of Python."""
     from packaging.specifiers import SpecifierSet
 
-    required, found = project()["requires-python"], platform.python_version()
-    fits = SpecifierSet(required).contains(found, prereleases=True)
+    required, installed = project()["requires-python"], platform.python_version()
+    fits = SpecifierSet(required).contains(installed, prereleases=True)
     remedy = "" if fits else f"make a new environment with Python {required} and install the project in it"
-    yield Finding(check="python", status=OK if fits else PROBLEM, found=found, remedy=remedy)
+    yield Finding(check="python", status=OK if fits else PROBLEM, found=installed, remedy=remedy)
 
 
 def project() -> Mapping[str, Any]:
-    """What the project asks for, by the checkout where there is one: an editable installation may be older."""
+    """Return the project's requirements: from the checkout if there is one, since an installation may be older."""
     file = Path(bench.__file__).resolve().parent.parent / "pyproject.toml"
     if file.is_file():
         declared: Mapping[str, Any] = tomllib.loads(file.read_text())["project"]
@@ -47,19 +47,19 @@ def project() -> Mapping[str, Any]:
     }
 
 
-def torch(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether PyTorch can be imported."""
-    error = visit.torch.get("errors", {}).get("torch")
+def torch(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that PyTorch can be imported."""
+    error = request.torch.get("errors", {}).get("torch")
     if error is None:
-        yield Finding(check="torch", status=OK, found=f"torch {visit.torch['torch']}")
+        yield Finding(check="torch", status=OK, found=f"torch {request.torch['torch']}")
         return
     installed = _version("torch")
     remedy = "pip install torch" if installed is None else f"pip install --force-reinstall torch=={installed}"
     yield Finding(check="torch", status=PROBLEM, found=f"cannot be imported: {first_line(error)}", remedy=remedy)
 
 
-def torchvision(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether torchvision can be imported and is the one for the installed PyTorch."""
+def torchvision(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that torchvision can be imported and fits the installed PyTorch."""
     ours, theirs = _version("torchvision"), _version("torch")
     if ours is None:
         yield Finding(check="torchvision", status=PROBLEM, found="not installed", remedy="pip install torchvision")
@@ -67,12 +67,12 @@ def torchvision(visit: DoctorRequest) -> Iterator[Finding]:
     pin = torchvision_pin()
     fits = pin is None or theirs is None or pin.specifier.contains(theirs, prereleases=True)
     pair = f"'{pin or 'torch'}' 'torchvision=={ours}'"
-    error = visit.torch.get("errors", {}).get("torchvision")
+    error = request.torch.get("errors", {}).get("torchvision")
     if not fits:
         found, remedy = f"torchvision {ours} needs {pin}; torch {theirs} is installed", f"pip install {pair}"
         yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
-    elif error is not None and not visit.torch_is_broken:
-        nms = "torchvision::nms" in error  # the sign of binaries that were built for another PyTorch
+    elif error is not None and not request.torch_is_broken:
+        nms = "torchvision::nms" in error  # this error means that the binaries were built for another PyTorch
         found = f"was built for another torch than {theirs}" if nms else f"cannot be imported: {first_line(error)}"
         remedy = f"pip install --force-reinstall {pair}"
         yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
@@ -81,7 +81,7 @@ def torchvision(visit: DoctorRequest) -> Iterator[Finding]:
 
 
 def torchvision_pin() -> "Requirement | None":
-    """What the installed torchvision says of the PyTorch that it needs."""
+    """Return the installed torchvision's requirement on PyTorch."""
     from packaging.requirements import Requirement
 
     needs = [Requirement(text) for text in metadata.requires("torchvision") or ()]
@@ -96,17 +96,17 @@ def _version(package: str) -> str | None:
 
 
 def dependencies(_: DoctorRequest) -> Iterator[Finding]:
-    """Whether every package is there in a version that the project allows."""
+    """Check that every required package is installed in a version that the project allows."""
     from packaging.requirements import Requirement
 
     needs = [Requirement(text) for text in project()["dependencies"]]
     asked = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     wrong = 0
     for need in asked:
-        found = _version(need.name)
-        if found is None or not need.specifier.contains(found, prereleases=True):
+        installed = _version(need.name)
+        if installed is None or not need.specifier.contains(installed, prereleases=True):
             wrong += 1
-            words = "is not installed" if found is None else f"{found} is installed"
+            words = "it is not installed" if installed is None else f"{installed} is installed"
             yield Finding(
                 check="dependencies", status=PROBLEM, found=f"{need} is needed; {words}", remedy=f"pip install '{need}'"
             )
@@ -114,19 +114,19 @@ def dependencies(_: DoctorRequest) -> Iterator[Finding]:
         yield Finding(check="dependencies", status=OK, found=f"{len(asked)} packages as required")
 
 
-def devices(visit: DoctorRequest) -> Iterator[Finding]:
-    """What there is to compute on, and whether it is what the specification names."""
-    if visit.torch_is_broken:
-        yield Finding(check="devices", status=WARN, found=f"{cores()} CPU cores; cards show when torch imports")
+def devices(request: DoctorRequest) -> Iterator[Finding]:
+    """List CPU cores and GPUs, and check that they include the specification's device."""
+    if request.torch_is_broken:
+        yield Finding(check="devices", status=WARN, found=f"{cores()} CPU cores; GPUs are unknown without torch")
         return
-    cards = visit.torch.get("cards") or []
-    named = ", ".join(f"{name} ({memory / 1e9:.0f} GB)" for name, memory in cards) or "no CUDA card"
+    cards = request.torch.get("cards") or []
+    named = ", ".join(f"{name} ({memory / 1e9:.0f} GB)" for name, memory in cards) or "no CUDA GPU"
     found = f"{cores()} CPU cores, {named}"
-    wanted = "" if visit.spec is None else visit.spec.device
+    wanted = "" if request.spec is None else request.spec.device
     if wanted.startswith("cuda") and int(wanted.partition(":")[2] or 0) >= len(cards):
         yield Finding(check="devices", status=PROBLEM, found=f"{found}; device '{wanted}' is asked for", remedy=_CPU)
     elif not cards and shutil.which("nvidia-smi") is not None:
-        built = visit.torch.get("cuda")
+        built = request.torch.get("cuda")
         why = "this torch is built without CUDA" if built is None else f"this torch needs a driver for CUDA {built}"
         remedy = "see `nvidia-smi`, and install the torch that fits its driver (pytorch.org/get-started)"
         yield Finding(check="devices", status=WARN, found=f"{found}; a driver is there, {why}", remedy=remedy)
@@ -138,27 +138,27 @@ _CPU = "add --device cpu to `bench run`"
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads(visit: DoctorRequest) -> Iterator[Finding]:
-    """How many runs fit onto the cores at once."""
+def threads(request: DoctorRequest) -> Iterator[Finding]:
+    """Compute how many runs fit onto the cores at once."""
     from bench.spec.schema import StudySpec
 
-    each = (visit.spec or StudySpec()).threads
+    each = (request.spec or StudySpec()).threads
     setting = os.environ.get("OMP_NUM_THREADS")
     omp = "is not set" if setting is None else f"is {setting}; runs set their own number"
-    found = f"{cores()} cores, {each} threads a run: up to --jobs {max(1, cores() // each)}; OMP_NUM_THREADS {omp}"
+    found = f"{cores()} cores, {each} threads per run: up to --jobs {max(1, cores() // each)}; OMP_NUM_THREADS {omp}"
     if each > cores():
-        remedy = f"add --set threads={cores()}, which makes other results than {each} threads do"
+        remedy = f"add --set threads={cores()}; results differ from those with {each} threads"
         yield Finding(check="threads", status=WARN, found=found, remedy=remedy)
     else:
         yield Finding(check="threads", status=OK, found=found)
 
 
 def tracking(_: DoctorRequest) -> Iterator[Finding]:
-    """Whether the MLflow server that the environment names answers."""
+    """Check that the MLflow server in the environment variable answers."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         yield Finding(

@@ -1,4 +1,4 @@
-"""What a check of `bench doctor` is asked and what it answers."""
+"""The input of a check of `bench doctor`, and its findings."""
 
 import subprocess
 import sys
@@ -19,13 +19,13 @@ OK, WARN, PROBLEM = "ok", "warn", "PROBLEM"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one check found.
+    """A finding of a check.
 
     Attributes:
-        check: What was looked at.
+        check: Name of the check.
         status: `OK`, `WARN` or `PROBLEM`.
-        found: In words, on one line.
-        remedy: What to type or do; empty when there is nothing to do.
+        found: Observation in words, on one line.
+        remedy: Command to type, or other remedy; empty if nothing has to be done.
     """
 
     check: str
@@ -34,19 +34,20 @@ class Finding:
     remedy: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """For `bench doctor --json`."""
+        """Return the JSON form that `bench doctor --json` prints."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRequest:
-    """What is to be examined.
+    """Input of all checks.
 
     Attributes:
-        store: The store, which need not be there.
-        data_dir: Where data sets are looked for.
-        preset, study: A specification whose needs are checked: a preset's, or that of a study in the store.
-        thorough: Read all data sets and hash all files.
+        store: Store to check; it need not exist.
+        data_dir: Folder in which data sets are looked for.
+        preset: Name of a preset whose requirements are checked.
+        study: Name of a study in the store whose requirements are checked.
+        thorough: Whether all data sets are read and all files hashed.
     """
 
     store: Store
@@ -57,10 +58,10 @@ class DoctorRequest:
 
     @cached_property
     def spec(self) -> "StudySpec | None":
-        """The specification whose needs are checked; `None` when none is named.
+        """Specification whose requirements are checked; `None` without preset and study.
 
         Raises:
-            BenchError: There is no such preset or study, or both are named.
+            BenchError: There is no such preset or study, or both are given.
         """
         from bench.spec.sources import build, read_preset, with_schedule
 
@@ -72,24 +73,17 @@ class DoctorRequest:
 
     @cached_property
     def torch(self) -> Mapping[str, Any]:
-        """What a process of its own says of PyTorch, which may be so broken that it takes its process with it."""
+        """Versions and GPUs of PyTorch, from a process of its own, since a broken PyTorch may end its process."""
         return probe_torch()
 
     @cached_property
     def torch_is_broken(self) -> bool:
-        """Whether what needs PyTorch cannot be checked."""
+        """Whether PyTorch cannot be imported, so that checks that need it cannot be made."""
         return "torch" not in self.torch
 
 
 Check = Callable[[DoctorRequest], Iterable[Finding]]
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first of some names, and how many more there are."""
-    listed = list(names)
-    more = len(listed) - limit
-    return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")
-
+"""Function that makes one or more findings."""
 
 _PROBE_SECONDS = 180.0
 
@@ -115,11 +109,11 @@ print("\\n" + json.dumps(found))
 
 
 def probe_torch() -> dict[str, Any]:
-    """Import PyTorch and torchvision in a process of their own and say what came of it.
+    """Import PyTorch and torchvision in a process of their own, and return their versions or errors.
 
     Returns:
-        The versions `torch`, `torchvision` and `cuda` and the `cards` as (name, bytes), as far as they are known;
-        in `errors`, what kept either from being imported.
+        The versions `torch`, `torchvision` and `cuda`, and GPUs as pairs of name and bytes in `cards`, as far as they
+        are known; and in `errors` the reasons why either cannot be imported.
     """
     import json
 

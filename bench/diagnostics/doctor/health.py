@@ -1,11 +1,12 @@
-"""The checks of `bench doctor` that look at whether all that a store holds is intact."""
+"""Checks of `bench doctor` on the integrity of a store's contents."""
 
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 
-from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding, some
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
+from bench.diagnostics.wording import some
 from bench.errors import first_line
 from bench.store.contents import UnitKey, folders, size_in_words, units, units_of
 from bench.store.files import Store, UnitKind, read_json
@@ -14,21 +15,21 @@ from bench.store.staleness import why_stale
 from bench.store.usage import StoreUsage, read_usage
 
 
-def studies(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether the document of every study is as it was written."""
-    claims = read_usage(visit.store)
-    for name in claims.damaged:
-        document = read_json(visit.store.study(name) / "study.json")
+def studies(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that the document of every study is undamaged."""
+    usage = read_usage(request.store)
+    for name in usage.damaged:
+        document = read_json(request.store.study(name) / "study.json")
         command = str(document.get("command")) if isinstance(document, dict) else "the study's `bench run` command"
         found = f"the study.json of '{name}' is damaged or missing"
-        remedy = f"run {command} again, which writes it anew and repeats nothing"
+        remedy = f"run {command} again; it writes the document again and repeats no unit"
         yield Finding(check="studies", status=PROBLEM, found=found, remedy=remedy)
-    if not claims.damaged:
-        yield Finding(check="studies", status=OK, found=f"{len(claims.studies)} intact")
+    if not usage.damaged:
+        yield Finding(check="studies", status=OK, found=f"{len(usage.studies)} intact")
 
 
 def all_units(store: Store) -> Iterator[tuple[UnitKind, str]]:
-    """Every unit of a store, trials too."""
+    """Yield every unit of a store, including trials."""
     for kind, identity in units(store):
         yield kind, identity
         if kind == "tuning":
@@ -36,9 +37,9 @@ def all_units(store: Store) -> Iterator[tuple[UnitKind, str]]:
             yield from (("trials", f"{identity}-{path.name}") for path in trials if path.name.isdecimal())
 
 
-def records(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether every record, and every file that a finished unit lists, is as it was written."""
-    store, intact, faults = visit.store, 0, []
+def records(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that every record, and every file that a finished unit lists, is undamaged."""
+    store, intact, faults = request.store, 0, []
     for kind, identity in all_units(store):
         record = store.record(kind, identity)
         if record is None:
@@ -46,76 +47,78 @@ def records(visit: DoctorRequest) -> Iterator[Finding]:
             fault = "its record is damaged" if present else None
         else:
             finished = record.get("status") in RESULTS
-            fault = store.damage(kind, identity, record, thorough=visit.thorough) if finished else None
+            fault = store.damage(kind, identity, record, thorough=request.thorough) if finished else None
             intact += fault is None
         if fault is not None:
             faults.append(f"{kind}/{identity} ({fault})")
     if faults:
-        remedy = "run the study's `bench run` command again, which makes them anew"
+        remedy = "run the study's `bench run` command again; it repeats these units"
         yield Finding(check="records", status=PROBLEM, found=f"{len(faults)} damaged: {some(faults)}", remedy=remedy)
     else:
-        how = "all files hashed" if visit.thorough else "large files by size; --thorough hashes them"
+        how = "all files hashed" if request.thorough else "large files by size; --thorough hashes them"
         yield Finding(check="records", status=OK, found=f"{intact} intact ({how})")
 
 
-def leases(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether every lease has a living holder."""
-    claims = read_usage(visit.store)
-    found = {path.stem for path in (visit.store.root / "leases").glob("*.json")}
-    dead = sorted(found - claims.names)
-    if claims.unreadable:
-        words = f"{len(claims.unreadable)} cannot be read: {some(claims.unreadable)}"
-        remedy = "look again in ten minutes; when they are still there, `bench clean --yes` removes them"
+def leases(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that the process of every lease is alive."""
+    usage = read_usage(request.store)
+    names = {path.stem for path in (request.store.root / "leases").glob("*.json")}
+    dead = sorted(names - usage.names)
+    if usage.unreadable:
+        words = f"{len(usage.unreadable)} cannot be read: {some(usage.unreadable)}"
+        remedy = "check again in ten minutes; if they are still there, `bench clean --yes` removes them"
         yield Finding(check="leases", status=WARN, found=words, remedy=remedy)
     if dead:
-        words = f"{len(dead)} of dead holders or unreadable: {some(dead)}"
+        words = f"{len(dead)} of processes that died, or unreadable: {some(dead)}"
         yield Finding(check="leases", status=WARN, found=words, remedy="bench clean --yes")
-    if not dead and not claims.unreadable:
-        yield Finding(check="leases", status=OK, found=f"{len(claims.living)} of living holders, none of dead ones")
+    if not dead and not usage.unreadable:
+        yield Finding(
+            check="leases", status=OK, found=f"{len(usage.living)} of living processes, none of processes that died"
+        )
 
 
-def orphans(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether somebody works on every unit that says so."""
-    store, held = visit.store, read_usage(visit.store).names
+def orphans(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that a process is running every unit whose status is running."""
+    store, held = request.store, read_usage(request.store).names
     running = [unit for unit in all_units(store) if (store.record(*unit) or {}).get("status") == "running"]
     lost = [f"{kind}/{identity}" for kind, identity in running if f"{kind}-{identity}" not in held]
     if lost:
-        remedy = "run the study's `bench run` command again, which goes on with them"
-        found = f"{len(lost)} say that they are worked on and are not: {some(lost)}"
+        remedy = "run the study's `bench run` command again; it continues these units"
+        found = f"{len(lost)} are marked as running, but no process runs them: {some(lost)}"
         yield Finding(check="units at work", status=WARN, found=found, remedy=remedy)
     else:
         yield Finding(check="units at work", status=OK, found=f"{len(running)}, each with a living process")
 
 
-def stale(visit: DoctorRequest) -> Iterator[Finding]:
-    """Which results were made with something that has changed since."""
-    claims, seen = read_usage(visit.store), set[UnitKey]()
-    found: Counter[tuple[str, str]] = Counter()
-    for document in claims.studies.values():
+def stale(request: DoctorRequest) -> Iterator[Finding]:
+    """List results that are stale: their method or data have changed since."""
+    usage, seen = read_usage(request.store), set[UnitKey]()
+    reasons: Counter[tuple[str, str]] = Counter()
+    for document in usage.studies.values():
         for unit in units_of(document) - seen:
             seen.add(unit)
-            record = visit.store.record(*unit) or {}
+            record = request.store.record(*unit) or {}
             reason = why_stale(record, document)
-            found.update([] if reason is None else [(str(record.get("method") or "pretraining"), reason)])
-    for (method, reason), count in sorted(found.items()):
-        words, remedy = f"{count} results of {method}: {reason}", _remedy_of_stale(claims, method)
+            reasons.update([] if reason is None else [(str(record.get("method") or "pretraining"), reason)])
+    for (method, reason), count in sorted(reasons.items()):
+        words, remedy = f"{count} results of {method}: {reason}", _stale_remedy(usage, method)
         yield Finding(check="stale results", status=WARN, found=words, remedy=remedy)
-    if not found:
+    if not reasons:
         yield Finding(check="stale results", status=OK, found="none")
 
 
-def _remedy_of_stale(claims: StoreUsage, method: str) -> str:
+def _stale_remedy(usage: StoreUsage, method: str) -> str:
     commands = sorted(
         str(document.get("command"))
-        for document in claims.studies.values()
+        for document in usage.studies.values()
         if method in ((document.get("spec") or {}).get("methods") or ()) or method == "pretraining"
     )
-    return f"{some(commands, 1)}, which makes them anew" if commands else ""
+    return f"{some(commands, 1)}; it makes them again" if commands else ""
 
 
-def tracking_database(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether MLflow's database in the store is intact."""
-    path = visit.store.root / "mlflow.db"
+def tracking_database(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that MLflow's database in the store is undamaged."""
+    path = request.store.root / "mlflow.db"
     if not path.is_file():
         yield Finding(check="MLflow database", status=OK, found="there is none in the store")
         return
@@ -124,14 +127,16 @@ def tracking_database(visit: DoctorRequest) -> Iterator[Finding]:
             (verdict,) = connection.execute("pragma integrity_check(1)").fetchone()
     except sqlite3.OperationalError as error:
         found = f"cannot be checked: {error}"
-        yield Finding(check="MLflow database", status=WARN, found=found, remedy="look again when nobody writes to it")
+        yield Finding(
+            check="MLflow database", status=WARN, found=found, remedy="check again when no process writes to it"
+        )
         return
     except sqlite3.DatabaseError as error:
         verdict = str(error)
     if verdict == "ok":
         yield Finding(check="MLflow database", status=OK, found=f"intact, {size_in_words(path.stat().st_size)}")
     else:
-        remedy = f"mv '{path}' '{path}.damaged'; the next `bench run` of each study writes it anew"
+        remedy = f"mv '{path}' '{path}.damaged'; the next `bench run` of each study writes it again"
         yield Finding(check="MLflow database", status=PROBLEM, found=f"damaged: {first_line(verdict)}", remedy=remedy)
 
 

@@ -1,4 +1,4 @@
-"""The checks of `bench doctor` that look at whether a store can be worked in."""
+"""Checks of `bench doctor` on whether a store can be used."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ from bench.store.survey import survey
 from bench.store.usage import file_system_now, read_usage
 
 _FLOOR_BYTES = 1_000_000_000
-"""A small study with its tables and its MLflow database fits into this."""
+"""Size of a small study with its tables and its MLflow database."""
 _SKEW_SECONDS = 5.0
 _LOCK_SECONDS = 60.0
 _REFUSED = 3
@@ -35,12 +35,12 @@ except Timeout:
 _ELSEWHERE = "put the store on another file system with --store DIR, or mount this one with locks (NFS: version 4)"
 
 
-def writable(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether the store can be written, or made."""
-    root = visit.store.root
+def writable(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that the store can be written, or created."""
+    root = request.store.root
     try:
         with _scratch(root) as folder:
-            made = "can be written" if root.is_dir() else f"is not there yet and can be made in {folder.parent}"
+            made = "can be written" if root.is_dir() else f"does not exist yet and can be created in {folder.parent}"
             yield Finding(check="store", status=OK, found=f"'{root}' {made}")
     except BenchError as error:
         found, _, remedy = str(error).partition("; ")
@@ -49,7 +49,7 @@ def writable(visit: DoctorRequest) -> Iterator[Finding]:
 
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
-    """An empty folder on the store's file system, gone after the block."""
+    """Make an empty folder on the store's file system, and delete it after the block."""
     folder = make_scratch(Store(nearest_folder(root)), "doctor")
     try:
         yield folder
@@ -57,10 +57,10 @@ def _scratch(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def locks(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether a lock that this process has is refused to another one."""
+def locks(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that another process cannot get a lock that this process holds."""
     try:
-        with _scratch(visit.store.root) as folder:
+        with _scratch(request.store.root) as folder:
             leases = Leases(folder)
             with leases.lock():
                 status = _locked_elsewhere(leases.folder / ".lock")
@@ -68,21 +68,21 @@ def locks(visit: DoctorRequest) -> Iterator[Finding]:
         yield Finding(check="locks", status=PROBLEM, found=first_line(error), remedy=_ELSEWHERE)
         return
     if status == _REFUSED:
-        yield Finding(check="locks", status=OK, found="a lock is refused to a second process")
+        yield Finding(check="locks", status=OK, found="a second process cannot get a lock that is held")
     else:
         words = "a second process gets a lock that is held" if status == 0 else f"a second process fails ({status})"
         yield Finding(check="locks", status=PROBLEM, found=words, remedy=_ELSEWHERE)
 
 
 def _locked_elsewhere(lock: Path) -> int:
-    """The exit status of a process that asks for a lock."""
+    """Return the exit status of a process that tries to get a lock."""
     command = [sys.executable, "-P", "-c", _LOCKED_ELSEWHERE, str(lock)]
     return subprocess.run(command, capture_output=True, timeout=_LOCK_SECONDS, check=False).returncode  # noqa: S603
 
 
-def atomic_writes(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether a file can be synchronised, and renamed over another one."""
-    with _scratch(visit.store.root) as folder:
+def atomic_writes(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that a file can be synchronised, and renamed over another one."""
+    with _scratch(request.store.root) as folder:
         try:
             for content in (b"first", b"second"):
                 write_bytes(folder / "file", content)
@@ -95,21 +95,21 @@ def atomic_writes(visit: DoctorRequest) -> Iterator[Finding]:
         yield Finding(check="atomic writes", status=PROBLEM, found=fault, remedy=_ELSEWHERE)
 
 
-def clock(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether the clock that stamps the store's files is that of this machine."""
-    with _scratch(visit.store.root) as folder:
+def clock(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that the clock of the store's file system agrees with this machine's."""
+    with _scratch(request.store.root) as folder:
         skew = file_system_now(folder) - time.time()
     if abs(skew) > _SKEW_SECONDS:
         found = f"files in the store are stamped {skew:+.0f} s from this machine's time"
         remedy = "set both machines' clocks, e.g. with NTP; ages in `bench status` are wrong until then"
         yield Finding(check="clock", status=WARN, found=found, remedy=remedy)
     else:
-        yield Finding(check="clock", status=OK, found="that of the store's file system agrees with this machine's")
+        yield Finding(check="clock", status=OK, found="the file system's clock agrees with this machine's")
 
 
-def space(visit: DoctorRequest) -> Iterator[Finding]:
-    """Whether what the stored studies still need fits onto the disk."""
-    free, needed = free_bytes(visit.store.root), max(_FLOOR_BYTES, _still_needed(visit.store))
+def space(request: DoctorRequest) -> Iterator[Finding]:
+    """Check that the remaining units of all studies fit onto the disk."""
+    free, needed = free_bytes(request.store.root), max(_FLOOR_BYTES, _still_needed(request.store))
     found = f"{size_in_words(free)} free, about {size_in_words(needed)} needed"
     if free < needed:
         remedy = "see what `bench clean` would free, or give another disk with --store DIR"
@@ -119,7 +119,7 @@ def space(visit: DoctorRequest) -> Iterator[Finding]:
 
 
 def _still_needed(store: Store) -> int:
-    """Bytes that the open units of all studies will take, judged by those of their kind that have finished."""
+    """Estimate the bytes that the remaining units of all studies need, from finished units of the same kind."""
     wanted = set().union(*map(units_of, read_usage(store).studies.values()))
     finished = {unit for unit in units(store) if (store.record(*unit) or {}).get("status") in RESULTS}
     count = Counter(kind for kind, _ in finished)
@@ -129,14 +129,14 @@ def _still_needed(store: Store) -> int:
     return sum(size[kind] // max(1, count[kind]) for kind, _ in wanted - finished)
 
 
-def disk_use(visit: DoctorRequest) -> Iterator[Finding]:
-    """What the store holds by kind, and what of it nobody needs."""
-    if not visit.store.root.is_dir():
+def disk_use(request: DoctorRequest) -> Iterator[Finding]:
+    """Report the size of the store by kind of unit, and the size of what `bench clean` would delete."""
+    if not request.store.root.is_dir():
         yield Finding(check="disk use", status=OK, found="nothing yet")
         return
-    used = size_by_kind(visit.store)
+    used = size_by_kind(request.store)
     kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in used.items() if size)
-    spare = sum(size_of(item.path) for item in survey(visit.store).items)
+    spare = sum(size_of(item.path) for item in survey(request.store).items)
     found = f"{size_in_words(sum(used.values()))} in the store{': ' if kinds else ''}{kinds}"
     remedy = f"`bench clean` would free {size_in_words(spare)}" if spare else ""
     yield Finding(check="disk use", status=OK, found=found, remedy=remedy)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bench.diagnostics.validation.observation import Interruption, ObservedData
 from bench.diagnostics.validation.under_test import MethodUnderTest
-from bench.diagnostics.validation.verdicts import NotApplicable, Violation, some
+from bench.diagnostics.validation.verdicts import NotApplicable, Violation
+from bench.diagnostics.wording import some
 from bench.method import Method, SearchResult
 from bench.training.checkpoints import Checkpoints, Stage, Stateful
 

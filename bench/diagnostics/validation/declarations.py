@@ -8,7 +8,8 @@ from typing import Any
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy
 from bench.compression.quantizer import UniformQuantizer
 from bench.diagnostics.validation.under_test import MethodUnderTest
-from bench.diagnostics.validation.verdicts import NotApplicable, Violation, some
+from bench.diagnostics.validation.verdicts import NotApplicable, Violation
+from bench.diagnostics.wording import some
 from bench.errors import BenchError
 from bench.method import Knob
 from bench.planning.methods import make_method

@@ -13,7 +13,8 @@ from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, c
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
 from bench.diagnostics.validation.under_test import MethodUnderTest
-from bench.diagnostics.validation.verdicts import NotApplicable, Violation, some
+from bench.diagnostics.validation.verdicts import NotApplicable, Violation
+from bench.diagnostics.wording import some
 from bench.errors import BenchError
 from bench.execution.stages.finetuning import reduced_form
 from bench.matching.repair import policy_of

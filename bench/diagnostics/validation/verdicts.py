@@ -1,6 +1,4 @@
-"""Exceptions of checks, and words for their messages."""
-
-from collections.abc import Sequence
+"""Exceptions that checks raise."""
 
 
 class Violation(Exception):  # noqa: N818  (the result of a check, not an error of the program)
@@ -13,8 +11,3 @@ class NotApplicable(Exception):  # noqa: N818
 
 class EndlessError(Exception):
     """A search took many times longer than the method's plain one."""
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """List the first of several names, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -19,11 +19,13 @@ from click.testing import CliRunner
 from bench.cli.main import bench
 from bench.diagnostics.doctor import doctor
 from bench.diagnostics.doctor import environment as doctor_environment
+from bench.diagnostics.doctor import finding as finding_module
 from bench.diagnostics.doctor import health as doctor_health
 from bench.diagnostics.doctor import plugins as doctor_plugins
 from bench.diagnostics.doctor import store as doctor_store
 from bench.diagnostics.doctor.doctor import examine
-from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, DoctorRequest, Finding, probe_torch, some
+from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, DoctorRequest, Finding, probe_torch
+from bench.diagnostics.wording import some
 from bench.errors import BenchError
 from bench.plugins.entry_points import Kind
 from bench.spec.sources import build
@@ -49,8 +51,8 @@ def fake(tmp_path: Path) -> FakeStore:
     return fake
 
 
-def visit(root: Path, torch: Mapping[str, Any] = GOOD, **fields: Any) -> DoctorRequest:
-    """A visit that knows already what PyTorch is like."""
+def doctor_request(root: Path, torch: Mapping[str, Any] = GOOD, **fields: Any) -> DoctorRequest:
+    """A request that knows already what PyTorch is like."""
     made = DoctorRequest(store=Store(root), **fields)
     made.__dict__["torch"] = torch
     return made
@@ -68,7 +70,7 @@ def only(findings: Any) -> Finding:
 
 
 def test_this_environment_is_sound(tmp_path: Path) -> None:
-    seen = visit(tmp_path)
+    seen = doctor_request(tmp_path)
     checks = (doctor_environment.python, doctor_environment.torch, doctor_environment.torchvision)
     for check in (*checks, doctor_environment.dependencies, doctor_environment.devices, doctor_environment.threads):
         assert only(check(seen)).status == OK
@@ -76,7 +78,7 @@ def test_this_environment_is_sound(tmp_path: Path) -> None:
 
 def test_a_python_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_environment.platform, "python_version", lambda: "3.10.4")
-    finding = only(doctor_environment.python(visit(tmp_path)))
+    finding = only(doctor_environment.python(doctor_request(tmp_path)))
     assert (finding.status, finding.found) == (PROBLEM, "3.10.4")
     assert "with Python >=3.11" in finding.remedy
 
@@ -106,25 +108,27 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
     ],
 )
 def test_a_torch_that_does_not_import(tmp_path: Path, error: str, found: str, remedy: str) -> None:
-    seen = visit(tmp_path, {"errors": {"torch": error}})
+    seen = doctor_request(tmp_path, {"errors": {"torch": error}})
     finding = only(doctor_environment.torch(seen))
     assert finding.status == PROBLEM and found in finding.found and remedy in finding.remedy
     assert only(doctor_environment.devices(seen)).status == WARN
-    assert only(doctor_plugins.plugins(seen)).found == "cannot be checked before torch can be imported"
+    assert only(doctor_plugins.plugins(seen)).found == "cannot be checked until torch can be imported"
     assert only(doctor_plugins.data_sets(seen)).status == WARN
     assert only(doctor_environment.torchvision(seen)).status == OK  # its version fits; torch is what is broken
 
 
 def test_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, torch=None)
-    seen = visit(tmp_path, {"errors": {"torch": "ModuleNotFoundError: No module named 'torch'"}})
+    seen = doctor_request(tmp_path, {"errors": {"torch": "ModuleNotFoundError: No module named 'torch'"}})
     assert only(doctor_environment.torch(seen)).remedy == "pip install torch"
 
 
 def test_a_torchvision_for_another_torch_names_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_environment.metadata, "requires", lambda _: ["numpy", "torch (==2.12.1)"])
     installed(monkeypatch, torch="2.11.0+cpu", torchvision="0.27.1")
-    seen = visit(tmp_path, GOOD | {"errors": {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}})
+    seen = doctor_request(
+        tmp_path, GOOD | {"errors": {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}}
+    )
     finding = only(doctor_environment.torchvision(seen))
     assert finding.status == PROBLEM
     assert finding.found == "torchvision 0.27.1 needs torch==2.12.1; torch 2.11.0+cpu is installed"
@@ -136,7 +140,7 @@ def test_a_torchvision_for_another_torch_names_the_pair(tmp_path: Path, monkeypa
 
 
 def test_a_torchvision_that_is_missing_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = visit(tmp_path, GOOD | {"errors": {"torchvision": "ImportError: libjpeg\nmore"}})
+    seen = doctor_request(tmp_path, GOOD | {"errors": {"torchvision": "ImportError: libjpeg\nmore"}})
     assert only(doctor_environment.torchvision(seen)).found == "cannot be imported: ImportError: libjpeg"
     installed(monkeypatch, torchvision=None)
     assert only(doctor_environment.torchvision(seen)).remedy == "pip install torchvision"
@@ -161,68 +165,68 @@ def test_the_probe_tells_versions_cards_and_errors(tmp_path: Path, monkeypatch: 
 
 
 def test_the_probe_survives_what_its_process_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PROBE", "import os; os.kill(os.getpid(), 4)")
+    monkeypatch.setattr(finding_module, "_PROBE", "import os; os.kill(os.getpid(), 4)")
     assert probe_torch() == {"errors": {"torch": "importing it ends the process (SIGILL)"}}
-    monkeypatch.setattr(doctor, "_PROBE", "import time; time.sleep(9)")
-    monkeypatch.setattr(doctor, "_PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(finding_module, "_PROBE", "import time; time.sleep(9)")
+    monkeypatch.setattr(finding_module, "_PROBE_SECONDS", 0.1)
     assert "takes more than" in probe_torch()["errors"]["torch"]
 
 
 def test_packages_that_are_missing_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, rich=None, click="7.0", optuna="6.1")
-    found = {finding.remedy: finding for finding in doctor_environment.dependencies(visit(tmp_path))}
+    found = {finding.remedy: finding for finding in doctor_environment.dependencies(doctor_request(tmp_path))}
     assert set(found) == {"pip install 'rich>=13.7'", "pip install 'click>=8.1'", "pip install 'optuna<6,>=5.0'"}
-    assert found["pip install 'rich>=13.7'"].found == "rich>=13.7 is needed; is not installed"
+    assert found["pip install 'rich>=13.7'"].found == "rich>=13.7 is needed; it is not installed"
     assert found["pip install 'click>=8.1'"].found == "click>=8.1 is needed; 7.0 is installed"
 
 
 def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = GOOD | {"cards": [["NVIDIA H200", 150_000_000_000]]}
-    assert "NVIDIA H200 (150 GB)" in only(doctor_environment.devices(visit(tmp_path, cards))).found
-    seen = visit(tmp_path, cards)
+    assert "NVIDIA H200 (150 GB)" in only(doctor_environment.devices(doctor_request(tmp_path, cards))).found
+    seen = doctor_request(tmp_path, cards)
     seen.__dict__["spec"] = build([{"device": "cuda:1"}])
     finding = only(doctor_environment.devices(seen))
     assert finding.status == PROBLEM and "device 'cuda:1' is asked for" in finding.found
     monkeypatch.setattr(doctor_environment.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    finding = only(doctor_environment.devices(visit(tmp_path)))
+    finding = only(doctor_environment.devices(doctor_request(tmp_path)))
     assert finding.status == WARN and "this torch is built without CUDA" in finding.found
 
 
 def test_more_threads_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_environment, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    finding = only(doctor_environment.threads(visit(tmp_path)))
+    finding = only(doctor_environment.threads(doctor_request(tmp_path)))
     assert finding.status == OK
-    assert finding.found.startswith("8 cores, 2 threads a run: up to --jobs 4; OMP_NUM_THREADS is 3")
+    assert finding.found.startswith("8 cores, 2 threads per run: up to --jobs 4; OMP_NUM_THREADS is 3")
     monkeypatch.setattr(doctor_environment, "cores", lambda: 1)
-    assert "--set threads=1" in only(doctor_environment.threads(visit(tmp_path))).remedy
+    assert "--set threads=1" in only(doctor_environment.threads(doctor_request(tmp_path))).remedy
 
 
 def test_a_tracking_server_that_answers_and_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}/x")
-        finding = only(doctor_environment.tracking(visit(tmp_path)))
+        finding = only(doctor_environment.tracking(doctor_request(tmp_path)))
         assert finding.status == OK and "secret" not in finding.found
-    finding = only(doctor_environment.tracking(visit(tmp_path)))
+    finding = only(doctor_environment.tracking(doctor_request(tmp_path)))
     assert finding.status == WARN and "Connection refused" in finding.found and "secret" not in finding.found
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////tmp/mlflow.db")
-    assert only(doctor_environment.tracking(visit(tmp_path))).status == OK
+    assert only(doctor_environment.tracking(doctor_request(tmp_path))).status == OK
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert "is not set" in only(doctor_environment.tracking(visit(tmp_path))).found
+    assert "is not set" in only(doctor_environment.tracking(doctor_request(tmp_path))).found
 
 
 # --- plug-ins and data sets ---
 
 
 def test_which_datasets_package_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert only(doctor_plugins.datasets_name(visit(tmp_path))).status == OK
+    assert only(doctor_plugins.datasets_name(doctor_request(tmp_path))).status == OK
     monkeypatch.setattr(doctor_plugins, "version", lambda _: "3.2.0")
-    assert "Hugging Face's 3.2.0 is installed too" in only(doctor_plugins.datasets_name(visit(tmp_path))).found
+    assert "Hugging Face's 3.2.0 is installed too" in only(doctor_plugins.datasets_name(doctor_request(tmp_path))).found
     other = ModuleType("datasets")
     other.__file__ = "/elsewhere/datasets/__init__.py"
     monkeypatch.setitem(sys.modules, "datasets", other)
-    finding = only(doctor_plugins.datasets_name(visit(tmp_path)))
+    finding = only(doctor_plugins.datasets_name(doctor_request(tmp_path)))
     assert finding.status == PROBLEM and "/elsewhere/datasets" in finding.found
 
 
@@ -243,13 +247,13 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_every_plug_in_loads(tmp_path: Path) -> None:
-    findings = list(doctor_plugins.plugins(visit(tmp_path)))
+    findings = list(doctor_plugins.plugins(doctor_request(tmp_path)))
     assert len(findings) == len(get_args(Kind)) and {finding.status for finding in findings} == {OK}
 
 
 def test_plug_ins_that_do_not_load_or_share_a_name(tmp_path: Path, entries: Callable[..., None]) -> None:
     entries("bench.methods", broken="nowhere.at_all:Method", sbs="bench.method:Method")
-    found = [finding for finding in doctor_plugins.plugins(visit(tmp_path)) if finding.status == PROBLEM]
+    found = [finding for finding in doctor_plugins.plugins(doctor_request(tmp_path)) if finding.status == PROBLEM]
     duplicate, broken = found
     assert duplicate.found.startswith(
         "two methods are called 'sbs': bench.method:Method (unknown package) and methods.sbs"
@@ -267,14 +271,15 @@ def test_plug_ins_that_were_added_after_the_installation(tmp_path: Path, monkeyp
         "entry_points",
         lambda group: [entry for entry in original(group=group) if entry.name != "sbs_q"],
     )
-    (problem,) = (finding for finding in doctor_plugins.plugins(visit(tmp_path)) if finding.status == PROBLEM)
+    (problem,) = (finding for finding in doctor_plugins.plugins(doctor_request(tmp_path)) if finding.status == PROBLEM)
     assert problem.found == "methods not installed: sbs_q" and "pip install -e ." in problem.remedy
 
 
 def data(root: Path, data_dir: Path, name: str, **fields: Any) -> Finding:
     """What is found of one data set."""
     findings = {
-        finding.check: finding for finding in doctor_plugins.data_sets(visit(root, data_dir=data_dir, **fields))
+        finding.check: finding
+        for finding in doctor_plugins.data_sets(doctor_request(root, data_dir=data_dir, **fields))
     }
     return findings[f"data {name}"]
 
@@ -299,7 +304,7 @@ def test_data_sets_that_are_missing_incomplete_there_or_corrupt(tmp_path: Path) 
 
 def test_another_packages_data_set_is_read_only_when_asked_for(tmp_path: Path, entries: Callable[..., None]) -> None:
     entries("bench.datasets", foreign="datasets.synthetic:Synthetic", lost="nowhere:Data")
-    assert "not read without --thorough" in data(tmp_path, tmp_path, "foreign").found
+    assert "read only with --thorough" in data(tmp_path, tmp_path, "foreign").found
     assert data(tmp_path, tmp_path, "foreign", thorough=True).found.startswith("intact: 512 training")
     assert data(tmp_path, tmp_path, "lost").status == PROBLEM
 
@@ -311,13 +316,13 @@ def test_another_packages_data_set_is_read_only_when_asked_for(tmp_path: Path, e
 def test_a_store_that_can_be_worked_in_is_left_as_it_was(fake: FakeStore, tmp_path: Path, root: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     for name, check in doctor_store.CHECKS:
-        finding = only(check(visit(tmp_path / root)))
+        finding = only(check(doctor_request(tmp_path / root)))
         assert finding.status == OK, (name, finding)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_store_that_cannot_be_written() -> None:
-    seen = visit(Path("/proc/store"))
+    seen = doctor_request(Path("/proc/store"))
     finding = only(doctor_store.writable(seen))
     assert finding.status == PROBLEM and "cannot write to '/proc'" in finding.found and "--store DIR" in finding.remedy
     statuses = [
@@ -334,14 +339,14 @@ def test_locks_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(Leases, "lock", unlocked)
-        finding = only(doctor_store.locks(visit(tmp_path)))
+        finding = only(doctor_store.locks(doctor_request(tmp_path)))
     assert finding.status == PROBLEM and finding.found == "a second process gets a lock that is held"
 
     def unsupported(_: Leases) -> Any:
         raise BenchError("the lock 'x' cannot be had")
 
     monkeypatch.setattr(Leases, "lock", unsupported)
-    assert only(doctor_store.locks(visit(tmp_path))).status == PROBLEM
+    assert only(doctor_store.locks(doctor_request(tmp_path))).status == PROBLEM
 
 
 def test_a_file_system_that_cannot_synchronise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,19 +354,19 @@ def test_a_file_system_that_cannot_synchronise(tmp_path: Path, monkeypatch: pyte
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", refused)
-    finding = only(doctor_store.atomic_writes(visit(tmp_path)))
+    finding = only(doctor_store.atomic_writes(doctor_request(tmp_path)))
     assert finding.status == PROBLEM and "Invalid argument" in finding.found
 
 
 def test_a_clock_that_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_store.time, "time", lambda: 0.0)
-    finding = only(doctor_store.clock(visit(tmp_path)))
+    finding = only(doctor_store.clock(doctor_request(tmp_path)))
     assert finding.status == WARN and "from this machine's time" in finding.found
 
 
 def test_a_disk_that_is_full(fake: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_store, "free_bytes", lambda _: 5_000_000)
-    finding = only(doctor_store.space(visit(fake.root)))
+    finding = only(doctor_store.space(doctor_request(fake.root)))
     assert (finding.status, finding.found) == (PROBLEM, "5.0 MB free, about 1.0 GB needed")
 
 
@@ -375,7 +380,7 @@ def test_what_open_units_need_is_judged_by_finished_ones(fake: FakeStore) -> Non
 
 def test_disk_use_tells_what_can_go(fake: FakeStore) -> None:
     write_text(fake.root / "runs" / "fixed-4bit-0.stale-1" / "network.pt", "x" * 2000)
-    finding = only(doctor_store.disk_use(visit(fake.root)))
+    finding = only(doctor_store.disk_use(doctor_request(fake.root)))
     assert "runs " in finding.found and finding.remedy == "`bench clean` would free 2.0 kB"
 
 
@@ -385,24 +390,24 @@ def test_disk_use_tells_what_can_go(fake: FakeStore) -> None:
 def test_a_sound_store_is_intact(fake: FakeStore) -> None:
     for thorough in (False, True):
         for name, check in doctor_health.CHECKS:
-            assert only(check(visit(fake.root, thorough=thorough))).status == OK, name
+            assert only(check(doctor_request(fake.root, thorough=thorough))).status == OK, name
 
 
 def test_a_damaged_study(fake: FakeStore) -> None:
     path = fake.root / "studies" / "quick" / "study.json"
     path.write_text(path.read_text().replace("fixed-4bit-0", "fixed-4bit-9"))
-    finding = only(doctor_health.studies(visit(fake.root)))
+    finding = only(doctor_health.studies(doctor_request(fake.root)))
     assert finding.status == PROBLEM and finding.found == "the study.json of 'quick' is damaged or missing"
     assert finding.remedy.startswith("run bench run again")
     path.write_text("{")
-    assert "the study's `bench run` command" in only(doctor_health.studies(visit(fake.root))).remedy
+    assert "the study's `bench run` command" in only(doctor_health.studies(doctor_request(fake.root))).remedy
 
 
 def test_damaged_records_and_files(fake: FakeStore) -> None:
     (fake.root / "runs" / "fixed-4bit-0" / "record.json").write_text("{")
     (fake.root / "runs" / "fixed-4bit-1" / "policy.json").unlink()
     (fake.root / "tuning" / "tuning-sbs-4bit" / "trials" / "1" / "trial.json").write_text("{}")
-    finding = only(doctor_health.records(visit(fake.root)))
+    finding = only(doctor_health.records(doctor_request(fake.root)))
     assert finding.status == PROBLEM
     assert finding.found == (
         "3 damaged: trials/tuning-sbs-4bit-1 (trial.json is damaged), runs/fixed-4bit-0 (its record is damaged), "
@@ -416,8 +421,8 @@ def test_a_large_file_is_hashed_when_asked_for(fake: FakeStore) -> None:
     large.write_bytes(b"x" * (2 << 20))
     listed = {"network.pt": {"bytes": 2 << 20, "sha256": "0" * 64}}
     fake.store.write_record("runs", "fixed-4bit-0", record | {"files": listed})
-    assert only(doctor_health.records(visit(fake.root))).status == OK
-    assert "network.pt is damaged" in only(doctor_health.records(visit(fake.root, thorough=True))).found
+    assert only(doctor_health.records(doctor_request(fake.root))).status == OK
+    assert "network.pt is damaged" in only(doctor_health.records(doctor_request(fake.root, thorough=True))).found
 
 
 def test_leases_of_the_dead_and_units_that_only_say_they_run(fake: FakeStore) -> None:
@@ -426,13 +431,16 @@ def test_leases_of_the_dead_and_units_that_only_say_they_run(fake: FakeStore) ->
     for name, holder in (("runs-dnas-4bit-0", DEAD), ("runs-dnas-4bit-1", Holder.this().to_json())):
         document = {"name": name, "token": "t", "holder": holder, "beat": 1, "time": "", "title": "", "progress": {}}
         write_json(fake.root / "leases" / f"{name}.json", document)
-    finding = only(doctor_health.leases(visit(fake.root)))
+    finding = only(doctor_health.leases(doctor_request(fake.root)))
     assert (finding.status, finding.remedy) == (WARN, "bench clean --yes")
-    assert finding.found == "1 of dead holders or unreadable: runs-dnas-4bit-0"
-    finding = only(doctor_health.orphans(visit(fake.root)))
-    assert (finding.status, finding.found) == (WARN, "1 say that they are worked on and are not: runs/dnas-4bit-0")
+    assert finding.found == "1 of processes that died, or unreadable: runs-dnas-4bit-0"
+    finding = only(doctor_health.orphans(doctor_request(fake.root)))
+    assert (finding.status, finding.found) == (
+        WARN,
+        "1 are marked as running, but no process runs them: runs/dnas-4bit-0",
+    )
     write_text(fake.root / "leases" / "runs-x.json", "{")
-    assert [finding.status for finding in doctor_health.leases(visit(fake.root))] == [WARN, WARN]
+    assert [finding.status for finding in doctor_health.leases(doctor_request(fake.root))] == [WARN, WARN]
 
 
 def test_stale_results_by_method(fake: FakeStore) -> None:
@@ -440,15 +448,15 @@ def test_stale_results_by_method(fake: FakeStore) -> None:
         record = fake.store.record("runs", f"fixed-4bit-{seed}")
         changed = record["fingerprint"] | {"method_source": "syntax-1:another"}
         fake.store.write_record("runs", f"fixed-4bit-{seed}", record | {"fingerprint": changed})
-    finding = only(doctor_health.stale(visit(fake.root)))
+    finding = only(doctor_health.stale(doctor_request(fake.root)))
     assert (finding.status, finding.found) == (WARN, "2 results of fixed: method source changed")
-    assert finding.remedy == "bench run, which makes them anew"
+    assert finding.remedy == "bench run; it makes them again"
 
 
 def test_the_results_of_a_method_that_is_not_installed(fake: FakeStore) -> None:
     fake.run("gone", 0, 60.0)
     fake.document()
-    assert "1 results of gone: unknown method 'gone'" in only(doctor_health.stale(visit(fake.root))).found
+    assert "1 results of gone: unknown method 'gone'" in only(doctor_health.stale(doctor_request(fake.root))).found
 
 
 def test_the_tracking_database(fake: FakeStore) -> None:
@@ -457,14 +465,14 @@ def test_the_tracking_database(fake: FakeStore) -> None:
         connection.execute("create table runs (name text)")
         connection.executemany("insert into runs values (?)", [("x" * 500,) for _ in range(100)])
     connection.close()
-    assert only(doctor_health.tracking_database(visit(fake.root))).found.startswith("intact")
+    assert only(doctor_health.tracking_database(doctor_request(fake.root))).found.startswith("intact")
     content = bytearray(path.read_bytes())
     content[8192:12288] = b"\xff" * 4096
     path.write_bytes(content)
-    finding = only(doctor_health.tracking_database(visit(fake.root)))
+    finding = only(doctor_health.tracking_database(doctor_request(fake.root)))
     assert finding.status == PROBLEM and finding.remedy.startswith(f"mv '{path}' '{path}.damaged'")
     path.write_text("no database " * 100)
-    assert only(doctor_health.tracking_database(visit(fake.root))).status == PROBLEM
+    assert only(doctor_health.tracking_database(doctor_request(fake.root))).status == PROBLEM
 
 
 # --- all of it ---
@@ -479,7 +487,7 @@ def test_a_check_that_fails_says_so_and_the_others_go_on(fake: FakeStore, monkey
 
     checks = [("one", broken), ("two", missing), ("three", doctor_health.studies)]
     monkeypatch.setattr(doctor, "_checks", lambda: checks)
-    one, two, three = examine(visit(fake.root))
+    one, two, three = examine(doctor_request(fake.root))
     assert (one.status, one.found) == (WARN, "cannot be checked: RuntimeError: it is")
     assert (two.status, two.remedy) == (PROBLEM, "pip install packaging")
     assert three.status == OK
@@ -492,15 +500,15 @@ def test_a_preset_or_study_that_is_unknown_is_bad_usage(fake: FakeStore) -> None
         ({"preset": "quick", "study": "quick"}, "exclude each other"),
     ):
         with pytest.raises(BenchError, match=told):
-            list(examine(visit(fake.root, **fields)))
-    spec = visit(fake.root, study="quick").spec
+            list(examine(doctor_request(fake.root, **fields)))
+    spec = doctor_request(fake.root, study="quick").spec
     assert spec is not None and spec.task.model == "resnet8"
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """The command with PyTorch known."""
-    monkeypatch.setattr(doctor, "probe_torch", lambda: GOOD)
+    monkeypatch.setattr(finding_module, "probe_torch", lambda: GOOD)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(*arguments: object) -> tuple[int, str]:
@@ -524,7 +532,7 @@ def test_the_command_prints_a_line_a_check(
     (line,) = (line for line in out.splitlines() if line.startswith(PROBLEM))
     assert line == (
         "PROBLEM  records: 1 damaged: runs/fixed-4bit-0 (its record is damaged) → run the study's `bench run` command "
-        "again, which makes them anew"
+        "again; it repeats these units"
     )
     status, out = command("--store", fake.root, "--json")
     findings = json.loads(out)
@@ -548,14 +556,14 @@ def test_some_names() -> None:
 
 
 def test_data_sets_of_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = doctor_plugins._image_folders(visit(tmp_path), "data imagefolder", ImageFolder)
-    assert (folder.status, folder.found) == (OK, "its images are in wherever --data-dir says")
-    seen = visit(tmp_path, data_dir=tmp_path)
+    folder = doctor_plugins._image_folders(doctor_request(tmp_path), "data imagefolder", ImageFolder)
+    assert (folder.status, folder.found) == (OK, "its images are in the folder of --data-dir")
+    seen = doctor_request(tmp_path, data_dir=tmp_path)
     absent = doctor_plugins._image_folders(seen, "data imagenet", ImageNet)
     assert absent.status == WARN and f"{tmp_path}/imagenet/train" in absent.found and "--data-dir DIR" in absent.remedy
     make_folder(tmp_path, train=2, test=1)
     there = doctor_plugins._image_folders(seen, "data imagefolder", ImageFolder)
     assert there.found == f"its images are in {tmp_path}/train and {tmp_path}/val"
-    thorough = visit(tmp_path, data_dir=tmp_path, thorough=True)
+    thorough = doctor_request(tmp_path, data_dir=tmp_path, thorough=True)
     read = doctor_plugins._image_folders(thorough, "data imagefolder", ImageFolder)
     assert read.found == "intact: 8 training and 4 test images"
