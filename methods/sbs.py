@@ -43,7 +43,7 @@ QUANTIZATION_STRENGTH = Knob(low=0.01, high=2.0, log=True)
 on CIFAR-100, searches for the cost of uniform 3 bit at 0.35 end at 1.2 to 1.5 times that."""
 
 PRUNING_STRENGTH = Knob(low=0.05, high=10.0, log=True)
-"""The task pulls a shut group open with a gradient of about 0.1, ten times that of a shut width."""
+"""The task pulls a shut group open with a gradient of about 0.1, ten times that on a shut gate of bits."""
 
 _CALIBRATION_BATCHES = 4
 SOURCE = "Liu, Zhuang, Chen et al., Single-path Bit Sharing for Automatic Loss-aware Model Compression"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.api import GeneratorState, SearchJob, Stateful
 from methods.sbs import Algorithm1, Sbs
-from methods.shared.bit_sharing.extended import ExtendedNetwork, PerWidthQuantizer, ScaledQuantizer
+from methods.shared.bit_sharing.extended import ExtendedNetwork, ScaledQuantizer, SeparateClipsQuantizer
 from methods.shared.bit_sharing.gate_initialisation import MetricScale, scale_metrics, shut_bits
 from methods.shared.bit_sharing.layer import LayerSettings
 from methods.shared.bit_sharing.options import SbsOptions
@@ -24,7 +24,7 @@ class SbsExtendedOptions(SbsOptions):
 
     Attributes:
         gate_start: State in which the gates of bits start: open, as in the paper, or shut.
-        clip_sharing: One clip value for each tensor, as in the paper, or one for each candidate width.
+        clip_sharing: One clip value for each tensor, as in the paper, or one for each candidate of `bits`.
         metric_scale: Scale of the metrics: the paper's ("plain"); the same for all gates at the start of the search; or
             by second-order sensitivity.
         threshold_decay: Rate of the thresholds: constant, as in the paper, or falling linearly to 0 with the same mean.
@@ -50,8 +50,8 @@ class ExtendedSearch(Algorithm1):
         self.noise = job.noise("probes")
 
     def build(self, space: SearchSpace, settings: LayerSettings) -> ExtendedNetwork:
-        """Build the network with scaled quantizers, or with a clip value for each width."""
-        quantizer = ScaledQuantizer if self.options.clip_sharing == "one" else PerWidthQuantizer
+        """Build the network with scaled quantizers, or with a clip value for each candidate of `bits`."""
+        quantizer = ScaledQuantizer if self.options.clip_sharing == "one" else SeparateClipsQuantizer
         return ExtendedNetwork(self.job, space, settings, self.start, quantizer=quantizer)
 
     def calibrate(self) -> None:

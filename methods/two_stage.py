@@ -119,9 +119,9 @@ class PruneThenQuantize(_TwoStage):
 
 
 class QuantizeThenPrune(_TwoStage):
-    """SBS-Q, then SBS-P at the widths found."""
+    """SBS-Q, then SBS-P at the bits found."""
 
-    summary = "Two stages: mixed-precision quantization, then filter pruning at the widths found"
+    summary = "Two stages: mixed-precision quantization, then filter pruning at the bits found"
     source = f"{SOURCE}, Section 5.2 and Table 7"
     first_strength, second_strength = QUANTIZATION_STRENGTH, PRUNING_STRENGTH
 
@@ -130,7 +130,7 @@ class QuantizeThenPrune(_TwoStage):
         return search_space(network, self.options, prune=False)
 
     def second_space(self, network: NetworkShape, first: Policy) -> SearchSpace:
-        """Build the space of filters, with the widths of the first stage."""
+        """Build the space of filters, with the bits of the first stage."""
         return with_fixed_bits(search_space(network, self.options, prune=True), first)
 
     def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:

@@ -1,9 +1,9 @@
-"""Checks Proposition 1 of the SBS paper on its toy regression (Section 3.4, Fig. 3).
+"""Check Proposition 1 of the SBS paper on its toy regression (Section 3.4, Fig. 3).
 
-y = w*·x + noise with x and noise from N(0, I) and w* from [0, 1]^10. The regression weight is quantized by
-one shared weight with bit sharing (SBS) or by a mixture of separate weights (DNAS), and trained by SGD on the
-same mini-batches. The paper gives no rates: here weights and clip values have one rate, thresholds and logits
-have the rate of the paper's searches (Section 4.2), both methods the same, and all weights, thresholds and
+y = w*·x + noise with x and noise from N(0, I) and w* from [0, 1]^10. The regression weight is quantized by one shared
+weight with bit sharing (SBS) or by a mixture of separate weights (DNAS). Both are trained by SGD on the same
+mini-batches. The paper states no learning rates. Here weights and clip values have one rate; thresholds and logits have
+the rate of the paper's searches (Section 4.2). The rates of both methods are the same. All weights, thresholds and
 logits start at zero.
 """
 
@@ -35,9 +35,9 @@ _CHOICE_RATE = 1e-3
 
 _SEEDS = 10
 _FIRST = 60
-"""Iterations of the figure's second panel, where the methods differ."""
+"""Number of iterations in the figure's second panel, where the methods differ."""
 _FINAL = 50
-"""Iterations at the end whose mean loss is called final."""
+"""Number of iterations at the end whose mean loss is the final loss."""
 _EQUAL = 0.02
 _NEAR_FLOOR = 0.05
 
@@ -48,8 +48,8 @@ class RegressionCurves:
 
     Attributes:
         sbs: Loss over all samples before each update of SBS.
-        dnas: The same of DNAS.
-        floor: The least loss that any weight has on these samples, about the noise variance 1.
+        dnas: Loss over all samples before each update of DNAS.
+        floor: Least loss of any weight on these samples, about the noise variance 1.
     """
 
     sbs: tuple[float, ...]
@@ -67,12 +67,12 @@ class SharedWeight(nn.Module):
         self.choice = nn.Parameter(torch.zeros(len(BITS) - 1, dtype=torch.float64))
 
     def forward(self) -> Tensor:
-        """The quantized regression weight, shape (features,)."""
+        """Quantize the regression weight, shape (features,)."""
         return bit_sharing(self.weight, positive(self.clip), self.choice, BITS, "weight")[0]
 
 
 class SeparateWeights(nn.Module):
-    """DNAS: a weight and a clip value per candidate, mixed by the softmax of logits."""
+    """DNAS: a weight and a clip value for each candidate, mixed by the softmax of logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SeparateWeights(nn.Module):
         self.choice = nn.Parameter(torch.zeros(len(BITS), dtype=torch.float64))
 
     def forward(self) -> Tensor:
-        """The mixture of quantized weights, shape (features,)."""
+        """Mix the quantized weights, shape (features,)."""
         paths = [
             quantize(weight, positive(clip), bits, "weight")
             for weight, clip, bits in zip(self.weights, self.clips, BITS, strict=True)
@@ -90,7 +90,7 @@ class SeparateWeights(nn.Module):
 
 
 class _Problem:
-    """The samples of one seed; the loss over all is kept as a quadratic form, cheap enough for every step."""
+    """The samples of one seed. The loss over all samples is kept as a quadratic form, which is cheap to compute."""
 
     def __init__(self, seed: int, iterations: int, batch_size: int) -> None:
         source = generator("toy regression", seed)
@@ -105,17 +105,17 @@ class _Problem:
         self.floor = self.loss(torch.linalg.solve(self._gram, self._cross))
 
     def loss(self, weight: Tensor) -> float:
-        """Mean squared error over all samples."""
+        """Compute the mean squared error over all samples."""
         return float(self._energy - 2 * self._cross @ weight + weight @ self._gram @ weight)
 
     def gradient(self, weight: Tensor, batch: Tensor) -> Tensor:
-        """Gradient of the mean squared error over one mini-batch."""
+        """Compute the gradient of the mean squared error over one mini-batch."""
         inputs = self.inputs[batch]
         return 2 / len(batch) * (inputs @ weight - self.targets[batch]) @ inputs
 
 
 def _train(model: nn.Module, problem: _Problem, rate: float, choice_rate: float) -> tuple[float, ...]:
-    """Plain SGD; the loss over all samples before each update."""
+    """Train by plain SGD, and return the loss over all samples before each update."""
     rates = {name: choice_rate if name == "choice" else rate for name, _ in model.named_parameters()}
     losses = []
     for batch in problem.batches:
@@ -142,14 +142,14 @@ def regression_curves(
     """Train the toy regression with both methods on the same samples in the same order.
 
     Args:
-        seed: Of samples and order.
-        iterations: Updates.
-        batch_size: Samples an update.
+        seed: Seed of samples and order.
+        iterations: Number of updates.
+        batch_size: Number of samples of an update.
         rate: Learning rate of weights and clip values.
         choice_rate: Learning rate of thresholds (SBS) and logits (DNAS).
-        dnas_factor: Multiplies `rate` for DNAS. Each of its K weights gets its share of the gradient and
-            counts by its share in the mixture, so that at equal shares the mixture moves K times slower than
-            a shared weight; the factor K makes up for it.
+        dnas_factor: Factor of `rate` for DNAS. Each of its K weights gets its share of the gradient and counts by its
+            share in the mixture. At equal shares the mixture therefore moves K times slower than a shared weight; the
+            factor K compensates for this.
     """
     problem = _Problem(seed, iterations, batch_size)
     return RegressionCurves(
@@ -160,23 +160,23 @@ def regression_curves(
 
 
 def final_loss(curve: Sequence[float]) -> float:
-    """Mean of a curve's last iterations."""
+    """Average a curve over its last iterations."""
     return fmean(curve[-_FINAL:])
 
 
 def iterations_to_converge(curve: Sequence[float]) -> int:
-    """The first iteration at which the loss is within 5 % of its final value."""
+    """Find the first iteration at which the loss is within 5 % of its final value."""
     limit = 1.05 * final_loss(curve)
     return next((index for index, loss in enumerate(curve) if loss <= limit), len(curve))
 
 
 def roughness(curve: Sequence[float]) -> float:
-    """Mean absolute change of the loss from one iteration to the next."""
+    """Average the absolute change of the loss from one iteration to the next."""
     return fmean(abs(after - before) for before, after in pairwise(curve))
 
 
 def checks() -> Iterator[CheckLine | Figure]:
-    """Proposition 1, what the comparison of speed and smoothness gives in three settings, and Fig. 3."""
+    """Check Proposition 1, compare speed and smoothness in three settings, and draw Fig. 3."""
     runs = [regression_curves(seed) for seed in range(_SEEDS)]
     yield _equivalence_line(runs)
     yield _comparison_line("one rate for both methods", runs)
@@ -202,7 +202,7 @@ def _equivalence_line(runs: Sequence[RegressionCurves]) -> CheckLine:
 
 
 def _comparison_line(setting: str, runs: Sequence[RegressionCurves]) -> CheckLine:
-    """A measurement, not judged: the paper says that SBS converges faster and smoother (Section 3.4)."""
+    """Measure without judging: the paper says that SBS converges faster and smoother (Section 3.4)."""
 
     def both(measure: Callable[[Sequence[float]], float], form: str) -> str:
         sbs, dnas = fmean(measure(run.sbs) for run in runs), fmean(measure(run.dnas) for run in runs)
@@ -231,11 +231,11 @@ def _figure(runs: Sequence[RegressionCurves], faster: Sequence[RegressionCurves]
 
 
 def regression_chart(runs: Sequence[RegressionCurves], faster: Sequence[RegressionCurves]) -> "altair.TopLevelMixin":
-    """Mean loss over all iterations and over the first, with a band of one standard deviation over seeds.
+    """Draw the mean loss over all iterations and over the first ones, with a band of one standard deviation over seeds.
 
     Args:
-        runs: Both methods at one rate.
-        faster: With DNAS's weights at K times the rate.
+        runs: Curves of both methods at one rate.
+        faster: Curves with DNAS's weights at K times the rate.
     """
     import altair as alt
 
@@ -262,7 +262,7 @@ def regression_chart(runs: Sequence[RegressionCurves], faster: Sequence[Regressi
 
 
 def _chart_rows(name: str, losses: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """For each iteration the mean over seeds, and one standard deviation to both sides."""
+    """Return the mean over seeds for each iteration, and one standard deviation to both sides."""
     rows = []
     for iteration, values in enumerate(zip(*losses, strict=True)):
         mean, spread = fmean(values), stdev(values)

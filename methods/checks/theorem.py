@@ -1,8 +1,8 @@
-"""Checks Theorem 1, Corollary 1 and Lemma 2 of the SBS paper, exactly where that is possible.
+"""Check Theorem 1, Corollary 1 and Lemma 2 of the SBS paper, in exact arithmetic where that is possible.
 
-The exact part counts in whole units. With T = 2^b_K − 1 steps on the finest grid and a resolution m, the unit
-is 1/(2mT): every level of every grid of the chain and every tie between two levels is then a whole number,
-since each grid's number of steps divides the next one's.
+The exact part counts in whole units. With T = 2^b_K − 1 steps on the finest grid and a resolution m, the unit is
+1/(2mT). Every level of every grid of the chain, and every tie between two levels, is then a whole number, since the
+number of steps of each grid divides that of the next.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +31,9 @@ Rounding = Callable[[Whole, int], Whole]
 _CHAINS = ((2, 4, 8), (3, 6, 12))
 _CASES: dict[tuple[int, ...], int] = {(2, 4, 8): 1292, (3, 6, 12): 20540}
 _HALF_EVEN_FAILURES: dict[tuple[int, ...], int] = {(2, 4, 8): 264, (3, 6, 12): 4144}
-# Any odd factor keeps ties on the lattice; a large one puts random points at many distances from them.
 _FINE = 100_003
+"""Resolution m of random points. Any odd factor keeps ties on the lattice; a large one puts random points at many
+distances from them."""
 _RANDOM_POINTS = 200_000
 _FIGURE_BITS = (1, 2, 4, 8, 16)
 _FIGURE_SIZE = 100
@@ -40,12 +41,12 @@ _FIGURE_DRAWS = 200
 
 
 def half_down(numerator: Whole, denominator: int) -> Whole:
-    """⌈n/d − 1/2⌉, the paper's rounding, exact for an even denominator."""
+    """Compute ⌈n/d − 1/2⌉, the paper's rounding, exactly; the denominator is even."""
     return -((denominator // 2 - numerator) // denominator)
 
 
 def half_even(numerator: Whole, denominator: int) -> Whole:
-    """The whole number nearest to n/d, of two the even one, as `torch.round`; for an even denominator."""
+    """Round n/d to the nearest whole number, of two the even one, as `torch.round` does; the denominator is even."""
     up = (numerator + denominator // 2) // denominator
     tie = (numerator + denominator // 2) % denominator == 0
     nearest: Whole = up - (tie & (up % 2 == 1))
@@ -54,11 +55,11 @@ def half_even(numerator: Whole, denominator: int) -> Whole:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExactGrids:
-    """The grids of a chain of bitwidths in whole units of 1/(2mT).
+    """The grids of a chain of bits, in whole units of 1/(2mT).
 
     Attributes:
-        bits: The chain.
-        fine: m, odd; 1 where levels and ties are all that is asked.
+        bits: Chain of bits.
+        fine: m, odd; 1 where only levels and ties are checked.
     """
 
     bits: tuple[int, ...]
@@ -66,36 +67,36 @@ class ExactGrids:
 
     @property
     def one(self) -> int:
-        """How many units z = 1 is."""
+        """Number of units of z = 1."""
         return 2 * self.fine * steps(self.bits[-1])
 
     def step(self, bits: int) -> int:
-        """The step s_b in units, an even number."""
+        """Compute the step s_b in units, an even number."""
         return self.one // steps(bits)
 
     def discretize(self, z: Whole, bits: int, rounding: Rounding) -> Whole:
-        """D(z, s_b) in units."""
+        """Compute D(z, s_b) in units."""
         return rounding(z, self.step(bits)) * self.step(bits)
 
     def decompose(self, z: Whole, rounding: Rounding) -> list[Whole]:
-        """z_b1, r_b2, …, r_bK in units, by the definitions in Eq. 8."""
+        """Compute z_b1, r_b2, …, r_bK in units, by the definitions in Eq. 8."""
         parts = [self.discretize(z, self.bits[0], rounding)]
         for low, high in pairwise(self.bits):
             parts.append(self.discretize(z - self.discretize(z, low, rounding), high, rounding))
         return parts
 
     def points(self) -> Whole:
-        """Every level and half-level of the finest grid: all places where any grid's rounding can turn."""
+        """List every level and half-level of the finest grid: all points where the rounding of any grid can change."""
         return np.arange(0, self.one + 1, self.fine, dtype=np.int64)
 
     def ties(self, bits: int) -> Whole:
-        """The points half-way between two levels of one grid."""
+        """List the points half-way between two levels of one grid."""
         step = self.step(bits)
         return np.arange(step // 2, self.one, step, dtype=np.int64)
 
 
 def checks() -> Iterator[CheckLine | Figure]:
-    """Theorem 1 exactly and in floating point, Corollary 1 with Fig. 2, and Lemma 2."""
+    """Check Theorem 1 exactly and in floating point, Corollary 1 with Fig. 2, and Lemma 2."""
     for bits in _CHAINS:
         yield _theorem_line(bits)
     for bits in _CHAINS:
@@ -113,10 +114,10 @@ def checks() -> Iterator[CheckLine | Figure]:
 
 
 def theorem_failures(bits: tuple[int, ...], rounding: Rounding) -> tuple[int, int]:
-    """Count where z_bj ≠ z_b1 + r_b2 + … + r_bj, in exact arithmetic.
+    """Count the points where z_bj ≠ z_b1 + r_b2 + … + r_bj, in exact arithmetic.
 
-    For each step j of the chain the cases are every level and half-level of the finest grid, and every tie of
-    grid b_j itself.
+    The cases of each step j of the chain are every level and half-level of the finest grid, and every tie of the grid
+    of b_j itself.
 
     Returns:
         The number of failures and the number of cases.
@@ -154,63 +155,63 @@ def _half_even_line(bits: tuple[int, ...]) -> CheckLine:
 
 
 def _rounding_line() -> CheckLine:
-    """Ties that floating point holds exactly: x + 1/2 on the grid of step 1, and z = 1/2 on every grid."""
+    """Check ties that floating point represents exactly: x + 1/2 on the grid of step 1, and z = 1/2 on every grid."""
     whole = torch.arange(-4096, 4096, dtype=torch.float64)
     wrong = int((quantization.discretize(whole + 0.5, 1) != whole).sum())
-    widths = range(1, 13)
-    for bits in widths:
+    every = range(1, 13)
+    for bits in every:
         level = quantization.discretize(torch.tensor(0.5, dtype=torch.float64), bits) * steps(bits)
         wrong += round(float(level)) != (steps(bits) - 1) // 2
-    cases = len(whole) + len(widths)
+    cases = len(whole) + len(every)
     return CheckLine(
-        what="The quantizer rounds ties down, as ⌈x − 1/2⌉ does, wherever a float holds the tie exactly",
+        what="The quantizer rounds ties down, as ⌈x − 1/2⌉ does, wherever a float represents the tie exactly",
         figure=f"{cases - wrong} of {cases} ties",
         passed=wrong == 0,
     )
 
 
 def _off_tie_points(grids: ExactGrids) -> Whole:
-    """Random points of [0, 1] in units, none of them a tie of any grid."""
+    """Draw random points of [0, 1] in units, none of them a tie of any grid."""
     drawn = torch.randint(grids.one + 1, (_RANDOM_POINTS,), generator=generator("check theorem", *grids.bits))
     z: Whole = drawn.numpy()
-    # A tie of any grid of the chain is one of the finest, for the ratio of their steps is odd.
+    # A tie of any grid of the chain is a tie of the finest, since the ratio of their steps is odd.
     step = grids.step(grids.bits[-1])
     kept: Whole = z[z % step != step // 2]
     return kept
 
 
 def _level_errors(values: Tensor, exact: Whole, grids: ExactGrids) -> int:
-    """How many values are not, to 1e-9, the exact ones."""
+    """Count values that differ from the exact ones by more than 1e-9."""
     expected = torch.from_numpy(exact).to(torch.float64) / grids.one
     return int(((values - expected).abs() > 1e-9).sum())
 
 
 def _double_line(bits: tuple[int, ...]) -> CheckLine:
-    """D and the decomposition in float64 against exact arithmetic, at levels and at random points."""
+    """Compare D and the decomposition in float64 with exact arithmetic, at levels and at random points."""
     grids = ExactGrids(bits=bits, fine=_FINE)
     levels = np.arange(0, grids.one + 1, grids.step(bits[-1]), dtype=np.int64)
     units = np.concatenate([levels, _off_tie_points(grids)])
     z = torch.from_numpy(units).to(torch.float64) / grids.one
     wrong = cases = 0
-    for width in bits:
-        exact = grids.discretize(units, width, half_down)
-        wrong += _level_errors(quantization.discretize(z, width), exact, grids)
+    for b in bits:
+        exact = grids.discretize(units, b, half_down)
+        wrong += _level_errors(quantization.discretize(z, b), exact, grids)
         cases += len(units)
-    found = quantizers.decompose(z, bits)
+    parts = quantizers.decompose(z, bits)
     expected = grids.decompose(units, half_down)
-    wrong += abs(len(found) - len(expected)) * len(units)
-    for part, exact in zip(found, expected, strict=False):
+    wrong += abs(len(parts) - len(expected)) * len(units)
+    for part, exact in zip(parts, expected, strict=False):
         wrong += _level_errors(part, exact, grids)
         cases += len(units)
     return CheckLine(
-        what=f"The code's D(z, s) and decomposition for {_set(bits)}, float64: the exact ones off ties",
+        what=f"The code's D(z, s) and decomposition for {_set(bits)}, float64: exact off ties",
         figure=f"{cases - wrong:,} of {cases:,} values",
         passed=wrong == 0,
     )
 
 
 def _single_line() -> CheckLine:
-    """Searches run in float32, where a rounding error can carry a point across a tie."""
+    """Check float32, in which searches run, and in which a rounding error can move a point across a tie."""
     bits = (2, 4, 8)
     z = torch.rand(10 * _RANDOM_POINTS, generator=generator("check theorem", "float32"))
     total = torch.stack(quantizers.decompose(z, bits)).sum(0)
@@ -224,13 +225,13 @@ def _single_line() -> CheckLine:
 
 
 def _corollary_exact_line() -> CheckLine:
-    """|ε_K − ε_(K+1)| · (2^b_K − 1)/C for one z, the worst over all points; a vector's is a mean of such."""
+    """Check |ε_K − ε_(K+1)| · (2^b_K − 1)/C for one z, the worst of all points; that of a vector is a mean over z."""
     bits = (1, 2, 4, 8, 16)
     grids = ExactGrids(bits=bits)
     z = grids.points()
     ratios = []
     for low, high in pairwise(bits):
-        error_low, error_high = (np.abs(z - grids.discretize(z, width, half_down)) for width in (low, high))
+        error_low, error_high = (np.abs(z - grids.discretize(z, b, half_down)) for b in (low, high))
         ratios.append(int(np.abs(error_low - error_high).max()) / grids.step(low))
     return CheckLine(
         what=f"Corollary 1 for {_set(bits)}, every level and half-level: largest share of C/(2^b − 1)",
@@ -244,7 +245,7 @@ class ErrorBound:
     """The curves of the paper's Fig. 2.
 
     Attributes:
-        bits: b_K, one a point.
+        bits: b_K of each point.
         change: |ε_K − ε_(K+1)|, the change of the normalised error from b_K to 2·b_K.
         bound: C/(2^b_K − 1) with C = d/‖z‖₁.
         error: ε_K itself.
@@ -257,24 +258,24 @@ class ErrorBound:
 
 
 def error_bound(seed: int, bits: Sequence[int] = _FIGURE_BITS, size: int = _FIGURE_SIZE) -> ErrorBound:
-    """Normalised quantization errors of a random z in [0, 1]^size (Corollary 1, Fig. 2).
+    """Compute normalised quantization errors of a random z in [0, 1]^size (Corollary 1, Fig. 2).
 
     Args:
-        seed: Of the draw.
-        bits: Widths b_K, each compared with its double.
-        size: d.
+        seed: Seed of the draw.
+        bits: b_K of each point, compared with 2·b_K.
+        size: d, number of elements of z.
     """
     z = torch.rand(size, generator=generator("error bound", seed), dtype=torch.float64)
     norm = float(z.sum())
 
-    def error(width: int) -> float:
-        return float((z - quantization.discretize(z, width)).abs().sum()) / norm
+    def error(b: int) -> float:
+        return float((z - quantization.discretize(z, b)).abs().sum()) / norm
 
     return ErrorBound(
         bits=tuple(bits),
-        change=tuple(abs(error(width) - error(2 * width)) for width in bits),
-        bound=tuple(size / norm / steps(width) for width in bits),
-        error=tuple(error(width) for width in bits),
+        change=tuple(abs(error(b) - error(2 * b)) for b in bits),
+        bound=tuple(size / norm / steps(b) for b in bits),
+        error=tuple(error(b) for b in bits),
     )
 
 
@@ -300,12 +301,12 @@ def _figure(curves: Sequence[ErrorBound]) -> Figure:
 
 
 def error_bound_chart(curves: Sequence[ErrorBound]) -> "altair.TopLevelMixin":
-    """Error change and bound over the bitwidth on a linear and on a logarithmic scale, with the range over draws."""
+    """Draw error change and bound over the bits, on a linear and on a logarithmic scale, with the range over draws."""
     import altair as alt
 
     legend = alt.Legend(orient="top", symbolOpacity=1)
     base = alt.Chart(alt.InlineData(values=_chart_rows(curves))).encode(
-        alt.X("bits:O", title="bitwidth b, compared with 2b", axis=alt.Axis(labelAngle=0)),
+        alt.X("bits:O", title="bits b, compared with 2b", axis=alt.Axis(labelAngle=0)),
         alt.Color("curve:N", title=None, legend=legend),
     )
 
@@ -322,21 +323,21 @@ def error_bound_chart(curves: Sequence[ErrorBound]) -> "altair.TopLevelMixin":
 
 
 def _chart_rows(curves: Sequence[ErrorBound]) -> list[dict[str, Any]]:
-    """For each curve and bitwidth the mean, least and greatest value over draws."""
+    """Return the mean, least and greatest value over draws for each curve and number of bits."""
     rows = []
     for name, label in (("change", "change |ε(b) − ε(2b)|"), ("bound", "bound C / (2^b − 1)")):
         for index, bits in enumerate(curves[0].bits):
             values = [getattr(curve, name)[index] for curve in curves]
-            found = {"mean": fmean(values), "low": min(values), "high": max(values)}
-            rows.append({"curve": label, "bits": bits, **found})
+            summary = {"mean": fmean(values), "low": min(values), "high": max(values)}
+            rows.append({"curve": label, "bits": bits, **summary})
     return rows
 
 
 def _lemma_line(bits: tuple[int, ...]) -> CheckLine:
-    """ε_K falls with K: exactly at every point, and in the mean."""
+    """Check that ε_K falls with K: exactly at every point, and in the mean."""
     grids = ExactGrids(bits=bits)
     z = grids.points()
-    errors = [np.abs(z - grids.discretize(z, width, half_down)) for width in bits]
+    errors = [np.abs(z - grids.discretize(z, b, half_down)) for b in bits]
     pairs = list(pairwise(errors))
     grows = sum(int(np.count_nonzero(high > low)) for low, high in pairs)
     falls = all(int(high.sum()) < int(low.sum()) for low, high in pairs)

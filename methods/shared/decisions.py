@@ -1,4 +1,4 @@
-"""Decisions about widths, as repair may move them."""
+"""Decisions about bits and filters, which repair may change."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,20 +7,20 @@ from typing import Literal
 from bench.api import Decision
 
 What = Literal["weight_bits", "activation_bits"]
-"""Which tensor of a layer a width is for."""
+"""Tensor of a layer whose bits are decided."""
 
 
 def bits_decision(
     layer: str, what: What, bits: tuple[int, ...], scores: Sequence[float], chosen: int | None = None
 ) -> Decision:
-    """A width that was chosen by scores; margins are their differences between neighbours.
+    """Describe bits that were chosen by scores; margins are the differences of neighbouring scores.
 
     Args:
-        layer: The layer's name.
-        what: Its tensor.
-        bits: The candidates, rising.
-        scores: How much the search prefers each, in its own unit.
-        chosen: Position of the choice; that of the highest score when absent.
+        layer: Name of the layer.
+        what: Tensor of the layer.
+        bits: Candidates, rising.
+        scores: Preference of the search for each candidate, in its own unit.
+        chosen: Index of the choice; that of the highest score when absent.
     """
     margins = tuple(high - low for low, high in pairwise(scores))
     best = max(range(len(scores)), key=scores.__getitem__) if chosen is None else chosen
@@ -28,13 +28,16 @@ def bits_decision(
 
 
 def gates_decision(layer: str, what: What, bits: tuple[int, ...], margins: Sequence[float]) -> list[Decision]:
-    """A width that nested gates chose: the one before the first gate that is shut. None where there is no choice.
+    """Describe bits that nested gates chose: the candidate before the first gate that is shut.
 
     Args:
-        layer: The layer's name.
-        what: Its tensor.
-        bits: The candidates, rising.
-        margins: Of the gate of every candidate but the first; at 0 and above it is open.
+        layer: Name of the layer.
+        what: Tensor of the layer.
+        bits: Candidates, rising.
+        margins: Margins of the gates of all candidates but the first; a gate is open at 0 and above.
+
+    Returns:
+        One decision, or none where there is only one candidate.
     """
     if len(bits) == 1:
         return []
@@ -46,13 +49,13 @@ def gates_decision(layer: str, what: What, bits: tuple[int, ...], margins: Seque
 def group_decisions(
     layer: str, groups: Sequence[tuple[int, ...]], margins: Sequence[float], strongest: int
 ) -> list[Decision]:
-    """One decision for each group of filters but the strongest, which stays.
+    """Describe the choice for each group of filters but the strongest, which is kept.
 
     Args:
-        layer: The layer's name.
-        groups: The filters of each group.
-        margins: Of each group's gate; at 0 and above it is open.
-        strongest: Index of that group.
+        layer: Name of the layer.
+        groups: Filters of each group.
+        margins: Margins of the groups' gates; a gate is open at 0 and above.
+        strongest: Index of the strongest group.
     """
     return [
         Decision(

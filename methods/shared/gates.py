@@ -43,7 +43,7 @@ def gate(metric: Tensor, threshold: Tensor) -> Tensor:
 def opened(values: Sequence[int] | Tensor, gates: Tensor) -> Tensor:
     """Compute a_1 + g_2(a_2 − a_1 + g_3(a_3 − a_2 + …)), the value that nested gates choose (Eqs. 10 and 14).
 
-    With the widths of the candidates it is the width as a function of the gates.
+    With the bits of the candidates these are the bits as a function of the gates.
 
     Args:
         values: Values of the candidates, K of them.
@@ -61,7 +61,7 @@ def opened(values: Sequence[int] | Tensor, gates: Tensor) -> Tensor:
 def shares(gates: Sequence[Tensor]) -> Tensor:
     """Compute the share of every candidate: 1 for the one that the nested gates of a layer choose, 0 for the others.
 
-    Σ share · width is the width as a function of the gates (Eq. 14).
+    Σ share · bits are the bits as a function of the gates (Eq. 14).
 
     Args:
         gates: Gates of each layer, shape (K_l − 1,).

@@ -22,7 +22,7 @@ from methods.shared.decisions import What
 Tensors = Mapping[tuple[str, What], Tensor]
 """Weights and inputs, by layer and kind."""
 Sensitivity = Mapping[tuple[str, What], Sequence[float]]
-"""Ω at every candidate width, by layer and kind."""
+"""Ω at all candidate bits, by layer and kind."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ def _signs(like: Tensor, source: torch.Generator) -> Tensor:
 def sensitivity(
     network: NetworkShape, tensors: Tensors, traces: Mapping[tuple[str, What], float], bits: Sequence[int]
 ) -> dict[tuple[str, What], list[float]]:
-    """Compute Ω of every tensor at every candidate width; negative traces count as zero."""
+    """Compute Ω of every tensor at all candidate bits; negative traces count as zero."""
     return {
         (layer, what): [
-            max(0.0, traces[layer, what]) / tensor.numel() * squared_error(network[layer], what, tensor, width)
-            for width in bits
+            max(0.0, traces[layer, what]) / tensor.numel() * squared_error(network[layer], what, tensor, candidate)
+            for candidate in bits
         ]
         for (layer, what), tensor in tensors.items()
     }

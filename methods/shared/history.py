@@ -1,4 +1,4 @@
-"""The curves of a search, as a part of its checkpoints."""
+"""The curves of a search, which are a part of its checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -9,29 +9,33 @@ from bench.api import SearchJob
 
 
 class Costed(Protocol):
-    """A network that knows what it stands for."""
+    """A network that knows the cost of its present policy."""
 
     def actual_cost(self) -> Tensor:
-        """The cost of the discrete network that the search would return now, a scalar."""
+        """Compute the cost of the discrete network that the search would return now, a scalar."""
         ...
 
 
 class History:
-    """What is kept of a search, epoch by epoch."""
+    """Figures of each epoch of a search.
+
+    Attributes:
+        entries: One dictionary for each epoch; JSON-serialisable.
+    """
 
     def __init__(self) -> None:
         self.entries: list[dict[str, float]] = []
 
     def end_epoch(self, job: SearchJob, network: Costed, epoch: int, figures: Mapping[str, float]) -> None:
-        """Keep and report an epoch's figures, with what the network costs that the search would return now."""
+        """Keep and report the figures of an epoch, and the cost of the network that the search would return now."""
         cost = float(network.actual_cost())
         self.entries.append({"epoch": epoch + 1, **figures, "cost": cost, "budget_share": cost / job.budget})
         job.report({**self.entries[-1], "epochs": job.schedule.epochs})
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the state for a checkpoint."""
         return {"entries": self.entries}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.entries = list(state["entries"])

@@ -79,7 +79,12 @@ class TwoLayers(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.second(torch.relu(self.norm(self.first(x))))
-        return y, self.first.weight_quantizer.width() * self.second.activation_quantizer.width() * self.first.filters()
+        return (
+            y,
+            self.first.weight_quantizer.chosen_bits()
+            * self.second.activation_quantizer.chosen_bits()
+            * self.first.filters(),
+        )
 
 
 def differentiated(module: nn.Module, call: Callable[..., Any], x: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Bit sharing beyond the paper: scaled metrics, gates that are probed, and a clip value for each width."""
+"""Bit sharing beyond the paper: scaled metrics, gates that are probed, and a clip value for each candidate."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,15 +45,16 @@ class ScaledQuantizer(SharedQuantizer):
         return gate_metrics(x, clip, self.bits, self.kind, mask)
 
     def quantize(self, x: Tensor, clip: Tensor, gates: Tensor) -> Tensor:
-        """Quantize at the width that gates choose."""
+        """Quantize at the bits that gates choose."""
         return gated_quantization(x, clip, gates, self.bits, self.kind)
 
 
-class PerWidthQuantizer(ScaledQuantizer):
-    """Bit sharing with a clip value for each width: Q_1 + g_2(Q_2 − Q_1 + g_3(Q_3 − Q_2 + …)), Q_j = v_j · D_bj(x/v_j).
+class SeparateClipsQuantizer(ScaledQuantizer):
+    """Bit sharing with a clip value for each candidate.
 
-    Widths share their weights, but no longer their grid, so that Theorem 1 does not hold. Each metric is taken on the
-    grid of the width below its gate.
+    The value is Q_1 + g_2(Q_2 − Q_1 + g_3(Q_3 − Q_2 + …)) with Q_j = v_j · D_bj(x/v_j). Candidates share their weights,
+    but no longer their grid, so that Theorem 1 does not hold. Each metric is taken on the grid of the candidate below
+    its gate.
 
     Attributes:
         clip: v_1, …, v_K, shape (K,).
@@ -63,11 +64,11 @@ class PerWidthQuantizer(ScaledQuantizer):
         return like.new_ones(len(self.bits))
 
     def _calibrate_clip(self, x: Tensor) -> None:
-        self.clip.copy_(self.clip.new_tensor([best_clip(x, width, self.kind) for width in self.bits]))
+        self.clip.copy_(self.clip.new_tensor([best_clip(x, b, self.kind) for b in self.bits]))
 
-    def clip_of(self, width: int) -> Tensor:
-        """Return the clip value of one of the candidate widths."""
-        return self.clip[self.bits.index(width)]
+    def clip_of(self, bits: int) -> Tensor:
+        """Return the clip value of one of the candidates."""
+        return self.clip[self.bits.index(bits)]
 
     def metrics(self, x: Tensor, clip: Tensor, mask: Tensor | None) -> Tensor:
         """Compute the metrics without their factors, shape (K − 1,)."""
@@ -76,22 +77,22 @@ class PerWidthQuantizer(ScaledQuantizer):
         return torch.cat([clip.new_zeros(0), *errors])
 
     def quantize(self, x: Tensor, clip: Tensor, gates: Tensor) -> Tensor:
-        """Quantize at the width that gates choose."""
-        values: Tensor = _ByWidth.apply(x, clip, gates, self.bits, self.kind)  # type: ignore[no-untyped-call]
+        """Quantize at the bits that gates choose."""
+        values: Tensor = _SeparateClips.apply(x, clip, gates, self.bits, self.kind)  # type: ignore[no-untyped-call]
         return values
 
 
-class _ByWidth(torch.autograd.Function):
-    """The value at the chosen width, with its own clip value.
+class _SeparateClips(torch.autograd.Function):
+    """The value at the chosen bits, with their own clip value.
 
-    dL/dg_j comes from the products ⟨dL/dy, Q_j⟩, one pass for each width. The clip value of the chosen width alone
-    learns.
+    dL/dg_j comes from the products ⟨dL/dy, Q_j⟩, one pass for each candidate. The clip value of the chosen one
+    alone learns.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clips: Tensor, gates: Tensor, bits: tuple[int, ...], kind: Kind) -> Tensor:
         chosen = gates.cumprod(0).sum().long()
-        counts = clips.new_tensor([steps(width) for width in bits])
+        counts = clips.new_tensor([steps(b) for b in bits])
         values = quantized(x, _entry(clips, chosen), _entry(counts, chosen), kind)
         ctx.save_for_backward(x, clips, values, gates, chosen)
         ctx.bits, ctx.kind = bits, kind
@@ -105,8 +106,8 @@ class _ByWidth(torch.autograd.Function):
         if not ctx.needs_input_grad[2] or len(ctx.bits) == 1:
             return parts.to_x, to_clips, None, None, None
         products = [
-            gradients(grads[0], x, quantized(x, clip, steps(width), ctx.kind), clip, ctx.kind).value
-            for clip, width in zip(clips, ctx.bits, strict=True)
+            gradients(grads[0], x, quantized(x, clip, steps(b), ctx.kind), clip, ctx.kind).value
+            for clip, b in zip(clips, ctx.bits, strict=True)
         ]
         return parts.to_x, to_clips, gate_products(torch.stack(products).diff(), gates), None, None
 

@@ -79,15 +79,15 @@ def _scale_groups(network: ExtendedNetwork) -> None:
 
 
 def _rises(job: SearchJob, gates: Sequence[_Gates]) -> dict[tuple[str, What], list[float]]:
-    """Estimate the loss that closing each gate costs, by HAWQ: Ω at the width below minus Ω at the width above."""
+    """Estimate the loss that closing each gate costs, by HAWQ: Ω at the bits below it minus Ω at the bits above."""
     with torch.enable_grad():
         graph = loss_graph(job, _HESSIAN_IMAGES)
         traces = hutchinson(graph, job.noise("signs"), _HESSIAN_DRAWS, 1e-3)
     chains = {(gate.layer, gate.what): gate.quantizer.bits for gate in gates}
-    widths = sorted({width for chain in chains.values() for width in chain})
-    omega = sensitivity(job.task.network, graph.tensors, traces, widths)
-    by_width = {key: dict(zip(widths, values, strict=True)) for key, values in omega.items()}
-    return {key: _steps(by_width[key], chain) for key, chain in chains.items()}
+    bits = sorted({candidate for chain in chains.values() for candidate in chain})
+    omega = sensitivity(job.task.network, graph.tensors, traces, bits)
+    by_bits = {key: dict(zip(bits, values, strict=True)) for key, values in omega.items()}
+    return {key: _steps(by_bits[key], chain) for key, chain in chains.items()}
 
 
 def _steps(omega: Mapping[int, float], chain: Sequence[int]) -> list[float]:
@@ -102,7 +102,7 @@ def _relative(rises: Sequence[float]) -> list[float]:
 
 @torch.no_grad()
 def shut_bits(network: ExtendedNetwork) -> None:
-    """Start with the lowest width everywhere: set every threshold of bits a little above its metric.
+    """Start with the lowest bits everywhere: set every threshold of bits a little above its metric.
 
     Args:
         network: Network with calibrated metrics.

@@ -1,4 +1,4 @@
-"""The layer of a bit-sharing search: one weight for all candidate widths, with gates for bits and filters."""
+"""The layer of a bit-sharing search: one weight for all candidates, with gates for bits and filters."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -91,7 +91,7 @@ class SharedLayer(nn.Module):
         self.channel_gates = self._fixed_channels(space.kept_filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer at the widths that its gates choose, to the channels that its producer keeps."""
+        """Apply the layer at the bits that its gates choose, to the channels that its producer keeps."""
         if self.filter_gates is not None:
             self.channel_gates = self._channel_gates(self.filter_gates)
         weight = self._shared_weight()
@@ -159,7 +159,7 @@ class SharedLayer(nn.Module):
         return {"weight_bits": self.weight_quantizer, "activation_bits": self.activation_quantizer}
 
     def clips(self, policy: LayerPolicy) -> dict[str, Tensor]:
-        """Return clip values and offset at the widths of a policy, by the kinds of `SearchResult.clips`."""
+        """Return clip values and offset at the bits of a policy, by the kinds of `SearchResult.clips`."""
         offset = self.activation_quantizer.offset
         clips = {
             "weight": self.weight_quantizer.clip_of(policy.weight_bits),
@@ -176,8 +176,8 @@ class SharedLayer(nn.Module):
         return self.weight.new_tensor(float(self.weight.shape[0]))
 
     def choices(self) -> list[float]:
-        """Read the widths of weight and input and the number of filters that the gates choose."""
-        chosen = (self.weight_quantizer.width(), self.activation_quantizer.width(), self.filters())
+        """Read the bits of weight and input and the number of filters that the gates choose."""
+        chosen = (self.weight_quantizer.chosen_bits(), self.activation_quantizer.chosen_bits(), self.filters())
         return [number.item() for number in chosen]
 
     @torch.no_grad()

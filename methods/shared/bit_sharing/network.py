@@ -105,9 +105,9 @@ class SharedNetwork(SearchNetwork):
     def relaxed_cost(self) -> Tensor:
         """Compute R as a function of the gates of the latest forward pass (Eq. 14), a scalar.
 
-        Its value is the exact cost. Each width is expanded over its own gates, and the cost of a layer is their
-        product. By the product rule a gate of weights then has the gradient of the printed, weight-only form at the
-        present activations.
+        Its value is the exact cost. The bits of each tensor are expanded over its own gates, and the cost of a layer is
+        their product. By the product rule a gate of weights then has the gradient of the printed, weight-only form at
+        the present activations.
         """
         layers = self.layers.values()
         return self._relaxed(
@@ -173,7 +173,7 @@ class SharedNetwork(SearchNetwork):
         return Policy(model=self.network.model, dataset=self.network.dataset, layers=layers)
 
     def clips(self, policy: Policy) -> dict[str, float]:
-        """Read all clip values and offsets, at the widths of a policy."""
+        """Read all clip values and offsets, at the bits of a policy."""
         return read_clips(self._clips(policy))
 
     def _clips(self, policy: Policy | None = None) -> list[tuple[str, Tensor]]:

@@ -1,8 +1,8 @@
-"""Bit sharing: every candidate width as a subset of one shared set of quantized values (paper, Sections 3.1 and 3.2).
+"""Bit sharing: every candidate of bits as a subset of one shared set of quantized values (paper, Sections 3.1 and 3.2).
 
 The mathematics has two forms. `decompose` and `bit_sharing_literal` read like Eqs. 8 and 10 and are differentiated by
 autograd. `bit_sharing` is the form that searches run. Gates are binary, so that by Theorem 1 its value is the plain
-quantization at the width that the gates choose. Its backward pass recomputes the residuals from the input; it keeps the
+quantization at the bits that the gates choose. Its backward pass recomputes the residuals from the input; it keeps the
 input and the output only, which the convolution keeps anyway.
 """
 
@@ -20,16 +20,18 @@ from methods.shared.gates import gate, opened
 
 
 def check_chain(bits: tuple[int, ...]) -> tuple[int, ...]:
-    """Return candidate widths if they form a chain b, γb, γγ′b, … as Theorem 1 demands.
+    """Return candidate bits if they form a chain b, γb, γγ′b, … as Theorem 1 demands.
 
     Raises:
         ValueError: A candidate is not a multiple of the one before it.
     """
     if not bits or bits[0] < 1:
-        raise ValueError(f"bit candidates {list(bits)} must be one or more positive widths, e.g. [2, 4, 8]")
+        raise ValueError(f"bit candidates {list(bits)} must be one or more positive numbers, e.g. [2, 4, 8]")
     for low, high in pairwise(bits):
         if high <= low or high % low:
-            raise ValueError(f"{high} is not a multiple of {low}: each candidate must be one of the width before it")
+            raise ValueError(
+                f"{high} is not a multiple of {low}; each candidate must be a multiple of the one before it"
+            )
     return bits
 
 
@@ -41,7 +43,7 @@ def decompose(z: Tensor, bits: Sequence[int]) -> list[Tensor]:
 
     Args:
         z: Normalised values in [0, 1], any shape.
-        bits: Chain of candidate widths.
+        bits: Chain of candidate bits.
     """
     parts = [discretize(z, bits[0])]
     for low, high in pairwise(bits):
@@ -76,7 +78,7 @@ def metrics_literal(z: Tensor, bits: Sequence[int], mask: Tensor | None = None) 
 
     Args:
         z: Normalised values.
-        bits: Chain of candidate widths, K of them.
+        bits: Chain of candidate bits, K of them.
         mask: 1 for elements that count, broadcastable to `z`; all when absent.
 
     Returns:
@@ -100,13 +102,13 @@ def bit_sharing(
     *,
     task_gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize a tensor at the width that its gates choose (Eq. 10).
+    """Quantize a tensor at the bits that its gates choose (Eq. 10).
 
     Args:
         x: Any shape.
         clip: v, a positive scalar.
         thresholds: α_b2, …, α_bK, shape (K − 1,).
-        bits: Chain of candidate widths, K of them.
+        bits: Chain of candidate bits, K of them.
         kind: Weights or activations.
         mask: 1 for elements that count in the metrics; without gradient.
         task_gradient: Whether the task loss reaches the gates; the control `cost_only` switches it off.
@@ -140,7 +142,7 @@ def gated_quantization(x: Tensor, clip: Tensor, gates: Tensor, bits: Sequence[in
         x: Any shape.
         clip: v, a positive scalar.
         gates: g_b2, …, g_bK, shape (K − 1,).
-        bits: Chain of candidate widths, K of them.
+        bits: Chain of candidate bits, K of them.
         kind: Weights or activations.
     """
     result: Tensor = _GatedQuantization.apply(x, clip, gates, tuple(bits), kind)  # type: ignore[no-untyped-call]
@@ -148,7 +150,7 @@ def gated_quantization(x: Tensor, clip: Tensor, gates: Tensor, bits: Sequence[in
 
 
 class _GatedQuantization(torch.autograd.Function):
-    """The value at the chosen width; the gradients of Eq. 10 with straight-through D.
+    """The value at the chosen bits; the gradients of Eq. 10 with straight-through D.
 
     With y = v·q, q the chosen level and r_j the offsets (for weights v becomes 2v):
     dy/dx and dy/dv are the plain quantizer's; dL/dg_j = v Π_{i<j} g_i ⟨dL/dy, r_j + g_{j+1}(r_{j+1} + …)⟩.
@@ -156,7 +158,7 @@ class _GatedQuantization(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, gates: Tensor, bits: tuple[int, ...], kind: Kind) -> Tensor:
-        values = quantized(x, clip, opened([steps(width) for width in bits], gates), kind)
+        values = quantized(x, clip, opened([steps(b) for b in bits], gates), kind)
         ctx.save_for_backward(x, clip, values, gates)
         ctx.bits, ctx.kind = bits, kind
         return values
@@ -165,7 +167,7 @@ class _GatedQuantization(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, clip, values, gates = ctx.saved_tensors
         to_gates = ctx.needs_input_grad[2] and len(ctx.bits) > 1
-        counts = [steps(width) for width in ctx.bits] if to_gates else []
+        counts = [steps(b) for b in ctx.bits] if to_gates else []
         parts = gradients(grads[0], x, values, clip, ctx.kind, counts)
         if not to_gates:
             return parts.to_x, parts.to_clip, None, None, None

@@ -11,14 +11,14 @@ from methods.shared.gates import opened
 from methods.shared.space import FULL_PRECISION
 
 _CALIBRATION_BITS = 4
-"""Clip values start at the least squared error at this width."""
+"""Clip values start at the least squared error at these bits."""
 
 
 class SharedQuantizer(nn.Module):
-    """Quantize a tensor at the width that its own gates choose (Eq. 10).
+    """Quantize a tensor at the bits that its own gates choose (Eq. 10).
 
     Args:
-        bits: Chain of candidate widths, K of them. The only candidate 32 leaves tensors as they are.
+        bits: Chain of candidate bits, K of them. The only candidate 32 leaves tensors as they are.
         kind: Weights or activations.
         like: Tensor whose type and device the parameters have.
         signed_input: Whether activations can be negative. They then get an offset β, and Q(x) is Q(x − β) + β.
@@ -78,8 +78,8 @@ class SharedQuantizer(nn.Module):
         )
         return values
 
-    def width(self) -> Tensor:
-        """The width as a function of the gates (Eq. 14), a scalar."""
+    def chosen_bits(self) -> Tensor:
+        """Compute the bits as a function of the gates (Eq. 14), a scalar."""
         return opened(self.bits, self.gates)
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class SharedQuantizer(nn.Module):
         if self.bits == FULL_PRECISION:
             return
         if self.offset is not None:
-            plain = UniformQuantizer(bits=self._calibration_width(), kind=self.kind)
+            plain = UniformQuantizer(bits=self._calibration_bits(), kind=self.kind)
             shifted = Shifted(plain).to(x.device)
             shifted.calibrate(x)
             self.offset.copy_(shifted.offset)
@@ -96,19 +96,19 @@ class SharedQuantizer(nn.Module):
         self._calibrate_clip(x)
 
     def _calibrate_clip(self, x: Tensor) -> None:
-        self.clip.fill_(best_clip(x, self._calibration_width(), self.kind))
+        self.clip.fill_(best_clip(x, self._calibration_bits(), self.kind))
 
-    def _calibration_width(self) -> int:
+    def _calibration_bits(self) -> int:
         """Choose the candidate that is nearest to 4 bits."""
-        return min(self.bits, key=lambda width: abs(width - _CALIBRATION_BITS))
+        return min(self.bits, key=lambda candidate: abs(candidate - _CALIBRATION_BITS))
 
-    def clip_of(self, width: int) -> Tensor:
-        """Return the clip value of the plain quantizer at one of the candidate widths: the same for all."""
+    def clip_of(self, bits: int) -> Tensor:
+        """Return the clip value of the plain quantizer at one of the candidates: the same for all."""
         return self.clip
 
     @torch.no_grad()
-    def decide(self, width: int) -> None:
-        """Fix all gates at a candidate width: open gates get the threshold −∞, shut ones +∞."""
-        chosen = self.bits.index(width)
+    def decide(self, bits: int) -> None:
+        """Fix all gates at one of the candidates: open gates get the threshold −∞, shut ones +∞."""
+        chosen = self.bits.index(bits)
         self.thresholds[:chosen] = -torch.inf
         self.thresholds[chosen:] = torch.inf

@@ -11,7 +11,7 @@ from bench.compression.compress import calibrate
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import best_clip, quantize_literal, standardize
 from bench.method import SearchJob
-from methods.shared.bit_sharing.extended import ExtendedNetwork, PerWidthQuantizer, ScaledQuantizer
+from methods.shared.bit_sharing.extended import ExtendedNetwork, ScaledQuantizer, SeparateClipsQuantizer
 from methods.shared.bit_sharing.network import Start
 from methods.shared.bit_sharing.options import SbsOptions, search_space
 from methods.shared.bit_sharing.quantization import bit_sharing_literal, gated_literal
@@ -32,7 +32,7 @@ from tests.methods.shared.bit_sharing.cases import (
 
 def quantizer_of(case: Case, bits: tuple[int, ...], kind: Kind) -> ScaledQuantizer:
     """A quantizer with the parameters of a case."""
-    form = PerWidthQuantizer if case.clip.ndim else ScaledQuantizer
+    form = SeparateClipsQuantizer if case.clip.ndim else ScaledQuantizer
     quantizer = form(bits, kind, case.x)
     with torch.no_grad():
         quantizer.clip.copy_(case.clip)
@@ -202,7 +202,7 @@ def network_of(job: SearchJob, quantizer: type[SharedQuantizer] = ScaledQuantize
 @pytest.mark.parametrize("kind", ["weight", "activation"])
 def test_each_width_is_calibrated_for_itself(make_job: MakeJob, kind: Kind) -> None:
     job = make_job()
-    network = network_of(job, PerWidthQuantizer)
+    network = network_of(job, SeparateClipsQuantizer)
     inputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -221,7 +221,7 @@ def test_each_width_is_calibrated_for_itself(make_job: MakeJob, kind: Kind) -> N
 
 def test_the_decided_width_keeps_its_clip_value(make_job: MakeJob) -> None:
     job = make_job()
-    network = network_of(job, PerWidthQuantizer)
+    network = network_of(job, SeparateClipsQuantizer)
     name, layer = next(iter(network.layers.items()))
     clips = network.clips(network.base_policy().with_layer(name, weight_bits=4, activation_bits=8))
     assert clips[f"{name}.weight"] == pytest.approx(layer.weight_quantizer.clip[1].item())

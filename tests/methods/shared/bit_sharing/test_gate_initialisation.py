@@ -84,7 +84,7 @@ def test_shut_gates_start_a_little_above_their_metrics(make_job: MakeJob) -> Non
     metrics_of(job, network)
     for name, layer in network.layers.items():
         for quantizer, metric in zip(layer.quantizers().values(), before[name], strict=True):
-            assert quantizer.width() == 2
+            assert quantizer.chosen_bits() == 2
             assert (quantizer.thresholds - metric).tolist() == pytest.approx([0.01] * LEVELS, abs=1e-6)
     for gates in filter_gates_of(network).values():
         assert gates.gates.all()

@@ -194,9 +194,9 @@ def test_multiples_form_a_chain(bits: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        ((), "positive widths"),
-        ((0, 2), "positive widths"),
-        ((-2, 4), "positive widths"),
+        ((), "positive numbers"),
+        ((0, 2), "positive numbers"),
+        ((-2, 4), "positive numbers"),
         ((4, 2), "2 is not a multiple of 4"),
         ((2, 2), "2 is not a multiple of 2"),
         ((2, 5), "5 is not a multiple of 2"),
