@@ -1,4 +1,4 @@
-"""Builds a model by its name."""
+"""Build a model by its name."""
 
 import inspect
 
@@ -9,15 +9,15 @@ from bench.plugins.registry import load
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """A fresh model, initialised from PyTorch's global generator.
+    """Build a model, initialised from PyTorch's global generator.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         image_shape: Channels, height and width of an image.
         num_classes: Number of logits.
 
     Raises:
-        BenchError: The name is unknown, or what it names is no model.
+        BenchError: The name is unknown, or does not name a model.
     """
     make = load("models", name)
     model = make(*_arguments(name, make, image_shape, num_classes))
@@ -27,10 +27,10 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
 
 
 def _arguments(name: str, make: object, image_shape: tuple[int, int, int], num_classes: int) -> tuple[int, ...]:
-    """What a model is called with.
+    """Return the arguments of a model's function.
 
     Raises:
-        BenchError: It cannot be called so.
+        BenchError: The function does not accept them.
     """
     if not callable(make):
         raise BenchError(f"model '{name}' is a {type(make).__name__}; it must be a function")

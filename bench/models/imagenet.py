@@ -1,8 +1,8 @@
 """The networks of the paper's ImageNet tables, as torchvision builds them.
 
-MobileNetV3 has a second form for small images, the one whose costs the paper's Table I prints: the stem and the first
-of the four blocks of stride 2 have stride 1, and the hidden layer of a squeeze-excite gate has exactly a quarter of
-the gate's channels, not rounded to a multiple of 8. Among all variants it alone fits both printed figures.
+MobileNetV3 has a second form for small images, whose costs the paper's Table I prints. In it the stem and the first of
+the four blocks of stride 2 have stride 1, and the hidden layer of a squeeze-excite gate has exactly a quarter of the
+gate's channels, not rounded to a multiple of 8. Of all variants that we tried, only this one has both printed costs.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torchvision.ops import SqueezeExcitation
 _RESNET_GROUP = 16
 _MOBILENET_GROUP = 8
 _SMALL_IMAGE = 64
-"""Below this height an image is small."""
+"""Images with a smaller height are small."""
 
 # Inputs, kernel, expansion, outputs, squeeze-excite, activation, stride (Howard et al. 2019, Table 1).
 _V3_LARGE: Sequence[tuple[int, int, int, int, bool, str, int]] = (
@@ -40,12 +40,12 @@ _V3_HEAD = 1280
 
 
 def resnet18(in_channels: int, num_classes: int) -> nn.Module:
-    """ResNet-18: the first convolution of each block may lose filters."""
+    """Build ResNet-18, in which the first convolution of each block can be pruned."""
     return _resnet(torchvision.models.resnet18(num_classes=num_classes), in_channels)
 
 
 def resnet50(in_channels: int, num_classes: int) -> nn.Module:
-    """ResNet-50, its strides on the 3×3 convolutions: the first two of each block may lose filters."""
+    """Build ResNet-50, with strides on 3×3 convolutions; the first two convolutions of each block can be pruned."""
     return _resnet(torchvision.models.resnet50(num_classes=num_classes), in_channels)
 
 
@@ -55,7 +55,7 @@ def _resnet(model: torchvision.models.ResNet, in_channels: int) -> nn.Module:
 
 
 def mobilenet_v2(in_channels: int, num_classes: int) -> nn.Module:
-    """MobileNetV2: expansions may lose filters, and with them the depthwise convolutions that follow."""
+    """Build MobileNetV2, in which expansions can be pruned, and with them the depthwise convolutions that follow."""
     model = torchvision.models.mobilenet_v2(num_classes=num_classes)
     stem = model.features[0]
     stem[0] = _with_inputs(stem[0], in_channels)
@@ -63,12 +63,12 @@ def mobilenet_v2(in_channels: int, num_classes: int) -> nn.Module:
 
 
 def mobilenet_v3_large(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """MobileNetV3-Large: expansions may lose filters, and with them depthwise convolutions and gates.
+    """Build MobileNetV3-Large, in which expansions can be pruned, and with them depthwise convolutions and gates.
 
     Args:
         in_channels: Channels of an image.
         num_classes: Number of logits.
-        image_size: Height of an image; smaller than 64 gives the form for small images.
+        image_size: Height of an image; below 64 the network has the form for small images.
     """
     small = image_size < _SMALL_IMAGE
     model: MobileNetV3 = (
@@ -92,7 +92,7 @@ def _quarter_gate(channels: int, _: int) -> SqueezeExcitation:
 
 
 def _mobilenet(model: nn.Module, *, expansion: str) -> nn.Module:
-    """State what may lose filters: expansions; a block without one begins with its depthwise convolution."""
+    """List the expansions as prunable; a block without expansion begins with its depthwise convolution."""
     prunable = tuple(
         path
         for path, module in model.named_modules()
@@ -102,14 +102,14 @@ def _mobilenet(model: nn.Module, *, expansion: str) -> nn.Module:
 
 
 def _stating(model: nn.Module, **statements: object) -> nn.Module:
-    """A model with what `bench.compression.shapes.trace` reads of it."""
+    """Set attributes of a model that `bench.compression.shapes.trace` reads."""
     for name, value in statements.items():
         setattr(model, name, value)
     return model
 
 
 def _with_inputs(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """The stem for images with another number of channels, initialised as torchvision does."""
+    """Return the stem for a number of input channels, initialised as in torchvision."""
     if conv.in_channels == in_channels:
         return conv
     stem = nn.Conv2d(

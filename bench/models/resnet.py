@@ -35,7 +35,8 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A residual network of depth 6n + 2 for images of any size and number of channels.
 
-    The first convolution of each block may lose filters (paper, Section 4.2, after ThiNet): the others' are added.
+    The first convolution of each block can be pruned (paper, Section 4.2, after ThiNet). The outputs of the second are
+    added to the shortcut, so its filters are kept.
     """
 
     def __init__(self, blocks_per_stage: int, in_channels: int, num_classes: int) -> None:
@@ -55,7 +56,7 @@ class CifarResNet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal weights with variance 2/fan-out, as the original."""
+        """Draw weights from normal distributions with variance 2/fan-out, as in the original."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -68,15 +69,15 @@ class CifarResNet(nn.Module):
 
 
 def resnet8(in_channels: int, num_classes: int) -> CifarResNet:
-    """ResNet-8: one block a stage; for quick studies and tests."""
+    """Build ResNet-8, with one block per stage, for quick studies and tests."""
     return CifarResNet(1, in_channels, num_classes)
 
 
 def resnet20(in_channels: int, num_classes: int) -> CifarResNet:
-    """ResNet-20: three blocks a stage."""
+    """Build ResNet-20, with three blocks per stage."""
     return CifarResNet(3, in_channels, num_classes)
 
 
 def resnet56(in_channels: int, num_classes: int) -> CifarResNet:
-    """ResNet-56: nine blocks a stage."""
+    """Build ResNet-56, with nine blocks per stage."""
     return CifarResNet(9, in_channels, num_classes)

@@ -1,6 +1,6 @@
-"""The checkpoint that a task starts from: a file of the user's, or torchvision's published weights.
+"""The checkpoint that a task starts from: a file of the user, or torchvision's published weights.
 
-Weights are never downloaded: they are looked for where torchvision puts them.
+Weights are never downloaded; they must be in torchvision's cache folder.
 """
 
 from pathlib import Path
@@ -10,14 +10,14 @@ from bench.errors import BenchError
 from bench.spec.schema import PUBLISHED_WEIGHTS, TaskSpec
 
 _VERSION = "IMAGENET1K_V1"
-"""The weights that the paper's full-precision rows were made with, where torchvision has several."""
+"""Version of the weights in the paper's full-precision rows, for models with several."""
 
 
 def checkpoint_of(task: TaskSpec) -> Path | None:
-    """The file of a task's pretrained weights; `None` when it is to be pretrained here.
+    """Return the file of a task's pretrained weights; `None` if the network is to be pretrained.
 
     Raises:
-        BenchError: Published weights are asked for, and there are none of the model, or their file is absent.
+        BenchError: There are no published weights of the model, or their file is missing.
     """
     if task.checkpoint is None:
         return None
@@ -38,7 +38,7 @@ def _published(model: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / str(weights.url).rpartition("/")[2]
     if not path.is_file():
         raise BenchError(
-            f"torchvision's weights of {model} are not there: looked for {path}; put the file there, give another with "
-            "--set task.checkpoint=FILE, or leave task.checkpoint out to pretrain here"
+            f"torchvision's weights of {model} are missing: {path} does not exist; put the file there, give another "
+            "with --set task.checkpoint=FILE, or leave task.checkpoint out to pretrain here"
         )
     return path

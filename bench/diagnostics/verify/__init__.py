@@ -1,6 +1,7 @@
-"""What `bench verify` runs: functions that check a claim or a figure and say what they found, line by line.
+"""`bench verify`: checks of the paper's claims and printed figures, reported line by line.
 
-A check is a function without arguments in the entry-point group `bench.diagnostics.verify`.
+A check is a function without arguments that yields `CheckLine`s and figures. It is registered in the entry-point group
+`bench.checks`. The checks here are of costs; those of the paper's theorem are in `methods/checks`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,11 @@ class CheckLine:
     """One line of `bench verify`.
 
     Attributes:
-        what: The claim, in words.
-        figure: What was measured.
-        passed: Whether the claim holds. A line that only reports a measurement passes, and its claim says so.
-        deviation: Whether the paper prints something else than its own rules give. The claim then says how that comes
-            about, where it is known, and it is this that holds or not.
+        what: Claim in words.
+        figure: Measured figure.
+        passed: Whether the claim holds. A line that only reports a measurement always passes, and says so.
+        deviation: Whether the paper's figure differs from what its own rules give. The claim is then an explanation of
+            the difference, if there is one.
     """
 
     what: str
@@ -28,16 +29,16 @@ class CheckLine:
 
     @property
     def verdict(self) -> str:
-        """In a table."""
+        """Word for the table: "yes", "no" or "deviation"."""
         return "no" if not self.passed else "deviation" if self.deviation else "yes"
 
 
 Check = Callable[[], Iterator[CheckLine | Figure]]
-"""A check: yields its lines as they are found, so that slow ones can be watched, and figures of the same numbers."""
+"""Function that yields each line as soon as it is known, and figures."""
 
 
 def verification(lines: Sequence[CheckLine], figures: Sequence[Figure]) -> Document:
-    """What all checks found, as a table and the figures in the order of their names."""
+    """Make a document of all lines as a table, and of all figures in the order of their names."""
     table = Table(
         name="verify",
         title="Claims of the paper, checked against this implementation",

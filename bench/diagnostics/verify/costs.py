@@ -1,4 +1,4 @@
-"""Checks the cost counter: exact integers, the differentiable costs, and through other modules all that is printed."""
+"""Checks of costs: exact integers, the differentiable costs, and by other modules all costs that the paper prints."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -76,11 +76,11 @@ _MEMORY_BYTES = {
     "resnet56": {2: 360_816, 3: 536_240, 4: 711_664, 6: 1_062_512, 8: 1_413_360, 32: 5_653_440},
 }
 _POLICIES = 10
-"""Random policies on which the differentiable costs are compared with the counter."""
+"""Number of random policies on which the differentiable costs are compared with the counter."""
 
 
 def checks() -> Iterator[CheckLine]:
-    """Costs of the paper's networks: what the counter and the accelerator say, and what the paper prints."""
+    """Check costs of the paper's networks: counter, differentiable costs, accelerator, and printed figures."""
     for model in MODELS:
         yield _exact_line(model, "BOPs", _BOPS[model])
     for model in CIFAR:
@@ -94,9 +94,9 @@ def _exact_line(model: str, quantity: str, expected: Mapping[int, int]) -> Check
     wrong = []
     for bits, value in expected.items():
         cost = price(network(model), uniform(network(model), bits))
-        found = cost.bops if quantity == "BOPs" else cost.memory_bits / 8
-        if found != value:
-            wrong.append(f"{bits} bits: {found:,} instead of {value:,}")
+        counted = cost.bops if quantity == "BOPs" else cost.memory_bits / 8
+        if counted != value:
+            wrong.append(f"{bits} bits: {counted:,} instead of {value:,}")
     return CheckLine(
         what=f"{title(model)} {quantity}, uniform {', '.join(map(str, expected))} bits, exact integers",
         figure="; ".join(wrong) or f"all {len(expected)} equal",
@@ -105,7 +105,7 @@ def _exact_line(model: str, quantity: str, expected: Mapping[int, int]) -> Check
 
 
 def random_policy(shape: NetworkShape, source: torch.Generator) -> Policy:
-    """A policy with bits drawn from 2, 4 and 8, and in every prunable layer a drawn set of kept filters."""
+    """Draw a policy: bits from 2, 4 and 8, and a set of kept filters in every prunable layer."""
     policy = uniform(shape, 4)
     for layer in shape.middle:
         weight, activation = (int(2 ** torch.randint(1, 4, (), generator=source)) for _ in range(2))
@@ -118,13 +118,13 @@ def random_policy(shape: NetworkShape, source: torch.Generator) -> Policy:
 
 
 def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
-    """The whole choices with which a differentiable cost must equal the counter's figure for a policy."""
+    """Return the arguments, shares of 0 and 1, with which a differentiable cost must equal the counter's."""
 
     def share(bits: int) -> list[float]:
         return [float(bits == candidate) for candidate in CANDIDATES]
 
     def left(kept: Sequence[int] | None, full: int) -> int:
-        # Counted here: a check by what the counter itself makes of a policy would agree with its mistakes.
+        # Counted here and not by the counter, whose mistakes the check could not find otherwise.
         return full if kept is None else len(kept)
 
     choices = [policy.layers[layer.name] for layer in shape.middle]
@@ -139,7 +139,7 @@ def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
 
 
 def _relaxed(shape: NetworkShape, kind: type[RelaxedBops | RelaxedMemory]) -> RelaxedCost:
-    """The differentiable cost of a search over 2, 4 and 8 bits everywhere."""
+    """Make the differentiable cost of a search over 2, 4 and 8 bits in all layers."""
     everywhere = LayerSpace(weight_bits=CANDIDATES, activation_bits=CANDIDATES, group_size=1)
     return kind(shape, {layer.name: everywhere for layer in shape.middle})
 

@@ -1,4 +1,4 @@
-"""The networks whose costs are checked, each built once and without memory for its weights."""
+"""The networks of the paper's tables, each built once and without memory for its weights."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from bench.models.build import build_model
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What a network of the paper's tables is for."""
+    """Name and data set of a network in the paper's tables."""
 
     title: str
     dataset: str
@@ -36,13 +36,13 @@ MODELS = tuple(_TASKS)
 
 
 def title(model: str) -> str:
-    """What the paper calls a network."""
+    """Return the paper's name of a network."""
     return _TASKS[model].title
 
 
 @cache
 def network(model: str) -> NetworkShape:
-    """The shapes of one of the paper's networks on its data set."""
+    """Return the shapes of one of the paper's networks on its data set."""
     task = _TASKS[model]
     with torch.device("meta"):
         built = build_model(model, task.image, task.classes)

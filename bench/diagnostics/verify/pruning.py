@@ -1,4 +1,4 @@
-"""Checks the accounting of pruning: hand counts, and what the paper prints of pruned networks."""
+"""Checks of the costs of pruned networks: hand counts, and figures that the paper prints."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from bench.diagnostics.verify.networks import CIFAR, network, title
 from bench.diagnostics.verify.rounding import rounded
 
 _GROUP = 4
-"""Filters of a group in the paper's main results."""
+"""Number of filters of a group in the paper's main results."""
 _UNIT_MACS = 73_728
-"""MACs of 4 filters of the 32→64 convolution on the 8×8 map; what any group removes is a multiple of them."""
-# By hand: 4 filters · inputs · 9 · positions, and in the layer that reads them filters · 4 · 9 · positions.
+"""MACs of 4 filters of the 32→64 convolution on the 8×8 map; every group removes a multiple of them."""
+# By hand: 4 filters · inputs · 9 · positions, and filters · 4 · 9 · positions in the layer that reads them.
 _HAND_COUNT = {
     "16→16 at 32×32": (4 * 16 * 9 * 32 * 32) + (4 * 16 * 9 * 32 * 32),
     "16→32 at 16×16": (4 * 16 * 9 * 16 * 16) + (4 * 32 * 9 * 16 * 16),
@@ -29,7 +29,7 @@ _HAND_COUNT = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _PrunedRow:
-    """An SBS-P row of Table 1 (32 bits), and groups to drop by kind of layer for a policy of that cost."""
+    """An SBS-P row of Table 1 (32 bits), and the groups to drop, by kind of layer, for a policy of that cost."""
 
     model: str
     value: str
@@ -54,13 +54,13 @@ _PRUNED_ROWS = (
 
 
 _LATTICE_BOPS = Decimal("783.52")
-"""SBS on ResNet-56 in M, the text of Section 4.4 on Fig. 4."""
+"""BOPs of SBS on ResNet-56 in M, from the text of Section 4.4 on Fig. 4."""
 _LATTICE_MEMORY = Decimal("4778.0")
-"""SBS-P on ResNet-56 in KB, Table 2."""
+"""Memory of SBS-P on ResNet-56 in KB, from Table 2."""
 
 
 def lines() -> Iterator[CheckLine]:
-    """Pruning on ResNet-20 and ResNet-56 (type B shortcuts) for CIFAR-100."""
+    """Check pruning on ResNet-20 and ResNet-56 (type B shortcuts) for CIFAR-100."""
     for model in CIFAR:
         yield _hand_count_line(model)
     for row in _PRUNED_ROWS:
@@ -78,7 +78,7 @@ def _drop(policy: Policy, layer: LayerShape, groups: int) -> Policy:
 
 
 def _hand_count_line(model: str) -> CheckLine:
-    """Drop one group of 4 in each prunable layer in turn, and compare the MACs that go with a hand count."""
+    """Drop one group of 4 in each prunable layer in turn, and compare the removed MACs with a hand count."""
     shape = network(model)
     full = uniform(shape, FULL_PRECISION_BITS)
     prunable = [layer for layer in shape.layers if layer.prunable]
@@ -100,7 +100,7 @@ def _hand_count_line(model: str) -> CheckLine:
 
 
 def _pruned_row_line(row: _PrunedRow) -> CheckLine:
-    """An SBS-P row: full precision less a whole number of units, and a policy that costs just that."""
+    """Check that an SBS-P row is full precision minus a whole number of units, and find a policy of that cost."""
     shape = network(row.model)
     full = uniform(shape, FULL_PRECISION_BITS)
     policy = full
@@ -118,7 +118,7 @@ def _pruned_row_line(row: _PrunedRow) -> CheckLine:
 
 
 def _drop_groups(policy: Policy, layers: Sequence[LayerShape], groups: int) -> Policy:
-    """Drop groups from layers one after another, leaving each at least one group."""
+    """Drop groups from layers one after another, but keep at least one group in each."""
     for layer in layers:
         share = min(groups, layer.out_channels // _GROUP - 1)
         policy = _drop(policy, layer, share) if share else policy
@@ -127,7 +127,7 @@ def _drop_groups(policy: Policy, layers: Sequence[LayerShape], groups: int) -> P
 
 
 def _off_bops_line(shape: NetworkShape) -> CheckLine:
-    """A printed figure of SBS that no policy of its search space costs."""
+    """Check that no policy of SBS's search space has the printed cost."""
     edges = sum(
         layer.bops for layer in price(shape, uniform(shape, CANDIDATES[0])).layers if _is_edge(shape, layer.name)
     )
@@ -135,10 +135,10 @@ def _off_bops_line(shape: NetworkShape) -> CheckLine:
     near = [Decimal(value) / 10**6 for value in _neighbours(_LATTICE_BOPS * 10**6, edges, step)]
     return CheckLine(
         what=(
-            f"ResNet-56, SBS, paper prints {_LATTICE_BOPS} M (text on Fig. 4): no policy with widths 2, 4, 8 and whole "
-            f"groups of {_GROUP} costs that, whatever it is; why is not known"
+            f"ResNet-56, SBS, paper prints {_LATTICE_BOPS} M (text on Fig. 4): no policy with 2, 4 and 8 bits and "
+            f"whole groups of {_GROUP} has that cost; the reason is unknown"
         ),
-        figure=f"such policies cost {edges:,} and multiples of {step:,} BOPs, next to it {near[0]} and {near[1]} M",
+        figure=f"such policies cost {edges:,} plus multiples of {step:,} BOPs; nearest: {near[0]} and {near[1]} M",
         passed=all(rounded(value, _LATTICE_BOPS) != _LATTICE_BOPS for value in near),
         deviation=True,
     )
@@ -149,20 +149,20 @@ def _is_edge(shape: NetworkShape, name: str) -> bool:
 
 
 def _least_macs(layer: LayerShape) -> int:
-    """What the MACs of a layer are a multiple of, when it and the layer before it may lose groups."""
+    """Return the largest number that divides the MACs of a layer, whichever groups it and its producer lose."""
     inputs = _GROUP if layer.producer else layer.in_channels
     outputs = _GROUP if layer.prunable else layer.out_channels
     return inputs * outputs * math.prod(layer.kernel) * math.prod(layer.out_size) // layer.groups
 
 
 def _neighbours(value: Decimal, first: int, step: int) -> tuple[int, int]:
-    """The figures first + n · step below and above a value."""
+    """Return the numbers first + n · step just below and above a value."""
     below = first + int((value - first) // step) * step
     return below, below + step
 
 
 def _off_memory_line(shape: NetworkShape) -> CheckLine:
-    """A printed figure of SBS-P that dropping whole groups does not give."""
+    """Check that dropping whole groups cannot give a printed figure of SBS-P."""
     full = uniform(shape, FULL_PRECISION_BITS)
     most = price(shape, full).memory_bits
     parts = [most - price(shape, _drop(full, layer, 1)).memory_bits for layer in shape.layers if layer.prunable]
@@ -170,10 +170,10 @@ def _off_memory_line(shape: NetworkShape) -> CheckLine:
     near = [Decimal(value) / 8000 for value in _neighbours(_LATTICE_MEMORY * 8000, most % step, step)]
     return CheckLine(
         what=(
-            f"ResNet-56, SBS-P, paper prints {_LATTICE_MEMORY} KB (Table 2): no dropping of whole groups of {_GROUP} "
-            "gives that; why is not known"
+            f"ResNet-56, SBS-P, paper prints {_LATTICE_MEMORY} KB (Table 2): dropping whole groups of {_GROUP} cannot "
+            "give that; the reason is unknown"
         ),
-        figure=f"it gives full precision less multiples of {step // 8} bytes, next to it {near[0]} and {near[1]} KB",
+        figure=f"it gives full precision less multiples of {step // 8} bytes; nearest: {near[0]} and {near[1]} KB",
         passed=all(rounded(value, _LATTICE_MEMORY) != _LATTICE_MEMORY for value in near),
         deviation=True,
     )

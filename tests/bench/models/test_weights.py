@@ -41,7 +41,7 @@ def test_published_weights_are_found_and_fit(hub: Path) -> None:
 
 
 def test_absent_weights_are_named_with_their_place(hub: Path) -> None:
-    with pytest.raises(BenchError, match=r"weights of resnet18 are not there: looked for .*resnet18-f37072fd\.pth"):
+    with pytest.raises(BenchError, match=r"weights of resnet18 are missing: .*resnet18-f37072fd\.pth does not exist"):
         checkpoint_of(task("resnet18"))
     assert not list(hub.iterdir())
 

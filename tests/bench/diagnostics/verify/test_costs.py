@@ -1,4 +1,4 @@
-"""What `bench verify` says of costs, and that it notices when a cost is wrong."""
+"""The lines of `bench verify` on costs, and that they fail when a cost is wrong."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def test_every_printed_cost_of_uniform_networks_has_a_line() -> None:
     assert {row.table for row in uniform_rows} == {"1", "2", "3", "4", "6", "10", "11", "12", "I"}
 
 
-def test_a_row_of_which_no_width_is_known_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_whose_bits_are_unknown_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     row = published.printed("1")[1]
 
     def more(table: str) -> tuple[Printed, ...]:
@@ -86,7 +86,7 @@ def test_a_figure_that_is_printed_differently_is_noticed(monkeypatch: pytest.Mon
     assert not any("Table 2" in what for what in found)
 
 
-def test_deviations_are_told_and_not_hidden() -> None:
+def test_deviations_are_reported_and_not_hidden() -> None:
     found = {line.what: line.figure for line in costs.checks() if line.deviation}
     words = ("1482.1 M", "24.9 ms", "37.0 mJ", "of 62.9", "of 1.9", "34.0 G", "783.52 M", "4778.0 KB", "4.3e34")
     assert all(any(word in what for what in found) for word in words) and len(found) == len(words)
@@ -145,4 +145,6 @@ def test_a_differentiable_cost_that_is_off_is_noticed(
 
 def test_other_cycles_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator, "_CYCLES", {"resnet18": 58_992_482})
-    assert failed(accelerator.lines()) == ["ResNet-18: cycles on BitFusion at 8 bits, batch 16, those of the simulator"]
+    assert failed(accelerator.lines()) == [
+        "ResNet-18: cycles on BitFusion at 8 bits, batch 16, equal those of the simulator"
+    ]
