@@ -155,3 +155,21 @@ def test_bops_and_memory_by_hand() -> None:
     wide, depthwise = 6 * 7 * 8 + 6 * 16 * 2, 7 * 25 * 4 + 7 * 16 * 8
     narrow, grouped = 7 * 5 * 4 + 7 * 4 * 8, 3 * 4 * 9 * 8 + 6 * 16 * 3
     assert float(memory) == (edges + wide + depthwise + narrow + grouped) / 8000
+
+
+def test_filters_that_a_layer_keeps_are_channels_of_those_that_read_it() -> None:
+    relaxed = RelaxedBops(NETWORK, CHOICES)
+    channels = relaxed.channels({"wide": torch.tensor(7.0)})
+    names = [layer.name for layer in relaxed.layers]
+    assert dict(zip(names, channels["in_channels"].tolist(), strict=True)) == {
+        "wide": 6,
+        "depthwise": 7,
+        "narrow": 7,
+        "grouped": 6,
+    }
+    assert dict(zip(names, channels["out_channels"].tolist(), strict=True)) == {
+        "wide": 7,
+        "depthwise": 7,
+        "narrow": 5,
+        "grouped": 4,
+    }
