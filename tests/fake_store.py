@@ -216,3 +216,11 @@ def mixed(root: Path) -> FakeStore:
     fake.missing("not-yet-run")
     fake.damaged("cut-off")
     return fake
+
+
+def two_done(root: Path) -> FakeStore:
+    """Two runs that are done and one that is planned."""
+    fake = FakeStore(root)
+    fake.seeds("sbs", [70.0, 72.0])
+    fake.missing("sbs-4bit-2")
+    return fake

@@ -1,5 +1,6 @@
-"""Running commands as a user does, in this process."""
+"""Running commands as a user does, in this process; stores with a database of MLflow."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.reporting.mlflow.tracker import Tracker
 
 
 @dataclass
@@ -44,3 +46,21 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return Answer(int(caught.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables. Making them takes seconds; copying them does not."""
+    root = tmp_path_factory.mktemp("mlflow")
+    assert Tracker(f"sqlite:///{root / 'mlflow.db'}", root).prepare({"name": "template"})
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store's folder with an empty database of MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "a store%20"
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    return folder

@@ -1,0 +1,63 @@
+"""`bench status` and `bench report`."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.planning.units import title
+from bench.store.files import read_json
+
+
+def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Any], finished: Any) -> None:
+    store = ("--store", finished.store.root)
+    for command in ("status", "report", "ui"):
+        assert "no study 'tinny' in the store" in bench(command, "tinny", *store).refusal
+    assert (
+        "unknown report 'comparisons': did you mean 'comparison'?"
+        in bench("report", "--report", "comparisons", *store).refusal
+    )
+    assert "unknown form 'markdwn': did you mean 'markdown'?" in bench("report", "--format", "markdwn", *store).refusal
+
+
+def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finished: Any) -> None:
+    document = read_json(copied / "studies" / "tiny" / "study.json")
+    missing, damaged = document["runs"][0], document["runs"][1]
+    (copied / "runs" / missing / "record.json").unlink()
+    (copied / "runs" / damaged / "record.json").write_text("{")
+    answer = bench("status", "--store", copied)
+    assert (answer.status, answer.err) == (0, "")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
+    rows = [row for row in rows if row[0]]  # a long reason goes on in the next line
+    plan = finished.plan
+    assert [row[0] for row in rows] == [title(unit) for unit in (*plan.pretrainings, *plan.tunings, *plan.runs)]
+    assert [row[1] for row in rows] == ["done"] * 5 + ["planned", "damaged"] + ["done"] * 6
+    assert "NA" not in answer.out and "nan" not in answer.out
+    record = finished.record("fixed 0")
+    assert ["run fixed 4bit seed 0", "done", "1", f"{record['metrics']['top1']:.2f}", "55.4", ""] in rows
+    assert "11 done, 1 planned, 1 damaged" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"),
+    [("terminal", "Top-1 %"), ("markdown", "| sbs "), ("csv", "sbs,4bit,"), ("latex", r"\begin{tabular}")],
+)
+def test_reports_come_in_several_forms(bench: Callable[..., Any], finished: Any, form: str, sign: str) -> None:
+    answer = bench("report", "tiny", "--format", form, "--store", finished.store.root)
+    assert (answer.status, answer.err) == (0, "")
+    assert sign in answer.out
+    for method in ("sbs", "dnas", "fixed"):
+        assert method in answer.out
+    if form == "csv":
+        rows = list(csv.reader(io.StringIO(answer.out)))
+        assert {len(row) for row in rows[:5]} == {len(rows[0])}
+
+
+def test_the_environment_names_the_store(
+    bench: Callable[..., Any], finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_STORE", str(finished.store.root))
+    assert "tiny: resnet8 on synthetic" in bench("report").out

@@ -1,0 +1,64 @@
+"""Runs without a usable result, and the commands that get one."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.results.tables import StudyResults
+from bench.store.files import Store
+from bench.store.leases import Leases
+from reports.failures import Failures
+from tests import fake_store
+from tests.reports.reading import records, results_of, table_of
+
+
+def test_every_run_without_a_result_is_called_what_it_is(mixed: Any) -> None:
+    mixed.run("sbs", 7, 70.0, fingerprint={"cost_counter": 0})
+    mixed.run("sbs", 8, 70.0, within_budget=False, metrics={"bops": 1.2 * fake_store.BUDGET_BOPS})
+    rows = {row["Id"]: row for row in records(table_of(Failures(), mixed, "failures"))}
+    states = {identity: (row["State"], row["Reason"]) for identity, row in rows.items()}
+    assert states.pop("sbs-4bit-7")[0] == "stale"
+    assert states == {
+        "dnas-4bit-0": ("below the window", "costs 0.988 of the budget"),
+        "dnas-4bit-1": ("unreachable", "the cheapest policy costs 44.1 M"),
+        "dnas-4bit-2": ("failed", "NaN loss"),
+        "dnas-4bit-3": ("orphaned", "started 2026-01-01T00:00:00+00:00"),
+        "not-yet-run": ("missing", ""),
+        "cut-off": ("damaged", "its record does not match its checksum"),
+        "sbs-4bit-8": ("over budget", "costs 1.200 of the budget"),
+    }
+    assert "--retry failed" in rows["dnas-4bit-2"]["To get a result"]
+    assert "--seeds 2," in rows["dnas-4bit-2"]["To get a result"]
+    assert "--methods" not in rows["not-yet-run"]["To get a result"]
+    assert "--store repeated" in rows["sbs-4bit-8"]["To get a result"]
+
+
+def test_a_run_at_work_is_no_failure(mixed: Any) -> None:
+    lease = Leases(mixed.root).acquire("runs-dnas-4bit-3", "run dnas")
+    assert lease is not None
+    with lease:
+        assert "dnas-4bit-3" not in {row["Id"] for row in records(table_of(Failures(), mixed, "failures"))}
+
+
+def test_a_study_without_failures_has_no_such_table(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0])
+    assert not Failures().build(results_of(fake))
+
+
+def test_a_failed_run_gets_its_result_by_the_printed_command(copied: Path) -> None:
+    """The whole way: the command that the report prints is run, and the study then has the run."""
+    store = Store(copied)
+    study = store.load_study(None)
+    fixed = next(run for run in study["runs"] if (store.record("runs", run) or {})["method"] == "fixed")
+    record = dict(store.record("runs", fixed) or {})
+    store.write_record("runs", fixed, record | {"status": "failed", "reason": "cosmic ray", "metrics": {}})
+    (row,) = records(Failures().build(StudyResults(store, study))[0])
+    assert (row["Id"], row["State"], row["Reason"]) == (fixed, "failed", "cosmic ray")
+    words = [sys.executable, "-m", *shlex.split(row["To get a result"])]
+    subprocess.run([*words, "--in-process"], check=True, capture_output=True)
+    again = StudyResults(store, store.load_study("tiny"))
+    assert not Failures().build(again)
+    assert (store.record("runs", fixed) or {})["metrics"]["top1"] == record["metrics"]["top1"]
