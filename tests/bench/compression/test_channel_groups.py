@@ -20,7 +20,7 @@ Body = Callable[[Any, Tensor], Tensor]
 
 
 class Net(nn.Module):
-    """Named layers and a function that says how they are carried out."""
+    """Named layers and a function that executes them."""
 
     def __init__(self, body: Body, **layers: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def read(body: Body, **layers: nn.Module) -> Structure:
 
 
 def between(change: Body, **others: nn.Module) -> Structure:
-    """The structure of a network in which something happens between a convolution of 8 filters and its reader."""
+    """The structure of a network with an operation between a convolution of 8 filters and the layer that reads it."""
     layers = {"first": conv(3, 8, 3), "last": conv(8, 4), **others}
     return read(lambda net, x: net.last(change(net, net.first(x))), **layers)
 
@@ -182,7 +182,7 @@ def test_without_a_gate_the_depthwise_convolution_follows_alone() -> None:
 
 
 def test_two_factors_live_and_die_together() -> None:
-    """The one that is carried out first decides."""
+    """The layer that is executed first is the producer."""
 
     def body(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
@@ -270,7 +270,7 @@ def test_what_keeps_filters_from_going(case: str) -> None:
 
 
 class TwoOutputs(nn.Module):
-    """One of them is what the last layer reads."""
+    """The last layer reads one of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ def test_depthwise_convolution_of_the_image_stays() -> None:
     assert found.roles["last"].producer is None
 
 
-def test_what_nobody_reads_stays() -> None:
+def test_what_no_layer_reads_stays() -> None:
     def body(net: Any, x: Tensor) -> Tensor:
         x = net.first(x)
         net.unread(x)
@@ -353,7 +353,7 @@ ONTO_LINEAR: dict[str, tuple[Body, bool]] = {
 
 @pytest.mark.parametrize("case", ONTO_LINEAR)
 def test_linear_readers(case: str) -> None:
-    """They may lose inputs if each is one channel."""
+    """Groups can lose inputs if each has one channel."""
     change, kept = ONTO_LINEAR[case]
     found = between(change, last=nn.Linear(8, 4))
     assert found.prunable == (("first",) if kept else ())
@@ -443,7 +443,7 @@ def test_harmless_modules_and_their_signs(case: str) -> None:
 
 @pytest.mark.parametrize("case", sorted(HARMLESS))
 def test_no_sign_is_claimed_that_is_wrong(case: str) -> None:
-    """Where an input counts as not negative, it is not."""
+    """An input that counts as non-negative has no negative value."""
     change, signed = HARMLESS[case]
     net = Net(change, act=nn.ReLU(inplace=True), norm=nn.BatchNorm2d(8)).eval()
     values = 3 * torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -464,7 +464,7 @@ def test_a_normalisation_belongs_to_the_one_layer_that_it_alone_reads() -> None:
     ("kernel", "shared", "added"), [(3, True, True), (1, False, True), (1, True, False), (1, True, True)]
 )
 def test_what_a_shortcut_is(kernel: int, shared: bool, added: bool) -> None:
-    """A 1×1 convolution of what another layer reads too, added right away."""
+    """A 1×1 convolution that shares its input with another layer and whose output is added."""
 
     def body(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
@@ -523,7 +523,7 @@ class Plain(nn.Sequential):
 
 
 def test_the_edges_keep_their_channels() -> None:
-    """No search masks what the last layer reads: the filters that it reads stay."""
+    """Searches do not mask the input of the last layer, so the filters that it reads are kept."""
     network = trace(Plain(), (3, 8, 8), name="plain", dataset="none")
     assert [layer.name for layer in network.layers if layer.prunable] == ["2"]
     assert {layer.name: layer.producer for layer in network.layers} == {"0": None, "2": None, "4": "2", "7": None}

@@ -24,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def model() -> CifarResNet:
-    """A float network whose norms have seen nothing like their starting values."""
+    """A float network whose normalisations have random statistics."""
     torch.manual_seed(1)
     network = resnet8(3, 10).double()
     for module in network.modules():
@@ -56,7 +56,7 @@ def pruned_policy(network: NetworkShape, bits: int) -> Policy:
 
 @torch.no_grad()
 def masked_output(model: CifarResNet, network: NetworkShape, images: Tensor) -> Tensor:
-    """The float network in which what the second convolution of a block reads is set to zero where pruned."""
+    """The float network with pruned channels set to zero at the input of the second convolution of each block."""
 
     def masking(kept: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -192,7 +192,7 @@ def test_only_convolutions_and_linear_layers_can_be_quantized() -> None:
         QuantizedLayer(nn.ReLU(), nn.Identity(), nn.Identity())
 
 
-def test_clips_start_where_they_are_told(model: CifarResNet, network: NetworkShape) -> None:
+def test_clips_start_at_given_values(model: CifarResNet, network: NetworkShape) -> None:
     clips = {"conv1.weight": 2.5, "stages.0.0.conv1.activation": 0.25, "conv1.activation": 9.0}
     layers = layers_of(compress(model, network, uniform(network, 4), clips=clips))
     assert clip_of(layers["conv1"].weight_quantizer) == 2.5
@@ -206,7 +206,7 @@ def clip_of(quantizer: nn.Module) -> float:
 
 
 def test_calibrate_sets_clips_in_the_order_of_execution(model: CifarResNet, network: NetworkShape) -> None:
-    """Each clip suits the input that arrives through calibrated layers, not through those at their start."""
+    """Each clip value fits an input that comes from calibrated layers, not from uncalibrated ones."""
     compressed = compress(model, network, pruned_policy(network, 3)).double()
     images = normal(16, 3, 8, 8)
     before = arriving(compressed, images)
@@ -274,7 +274,7 @@ def test_calibration_brings_eight_bits_close_to_the_float_network(model: CifarRe
 
 
 class Signed(nn.Sequential):
-    """The second convolution reads a hard swish, the third what a ReLU lets through, the classifier anything."""
+    """The second convolution reads a hard swish's output, the third a ReLU's, the classifier signed values."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -305,7 +305,7 @@ def test_inputs_that_can_be_negative_have_an_offset() -> None:
     assert not any(layer.weight_quantizer.normalized for layer in layers.values())
 
 
-def test_offsets_start_where_they_are_told_and_are_kept_in_the_state() -> None:
+def test_offsets_start_at_given_values_and_are_kept_in_the_state() -> None:
     compressed, layers = signed_layers(clips={"2.offset": -0.375, "2.activation": 0.5, "4.offset": 9.0})
     quantizer = layers["2"].activation_quantizer
     assert isinstance(quantizer, Shifted)

@@ -53,9 +53,9 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 def test_uniform_policy_leaves_the_edges_at_eight_bits(network: NetworkShape) -> None:
     policy = uniform(network, 3)
-    widths = {name: (layer.weight_bits, layer.activation_bits) for name, layer in policy.layers.items()}
-    assert widths.pop("conv1") == widths.pop("fc") == (8, 8)
-    assert set(widths.values()) == {(3, 3)}
+    bits = {name: (layer.weight_bits, layer.activation_bits) for name, layer in policy.layers.items()}
+    assert bits.pop("conv1") == bits.pop("fc") == (8, 8)
+    assert set(bits.values()) == {(3, 3)}
     check(network, policy)
 
 

@@ -37,7 +37,7 @@ def scalar(value: float) -> Tensor:
 
 
 def unclipped(x: Tensor, clip: float, kind: Kind) -> Tensor:
-    """Where a tensor lies in the range of the clip value, bounds included."""
+    """Mask of the elements in the clip range, bounds included."""
     return (x >= (0 if kind == "activation" else -clip)) & (x <= clip)
 
 
@@ -216,7 +216,7 @@ def test_best_clip_of_zeros_is_one(kind: Kind) -> None:
 
 
 def test_best_clip_of_large_maps_sees_all_columns() -> None:
-    """The values of a border column differ from the rest; even spacing would meet no other."""
+    """The values of a border column differ from the rest; evenly spaced elements would all be from that column."""
     x = normal(128, 16, 32, 32, dtype=torch.float32).abs()
     x[..., 0] *= 0.01
     sampled, full = best_clip(x, 4, "activation"), best_clip(x[:4], 4, "activation")
@@ -383,7 +383,7 @@ def test_parameters_of_a_layers_quantizers_have_names() -> None:
 
 
 def test_offsets_are_trained_like_clip_values() -> None:
-    """Without decay: pulling a range towards zero would be no regularisation."""
+    """Clip values have no weight decay: pulling a range towards zero does not regularise."""
     signed = Shifted(UniformQuantizer(bits=4, kind="activation"))
     network = nn.Sequential(nn.Linear(2, 2), signed)
     assert {id(parameter) for parameter in clip_parameters(network)} == {id(p) for p in signed.parameters()}

@@ -1,4 +1,4 @@
-"""Random policies on all of our networks: what is priced is what is built, and it computes what the masked one does."""
+"""Random policies on all of our networks: the built network has the price, and computes what the masked one does."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ DEVICE = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """A float network in float64 whose norms have seen nothing like their starting values, and its shapes."""
+    """A float network in float64 whose normalisations have random statistics, and its shapes."""
 
     model: nn.Module
     network: NetworkShape
@@ -49,8 +49,8 @@ def case_of(model: str, *, stated: bool = True) -> Case:
     return Case(built, trace(built, IMAGE, name=model, dataset="none"))
 
 
-def random_policy(network: NetworkShape, seed: int, widths: Sequence[int] = range(1, 33)) -> Policy:
-    """Any widths; of a third of the prunable layers one filter, of a third some, of the others all."""
+def random_policy(network: NetworkShape, seed: int, candidates: Sequence[int] = range(1, 33)) -> Policy:
+    """Any bits; a third of the prunable layers keep one filter, a third some, the others all."""
     draw = Random(seed)  # noqa: S311
     layers = {}
     for layer in network.layers:
@@ -60,14 +60,14 @@ def random_policy(network: NetworkShape, seed: int, widths: Sequence[int] = rang
             count = 1 if share < 1 / 3 else draw.randint(1, layer.out_channels)
             kept = tuple(sorted(draw.sample(range(layer.out_channels), count)))
         layers[layer.name] = LayerPolicy(
-            weight_bits=draw.choice(widths), activation_bits=draw.choice(widths), kept_filters=kept
+            weight_bits=draw.choice(candidates), activation_bits=draw.choice(candidates), kept_filters=kept
         )
     return Policy(model=network.model, dataset=network.dataset, layers=layers)
 
 
 @torch.no_grad()
 def masked_output(case: Case, policy: Policy, images: Tensor) -> Tensor:
-    """The full network's, with dropped channels set to zero where layers that mix channels read them."""
+    """Outputs of the full network with dropped channels set to zero at the inputs of layers that mix channels."""
 
     def masking(kept: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -93,7 +93,7 @@ def masked_output(case: Case, policy: Policy, images: Tensor) -> Tensor:
 
 @dataclass
 class Count:
-    """What the layers of a network hold and do, from the tensors that they meet."""
+    """Weights and operations of a network's layers, counted from tensors."""
 
     macs: int = 0
     bops: int = 0
@@ -162,7 +162,7 @@ def test_the_reduced_network_is_the_masked_one_at_the_price_of_the_policy(model:
 
 
 def test_more_may_go_where_a_model_states_nothing() -> None:
-    """Else the cases above would test the same thing twice."""
+    """Otherwise the cases above would test the same thing twice."""
     stated, all_of_it = case_of("mobilenet_v3_large", stated=True), case_of("mobilenet_v3_large", stated=False)
     more = {layer.name for layer in all_of_it.network.layers if layer.prunable}
     more -= {layer.name for layer in stated.network.layers if layer.prunable}
@@ -176,13 +176,13 @@ BITS = (2, 4, 8)
 
 
 def relaxed_cost(relaxed: RelaxedCost, network: NetworkShape, policy: Policy, bits: Sequence[int] = BITS) -> float:
-    """The differentiable cost of a policy's whole choices."""
+    """The differentiable cost of a policy's choices."""
     chosen = [policy.layers[layer.name] for layer in network.middle]
     left = [channels(policy, layer) for layer in network.middle]
     return float(
         relaxed(
-            torch.tensor([[float(choice.weight_bits == width) for width in bits] for choice in chosen]),
-            torch.tensor([[float(choice.activation_bits == width) for width in bits] for choice in chosen]),
+            torch.tensor([[float(choice.weight_bits == candidate) for candidate in bits] for choice in chosen]),
+            torch.tensor([[float(choice.activation_bits == candidate) for candidate in bits] for choice in chosen]),
             in_channels=torch.tensor([inputs for inputs, _ in left]),
             out_channels=torch.tensor([outputs for _, outputs in left]),
         )
@@ -190,7 +190,7 @@ def relaxed_cost(relaxed: RelaxedCost, network: NetworkShape, policy: Policy, bi
 
 
 def search_policy(network: NetworkShape, seed: int, *, tabulated: bool = False) -> Policy:
-    """A policy that a search can find; if asked for, with channel counts at which tables are made."""
+    """A policy in the search space; on request with channel counts that tables contain."""
     policy = random_policy(network, seed, BITS)
     draw = Random(seed)  # noqa: S311
     for layer in network.layers:
@@ -222,7 +222,7 @@ def test_relaxed_costs_of_whole_choices_are_exact(model: str, measure: Measure) 
 
 @pytest.mark.parametrize("measure", [BOPS, Memory()], ids=["bops", "memory"])
 def test_relaxed_costs_know_full_precision_edges(measure: Measure) -> None:
-    """Pruning alone: nothing is quantized, the first and the last layer neither."""
+    """Pruning only: no layer is quantized, not even the first and the last."""
     network = case_of("mobilenet_v2").network
     choices = {
         layer.name: LayerSpace(weight_bits=(32,), activation_bits=(32,), group_size=int(layer.prunable))

@@ -6,7 +6,7 @@ from bench.compression.space_size import count, in_words, policies
 
 
 def network(group_size: int = 4) -> nn.Module:
-    """A stem, a layer whose 6 filters may go, one that reads them, one whose filters are added, a classifier."""
+    """A stem, a layer with 6 prunable filters, one that reads them, one whose filters are added, a classifier."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.ReLU(),

@@ -76,7 +76,7 @@ def test_latency_and_energy_are_those_of_the_accelerator_that_is_asked_for(netwo
 def test_measured_budget_outside_of_what_a_network_can_cost_is_refused(
     network: NetworkShape, text: str, most: str
 ) -> None:
-    """Of the accelerator, which does not compute at full precision, the dearest is its highest width."""
+    """The accelerator does not compute at full precision; its costliest network has its highest precision."""
     with pytest.raises(BenchError, match=most):
         parse_budget(text, network, 0.03)
 

@@ -200,7 +200,7 @@ def choices(network: NetworkShape, *bits: int) -> dict[str, LayerSpace]:
 
 
 def arguments(network: NetworkShape, seed: int) -> dict[str, Tensor]:
-    """Shares of three widths and channel counts, all at random."""
+    """Random shares of three numbers of bits, and random channel counts."""
     source = torch.Generator().manual_seed(seed)
     count = len(network.middle)
     full = RelaxedBops(network, choices(network, 2, 4, 8))
@@ -223,7 +223,7 @@ def arguments(network: NetworkShape, seed: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_relaxed_cost_of_full_channels_is_the_uniform_cost(model: str, bits: int) -> None:
     network = shape_of(model)
-    shares = torch.tensor([[float(bits == width) for width in (2, 4, 8)]] * len(network.middle))
+    shares = torch.tensor([[float(bits == candidate) for candidate in (2, 4, 8)]] * len(network.middle))
     relaxed = RelaxedBops(network, choices(network, 2, 4, 8))
     assert float(relaxed(shares, shares)) == price(network, uniform(network, bits)).bops
 
@@ -260,15 +260,13 @@ def float_network() -> tuple[nn.Module, NetworkShape]:
 def policies(draw: st.DrawFn) -> Policy:
     _, network = float_network()
     policy = uniform(network, 4)
-    widths = st.integers(1, 32)
+    bits = st.integers(1, 32)
     for layer in network.layers:
         kept = None
         if layer.prunable and draw(st.booleans()):
             filters = st.sets(st.integers(0, layer.out_channels - 1), min_size=1)
             kept = tuple(sorted(draw(filters)))
-        policy = policy.with_layer(
-            layer.name, weight_bits=draw(widths), activation_bits=draw(widths), kept_filters=kept
-        )
+        policy = policy.with_layer(layer.name, weight_bits=draw(bits), activation_bits=draw(bits), kept_filters=kept)
     return policy
 
 

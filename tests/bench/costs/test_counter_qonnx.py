@@ -1,6 +1,6 @@
-"""The counter against one that others wrote: `inference_cost` of the package qonnx.
+"""The counter against an independent one: `inference_cost` of the package qonnx.
 
-PyTorch exports the physically reduced network to ONNX. A node `Quant` with the policy's width on the weight and on the
+PyTorch exports the physically reduced network to ONNX. A node `Quant` with the policy's bits on the weight and on the
 input of every weighted layer makes it a graph of the QONNX dialect, in which qonnx finds shapes and data types by
 itself and counts.
 
@@ -107,7 +107,7 @@ def insert_quantizers(graph: Any, network: NetworkShape, policy: Policy) -> None
 
 
 def quantize_weights(wrapper: Any) -> None:
-    """Carry out the quantizers of weights, all at once: qonnx's own pass starts over after each."""
+    """Apply all quantizers of weights at once, since qonnx's own pass starts again after each."""
     from qonnx.custom_op.general.quant import quant
 
     for node in wrapper.get_nodes_by_op_type("Quant"):
@@ -119,7 +119,7 @@ def quantize_weights(wrapper: Any) -> None:
 
 
 def counted(model: nn.Module, policy: Policy, *, zeros_count: bool = True) -> Mapping[str, Any]:
-    """What qonnx counts in a network that has the filters that it has, whatever the policy keeps."""
+    """The costs that qonnx counts in a network with its filters as they are, independent of the policy."""
     from qonnx.transformation.infer_datatypes import InferDataTypes
     from qonnx.transformation.infer_shapes import InferShapes
 
@@ -137,7 +137,7 @@ def counted(model: nn.Module, policy: Policy, *, zeros_count: bool = True) -> Ma
     return total
 
 
-def macs_by_widths(total: Mapping[str, Any]) -> Counter[tuple[int, int]]:
+def macs_by_bits(total: Mapping[str, Any]) -> Counter[tuple[int, int]]:
     """Operations by the bits of activations and of weights, from entries such as "op_mac_UINT4_SCALEDINT<2>"."""
     found: Counter[tuple[int, int]] = Counter()
     for key, value in total.items():
@@ -153,10 +153,10 @@ def test_operations_and_weights_are_those_of_the_other_counter(name: str, bits: 
     found = case(name, bits)
     ours, theirs = found.cost(), counted(found.reduced(), found.policy)
     assert (theirs["total_macs"], theirs["total_bops"]) == (ours.macs, ours.bops)
-    widths: Counter[tuple[int, int]] = Counter()
+    expected: Counter[tuple[int, int]] = Counter()
     for layer in ours.layers:
-        widths[layer.activation_bits, layer.weight_bits] += layer.macs
-    assert macs_by_widths(theirs) == widths and len(widths) > (1 if bits else 5)
+        expected[layer.activation_bits, layer.weight_bits] += layer.macs
+    assert macs_by_bits(theirs) == expected and len(expected) > (1 if bits else 5)
     assert theirs["total_mem_w_elems"] == ours.parameters
     assert theirs["total_mem_w_bits"] == sum(layer.weight_memory_bits for layer in ours.layers)
 

@@ -1,4 +1,4 @@
-"""Differentiable costs between whole choices: shares, tabulated channel counts, slopes."""
+"""Differentiable costs between discrete choices: shares, tabulated channel counts, slopes."""
 
 from itertools import pairwise, product
 from random import Random
@@ -91,13 +91,13 @@ def test_a_table_is_exact_at_its_counts(table: RelaxedTable, filters: int) -> No
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
-def test_without_channels_a_table_stands_for_all_of_them(table: RelaxedTable) -> None:
+def test_without_channels_a_table_takes_all_of_them(table: RelaxedTable) -> None:
     shares = one_hot([0, 0, 0, 0])
     assert torch.equal(table(shares, shares), table(shares, shares, **counts(20)))
 
 
 def test_a_table_is_the_mean_over_shares(table: RelaxedTable) -> None:
-    """Widths are chosen independently; what a layer cannot choose has no share."""
+    """Bits of weights and inputs are chosen independently; candidates that a layer lacks have no share."""
     shares = [torch.zeros(4, 3, dtype=torch.float64) for _ in range(2)]
     draws = torch.Generator().manual_seed(0)
     for row, choice in enumerate(CHOICES.values()):
@@ -115,7 +115,7 @@ def test_a_table_is_the_mean_over_shares(table: RelaxedTable) -> None:
 
 @pytest.mark.parametrize(("low", "high"), list(pairwise(channel_counts(20))))
 def test_between_two_counts_a_table_is_linear(table: RelaxedTable, low: int, high: int) -> None:
-    """In the filters of one layer and the inputs of another it is so in each: their product never occurs."""
+    """The cost is linear in the filters of one layer and in the inputs of another, whose product does not occur."""
     shares = one_hot([1, 0, 1, 0]), one_hot([1, 2, 0, 0])
     ends = [float(table(*shares, **counts(count))) for count in (low, high)]
     for share in (0.25, 0.5, 0.9):
@@ -125,7 +125,7 @@ def test_between_two_counts_a_table_is_linear(table: RelaxedTable, low: int, hig
 
 @pytest.mark.parametrize("filters", [*channel_counts(20)[1:], 3.3, 11.5, 19.75])
 def test_slope_of_a_table_is_what_the_next_filter_saves(table: RelaxedTable, filters: float) -> None:
-    """At its counts too, and at all filters above all, which is where searches begin."""
+    """This includes the tabulated counts and all filters, where searches begin."""
     shares = one_hot([2, 0, 0, 0]), one_hot([0, 1, 0, 0])
     arguments = {name: value.requires_grad_() for name, value in counts(filters).items()}
     gradients = torch.autograd.grad(table(*shares, **arguments), list(arguments.values()))

@@ -133,7 +133,7 @@ def test_random_windows_are_cut_out_of_the_same_resized_image() -> None:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """But for rounding."""
+    """The results agree up to rounding."""
     return one.shape == other.shape and int((one.int() - other.int()).abs().max()) <= 1
 
 

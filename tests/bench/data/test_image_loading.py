@@ -99,7 +99,7 @@ def test_training_takes_every_image_once_each_with_its_label(folder: Path, monke
     assert labels.tolist() == data.train.labels[asked].tolist()
 
 
-def test_windows_and_flips_are_drawn_anew(folder: Path) -> None:
+def test_windows_and_flips_are_drawn_again(folder: Path) -> None:
     data = _data(folder)
     only = data.train.take(torch.zeros(60, dtype=torch.int64))
     images, _ = next(data.training_batches(60, generator("order"), subset=only))
@@ -145,7 +145,7 @@ def test_processes_stay_from_epoch_to_epoch(folder: Path, monkeypatch: pytest.Mo
     assert torch.equal(_all(data, order), whole[80:160])
 
 
-def test_an_epoch_that_is_interrupted_at_its_end_goes_on_the_same(folder: Path) -> None:
+def test_an_epoch_that_is_interrupted_at_its_end_continues_the_same(folder: Path) -> None:
     data, order = _data(folder), generator("order")
     first = _all(data, order)
     state = order.get_state()
@@ -209,7 +209,7 @@ def test_as_many_processes_as_threads() -> None:
 
 @pytest.fixture
 def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of each part one image is damaged, which is more than the usual share of so few."""
+    """A folder with one damaged image in each part, and a higher limit of unreadable images."""
     root = make_folder(tmp_path, train=20, test=5, classes="ab")
     cut_short(root / "train" / "a" / "003.jpg")
     (root / "val" / "b" / "002.jpg").write_bytes(b"")

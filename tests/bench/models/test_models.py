@@ -103,7 +103,7 @@ def test_bops(model: str, bits: int) -> None:
 @pytest.mark.parametrize("model", BOPS)
 @pytest.mark.parametrize("bits", [3, 32])
 def test_memory_is_the_slow_sum(model: str, bits: int) -> None:
-    """From the tensors of one forward pass; nothing is published for these networks."""
+    """Counted from the tensors of one forward pass, since no costs are published for these networks."""
     size, classes = SETTINGS[model]
     total, largest = slow_memory(build_model(model, (3, size, size), classes), (3, size, size), bits)
     cost = price(shape_of(model), uniform(shape_of(model), bits))
@@ -113,7 +113,7 @@ def test_memory_is_the_slow_sum(model: str, bits: int) -> None:
 
 
 def slow_memory(model: nn.Module, image: tuple[int, int, int], bits: int) -> tuple[int, int]:
-    """Bits of all weights with all layers' inputs, and with the largest input alone."""
+    """Bits of all weights plus all layer inputs, and plus the largest input only."""
     seen: list[tuple[int, int]] = []
 
     def look(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
@@ -124,9 +124,9 @@ def slow_memory(model: nn.Module, image: tuple[int, int, int], bits: int) -> tup
             module.register_forward_hook(look)
     with torch.no_grad():
         model.eval()(torch.zeros(1, *image))
-    widths = [bits if bits == 32 or 0 < index < len(seen) - 1 else 8 for index in range(len(seen))]
-    weights = sum(weight * width for (weight, _), width in zip(seen, widths, strict=True))
-    inputs = [elements * width for (_, elements), width in zip(seen, widths, strict=True)]
+    all_bits = [bits if bits == 32 or 0 < index < len(seen) - 1 else 8 for index in range(len(seen))]
+    weights = sum(weight * own for (weight, _), own in zip(seen, all_bits, strict=True))
+    inputs = [elements * own for (_, elements), own in zip(seen, all_bits, strict=True)]
     return weights + sum(inputs), weights + max(inputs)
 
 
@@ -140,7 +140,7 @@ def test_peak_memory_by_hand(bits: int) -> None:
 
 @pytest.mark.parametrize("model", BOPS)
 def test_images_of_one_channel(model: str) -> None:
-    """Only the stem changes, and is initialised like the others."""
+    """Only the stem differs, and it is initialised like the other layers."""
     torch.manual_seed(0)
     size = 32
     one, three = (build_model(model, (channels, size, size), 10) for channels in (1, 3))
@@ -205,7 +205,7 @@ def test_an_unknown_model_is_refused() -> None:
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of a user's in the working directory; its name is nobody else's."""
+    """A user's module in the working directory, with a unique name."""
     name = f"nets_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(
         "from torch import nn\n"

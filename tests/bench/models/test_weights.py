@@ -1,4 +1,4 @@
-"""Published weights as a checkpoint: found where torchvision puts them, never downloaded."""
+"""Published weights as a checkpoint: taken from torchvision's folder, never downloaded."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def task(model: str, checkpoint: str | None = "torchvision") -> TaskSpec:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torchvision keeps weights, empty."""
+    """Torchvision's folder of weights, empty."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"

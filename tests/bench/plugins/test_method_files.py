@@ -1,4 +1,4 @@
-"""Methods that are named by their file: what they are called, what is said when one cannot be used, and studies."""
+"""Methods in files: their names, messages for those that cannot be used, and studies."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ class FourBits(Method):
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A method's file, with a module beside it that it imports; names are the test's own, since modules stay loaded."""
+    """A method's file with a module beside it that it imports. Names are unique, since modules stay loaded."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     return write(tmp_path / "folder", f"width_of_{tmp_path.name.replace('-', '_')}")
 
@@ -66,7 +66,7 @@ def neighbour(file: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_memory() -> None:
-    """Files change within these tests, within a command they do not."""
+    """Clear the cache of hashes: files change within these tests, but not within a command."""
     method_files.source_hash.cache_clear()
 
 
@@ -117,7 +117,7 @@ def test_names_must_differ(file: Path) -> None:
     assert spec.method_files == {"four_bits": f"{file}:FourBits", "wide": f"{fixed}:FourBits"}
 
 
-def test_a_specification_goes_through_its_file_and_keeps_the_options_of_methods_in_files(file: Path) -> None:
+def test_a_specification_survives_its_file_and_keeps_the_options_of_methods_in_files(file: Path) -> None:
     stated = {"schedule": "quick", "methods": [f"{file}:FourBits"], "options": {"four_bits": {"width": 3}}}
     spec = build([with_schedule(stated)])
     assert spec.options["four_bits"] == {"width": 3}
@@ -168,7 +168,7 @@ def test_an_unknown_option_of_it(bench: Callable[..., Any], file: Path) -> None:
     assert "'options.four_bits.width' is 0" in bench(*run, "options.four_bits.width=0").refusal
 
 
-def test_a_neighbour_whose_name_stands_for_something_else_is_refused(file: Path, tmp_path: Path) -> None:
+def test_a_neighbour_whose_name_means_something_else_is_refused(file: Path, tmp_path: Path) -> None:
     method_files.load(f"{file}:FourBits")
     other = write(tmp_path / "other folder", neighbour(file).stem, width=2)
     with pytest.raises(BenchError, match=r"imports 'width_of_.*', which is .* here and not the file beside it; rename"):
@@ -224,7 +224,7 @@ def test_its_folder_is_no_part_of_a_runs_identity(file: Path, tiny: SimpleNamesp
 
 
 def test_the_server_of_processes_imports_what_is_a_module(file: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
-    """Neither a method in a file nor a model that is named by its location stands in its way."""
+    """A method in a file and a model that is named by its location are left out."""
     (tmp_path / "my_nets.py").write_text("from bench.models.resnet import resnet8 as make\n")
     sys.path.append(str(tmp_path))
     task = {**tiny.values["task"], "model": "my_nets:make"}
@@ -237,7 +237,7 @@ def test_the_server_of_processes_imports_what_is_a_module(file: Path, tiny: Simp
 def test_a_study_with_it_in_a_process_of_its_own(
     file: Path, tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    """From another working directory than the file's; its file is then changed, moved and removed."""
+    """The working directory is not the file's folder; then the file is changed, moved and removed."""
     monkeypatch.chdir("/")
 
     def worked(path: Path) -> StudyResults:
@@ -270,7 +270,7 @@ def test_a_study_with_it_in_a_process_of_its_own(
 def test_another_method_of_the_same_name_in_the_store_is_not_taken_for_it(
     file: Path, tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
-    """Neither while its own file is there, nor when it is gone."""
+    """This holds while its file exists, and after it was deleted."""
     first, other = f"{file}:FourBits", file.with_name("other.py")
     other.write_text(file.read_text() + "ANOTHER = 1\n")
     store = tiny.work(spec_of(tiny, first, name="one"), tmp_path / "store").store

@@ -71,7 +71,7 @@ def test_looking_at_names_imports_nothing() -> None:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """A folder with another package called `datasets`, as one from the package index would be."""
+    """A folder with a foreign package called `datasets`, like the one in the package index."""
     package = tmp_path / "site" / "datasets"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("FOREIGN = True\n")
@@ -200,7 +200,7 @@ def test_imports_in_a_circle_end(package: Callable[..., None]) -> None:
 
 
 def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path) -> None:
-    """In a copy of the package, in which each shared file is changed in turn."""
+    """Each shared file is changed in turn, in a copy of the package."""
     shutil.copytree(CHECKOUT / "methods", tmp_path / "methods")
     code = (
         "import json, sys\n"

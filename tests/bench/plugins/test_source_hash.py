@@ -120,13 +120,13 @@ def test_the_order_of_definitions_does_not_count_but_that_of_effects_does() -> N
     assert hash_of(block=f"{BLOCK}print(1)\nprint(2)\n") != hash_of(block=f"{BLOCK}print(2)\nprint(1)\n")
 
 
-def test_what_cannot_be_parsed_stands_for_itself() -> None:
+def test_unparsable_code_is_represented_by_itself() -> None:
     broken = {text: hash_of(f"{METHOD}\n{text}") for text in ("def (", "def (  ", "class")}
     assert len({FIRST, *broken.values()}) == 4
 
 
 def test_every_process_finds_the_same_hash() -> None:
-    """Whatever order its sets have."""
+    """The hash does not depend on the order of sets, which differs between processes."""
     code = (
         "from bench.plugins.source_hash import hash_sources\n"
         f"print(hash_sources({ {'pack.method': METHOD.encode(), 'pack.block': BLOCK.encode()}!r}, {{'bench', 'pack'}}))"

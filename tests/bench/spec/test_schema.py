@@ -123,7 +123,7 @@ def test_the_hash_does_not_depend_on_the_order_of_keys(document: dict[str, Any],
     assert canonical_hash({**document, "one more key": 1}) != identity
 
 
-def test_lists_are_told_apart_from_their_order_and_numbers_from_texts() -> None:
+def test_hashes_distinguish_the_order_of_lists_and_numbers_from_texts() -> None:
     documents: list[Any] = [{"a": [1, 2]}, {"a": [2, 1]}, {"a": ["1", 2]}, {"a": [[1], 2]}, {"a": [1.5, 2]}, {}]
     assert len({canonical_hash(document) for document in documents}) == len(documents)
 

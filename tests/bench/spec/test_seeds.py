@@ -11,7 +11,7 @@ from bench.spec.seeds import check_report_seed, derive, generator, start_process
 
 @pytest.fixture
 def settings() -> Iterator[None]:
-    """PyTorch's global settings as they were."""
+    """Restore PyTorch's global settings."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)

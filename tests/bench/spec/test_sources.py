@@ -56,7 +56,7 @@ def test_every_preset_takes_every_schedule(name: str, schedule: str) -> None:
     assert schedule != "quick" or spec.task.dataset == "digits"
 
 
-def test_what_a_preset_says_itself_goes_before_its_schedule_and_after_another() -> None:
+def test_a_presets_own_values_override_its_schedule_but_not_another() -> None:
     values = {"schedule": "short", "name": "mine", "search": {"epochs": 7}}
     assert with_schedule(values)["search"]["epochs"] == 7
     assert with_schedule(values, "short")["search"]["epochs"] == 2
@@ -104,7 +104,7 @@ def test_a_specification_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"name = ", "not valid TOML"), (b"\xff\xfe", "not valid TOML")])
-def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "study.toml").write_bytes(content)
     with pytest.raises(BenchError, match=told):
         read_toml(tmp_path / "study.toml")

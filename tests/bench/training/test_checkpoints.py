@@ -29,12 +29,12 @@ SCHEDULES = [
 
 
 class Interruption(BaseException):
-    """What the tests put in place of a process that is gone."""
+    """A simulated end of the process."""
 
 
 @pytest.fixture(scope="module")
 def data() -> TaskData:
-    """Three batches an epoch."""
+    """Data with three batches per epoch."""
     dataset = load("datasets", "synthetic")()
     arrays = dataset.load(None)
     return TaskData(dataset, arrays, validation_fraction=0.2, device=torch.device("cpu"), train_images=96)
@@ -46,7 +46,7 @@ def after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Draws(nn.Module):
-    """Adds noise from every generator that a module can find."""
+    """A layer that adds noise from all global generators."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -70,7 +70,7 @@ def make_model() -> nn.Module:
 
 
 def train(data: TaskData, schedule: Schedule, folder: Path | None, *, interrupted_at: int | None = None) -> Any:
-    """Training as a new process makes it: the network's state and the figures of its epochs."""
+    """Train as a new process would; return the network's state and the figures of its epochs."""
     model, entries = make_model(), []
 
     def report(figures: Mapping[str, float]) -> None:
@@ -94,7 +94,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.decay)
-def test_training_goes_on_from_any_epoch_as_if_nothing_had_been(
+def test_training_continues_from_any_epoch_as_if_uninterrupted(
     data: TaskData, tmp_path: Path, schedule: Schedule
 ) -> None:
     expected = train(data, schedule, None)
@@ -111,7 +111,7 @@ def test_training_goes_on_from_any_epoch_as_if_nothing_had_been(
 
 
 def all_but(name: str) -> Callable[..., dict[str, Any]]:
-    """What goes into a checkpoint without one of its parts."""
+    """Remove one item from the state of a checkpoint."""
     original = Checkpoints._with_always
 
     def some(self: Checkpoints, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def all_but(name: str) -> Callable[..., dict[str, Any]]:
 
 
 def test_a_checkpoint_lacks_nothing_that_training_depends_on(data: TaskData, tmp_path: Path) -> None:
-    """Without any one of its parts the end is another one; otherwise the test above could not fail."""
+    """If any item of the state is missing, the result differs; otherwise the test above could not fail."""
     expected = train(data, SCHEDULES[0], None)
     names = ("model", "optimizer", "rates", "order", "unit.generators")
     for name in names:
@@ -138,7 +138,7 @@ def test_a_checkpoint_lacks_nothing_that_training_depends_on(data: TaskData, tmp
 
 
 class Count:
-    """A part that is a number."""
+    """A state that is a number."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -151,7 +151,7 @@ class Count:
 
 
 def count_epochs(folder: Path, total: int, *, stop_after: int | None = None, stage: str = "search") -> tuple[int, list]:
-    """A stage that counts its epochs: the count at its end, and the epochs that were worked on."""
+    """Run a stage that counts its epochs; return the final count, and the epochs that were run."""
     part, worked = Count(), []
     for epoch in Checkpoints(folder, {}).stage(stage).epochs(total, {"count": part}):
         worked.append(epoch)
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     assert count_epochs(tmp_path, 9) == (9, [])  # what was written since is found again
 
 
-def test_training_goes_on_bit_for_bit_past_a_damaged_checkpoint(data: TaskData, tmp_path: Path) -> None:
+def test_training_continues_bit_for_bit_past_a_damaged_checkpoint(data: TaskData, tmp_path: Path) -> None:
     expected = train(data, SCHEDULES[0], None)
     with pytest.raises(Interruption):
         train(data, SCHEDULES[0], tmp_path, interrupted_at=4)
@@ -240,7 +240,7 @@ def test_checkpoints_are_read_without_executing_code(data: TaskData, tmp_path: P
 
 
 class Hostile:
-    """Runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -326,7 +326,7 @@ def test_generators_without_a_name_go_on_where_they_were(tmp_path: Path) -> None
     assert GlobalGenerators().state_dict()["cuda"] == []  # where no card is used
 
 
-def test_a_generator_of_ones_own_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_own_generator_continues_where_it_was(tmp_path: Path) -> None:
     own = generator("tests")
     torch.rand(7, generator=own)
     Checkpoints(tmp_path, {}).write("search", 1, {"own": GeneratorState(own)})
@@ -363,7 +363,7 @@ def _saved(state: Mapping[str, Any]) -> Any:
     return buffer
 
 
-def test_a_stream_gives_every_image_once_an_epoch_and_each_epoch_anew(data: TaskData) -> None:
+def test_a_stream_gives_every_image_once_an_epoch_and_each_epoch_again(data: TaskData) -> None:
     stream = BatchStream(data, 32, generator("tests"), data.train)
     order = generator("tests")
     for _ in range(2):

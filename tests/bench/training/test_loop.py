@@ -41,7 +41,7 @@ def model() -> nn.Module:
 
 
 def rates(schedule: Schedule, per_epoch: int) -> list[float]:
-    """The rate of each update, and the one after the last."""
+    """The learning rate of each update, and the one after the last."""
     weight = nn.Parameter(torch.zeros(()))
     optimizer = sgd([{"params": [weight]}], schedule)
     schedulers = rate_schedule(optimizer, schedule, per_epoch)
@@ -205,7 +205,7 @@ def test_the_mode_comes_back_after_an_error(model: nn.Module) -> None:
 # --- training ---
 
 
-def test_training_reduces_the_loss_and_tells_each_epoch(data: TaskData, model: nn.Module) -> None:
+def test_training_reduces_the_loss_and_reports_each_epoch(data: TaskData, model: nn.Module) -> None:
     told: list[Mapping[str, float]] = []
     fit(model, data, Schedule(epochs=4, batch_size=32, lr=0.1), generator("order", 1), told.append)
     assert [figures["epoch"] for figures in told] == [1, 2, 3, 4]

@@ -280,7 +280,7 @@ def tiles(hardware: Hardware, loops: Loops, weight_bits: int, activation_bits: i
 
 
 def walk(size: int, capacity: int, indexed: str, order: Sequence[str], trips: dict[str, int]) -> tuple[int, int]:
-    """Bits that a tensor moves, and the most that its buffer holds at once."""
+    """Traffic of a tensor in bits, and the most that its buffer holds at once."""
     largest, resident = size, True
     for loop in order:
         if not resident:
@@ -295,7 +295,7 @@ def walk(size: int, capacity: int, indexed: str, order: Sequence[str], trips: di
 
 
 def reference(hardware: Hardware, loops: Loops, weight_bits: int, activation_bits: int) -> dict[str, Any] | None:
-    """The best of everything; `None` where no tile fits."""
+    """The best execution by exhaustive search; `None` if no tile fits."""
     best: tuple[int, float, dict[str, Any]] | None = None
     buffers = [8 * size // 2 for size in (hardware.wbuf_bytes, hardware.ibuf_bytes, hardware.obuf_bytes)]
     indexed = ("io", "bxyo" if loops.form == "channelwise" else "bxyi", "bxyo")
@@ -305,9 +305,9 @@ def reference(hardware: Hardware, loops: Loops, weight_bits: int, activation_bit
         for order in itertools.permutations("bxyio"):
             walks = [walk(tile.bits[t], buffers[t], indexed[t], order, tile.trips) for t in range(3)]
             (w, m_w), (a, m_a), (out, m_o) = walks
-            filled, width = m_w + m_a + m_o, hardware.dram_bits_per_cycle
-            edge = -(-filled // width) - (-m_o // width)
-            streamed = -(-(w + a + 2 * out - filled - m_o) // width)
+            filled, rate = m_w + m_a + m_o, hardware.dram_bits_per_cycle
+            edge = -(-filled // rate) - (-m_o // rate)
+            streamed = -(-(w + a + 2 * out - filled - m_o) // rate)
             cycles = tile.compute + max(0, streamed - tile.compute) + edge
             if best is not None and cycles > best[0]:
                 continue
@@ -437,13 +437,13 @@ def test_depthwise_layers_of_mobilenet_v2_are_cheaper_channelwise_than_dense() -
 
 
 def test_mobilenet_v2_with_channelwise_depthwise_layers() -> None:
-    """No simulator's figures: they keep the definition from changing unnoticed."""
+    """Not the simulator's figures: they fix the definition, so that it does not change unnoticed."""
     _, latency, energy = total(mobilenet(lambda loops: replace(loops, form="channelwise")))
     assert (f"{latency:.3f}", f"{energy:.3f}") == ("5.813", "8.729")
 
 
 def test_channelwise_by_hand() -> None:
-    """All fits one tile: 9 of 16 rows and 24 of 32 columns are used, and every operand moves once."""
+    """The layer fits one tile: 9 of 16 rows and 24 of 32 columns are used, and every operand is moved once."""
     found = execute(BF_E, replace(conv(3, 4, 1, 24, 24, form="channelwise"), batch=2), 8, 8)
     assert found.compute_cycles == 2 * 4 * 4
     assert found.wbuf_write_bits == 16 * 24 * 8

@@ -52,7 +52,7 @@ def fake(tmp_path: Path) -> FakeStore:
 
 
 def doctor_request(root: Path, torch: Mapping[str, Any] = GOOD, **fields: Any) -> DoctorRequest:
-    """A request that knows already what PyTorch is like."""
+    """A request for which the probe of PyTorch has been made."""
     made = DoctorRequest(store=Store(root), **fields)
     made.__dict__["torch"] = torch
     return made
@@ -146,8 +146,8 @@ def test_a_torchvision_that_is_missing_or_fails(tmp_path: Path, monkeypatch: pyt
     assert only(doctor_environment.torchvision(seen)).remedy == "pip install torchvision"
 
 
-def test_the_probe_tells_versions_cards_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins: importing the real ones takes seconds."""
+def test_the_probe_reports_versions_cards_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake packages are imported, since importing the real ones takes seconds."""
     card = "SimpleNamespace(name='H200', total_memory=5)"
     cuda = f"is_available=lambda: True, device_count=lambda: 1, get_device_properties=lambda _: {card}"
     torch = (
@@ -276,7 +276,7 @@ def test_plug_ins_that_were_added_after_the_installation(tmp_path: Path, monkeyp
 
 
 def data(root: Path, data_dir: Path, name: str, **fields: Any) -> Finding:
-    """What is found of one data set."""
+    """The finding on one data set."""
     findings = {
         finding.check: finding
         for finding in doctor_plugins.data_sets(doctor_request(root, data_dir=data_dir, **fields))
@@ -507,7 +507,7 @@ def test_a_preset_or_study_that_is_unknown_is_bad_usage(fake: FakeStore) -> None
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """The command with PyTorch known."""
+    """The command with a faked probe of PyTorch."""
     monkeypatch.setattr(finding_module, "probe_torch", lambda: GOOD)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

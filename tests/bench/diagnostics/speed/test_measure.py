@@ -1,4 +1,4 @@
-"""What `bench speed` does, not how long it takes: no test looks at a time."""
+"""The behaviour of `bench speed`; no test checks a duration."""
 
 import gc
 import json

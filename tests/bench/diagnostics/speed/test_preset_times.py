@@ -1,4 +1,4 @@
-"""Rough times of presets: what they are made of, and that they follow the work."""
+"""Rough durations of presets: their parts, and their growth with the work."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -25,14 +25,14 @@ LIGHT: dict[str, dict[str, Any]] = {
     "haq": {"episodes": 4, "warmup_episodes": 2},
     "hawq": {"draws": 4, "images": 16},
 }
-"""What makes a search short that is long for other reasons than its schedule."""
+"""Options that shorten searches whose length does not follow from the schedule."""
 FAULTY = dict(faulty_methods.faulty())
 PAGE = Path(__file__).parents[4] / GUIDE
 
 
 @pytest.fixture(scope="module")
 def small_task() -> SmallTask:
-    """One network and its data for all."""
+    """One small task for all tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     made = make_small_task()
