@@ -27,9 +27,10 @@ from bench.reporting.mlflow.tracker import VIEWS_LOCK, Tracker
 from bench.reporting.report import write_views
 from bench.results.status import stale_notes, unit_states
 from bench.results.tables import StudyResults
-from bench.store.files import Store, write_checked
+from bench.store.contents import UnitKey, units_of
+from bench.store.files import Store, read_checked, write_checked
 from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
-from bench.store.outcomes import Outcome
+from bench.store.outcomes import RESULTS, Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -99,9 +100,9 @@ def run_study(
         for other in sessions(leases, name):
             watching.note(f"{other.holder} runs this study too; the work is shared")
         with session(store, name) as lease:
-            document = write_study(plan, store, checksum)
-            for line in stale_notes(unit_states(store, document)):
+            for line in unused_results(store, study_document(plan, checksum)):
                 watching.note(line)
+            document = write_study(plan, store, checksum)
             study_run = StudyRun(spec=plan.spec, settings=settings, data_checksum=checksum, session=lease)
             _run_phases(study_run, plan, _Views(store, document, tracker), watching)
     return document
@@ -142,7 +143,7 @@ def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
         "runs": [unit.identity for unit in plan.runs],
         "tunings": [unit.identity for unit in plan.tunings],
         "pretrained": [unit.identity for unit in plan.pretrainings],
-        "places": {unit.identity: _row_key(unit) for unit in (*plan.tunings, *plan.runs)},
+        "places": {unit.identity: _row_key(unit) for unit in _tunings_and_runs(plan)},
         "ablations": [asdict(ablation) for ablation in plan.ablations],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
@@ -153,11 +154,41 @@ def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
     }
 
 
+def unused_results(store: Store, document: Mapping[str, Any]) -> list[str]:
+    """Explain which stored results a study will not use, one line for each reason.
+
+    Results that are stale will be made again. Results of units that only the stored study of the same name refers to
+    belong to another specification.
+
+    Args:
+        store: Store of the study.
+        document: Description of the study as it is about to be run.
+    """
+    lines = stale_notes(unit_states(store, document))
+    name = str(document["name"])
+    stored = read_checked(store.study(name) / "study.json") or {}
+    dropped = [unit for unit in units_of(stored) - units_of(document) if _has_result(store, unit)]
+    if dropped:
+        lines.append(
+            f"{len(dropped)} results of the stored study '{name}' do not belong to it any more, because its "
+            "specification or the options of a method have changed; they stay in the store"
+        )
+    return lines
+
+
+def _has_result(store: Store, unit: UnitKey) -> bool:
+    return (store.record(*unit) or {}).get("status") in RESULTS
+
+
 def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
     """Write the document of a study, and return it."""
     document = study_document(plan, data_checksum)
     write_checked(store.study(plan.spec.name) / "study.json", document)
     return document
+
+
+def _tunings_and_runs(plan: Plan) -> list[TuningUnit | RunUnit]:
+    return [*plan.tunings, *plan.runs]
 
 
 def _row_key(unit: TuningUnit | RunUnit) -> dict[str, Any]:
@@ -193,7 +224,7 @@ def _needed_units(study_run: StudyRun, plan: Plan) -> list[list[Unit]]:
     store, retry = study_run.settings.store, study_run.settings.retry
     needed = {
         unit.pretraining.identity
-        for unit in (*plan.tunings, *plan.runs)
+        for unit in _tunings_and_runs(plan)
         if not valid_result(store, unit, study_run.data_checksum, retry)[0]
     }
     return [[unit for unit in units if kind != "pretrained" or unit.identity in needed] for kind, units in phases(plan)]

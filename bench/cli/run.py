@@ -281,13 +281,14 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     from bench.planning.plan import phases
     from bench.planning.units import title
     from bench.reporting.wording import duration
-    from bench.results.status import stale_notes, unit_states
+    from bench.results.status import unit_states
     from bench.store.outcomes import RESULTS
-    from bench.study import study_document
+    from bench.study import study_document, unused_results
 
     estimates = _estimates(plan, data_dir)
     checksum = next(iter(estimates.values())).data.checksum
-    states = {state.identity: state for state in unit_states(store, study_document(plan, checksum))}
+    document = study_document(plan, checksum)
+    states = {state.identity: state for state in unit_states(store, document)}
     rows, total = [], 0.0
     for unit in (unit for _, units in phases(plan) for unit in units):
         state = states[unit.identity].state
@@ -296,7 +297,7 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
         rows.append([title(unit), state, duration(seconds), unit.identity])
     columns = {"unit": False, "state": False, "time left": True, "id": False}
     console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
-    for line in stale_notes(states.values()):
+    for line in unused_results(store, document):
         console.print(line, highlight=False)
     for model, estimated in estimates.items():
         steps = {"training": estimated.training, "fine-tuning": estimated.finetuning, **estimated.searches}

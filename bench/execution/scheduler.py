@@ -137,8 +137,9 @@ def run_unit(study_run: StudyRun, unit: Unit) -> tuple[str, Outcome | None]:
     me = threading.get_ident()
     _at_work.add(me)
     try:
-        run = run_tuning if isinstance(unit, TuningUnit) else run_in_process
-        return unit.identity, run(study_run, unit)
+        if isinstance(unit, TuningUnit):
+            return unit.identity, run_tuning(study_run, unit)
+        return unit.identity, run_in_process(study_run, unit)
     except (HeldError, LostLeaseError):
         return unit.identity, None
     except Exception as error:

@@ -81,7 +81,7 @@ def tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
     """Find the knobs for a budget. A database that fails is reported and does not stop the tuning.
 
     Args:
-        tuning: What is tuned onto which budget.
+        tuning: Tuning to carry out.
         search: Function that makes a trial, or returns the stored one.
 
     Returns:

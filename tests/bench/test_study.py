@@ -169,6 +169,45 @@ def test_a_smaller_study_of_another_name_uses_what_is_there(tiny: SimpleNamespac
     assert list(frame["top1"]) == [finished.record(f"{name} 1")["metrics"]["top1"] for name in ("fixed", "sbs")]
 
 
+# --- stale results ---
+
+
+def age(store: Store, plan: Plan) -> None:
+    """Let all results look as if an earlier version had made them, which identified sources differently."""
+    for kind, units in phases(plan):
+        for unit in units:
+            record = store.record(kind, unit.identity) or {}
+            sources = {key: "0" * 64 for key in record["fingerprint"] if key.endswith("_source")}
+            store.write_record(kind, unit.identity, record | {"fingerprint": record["fingerprint"] | sources})
+
+
+def test_a_study_of_an_earlier_version_is_announced_as_stale_and_made_again(
+    tiny: SimpleNamespace, finished: Any, copied: Path
+) -> None:
+    spec = tiny.spec({"methods": ["fixed"], "seeds": [0]})
+    age(Store(copied), make_plan(spec))
+    shutil.rmtree(copied / "studies")
+    again = tiny.work(spec, copied)
+    earlier = "will be made again by `bench run`: made by an earlier version of the harness, which identified"
+    assert again.watcher.notes == [
+        f"1 result is stale and {earlier} model sources differently",
+        f"1 result is stale and {earlier} method and model sources differently",
+    ]
+    assert again.watcher.outcomes == {"pretrain seed 0": "done", "run fixed 4bit seed 0": "done"}
+    assert again.record("fixed 0")["metrics"] == finished.record("fixed 0")["metrics"]
+    assert len(list(copied.glob("*/*.stale-1"))) == 2
+    assert tiny.work(spec, copied).watcher.notes == []
+
+
+@pytest.mark.usefixtures("no_work")
+def test_results_that_a_changed_study_leaves_out_are_announced(tiny: SimpleNamespace, copied: Path) -> None:
+    again = tiny.work(tiny.spec({"methods": ["fixed", "full_precision"]}), copied)
+    assert again.watcher.notes == [
+        "7 results of the stored study 'tiny' do not belong to it any more, because its specification or the options "
+        "of a method have changed; they stay in the store"
+    ]
+
+
 # --- interruptions ---
 
 PART: dict[str, Any] = {"methods": ["sbs", "fixed", "full_precision"], "seeds": [0]}

@@ -25,7 +25,7 @@ class MatchedSearch:
     """A search whose policy was repaired onto the budget.
 
     Attributes:
-        result: What the method returned.
+        result: Result of the method.
         policy: Policy after repair.
         repaired: Outcome of the repair; `None` when nothing was to be repaired.
         raw_cost: Cost of the method's own policy, in the unit of the budget's measure.
@@ -131,7 +131,7 @@ class _FinishedSearch:
     """Result of a search, in a form that checkpoints can hold.
 
     Attributes:
-        result: What the method returned.
+        result: Result of the method.
         peak_memory_mb: Peak memory of the search.
     """
 
