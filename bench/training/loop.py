@@ -153,8 +153,7 @@ def fit(
         order: Generator of the order of the images and of their augmentation.
         report: Function that is called after each epoch with loss, accuracy (percent) and learning rate.
         stage: Stage that keeps checkpoints.
-        call: Function to call for the forward pass, e.g. the compiled network; see `bench.training.forward`. The
-            network itself by default.
+        call: Function for the forward pass, e.g. the compiled network (`bench.training.forward`); `model` by default.
 
     Raises:
         NonFiniteLossError: Training diverged.
