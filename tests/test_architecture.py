@@ -1,9 +1,12 @@
 """The packages keep their levels, and `docs/architecture.md` shows them as they are."""
 
+import ast
 import importlib.util
 import shutil
+import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -118,3 +121,27 @@ def test_an_import_that_breaks_the_rules_is_found(copy: Path, added: dict[str, s
     answer = lint(copy)
     assert answer.returncode == 1
     assert broken in answer.stdout
+
+
+FILES = [path for name in ("bench", "methods", "datasets", "reports") for path in sorted((ROOT / name).rglob("*.py"))]
+MOST_LINES_OF_A_MODULE = 400
+MOST_LINES_OF_A_FUNCTION = 50
+MEDIAN_LINES_OF_A_FUNCTION = 7
+MOST_MODULES_OF_A_PACKAGE = 12
+
+
+def test_modules_are_short() -> None:
+    assert not [path for path in FILES if len(path.read_text().splitlines()) > MOST_LINES_OF_A_MODULE]
+
+
+def test_functions_are_short() -> None:
+    nodes = [(path, node) for path in FILES for node in ast.walk(ast.parse(path.read_text()))]
+    functions = [(path, node) for path, node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lines = {f"{path}:{node.name}": (node.end_lineno or 0) - node.lineno + 1 for path, node in functions}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES_OF_A_FUNCTION}
+    assert statistics.median(lines.values()) <= MEDIAN_LINES_OF_A_FUNCTION
+
+
+def test_packages_of_the_harness_are_small() -> None:
+    modules = Counter(path.parent for path in FILES if path.stem != "__init__" and path.is_relative_to(ROOT / "bench"))
+    assert not {folder: count for folder, count in modules.items() if count > MOST_MODULES_OF_A_PACKAGE}
