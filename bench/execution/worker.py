@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.execution.context import UnitContext, UnitRequest
 from bench.execution.records import close, new_record, recorded_outcome, valid_result
 from bench.execution.replica_worker import perform_together
-from bench.execution.stages import WorkResult, perform
+from bench.execution.stages.perform import WorkResult, failure, perform
 from bench.execution.task_loader import TaskLoader
 from bench.planning.builder import stored_unit
 from bench.planning.units import Unit
@@ -94,7 +94,10 @@ def _perform(request: UnitRequest, unit: Unit, record: dict[str, Any], watcher: 
         return perform_together(request, unit, record, watcher)
     # With one visible GPU the specification's "cuda:1" is the first.
     device = None if request.gpu is None else torch.device("cuda")
-    loader = TaskLoader(unit.spec, request.data_dir, device)
+    try:
+        loader = TaskLoader(unit.spec, request.data_dir, device)
+    except BaseException as error:  # tracing the network takes long enough to be interrupted
+        return failure(error, record)
     return perform(UnitContext(request, unit, record, watcher, loader))
 
 
