@@ -1,5 +1,5 @@
-"""The built-in reports of a study, one module each, and the forms in which they are shown.
+"""The built-in reports of a study, one module each.
 
-A report builds tables and figures from a study's results; `bench.reporting.report` states that contract. `renderers`
-and `page` turn them into text and into one web page. What several reports share is in `shared`.
+A report builds tables and figures from a study's results; `bench.reporting.report` states that contract. `forms` turns
+them into text and into a web page, and `shared` holds what several reports use.
 """

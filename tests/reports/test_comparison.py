@@ -16,7 +16,7 @@ from bench.reporting.report import Column, Table, make_document, write_tables
 from bench.results.statistics import smallest_detectable
 from bench.results.tables import StudyResults
 from reports.comparison import Comparison
-from reports.renderers import comma_separated, escape_latex, latex, markdown, terminal
+from reports.forms.text import comma_separated, escape_latex, latex, markdown, terminal
 from tests import fake_store
 
 SBS = [71.0, 72.5, 73.0, 71.5, 72.0, 73.5]

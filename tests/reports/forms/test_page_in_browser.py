@@ -11,7 +11,7 @@ import pytest
 from bench.reporting.report import make_document
 from bench.results.tables import StudyResults
 from bench.store.files import write_json
-from reports.page import page
+from reports.forms.page import page
 from tests import fake_store
 
 pytestmark = [

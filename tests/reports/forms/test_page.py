@@ -10,7 +10,7 @@ import pytest
 
 from bench.reporting.report import make_document
 from bench.store.files import write_json
-from reports.page import page, sort_value
+from reports.forms.page import page, sort_value
 from tests import fake_store
 from tests.reports.reading import ALL, EVIL, cells_of_page, layer, results_of
 

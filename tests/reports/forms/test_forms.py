@@ -13,7 +13,7 @@ import pytest
 
 from bench.plugins.registry import load
 from bench.reporting.report import make_document, write_document, write_tables
-from reports.page import page
+from reports.forms.page import page
 from tests.reports.reading import ALL, EVIL, cells_of_page, results_of
 
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?")
