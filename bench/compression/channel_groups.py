@@ -68,7 +68,7 @@ class Structure:
         roles: Roles by layer.
         prunable: Layers that can lose filters, in order of execution.
         norms: Prunable layer by the path of each batch normalisation that loses channels with it.
-        obstacles: Reason by each layer that cannot lose filters.
+        obstacles: Reasons why other layers cannot lose filters, by layer.
     """
 
     roles: Mapping[str, Role]
