@@ -17,7 +17,9 @@ from bench.errors import BenchError
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @store_option
 def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
-    """Compare two methods, runs or studies: paired difference, costs, and policies layer by layer.
+    """Compare two methods, two runs or two studies.
+
+    The output shows the paired difference, the costs, and the policies layer by layer.
 
     \b
     bench compare sbs fixed               two methods of the latest study
@@ -47,7 +49,10 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
 @click.option("--baseline", default=None, help="Method to compare with.  [default: the study's baseline]")
 @store_option
 def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir: Path) -> None:
-    """Forecast how many seeds and hours a difference needs, from the spread of the study's runs so far."""
+    """Forecast how many seeds and hours a difference needs.
+
+    The forecast follows from the spread of the study's runs so far. Without STUDY, the latest study is used.
+    """
     from bench.cli.console import show
     from bench.reporting.power import forecast, no_forecast_reason, table
     from bench.results.tables import StudyResults

@@ -67,7 +67,9 @@ def cost(
     data_dir: Path | None,
     **accelerator: Any,
 ) -> None:
-    """Price a policy layer by layer: operations, memory, latency and energy on a simulated accelerator.
+    """Price a policy layer by layer.
+
+    The output shows operations, memory, and latency and energy on a simulated accelerator.
 
     \b
     bench cost --model resnet56 --bits 4

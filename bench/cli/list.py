@@ -22,9 +22,9 @@ _INDENT = 4
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
 @click.option("--long", is_flag=True, help="For methods: source, options and deviations. For presets: expected times.")
 def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
-    """List the methods, models, data sets, presets, reports or forms that exist, with one line on each.
+    """List methods, models, data sets, presets, reports or forms.
 
-    With NAMES, only these are listed.
+    There is one line on each entry. With NAMES, only these are listed.
 
     \b
     bench list methods

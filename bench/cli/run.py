@@ -88,9 +88,10 @@ _MOST_SEEDS = 10_000
 def run(
     store_dir: Path, data_dir: Path | None, tracking_uri: str | None, dry_run: bool, jobs: int, **options: Any
 ) -> int:
-    """Run a study: tune each method onto each budget, repeat over seeds, print the table.
+    """Run a study and print its table.
 
-    Results that the store already has are reused, so the same command continues an interrupted study.
+    A study tunes each method onto each budget and repeats it over seeds. Results that the store already has are
+    reused, so the same command continues an interrupted study.
     """
     from bench.cli.console import make_console
     from bench.execution.settings import check_settings

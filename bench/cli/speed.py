@@ -84,7 +84,9 @@ def speed(
     device: str,
     **options: Any,
 ) -> None:
-    """Measure search and fine-tuning steps of every method, relative to an ordinary training step.
+    """Measure search and fine-tuning steps of every method.
+
+    Times and memory are relative to an ordinary training step.
 
     \b
     bench speed --compile off --rounds 5                     a first look, in a few minutes

@@ -24,9 +24,10 @@ _VIEW_LOCK_SECONDS = 60.0
 @click.option("--yes", is_flag=True, help="Remove the files; without this option they are only listed.")
 @store_option
 def clean(study: str | None, yes: bool, store_dir: Path) -> int:
-    """Remove files that no study needs; with STUDY, remove that study and the units that only it refers to.
+    """Remove files that no study needs, or a whole study.
 
-    Files of units and studies that a process is running are kept.
+    With STUDY, that study and the units that only it refers to are removed. Files of units and studies that a process
+    is running are kept.
     """
     from bench.errors import EXIT_SOME_FAILED
     from bench.store.cleanup import clean as remove
@@ -97,7 +98,10 @@ def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
 @click.argument("file", type=FILE, metavar="FILE.tar.gz")
 @store_option
 def archive(study: str, file: Path, store_dir: Path) -> None:
-    """Write a study with all its pretrainings, tunings and runs into one file."""
+    """Write a study with all its units into one file.
+
+    The file has the study's pretrainings, tunings and runs, and `bench restore` reads it.
+    """
     from bench.store import archive as archives
     from bench.store.contents import size_in_words
     from bench.store.files import Store
@@ -118,7 +122,10 @@ def archive(study: str, file: Path, store_dir: Path) -> None:
 @click.option("--name", default=None, metavar="NEW", help="Other name for the restored study.")
 @store_option
 def restore(file: Path, name: str | None, store_dir: Path) -> None:
-    """Restore an archived study into a store; units that the store already has are kept."""
+    """Restore an archived study into a store.
+
+    Units that the store already has are kept.
+    """
     from bench.store import archive as archives
     from bench.store.files import Store
 
@@ -150,7 +157,10 @@ def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
 def doctor(
     preset: str | None, study: str | None, thorough: bool, as_json: bool, data_dir: Path | None, store_dir: Path
 ) -> int:
-    """Check this machine, the installation, the data sets and the store, and suggest a remedy for each problem."""
+    """Check the machine, the installation, the data and the store.
+
+    A remedy is suggested for each problem.
+    """
     import json
 
     from bench.diagnostics.doctor.doctor import examine

@@ -22,9 +22,9 @@ _LEFT = frozenset({"unit", "state", "progress", "held by", "reason"})
 @click.argument("study", required=False)
 @store_option
 def status(study: str | None, store_dir: Path) -> None:
-    """Show the state of every unit of a study, its progress, and the last sign of life of its process.
+    """Show the state and progress of every unit of a study.
 
-    Without STUDY, the latest study is shown.
+    For a running unit, the last sign of life of its process is shown too. Without STUDY, the latest study is shown.
     """
     from bench.cli.console import make_console, simple_table
     from bench.results.status import unit_states

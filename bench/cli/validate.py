@@ -23,7 +23,10 @@ _VERDICTS = {"yes": "pass", "no": "FAIL", "deviation": "note"}
 @click.command()
 @click.option("--out", type=FOLDER, default=None, help="Folder to which the lines are written as a table, and figures.")
 def verify(out: Path | None) -> int:
-    """Check the paper's theorem, bounds, toy regression and printed costs against this implementation."""
+    """Check claims of the paper against this implementation.
+
+    The claims are its theorem, bounds, toy regression and printed costs.
+    """
     from bench.diagnostics.verify import verification
     from bench.errors import EXIT_SOME_FAILED
     from bench.plugins.entry_points import available
@@ -64,7 +67,9 @@ def verify(out: Path | None) -> int:
 def validate(
     method: str, model: str, dataset: str, settings: tuple[str, ...], data_dir: Path | None, *, as_json: bool
 ) -> int:
-    """Check that METHOD, a name or path/to/file.py:Class, keeps the contract of methods.
+    """Check that a method keeps the contract of methods.
+
+    METHOD is a name or path/to/file.py:Class.
 
     \b
     bench validate sbs
