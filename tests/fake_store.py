@@ -1,4 +1,4 @@
-"""Builds stores with made-up results, for tests of everything that reads a store and trains nothing."""
+"""Stores with made-up results, for tests that read a store and train nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ class FakeStore:
         policy: Mapping[str, Any] = POLICY,
         **fields: Any,
     ) -> str:
-        """Add a run; without `top1` it has no figures. Returns its id."""
+        """Add a run and return its id; without `top1` it has no figures."""
         identity = str(fields.get("id") or f"{method}-{budget or 'none'}-{seed}{id_suffix}")
         record = {
             "id": identity,
@@ -86,7 +86,7 @@ class FakeStore:
         return identity
 
     def seeds(self, method: str, values: Iterable[float], **fields: Any) -> list[str]:
-        """Add one run a value, with seeds 0, 1, …"""
+        """Add one run for each value, with seeds 0, 1, …"""
         return [self.run(method, seed, value, **fields) for seed, value in enumerate(values)]
 
     def missing(self, identity: str) -> None:
@@ -105,7 +105,7 @@ class FakeStore:
         return identity
 
     def tuning(self, method: str, trials: Sequence[float], *, budget: str = "4bit", seconds: float = 45.0) -> str:
-        """Add a tuning with one trial for each strength. Returns its id."""
+        """Add a tuning with one trial for each strength, and return its id."""
         identity = f"tuning-{method}-{budget}"
         common = {"status": "done", "reason": None, "model": MODEL, "dataset": "digits", "method": method}
         common |= {"budget": budget, "budget_cost": BUDGET_BOPS, "seed": 1000, "fingerprint": made_with(method)}
@@ -122,7 +122,7 @@ class FakeStore:
         return identity
 
     def document(self, **spec: Any) -> dict[str, Any]:
-        """The study's document, written to the store as well."""
+        """Write the study's document to the store and return it."""
         task = {"dataset": "digits", "model": MODEL}
         values = {"name": self.name, "task": task, "baseline": "fixed"} | self.spec | spec
         document = {
@@ -149,7 +149,7 @@ class FakeStore:
 
 
 def made_with(method: str, model: str = MODEL) -> dict[str, Any]:
-    """The fingerprint of a result that is up to date; a method that is not installed has no source."""
+    """Return the fingerprint of a result that is up to date; an unknown method has no source."""
     try:
         return fingerprint(method, DATA_CHECKSUM, model)
     except BenchError:
@@ -157,12 +157,12 @@ def made_with(method: str, model: str = MODEL) -> dict[str, Any]:
 
 
 def _costs(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics in which bit operations, which budgets limit here, are the cost."""
+    """Return metrics whose cost is the bit operations, which budgets limit here."""
     return {"cost": metrics["bops"], **metrics} if "bops" in metrics else dict(metrics)
 
 
 def figures(top1: float) -> dict[str, Any]:
-    """Metrics of a run."""
+    """Return the metrics of a run."""
     return {
         "top1": top1,
         "top5": 99.0,
@@ -178,7 +178,7 @@ def figures(top1: float) -> dict[str, Any]:
 
 
 def curves(epochs: int = 2) -> list[dict[str, Any]]:
-    """Epoch figures of a search and a fine-tuning."""
+    """Return epoch figures of a search and a fine-tuning."""
     phases = ("search", "finetune")
     return [
         {"phase": p, "epoch": e, "loss": 1.0 / (e + 1), "accuracy": 50.0 + e} for p in phases for e in range(epochs)
@@ -186,7 +186,7 @@ def curves(epochs: int = 2) -> list[dict[str, Any]]:
 
 
 def trial(number: int, strength: float) -> dict[str, Any]:
-    """One tuning trial."""
+    """Return one tuning trial."""
     return {
         "number": number,
         "knobs": {"strength": strength},
@@ -202,7 +202,7 @@ def trial(number: int, strength: float) -> dict[str, Any]:
 
 
 def mixed(root: Path) -> FakeStore:
-    """Two methods with three seeds each, a reference, and everything that can go wrong."""
+    """Make a study of two methods with three seeds each, a reference, and everything that can go wrong."""
     fake = FakeStore(root, spec={"methods": ["fixed", "sbs", "dnas", "full_precision"]})
     fake.seeds("fixed", [70.0, 71.0, 72.0])
     tuning = fake.tuning("sbs", [0.2, 0.4])
@@ -219,7 +219,7 @@ def mixed(root: Path) -> FakeStore:
 
 
 def two_done(root: Path) -> FakeStore:
-    """Two runs that are done and one that is planned."""
+    """Make a study with two runs that are done and one that is planned."""
     fake = FakeStore(root)
     fake.seeds("sbs", [70.0, 72.0])
     fake.missing("sbs-4bit-2")

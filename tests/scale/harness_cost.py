@@ -1,16 +1,16 @@
-"""What the harness itself costs: everything but training, by number of runs.
+"""Measure the cost of the harness itself, without training, by number of runs.
 
     python -m tests.scale.harness_cost --runs 10,100,1000 --jobs 8
     python -m tests.scale.harness_cost --runs 200 --compare 200 --cluster 4    # on a Dask cluster, a worker killed
 
-For each number of runs it works a study of tiny runs off with several workers, and checks that no run was lost or
-done twice, that nothing was said of a locked database, and that `results.csv` is the one of a single worker. It prints:
+For each number of runs, a study of tiny runs is run with several workers. The script checks that no run was lost or
+repeated, that no message was about a locked database, and that `results.csv` equals that of a single worker. It prints:
 
 * seconds before the first unit starts and after the last one has ended;
 * harness seconds of a unit: (time between these × workers − seconds that units spent on their own work) / units;
-* seconds from the end of one run to the end of the next, in the first and in the last tenth of the study: they must
-  not grow with what is finished;
-* the largest resident memory of the parent process, and its seconds of processor time a run.
+* seconds from the end of one run to the end of the next, in the first and in the last tenth of the study, which must
+  not grow with the number of finished runs;
+* the largest resident memory of the parent process, and its CPU seconds for each run.
 """
 
 import argparse
@@ -40,13 +40,13 @@ class Cost:
     """The harness's cost of one study.
 
     Attributes:
-        runs, units, jobs: Its size: runs, runs and pretrainings, workers.
-        wall_seconds: From start to end of the command.
-        before_seconds, after_seconds: Before the first unit and after the last.
-        harness_seconds: Of each unit, on the worker that it occupied.
+        runs, units, jobs: Numbers of runs, of runs and pretrainings, and of workers.
+        wall_seconds: Seconds from the start to the end of the command.
+        before_seconds, after_seconds: Seconds before the first unit and after the last.
+        harness_seconds: Harness seconds of each unit, on the worker that it occupied.
         first_tenth, last_tenth: Seconds between the ends of successive runs, in these parts of the study.
         parent_megabytes: Largest resident memory of the command's own process.
-        parent_cpu_seconds: Of the command's own process, a run.
+        parent_cpu_seconds: CPU seconds of the command's own process, for each run.
     """
 
     runs: int
@@ -63,7 +63,7 @@ class Cost:
 
 
 def specification(runs: int) -> str:
-    """A study of so many runs that take a fraction of a second each."""
+    """Return the specification of a study with a number of runs that take a fraction of a second each."""
     budgets = [f"{0.02 + 0.0001 * index:.4f}x" for index in range(-(-runs // _SEEDS))]
     return f"""
 name = "cost"
@@ -78,7 +78,7 @@ finetune = {{epochs = 1, batch_size = 32, lr = 0.01}}
 
 
 def work(folder: Path, runs: int, jobs: int, more: list[str]) -> tuple[Path, float, float, Any]:
-    """Run the study in a process of its own; returns its store, start, end, and what the system says it used."""
+    """Run the study in a process of its own; return its store, start, end, and resource usage."""
     folder.mkdir(parents=True)
     spec, store = folder / "spec.toml", folder / "store"
     spec.write_text(specification(runs))
@@ -95,22 +95,22 @@ def work(folder: Path, runs: int, jobs: int, more: list[str]) -> tuple[Path, flo
 
 
 def records(store: Path, kind: str) -> list[dict[str, Any]]:
-    """All records of one kind of unit."""
+    """Return all records of one kind of unit."""
     return [json.loads(path.read_text()) for path in store.glob(f"{kind}/*/record.json")]
 
 
 def check(store: Path, runs: int, lost_workers: int) -> None:
-    """Every run was done, and done once; on a lost worker one may have been begun in vain."""
+    """Check that every run was done once; for each lost worker, one may have been started again."""
     found = records(store, "runs")
     again = sum(record["attempt"] - 1 for record in found + records(store, "pretrained"))
     if len(found) != runs or any(record["status"] != "done" for record in found) or again > lost_workers:
-        raise SystemExit(f"{store}: {len(found)} of {runs} runs, or some not done, or {again} begun again")
+        raise SystemExit(f"{store}: {len(found)} of {runs} runs, or some not done, or {again} started again")
     if set(store.glob("leases/*.json")):
         raise SystemExit(f"{store}: leases were left")
 
 
 def measure(store: Path, began: float, ended: float, usage: Any, runs: int, jobs: int) -> Cost:
-    """The harness's cost of a study that was worked off between two moments of the wall clock."""
+    """Return the cost of a study that ran between two moments of the wall clock."""
     units = records(store, "runs") + records(store, "pretrained")
     busy = sum(unit["times"]["total_seconds"] for unit in units)
     first = min(path.stat().st_mtime for path in store.glob("*/*/spec.json"))
@@ -132,7 +132,7 @@ def measure(store: Path, began: float, ended: float, usage: Any, runs: int, jobs
 
 
 def same_results(first: Path, second: Path) -> bool:
-    """Whether two stores have the same `results.csv` but for times and memory."""
+    """Return whether two stores have the same `results.csv`, apart from times and memory."""
     tables = [
         pd.read_csv(store / "studies/cost/results.csv").drop(columns=list(_NOT_COMPARED)) for store in (first, second)
     ]
@@ -141,7 +141,7 @@ def same_results(first: Path, second: Path) -> bool:
 
 @contextmanager
 def cluster(workers: int) -> Iterator[list[str]]:
-    """A Dask cluster of so many workers, if any, one of which is killed after a while; options to work on it."""
+    """Start a Dask cluster, one of whose workers is killed after a while; yield the options to use it."""
     if not workers:
         yield []
         return
@@ -160,8 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", default="10,100,1000")
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--compare", type=int, default=10, help="compare studies up to this size with one worker's")
-    parser.add_argument("--cluster", type=int, default=0, help="workers of a Dask cluster, one of which is killed")
+    parser.add_argument(
+        "--compare", type=int, default=10, help="largest study that is compared with that of one worker"
+    )
+    parser.add_argument(
+        "--cluster", type=int, default=0, help="number of workers of a Dask cluster, one of which is killed"
+    )
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="harness-cost-") as folder:
         for runs in map(int, asked.runs.split(",")):

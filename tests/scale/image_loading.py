@@ -1,12 +1,12 @@
-"""Measures how many images a second the training pipeline of image files delivers, beside decoding alone.
+"""Measure how many images per second the training pipeline of image files delivers, relative to decoding alone.
 
     python -m tests.scale.image_loading --workers 2 --images 1024 --rounds 5
 
-Makes JPEG files of the size of ImageNet's: 500×375, quality 90, about 100 KB; smooth random colours with noise. In each
-round every one of these reads all of them once, in turn, with as many processes: the decoder alone; decoding and
-resizing; the whole pipeline, up to batches of bytes; and up to normalised batches on the device, as training gets them.
-Prints the median rate of each, ratios to the decoder's of the same round, and the pipeline's to decoding and resizing,
-which it cannot do without.
+The script makes JPEG files of the size of ImageNet's: 500×375, quality 90, about 100 KB, smooth random colours with
+noise. In each round four readers read all files once, in turn, with the same number of processes: the decoder alone;
+decoding and resizing; the whole pipeline up to batches of bytes; and the pipeline up to normalised batches on the
+device. It prints the median rate of each, its ratio to the decoder's rate of the same round, and the ratio of the
+pipeline's rate to that of decoding and resizing, which are both indispensable.
 """
 
 import argparse
@@ -34,20 +34,20 @@ _AHEAD = 8
 
 
 class DecodingReader(Reader):
-    """Decodes and throws away."""
+    """A data set that decodes images and keeps nothing."""
 
     def __getitem__(self, request: Request) -> Answer:
-        """One number for the pixels of each image."""
+        """Return one number for the pixels of each image."""
         for position in request.positions.tolist():
             self.work(decode(self.table.read(int(self.rows[position]))))
         return torch.zeros(1), []
 
     def work(self, pixels: torch.Tensor) -> None:
-        """What else is done."""
+        """Process a decoded image."""
 
 
 class ResizingReader(DecodingReader):
-    """Decodes, resizes, and throws away."""
+    """A data set that decodes and resizes images and keeps nothing."""
 
     def work(self, pixels: torch.Tensor) -> None:
         """Resize as training does."""
@@ -55,7 +55,7 @@ class ResizingReader(DecodingReader):
 
 
 def make_images(folder: Path, count: int) -> float:
-    """Files for two classes, in both parts; returns their mean size in KB."""
+    """Write files for two classes in both parts; return their mean size in KB."""
     draws = np.random.default_rng(0)
     sizes = []
     for number in range(count + 2):
@@ -73,7 +73,7 @@ def make_images(folder: Path, count: int) -> float:
 def candidates(
     dataset: ImageDataset, contents: ImageFiles, workers: int, batch_size: int, device: torch.device
 ) -> dict[str, Callable[[], Iterator[object]]]:
-    """Everything that is measured; each reads all images once."""
+    """Return all readers; each reads all images once."""
     count = len(contents.train)
     framing: Framing = dataset.framing
     rows = np.arange(count)
@@ -95,7 +95,7 @@ def candidates(
 
 
 def seconds(read: Callable[[], Iterator[object]], device: torch.device) -> float:
-    """To read all images once."""
+    """Return the seconds that a reader needs for all images."""
     began = time.perf_counter()
     for _ in read():
         pass
@@ -107,7 +107,7 @@ def seconds(read: Callable[[], Iterator[object]], device: torch.device) -> float
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", default="0,2", help="processes that decode")
+    parser.add_argument("--workers", default="0,2", help="numbers of processes that decode, separated by commas")
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)

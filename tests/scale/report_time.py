@@ -1,9 +1,9 @@
-"""Measures how long reports of large studies take, and how large their page is, on stores with made-up results.
+"""Measure the time that reports of large studies take, and the size of their page, on stores with made-up results.
 
     python -m tests.scale.report_time [--out DIR] [--budgets 4] [RUNS …]
 
 Each store has ten methods at a number of budgets, tunings of four trials, policies of ResNet-20, and curves of 60
-epochs; one run in twenty failed. Reports are made as `bench report STUDY --out DIR` makes them, in this process.
+epochs; one run in twenty failed. Reports are made in this process, as by `bench report STUDY --out DIR`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WIDTHS = {layer: 16 << int(layer.split(".")[1]) for layer in LAYERS}
 
 
 def policy(rng: random.Random) -> dict[str, Any]:
-    """Bits and filters of a ResNet-20, at random."""
+    """Return random bits and filters of a ResNet-20."""
     layers = {"conv1": (8, 8, None), **{layer: _layer(rng, layer) for layer in LAYERS}, "fc": (8, 8, None)}
     keys = ("weight_bits", "activation_bits", "kept_filters")
     entries = {name: dict(zip(keys, entry, strict=True)) for name, entry in layers.items()}
@@ -44,7 +44,7 @@ def _layer(rng: random.Random, layer: str) -> tuple[int, int, list[int] | None]:
 
 
 def curves(rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Figures of every epoch."""
+    """Return figures of every epoch."""
     for phase, epochs in (("search", SEARCH_EPOCHS), ("finetune", FINETUNE_EPOCHS)):
         for epoch in range(1, epochs + 1):
             figures = {"loss": 3 / epoch + rng.random(), "accuracy": 60 - 40 / epoch + rng.random()}
@@ -60,7 +60,7 @@ def write_compact(path: Path, document: Any) -> None:
 
 
 def fill(root: Path, runs: int, budgets: int) -> dict[str, Any]:
-    """A store with a study of so many runs; returns the study's document."""
+    """Make a store with a study of a number of runs; return the study's document."""
     rng = random.Random(0)  # noqa: S311  (figures that look real, no secrets)
     fake = fake_store.FakeStore(root, name="large", spec={"task": {"dataset": "cifar100", "model": "resnet20"}})
     cells = [(method, f"{width + 2}bit", width) for width in range(budgets) for method in METHODS]
@@ -90,7 +90,7 @@ def fill(root: Path, runs: int, budgets: int) -> dict[str, Any]:
 
 
 def measure(runs: int, budgets: int, root: Path, out: Path) -> None:
-    """Make a store and everything that there is to say of it, and print what it took."""
+    """Make a store and all its reports, and print the times."""
     from bench.store.files import Store
 
     document = fill(root, runs, budgets)

@@ -1,11 +1,11 @@
-"""Where the time of a training step goes: arithmetic and bytes against what the machine can do.
+"""Compare the time of a training step with the arithmetic and memory speed of the machine.
 
     python -m tests.scale.roofline --threads 2
 
-Measures the machine (the fastest of many matrix products, and of many additions of tensors too large for any cache),
-counts the multiplications of a step's convolutions and the bytes that must move at least when no two operations are
-fused, and sets both against the measured time of one step, split by PyTorch's profiler into convolutions, quantizers,
-normalisation and the rest. ResNet-20 on 3×32×32 images, as they stand, without compiling.
+The script measures the machine by the fastest of many matrix products, and of many additions of tensors that are too
+large for any cache. It counts the multiplications of a step's convolutions, and the bytes that must move at least
+when no operations are fused. It compares both with the measured time of one step, which PyTorch's profiler splits
+into convolutions, quantizers, normalisation and the rest. The network is ResNet-20 on 3×32×32 images, not compiled.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from bench.training.loop import sgd, weight_groups
 
 _FLOAT = 4
 _PASSES = {"convolution": 3 + 3, "normalisation": 3 + 3, "activation": 2 + 3}
-"""Reads and writes of a tensor of the layer's size, forward and backward: a convolution reads its input and writes its
-output; going back it reads the gradient twice, its input once, and writes a gradient. A normalisation reads its input
-for the statistics and again to normalise, and writes; going back it reads gradient and input, and writes. An activation
-reads and writes; going back it reads gradient and result, and writes."""
+"""Reads and writes of a tensor of the layer's size, forward and backward. A convolution reads its input and writes
+its output; backward it reads the gradient twice and its input once, and writes a gradient. A normalisation reads
+its input for the statistics and again to normalise, and writes; backward it reads the gradient and the input, and
+writes. An activation reads and writes; backward it reads the gradient and the result, and writes."""
 _QUANTIZER_PASSES = {"metric": 1, "value": 2, "gradient": 3}
 _KINDS = {
     "convolutions": ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::cudnn_convolution"),
@@ -42,14 +42,14 @@ _QUANTIZERS = ("_Quantize", "_BitSharing", "_QuantizeBackward", "_BitSharingBack
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the machine reaches: operations and bytes a second."""
+    """The speed of the machine: operations and bytes per second."""
 
     flops: float
     bandwidth: float
 
 
 def fastest(work: Callable[[], object], times: int = 15) -> float:
-    """Seconds of the fastest of some calls: what the machine can do, not what others leave of it."""
+    """Return the seconds of the fastest of some calls, which other processes disturb least."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -59,7 +59,7 @@ def fastest(work: Callable[[], object], times: int = 15) -> float:
 
 
 def measured_machine() -> Machine:
-    """Matrix products of 1,536 rows and columns; additions in place of 64 million numbers, read and written once."""
+    """Measure matrix products of 1,536 rows and columns, and in-place additions of 64 million numbers."""
     side, length = 1536, 2**26
     a, b = torch.randn(side, side), torch.randn(side, side)
     large = torch.zeros(length)
@@ -70,20 +70,20 @@ def measured_machine() -> Machine:
 
 
 def flops(network: NetworkShape, batch: int) -> float:
-    """Of all convolutions and linear layers in one step; the backward pass has two products for each one forward."""
+    """Count the operations of convolutions and linear layers in one step; backward has twice those of forward."""
     macs = price(network, uniform(network, FULL_PRECISION_BITS)).macs
     return float(3 * 2 * macs * batch)
 
 
 def elements(network: NetworkShape, batch: int) -> tuple[float, float]:
-    """Numbers in all outputs of convolutions, and in all inputs that are quantized."""
+    """Count the numbers in all outputs of convolutions, and in all inputs that are quantized."""
     outputs = sum(layer.out_channels * layer.out_size[0] * layer.out_size[1] for layer in network.layers)
     inputs = sum(layer.in_channels * layer.in_size[0] * layer.in_size[1] for layer in network.middle)
     return float(batch * outputs), float(batch * inputs)
 
 
 def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """One update of a network."""
+    """Make the function that does one update of a network."""
     model.train()
     optimizer = sgd(weight_groups(model), Schedule())
 
@@ -96,7 +96,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[
 
 
 def parts(step: Callable[[], None]) -> dict[str, float]:
-    """Seconds of one step by kind of operation."""
+    """Return the seconds of one step by kind of operation."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     events = {event.key: event for event in profile.key_averages()}

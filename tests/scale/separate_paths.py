@@ -1,10 +1,10 @@
-"""Measures multi-path search as the literature states it, with a convolution for each path, beside ours with one.
+"""Measure multi-path search with a convolution for each path, as the literature states it, and ours with one.
 
     python -m tests.scale.separate_paths --model resnet20 --widths 1,2,3,4,5 --device cpu
 
-Convolution is linear in both operands, so that one of the mixed input with the mixed weight is the same function
-(`methods.multi_path`). Here it is carried out as K convolutions too, of each weight with the mixed input, and as K², of
-each weight with each input. Prints a line for each, then all as JSON; networks are carried out as they stand.
+Convolution is linear in both operands, so that one convolution of the mixed input with the mixed weight is the same
+function (`methods.multi_path`). The script also measures K convolutions, of each weight with the mixed input, and K²,
+of each weight with each input. It prints one line for each, then all figures as JSON. Networks are not compiled.
 """
 
 import argparse
@@ -28,34 +28,34 @@ from methods.shared.networks.paths import MixedLayer
 
 
 class PathPerWeight(MixedLayer):
-    """K convolutions: of each quantized weight with the mixed input."""
+    """A layer of K convolutions, of each quantized weight with the mixed input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same function as with one convolution."""
+        """Compute the same function as one convolution."""
         of_weights, of_inputs = self.probabilities
         inputs = zip(of_inputs, self.activation_quantizers, strict=True)
         mixed = sum((p * quantizer(x) for p, quantizer in inputs), start=x.new_zeros(()))
         return self.sum_of_paths(of_weights, mixed)
 
     def sum_of_paths(self, of_weights: Tensor, x: Tensor) -> Tensor:
-        """A weighted sum of one convolution for each weight."""
+        """Return the weighted sum of one convolution for each weight."""
         weights = zip(of_weights, self.weight_quantizers, self.weight, strict=True)
         paths = (p * self.geometry.convolve(x, quantizer(w), self.bias) for p, quantizer, w in weights)
         return sum(paths, start=x.new_zeros(()))
 
 
 class PathPerPair(PathPerWeight):
-    """K² convolutions: of each quantized weight with each quantized input."""
+    """A layer of K² convolutions, of each quantized weight with each quantized input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same function as with one convolution."""
+        """Compute the same function as one convolution."""
         of_weights, of_inputs = self.probabilities
         inputs = zip(of_inputs, self.activation_quantizers, strict=True)
         return sum((p * self.sum_of_paths(of_weights, quantizer(x)) for p, quantizer in inputs), start=x.new_zeros(()))
 
 
 class _Separated(Forward):
-    """Turns the layers of the search's network into separate paths before it is trained."""
+    """A forward that turns the layers of the search's network into separate paths before training."""
 
     def __init__(self, forward: Forward, layer: type[MixedLayer]) -> None:
         self._forward, self._layer = forward, layer
@@ -75,18 +75,18 @@ class SeparatePaths(MultiPath):
     layer: ClassVar[type[MixedLayer]] = PathPerPair
 
     def search(self, job: SearchJob) -> SearchResult:
-        """As ever, with other layers."""
+        """Search with the changed layers."""
         return super().search(replace(job, forward=_Separated(job.forward, self.layer)))
 
 
 class WeightPaths(SeparatePaths):
-    """With a convolution for each weight."""
+    """Multi-path search with a convolution for each weight."""
 
     layer = PathPerWeight
 
 
 def candidates(widths: list[int]) -> list[Candidate]:
-    """Bit sharing and the three forms of multi-path search, each with so many candidate widths."""
+    """Return bit sharing and the three forms of multi-path search, each with a number of candidate bits."""
     found = []
     for chain in (chain for chain in CHAINS if len(chain) in widths):
         methods = {"sbs_q": make_method("sbs_q", {"bits": chain})}
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--dataset", default="cifar100")
-    parser.add_argument("--widths", default="3", help="numbers of candidate widths, from 1 to 5")
+    parser.add_argument("--widths", default="3", help="numbers of candidate bits, from 1 to 5, separated by commas")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)

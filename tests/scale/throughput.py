@@ -1,11 +1,11 @@
-"""Measures how many runs a machine gets done in an hour, one after another and several at once.
+"""Measure how many runs per hour a machine finishes, one after another and several at once.
 
     python -m tests.scale.throughput --jobs 1,2,4 --threads 1
     python -m tests.scale.throughput --device cuda --runs-per-card 1,2,4,8 --model resnet20 --epochs 20
 
-Works the same study off once for each number, in stores of their own: seeds of one method that trains a quantized
-network. It prints for each: seconds from the start of the first run to the end of the last, runs an hour, that as a
-ratio to the first number's, the seconds that a run took inside, and whether the results are the same.
+The script runs the same study once for each number, in separate stores: several seeds of one method that trains a
+quantized network. For each number it prints the seconds from the start of the first run to the end of the last, the
+runs per hour, their ratio to those of the first number, the seconds of one run, and whether the results are the same.
 """
 
 import argparse
@@ -21,16 +21,16 @@ import pandas as pd
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What was measured with so many runs at once.
+    """The throughput with a number of runs at once.
 
     Attributes:
-        at_once: Runs at once; on each card with CUDA.
-        runs: In all.
-        seconds: From the start of the first to the end of the last.
-        runs_an_hour: At this pace.
-        ratio: To the pace of the first number.
-        seconds_a_run: What a run spent on its own work, in the mean.
-        same_results: Whether accuracies and costs are those of the first number.
+        at_once: Number of runs at once; with CUDA, on each GPU.
+        runs: Number of all runs.
+        seconds: Seconds from the start of the first run to the end of the last.
+        runs_an_hour: Runs per hour.
+        ratio: Ratio to the runs per hour of the first number.
+        seconds_a_run: Mean seconds that a run spent on its own work.
+        same_results: Whether accuracies and costs equal those of the first number.
     """
 
     at_once: int
@@ -43,7 +43,7 @@ class Throughput:
 
 
 def specification(asked: argparse.Namespace) -> str:
-    """The study: seeds of uniform precision, trained from scratch."""
+    """Return the specification: seeds of uniform precision, trained from scratch."""
     return f"""
 name = "throughput"
 methods = ["fixed"]
@@ -58,7 +58,7 @@ finetune = {{epochs = {asked.epochs}, batch_size = {asked.batch_size}, lr = 0.01
 
 
 def work(folder: Path, asked: argparse.Namespace, at_once: int) -> Path:
-    """Run the study with so many runs at once; returns its store."""
+    """Run the study with a number of runs at once; return its store."""
     folder.mkdir(parents=True)
     spec, store = folder / "spec.toml", folder / "store"
     spec.write_text(specification(asked))
@@ -74,25 +74,25 @@ def work(folder: Path, asked: argparse.Namespace, at_once: int) -> Path:
 
 
 def span(store: Path) -> float:
-    """Seconds from the start of the first run to the end of the last."""
+    """Return the seconds from the start of the first run to the end of the last."""
     began = min(path.stat().st_mtime for path in store.glob("runs/*/spec.json"))
     return max(path.stat().st_mtime for path in store.glob("runs/*/record.json")) - began
 
 
 def inside(store: Path) -> float:
-    """Mean seconds that runs spent on their own work."""
+    """Return the mean seconds that runs spent on their own work."""
     records = [json.loads(path.read_text()) for path in store.glob("runs/*/record.json")]
     return sum(float(record["times"]["total_seconds"]) for record in records) / len(records)
 
 
 def results(store: Path) -> pd.DataFrame:
-    """Accuracy and cost of each run, by seed."""
+    """Return the accuracy and cost of each run, by seed."""
     table = pd.read_csv(store / "studies" / "throughput" / "runs.csv").sort_values("seed")
     return table[[name for name in ("seed", "top1", "top5", "bops") if name in table]].reset_index(drop=True)
 
 
 def measure(folder: Path, asked: argparse.Namespace, numbers: list[int]) -> list[Throughput]:
-    """All numbers, one after another; each line is printed when it is known."""
+    """Measure all numbers, one after another; print each line at once."""
     found: list[Throughput] = []
     stores: list[Path] = []
     for index, at_once in enumerate(numbers):
@@ -118,12 +118,16 @@ def measure(folder: Path, asked: argparse.Namespace, numbers: list[int]) -> list
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", default="1,2", help="runs at once on the processor")
-    parser.add_argument("--runs-per-card", default="1,2,4", help="runs at once on a card, with --device cuda")
-    parser.add_argument("--cards", type=int, default=1, help="that are there, with --device cuda")
+    parser.add_argument("--jobs", default="1,2", help="numbers of runs at once on the CPU, separated by commas")
+    parser.add_argument(
+        "--runs-per-card",
+        default="1,2,4",
+        help="numbers of runs at once on a GPU, separated by commas, with --device cuda",
+    )
+    parser.add_argument("--cards", type=int, default=1, help="number of GPUs, with --device cuda")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of a run")
-    parser.add_argument("--seeds", type=int, default=8, help="runs in all")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
+    parser.add_argument("--seeds", type=int, default=8, help="number of all runs")
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", type=Path, default=None)

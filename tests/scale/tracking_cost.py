@@ -1,8 +1,8 @@
-"""Measures what it costs to bring MLflow up to date after one more run, as the number of finished runs grows.
+"""Measure the cost of updating MLflow after one more run, as the number of finished runs grows.
 
     python -m tests.scale.tracking_cost [--server] [10 100 1000]
 
-Made-up runs, five seeds a cell. `--server` goes through an MLflow server on this machine instead of an SQLite file.
+Runs are made up, five seeds in each group. `--server` uses an MLflow server on this machine instead of an SQLite file.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SEEDS = 5
 
 
 class Calls:
-    """Counts SQL statements and HTTP requests of this process."""
+    """A counter of SQL statements and HTTP requests of this process."""
 
     def __init__(self) -> None:
         from requests.adapters import HTTPAdapter
@@ -43,8 +43,8 @@ class Calls:
     def _statement(self, *_: Any) -> None:
         self.sql += 1
 
-    def of(self, action: Callable[[], bool]) -> str:
-        """Seconds and calls of an action."""
+    def measure(self, action: Callable[[], bool]) -> str:
+        """Return the seconds and calls of an action."""
         self.sql = self.http = 0
         began = time.perf_counter()
         assert action()
@@ -53,7 +53,7 @@ class Calls:
 
 @contextmanager
 def server(root: Path) -> Iterator[str]:
-    """An MLflow server on this machine."""
+    """Start an MLflow server on this machine; yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -63,7 +63,7 @@ def server(root: Path) -> Iterator[str]:
 
 
 def measure(count: int, calls: Calls, *, over_network: bool) -> None:
-    """Print what each kind of update costs with so many finished runs."""
+    """Print the cost of each kind of update with a number of finished runs."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         root = Path(name)
         fake = fake_store.FakeStore(root / "store")
@@ -85,7 +85,7 @@ def measure(count: int, calls: Calls, *, over_network: bool) -> None:
             ("nothing new", refresh),
             ("thorough", lambda: tracker.log_study(fake.store, document)),
         ):
-            sys.stdout.write(f"{count:6} runs, {what:12} {calls.of(action)}\n")
+            sys.stdout.write(f"{count:6} runs, {what:12} {calls.measure(action)}\n")
             sys.stdout.flush()
 
 

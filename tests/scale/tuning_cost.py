@@ -1,16 +1,17 @@
-"""Counts the searches that it takes to bring each method onto a budget, on real searches.
+"""Count the searches that each method needs to reach a budget, on real searches.
 
     python -m tests.scale.tuning_cost --records DIR [--tasks resnet8/synthetic resnet20/digits] [--methods sbs dnas …]
                                       [--budgets 3bit 4bit …] [--match lambda hinge] [--trials 10] [--early]
                                       [--seeds 0 1 2]
 
-Searches are those of a preset, at its tuning seed. Each is kept in DIR and none is made twice, so that the study can
-be stopped at any time, and two ways of tuning can be compared at the price of the searches in which they differ. To
-that end strengths are rounded to one per cent. In mode "lambda" a search does not know its budget and serves all.
+Searches are those of a preset, at its tuning seed. Each search is stored in DIR and never repeated, so that the script
+can be stopped at any time, and a comparison of two ways of tuning needs only the searches in which they differ.
+Strengths are rounded to one per cent for this purpose. In mode "lambda" a search does not depend on its budget, so that
+one search serves all budgets.
 
-`--early` leaves out the searches that only a tuning makes that does not stop early; a hit without repair is then looked
-for in the others alone. With `--seeds` two strengths are tried at seeds of runs: the one that tuning chooses, and the
-one that it would have chosen without stopping early.
+`--early` leaves out the searches that only a tuning without early stopping makes; a hit without repair is then counted
+among the other searches only. With `--seeds` two strengths are tried at seeds of runs: the one that tuning chooses, and
+the one that it would have chosen without early stopping.
 """
 
 import argparse
@@ -49,7 +50,7 @@ METHODS = [
 ]
 BUDGETS = ["3bit", "4bit", "5bit", "0.016x"]
 FLOAT_BUDGETS = ["0.4x", "0.6x", "0.8x"]
-"""Of `sbs_p`, which prunes at full precision and reaches none of the others."""
+"""Budgets of `sbs_p`, which prunes at full precision and reaches no lower ones."""
 FEW_GATES = 2
 ROUNDING = math.log(1.01)
 NEVER = 1000
@@ -59,7 +60,7 @@ class Quiet:
     """A watcher that shows nothing."""
 
     def epoch(self, phase: str, figures: Mapping[str, float]) -> None:
-        """An epoch ended."""
+        """Ignore an epoch."""
 
 
 def note(text: str) -> None:
@@ -69,7 +70,7 @@ def note(text: str) -> None:
 
 
 class Recorded:
-    """Searches on one task in one mode, each made once and kept."""
+    """Searches on one task in one mode, each made once and stored."""
 
     def __init__(self, task: str, match: str, options: argparse.Namespace) -> None:
         model, _, dataset = task.partition("/")
@@ -90,7 +91,7 @@ class Recorded:
         self.loader = TaskLoader(spec, options.data_dir)
 
     def units(self, method: str) -> Iterator[TuningUnit]:
-        """The tunings of a method, without those whose budget is out of reach from the start."""
+        """Return the tunings of a method, without those whose budget is below its cheapest policy."""
         for unit in self.plan.tunings:
             if unit.method != method or (method == "sbs_p") != (unit.budget.text in FLOAT_BUDGETS):
                 continue
@@ -101,7 +102,7 @@ class Recorded:
             yield unit
 
     def trial(self, unit: TuningUnit, number: int, knobs: Mapping[str, float], seed: int | None = None) -> Trial | None:
-        """A trial of a tuning, from the search that is kept; at the seed of a run, where one is given."""
+        """Return a trial of a tuning from the stored search; at the seed of a run if one is given."""
         rounded = {name: math.exp(round(math.log(value) / ROUNDING) * ROUNDING) for name, value in knobs.items()}
         kept = self._kept(unit, rounded, seed)
         if kept["diverged"]:
@@ -137,7 +138,7 @@ class Recorded:
         return found
 
     def _searched(self, unit: TrialUnit) -> Mapping[str, Any]:
-        """One search; in mode "hinge", where its budget is known, also its accuracy after repair."""
+        """Make one search; in mode "hinge" also its accuracy after repair, since its budget is known."""
         tuning, context = unit.tuning, self._context(unit)
         context.checkpoints.clear()  # of the search before: all work in one folder
         state, method = self._pretrained(unit.seed), make_method(tuning.method, tuning.options)
@@ -164,7 +165,7 @@ class Recorded:
         }
 
     def _pretrained(self, seed: int) -> Mapping[str, Any]:
-        """The network that searches of a seed start from."""
+        """Return the network from which searches of a seed start."""
         unit: Unit = next(unit for unit in self.plan.pretrainings if unit.seed == seed)
         path = self.store.unit("pretrained", unit.identity) / "model.pt"
         if not path.exists():
@@ -172,7 +173,7 @@ class Recorded:
         return load_state(path)
 
     def _context(self, unit: Unit) -> UnitContext:
-        """The context of a unit, with the task that all share."""
+        """Return the context of a unit, with the task that all units share."""
         request = UnitRequest(
             kind=kind_of(unit),
             identity=unit.identity,
@@ -186,13 +187,13 @@ class Recorded:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How one tuning went.
+    """The numbers of trials of one tuning.
 
     Attributes:
-        raw, near, repaired: Trials until a cost lay in the window before repair; after repair that moved few gates;
-            after any repair.
-        patient, made: Trials of a tuning that does not stop early, and of one that does.
-        moved: Gates that repair moved in the chosen trial.
+        raw, near, repaired: Trials until the first cost inside the window: before repair, after repair that moved few
+            gates, and after any repair.
+        patient, made: Trials of a tuning without early stopping, and of one with it.
+        moved: Number of gates that repair moved in the chosen trial.
         raw_share: Cost of the chosen trial before repair, as a share of the budget.
     """
 
@@ -206,7 +207,7 @@ class Count:
 
 
 def tuned(recorded: Recorded, unit: TuningUnit, *, stop_early: bool) -> tuple[Trial | None, Sequence[Trial]]:
-    """The chosen trial, if any, and all."""
+    """Tune once; return the chosen trial, if any, and all trials."""
     made: list[Trial] = []
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
@@ -228,7 +229,7 @@ def tuned(recorded: Recorded, unit: TuningUnit, *, stop_early: bool) -> tuple[Tr
 
 
 def counted(recorded: Recorded, unit: TuningUnit) -> Count:
-    """Tune to the end and with an early one; early trials are the first of all."""
+    """Tune with and without early stopping; the trials of the former are the first ones of the latter."""
     chosen, early = tuned(recorded, unit, stop_early=True)
     trials = early if recorded.early else tuned(recorded, unit, stop_early=False)[1]
     budget = unit.budget
@@ -253,7 +254,7 @@ def counted(recorded: Recorded, unit: TuningUnit) -> Count:
 
 
 def row(title: str, counts: Sequence[Count]) -> str:
-    """A line of the table over several tunings: median and worst of each count."""
+    """Return a row of the table over several tunings: median and maximum of each count."""
 
     def cell(name: str) -> str:
         values = [getattr(count, name) for count in counts]
@@ -265,7 +266,7 @@ def row(title: str, counts: Sequence[Count]) -> str:
 
 
 def at_seeds(recorded: Recorded, unit: TuningUnit, seeds: Sequence[int]) -> str:
-    """How runs end before repair at the strengths of a tuning that stops early and of one that does not."""
+    """Return the costs of runs before repair, at the strengths chosen with and without early stopping."""
     parts = []
     for stop_early in (True, False):
         chosen, trials = tuned(recorded, unit, stop_early=stop_early)
@@ -280,7 +281,7 @@ def at_seeds(recorded: Recorded, unit: TuningUnit, seeds: Sequence[int]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """What to tune, on what."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["resnet8/synthetic", "resnet20/digits"])
@@ -297,7 +298,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make the searches that are missing, and print the tables."""
+    """Make the missing searches, and print the tables."""
     options = arguments()
     table = [
         "| | tunings | no repair | at most 2 gates | any repair | trials, patient | trials made | gates moved |",
