@@ -83,7 +83,7 @@ def test_a_changed_building_block_makes_stale_who_imports_it(monkeypatch: pytest
     original = Path.read_bytes
 
     def changed(path: Path) -> bytes:
-        return original(path) + (b"\nchanged = 1" if path.parts[-2:] == ("shared", "layers.py") else b"")
+        return original(path) + (b"\nchanged = 1" if path.parts[-2:] == ("shared", "search.py") else b"")
 
     monkeypatch.setattr(Path, "read_bytes", changed)
     plugins._source_hash.cache_clear()
