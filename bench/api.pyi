@@ -42,6 +42,7 @@ from .method import Task as Task
 from .reporting.report import Column as Column
 from .reporting.report import Document as Document
 from .reporting.report import Figure as Figure
+from .reporting.report import Form as Form
 from .reporting.report import Part as Part
 from .reporting.report import Report as Report
 from .reporting.report import Table as Table

@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.api import Column, Document, Figure, Part, Table
-from bench.reporting.report import Form
+from bench.api import Column, Document, Figure, Form, Part, Table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")

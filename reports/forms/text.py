@@ -10,8 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.api import Column, Document, Figure, Part, Table
-from bench.reporting.report import Form
+from bench.api import Column, Document, Figure, Form, Part, Table
 
 _LAST_LATEX_LETTER = 0x17E
 """Last letter that LaTeX sets without help: the end of Latin Extended-A."""
