@@ -416,7 +416,7 @@ def test_without_yes_it_only_tells(fake: FakeStore, command: Callable[..., tuple
     assert content(fake.root) == before
     lines = out.splitlines()
     assert lines[-1] == "nothing was removed; add --yes to remove these files"
-    assert [line.split()[:3] for line in lines if CHECKPOINTS in line] == [["would", "go", "checkpoints"]]
+    assert [line.split()[:3] for line in lines if CHECKPOINTS in line] == [["removable", "checkpoints", "of"]]
     assert any(line.endswith("100 B") for line in lines if CHECKPOINTS in line)
     assert any(line.startswith("the store holds ") and "runs " in line for line in lines)
 
