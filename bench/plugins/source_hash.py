@@ -64,7 +64,12 @@ def _bare(source: bytes) -> ast.Module:
 def _is_text(statement: ast.stmt, in_class: bool) -> bool:
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
-    return in_class and isinstance(statement, ast.Assign | ast.AnnAssign) and set(_bound(statement)) <= _TEXTS
+    if not in_class or not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+        return False
+    parts = list(ast.walk(statement.value))
+    only_text = all(isinstance(part.value, str) for part in parts if isinstance(part, ast.Constant))
+    names = set(_bound(statement))
+    return bool(names) and names <= _TEXTS and only_text and not any(isinstance(part, ast.Call) for part in parts)
 
 
 def _definitions(tree: ast.Module) -> Iterator[str]:

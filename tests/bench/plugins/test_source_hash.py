@@ -139,3 +139,13 @@ def test_every_process_finds_the_same_hash() -> None:
         ).stdout.strip()
 
     assert found("1") == found("2") == FIRST
+
+
+@pytest.mark.parametrize("line", ["source: int = 3", "source: int", "source = 3", "summary = int('3')"])
+def test_a_class_attribute_that_is_no_text_counts_whatever_its_name(line: str) -> None:
+    with_it, changed = (
+        hash_of(block=f"{BLOCK}class Part:\n    {text}\n") for text in (line, line.replace("int", "float"))
+    )
+    without = hash_of(block=f"{BLOCK}class Part:\n    pass\n")
+    assert with_it != without
+    assert (with_it == changed) == ("int" not in line)
