@@ -1,6 +1,7 @@
 """The training, validation and test parts of a data set, as batches for training and evaluation."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ class TaskData:
         train, validation, test: The parts; `test` is read once per run, after the last epoch.
         checksum: Checksum of the data and of the split.
         faults: Images that proved unreadable so far.
+        drawn: What was drawn so far, by all replicas together: "training_batches" and their "training_images",
+            "evaluated_images", and "calibration_images".
         num_classes: Number of classes.
         image_shape: Channels, height and width of an image.
         device: Device of the batches.
@@ -60,6 +63,7 @@ class TaskData:
         digest.update(train_indices.numpy().tobytes())
         self.checksum = digest.hexdigest()
         self.faults = contents.faults
+        self.drawn: Counter[str] = Counter()
         self.num_classes = dataset.num_classes
         self.image_shape = dataset.image_shape
         self.device = device
@@ -95,6 +99,7 @@ class TaskData:
                 "batch_size, a multiple of the devices"
             )
         for images, labels in source.augmented(batch_size, self.batches_per_epoch(batch_size, source), order, skip):
+            self.drawn.update(training_batches=1, training_images=size)
             yield self.normalize(images), labels
 
     def batches_per_epoch(self, batch_size: int, subset: Subset | None = None) -> int:
@@ -110,7 +115,8 @@ class TaskData:
         Raises:
             BenchError: Too many images cannot be read.
         """
-        for images, labels in subset.unchanged(batch_size):
+        for number, (images, labels) in enumerate(subset.unchanged(batch_size)):
+            self.drawn.update(evaluated_images=min(batch_size, len(subset) - number * batch_size))
             yield self.normalize(images), labels
 
     def calibration_batches(self, count: int, batch_size: int) -> Sequence[Tensor]:
@@ -121,6 +127,7 @@ class TaskData:
         """
         count = min(count, self.batches_per_epoch(batch_size))
         chosen = torch.randperm(len(self.train), generator=generator("calibration"))[: count * batch_size]
+        self.drawn.update(calibration_images=len(chosen))
         with replicas.alone():
             return [self.normalize(images) for images, _ in self.train.take(chosen).unchanged(batch_size)]
 

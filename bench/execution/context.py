@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class UnitContext:
         store: Store that results are written to.
         folder: Folder of the unit.
         clock: Seconds spent in each phase.
+        data_use: Images drawn in each phase.
         curves: Figures by epoch.
         checkpoints: Checkpoints of the unit.
         forward: Way in which networks are evaluated in training.
@@ -97,8 +99,10 @@ class UnitContext:
         self.store, self.folder = Store(request.store), request.folder
         self._loader = loader
         self.clock = Clock()
+        self.data_use = DataUse(lambda: self.task.data.drawn)
         self.curves = Curves(watcher)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", {"clock": self.clock, "curves": self.curves})
+        always = {"clock": self.clock, "data_use": self.data_use, "curves": self.curves}
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", always)
         self.forward = Forward(self.spec.compile, self.spec.precision, self.device)
         record["forward"] = self.forward.record
 
@@ -116,6 +120,12 @@ class UnitContext:
     def device(self) -> torch.device:
         """Device that data and models are on."""
         return self._loader.device
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count a `with` block as a phase: its seconds, and the images that it draws."""
+        with self.clock.phase(name), self.data_use.phase(name):
+            yield
 
     def write(self, name: str, document: Any) -> None:
         """Write a JSON file into the unit's folder and list it in the record."""
@@ -175,6 +185,52 @@ class Clock:
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
         self._began = now
+
+
+class DataUse:
+    """Counts what each phase of a unit draws from the data.
+
+    Unlike seconds, an interruption adds nothing to it: what was drawn after the last checkpoint is drawn again.
+
+    Args:
+        drawn: Function that returns the counters of the data, `TaskData.drawn`.
+    """
+
+    def __init__(self, drawn: Callable[[], Counter[str]]) -> None:
+        self._drawn = drawn
+        self._by_phase: dict[str, Counter[str]] = {}
+        self._phase: str | None = None
+        self._began: Counter[str] = Counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what a `with` block draws as that of a phase."""
+        self._phase, self._began = name, self._drawn().copy()
+        try:
+            yield
+        finally:
+            self._count()
+            self._phase = None
+
+    def of(self, phase: str) -> Counter[str]:
+        """Return what a phase drew, by the names of `TaskData.drawn`."""
+        return self._by_phase.get(phase, Counter()).copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was drawn up to this moment, by phase."""
+        self._count()
+        return {phase: dict(drawn) for phase, drawn in self._by_phase.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint; what this attempt drew until now is part of the state already."""
+        self._by_phase = {phase: Counter(drawn) for phase, drawn in state.items()}
+        self._began = self._drawn().copy()
+
+    def _count(self) -> None:
+        if self._phase is not None:
+            now = self._drawn().copy()
+            self._by_phase.setdefault(self._phase, Counter()).update(now - self._began)
+            self._began = now
 
 
 class Curves:

@@ -120,6 +120,7 @@ class UnitBuilder:
             "method": name,
             "options": method.stated_options(task_network(self.spec.task)),
             "budget": stated,
+            "allowance": self.spec.allowance,
             "recipe": self.spec.recipe,
             "search": self._dump["search"],
             "finetune": self._dump["finetune"],

@@ -13,7 +13,7 @@ from bench.planning.methods import method_class
 from bench.spec.schema import StudySpec
 from bench.spec.sources import build, merge, nested
 
-_CHANGEABLE = ("pretrain", "search", "finetune", "tuning", "recipe", "precision", "compile", "options")
+_CHANGEABLE = ("pretrain", "search", "finetune", "tuning", "allowance", "recipe", "precision", "compile", "options")
 _CHANGEABLE_IN_TASK = ("task.init", "task.checkpoint")
 """Entries of the task that may be ablated; a study has one set of data."""
 

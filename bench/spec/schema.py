@@ -11,6 +11,7 @@ from bench.spec.options import Options
 
 Match = Literal["hinge", "lambda"]
 Recipe = Literal["common", "own"]
+Allowance = Literal["equal", "policy", "unequal"]
 Compile = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
@@ -169,6 +170,10 @@ class StudySpec(Options):
         ablate: Values to try one at a time, by key: an option of methods, or another key of the specification.
         budgets: Budgets in the notation of `bench.costs.budget`.
         seeds: Report seeds.
+        allowance: Equality of training after the pretrained network. "equal": every network gets the updates of one
+            search and one fine-tuning; fine-tuning is longer where the search has not trained the weights. "policy":
+            searches hand on their policy alone, and every network is fine-tuned from the pretrained weights. "unequal":
+            fine-tuning is equally long for all, whatever the search has trained, as in papers.
         recipe: Quantizer in fine-tuning: "common" uses the plain one for all methods, "own" that of a method's paper.
         baseline: Method that the report compares the others with, if it is in the study.
         device: Device to train on; "auto" is resolved when the study is planned.
@@ -189,6 +194,7 @@ class StudySpec(Options):
     ablate: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("4bit",)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=REPORT_SEEDS)], ...], Field(min_length=1)] = (0, 1, 2)
+    allowance: Allowance = "equal"
     recipe: Recipe = "common"
     baseline: str = "fixed"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

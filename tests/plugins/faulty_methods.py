@@ -228,6 +228,12 @@ class InputsImagesAreChanged(Sound):
         return result
 
 
+class AllowanceIsExceeded(Sound):
+    def changed(self, job: SearchJob, result: SearchResult) -> SearchResult:
+        list(job.task.data.training_batches(job.schedule.batch_size, job.order("more")))
+        return result
+
+
 class InterruptionLosesTheOptimizer(Sound):
     def parts(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, Stateful]:
         return {"model": model}

@@ -135,6 +135,22 @@ def inputs(under_test: MethodUnderTest) -> str:
     return "pretrained weights, images and labels are unchanged"
 
 
+def allowance(under_test: MethodUnderTest) -> str:
+    """Check that the weights have seen no more training batches than the schedule of the search has."""
+    result, observed = under_test.plain, under_test.observed
+    weights = dict(under_test.task.make_model().named_parameters()).keys()
+    if weights.isdisjoint(_changed(dict(result.state), under_test.small_task.pretrained)):
+        return "hands on the pretrained weights; fine-tuning is longer by the updates of a search"
+    allowed = under_test.job().steps
+    if observed.batches > allowed:
+        raise Violation(
+            f"its weights saw {observed.batches} training batches, but the schedule of the search has {allowed}; "
+            "draw no more than job.epochs() yields"
+        )
+    made_up = "" if observed.batches == allowed else "; fine-tuning makes up for the others"
+    return f"{observed.batches} of {allowed} updates of the schedule{made_up}"
+
+
 # --- interruptions -------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,7 @@ CHECKS: Sequence[Check] = (
     Check(name="name", run=behaviour.other_name, topic="Randomness"),
     Check(name="test split", run=behaviour.test_split, topic="Data"),
     Check(name="inputs", run=behaviour.inputs, topic="Data"),
+    Check(name="allowance", run=behaviour.allowance, topic="Data"),
     Check(name="interruption", run=behaviour.resume, topic="Interruptions"),
     Check(name="budget", run=budgets.within_reach, topic="Decisions"),
     Check(name="impossible budget", run=budgets.out_of_reach, topic="Errors"),

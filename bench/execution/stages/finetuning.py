@@ -51,7 +51,7 @@ def finetune(context: UnitContext, network: nn.Module, schedule: FinetuneSchedul
     seed = context.unit.seed
     start_process_deterministically(derive("finetune", seed), context.spec.threads)
     order = generator("order", "finetune", seed)
-    with context.clock.phase("finetune"):
+    with context.phase("finetune"):
         report, stage = context.curves.reporter("finetune"), context.checkpoints.stage("finetune")
         call = context.forward.prepare(network, "fine-tuning", context.task.multiplications(schedule))
         fit(network, context.task.data, schedule, order, report, stage, call)

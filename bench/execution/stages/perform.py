@@ -52,6 +52,7 @@ def perform(context: UnitContext) -> WorkResult:
             name = context.spec.task.dataset
             raise BenchError(f"the data of {name} changed while the study ran; run its command again")
         _STAGES[context.request.kind](context)
+        context.record["data_use"] = context.data_use.state_dict()
     except LostLeaseError:
         raise
     except BaseException as error:

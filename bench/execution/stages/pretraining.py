@@ -27,7 +27,7 @@ def perform_pretraining(context: UnitContext) -> None:
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, spec.task.model)
     elif spec.task.init == "pretrained":
-        with context.clock.phase("pretrain"):
+        with context.phase("pretrain"):
             fit(
                 model,
                 task.data,

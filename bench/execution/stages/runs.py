@@ -10,6 +10,7 @@ from bench.costs.accelerator.pricing import computes, price_on
 from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
+from bench.execution.stages.allowance import finetuning_schedule
 from bench.execution.stages.finetuning import compressed_network, finetune, reduced_form
 from bench.execution.stages.pretraining import pretrained_state
 from bench.execution.stages.search import MatchedSearch, matched_search, measure_of
@@ -30,11 +31,11 @@ def perform_run(context: UnitContext) -> None:
     method = method_of_study(unit.spec, unit.method)
     state, pretrained_top1 = pretrained_state(context, unit.pretraining)
     matched = matched_search(context, method, unit.budget, knobs, state)
-    with context.clock.phase("prepare"):
+    with context.phase("prepare"):
         network = compressed_network(context, method, matched)
-    finetune(context, network, context.spec.finetune)
+    finetune(context, network, finetuning_schedule(context, matched.updates))
     data = context.task.data
-    with context.clock.phase("evaluate"):
+    with context.phase("evaluate"):
         validation = evaluate(network, data, data.validation)
         test = evaluate(network, data, data.test)
     _complete_record(context, unit, matched, _accuracies(matched, validation, test, pretrained_top1))
@@ -67,7 +68,12 @@ def _complete_record(
     final = reduced_form(network, model, matched.policy, image)
     cost = measure_of(unit.budget).price(*final)
     context.record.update(
-        metrics={**accuracies, **_costs(*final, context.spec.accelerator), "cost": cost},
+        metrics={
+            **accuracies,
+            **_training(context, matched),
+            **_costs(*final, context.spec.accelerator),
+            "cost": cost,
+        },
         times={
             "search_seconds": context.clock.seconds("search"),
             "finetune_seconds": context.clock.seconds("finetune"),
@@ -91,6 +97,16 @@ def _accuracies(
         "start_top1": None if start is None else float(start),
         "raw_cost": matched.raw_cost,
         "repaired_gates": matched.repaired_gates,
+    }
+
+
+def _training(context: UnitContext, matched: MatchedSearch) -> dict[str, int]:
+    """Return what the run drew from the data, and the updates after pretraining that its final weights have seen."""
+    search, finetuning = context.data_use.of("search"), context.data_use.of("finetune")
+    return {
+        "trained_updates": matched.updates + finetuning["training_batches"],
+        "training_images": search["training_images"] + finetuning["training_images"],
+        "evaluated_images": search["evaluated_images"],
     }
 
 

@@ -13,6 +13,7 @@ from bench.compression.policy import Policy, policy_from_json
 from bench.costs.budget import Budget
 from bench.costs.measures import BOPS, Measure
 from bench.execution.context import UnitContext
+from bench.execution.stages.allowance import handed_on, updates_of_weights
 from bench.matching.repair import Repair, repair
 from bench.method import Decision, Method, SearchJob, SearchResult
 from bench.spec.seeds import derive, start_process_deterministically
@@ -29,12 +30,14 @@ class MatchedSearch:
         policy: Policy after repair.
         repaired: Outcome of the repair; `None` when nothing was to be repaired.
         raw_cost: Cost of the method's own policy, in the unit of the budget's measure.
+        updates: Updates of the search that the weights of the result have seen.
     """
 
     result: SearchResult
     policy: Policy
     repaired: Repair | None
     raw_cost: float
+    updates: int
 
     @property
     def repaired_gates(self) -> int:
@@ -68,7 +71,7 @@ def matched_search(
         knobs: Values of the method's knobs.
         pretrained: State of the pretrained network.
     """
-    result = _search(context, method, budget, knobs, pretrained)
+    result = handed_on(context, _search(context, method, budget, knobs, pretrained), pretrained)
     if replicas.count() > 1:
         _check_replicas(type(method).__name__, result)
     repaired = None
@@ -79,6 +82,7 @@ def matched_search(
         policy=result.policy if repaired is None else repaired.policy,
         repaired=repaired,
         raw_cost=measure_of(budget).price(context.network, result.policy),
+        updates=updates_of_weights(context, result, pretrained),
     )
 
 
@@ -113,7 +117,7 @@ def _search(
             stage=context.checkpoints.stage,
             forward=context.forward,
         )
-        with context.clock.phase("search"), peak_memory(context.device) as peak:
+        with context.phase("search"), peak_memory(context.device) as peak:
             finished.result = method.search(job)
             if context.device.type == "cuda":
                 torch.cuda.synchronize(context.device)

@@ -21,13 +21,13 @@ def perform_trial(context: UnitContext) -> None:
     method = method_of_study(tuning.spec, tuning.method)
     state, _ = pretrained_state(context, tuning.pretraining)
     matched = matched_search(context, method, tuning.budget, unit.knobs, state)
-    with context.clock.phase("prepare"):
+    with context.phase("prepare"):
         network = compressed_network(context, method, matched)
     if spec.tuning.finetune_epochs:
         short = {"epochs": spec.tuning.finetune_epochs, "decay": "cosine", "milestones": ()}
         finetune(context, network, spec.finetune.model_copy(update=short))
     data = context.task.data
-    with context.clock.phase("validate"):
+    with context.phase("validate"):
         result = evaluate(network, data, data.validation)
     cost = tuning.budget.price(context.network, matched.policy)
     trial = Trial(

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from bench.execution.stages.allowance import lengthened
+from bench.spec.schema import FinetuneSchedule
+
 
 @pytest.mark.parametrize("method", ["fixed", "full_precision"])
 def test_a_network_of_many_bits_keeps_its_accuracy_when_fine_tuning_does_nothing(
@@ -28,3 +31,54 @@ def test_a_network_of_many_bits_keeps_its_accuracy_when_fine_tuning_does_nothing
     pretrained = record["metrics"]["pretrained_top1"]
     assert pretrained > 60
     assert record["metrics"]["validation_top1"] > pretrained - 5
+
+
+def worked(tiny: SimpleNamespace, folder: Path, allowance: str) -> dict[str, dict[str, Any]]:
+    """Run methods that train in their search, and others that do not; return their records by name."""
+    changes: dict[str, Any] = {
+        "methods": ["sbs_q", "dnas", "random", "hawq", "greedy", "fixed", "full_precision"],
+        "options": {"hawq": {"draws": 2, "images": 16}, "greedy": {"batches": 1}},
+        "seeds": [0],
+        "allowance": allowance,
+        "search": {"epochs": 2, "batch_size": 32},
+        "finetune": {"epochs": 3, "batch_size": 16, "lr": 0.05, "decay": "step", "milestones": [1]},
+        "tuning": {"trials": 1},
+    }
+    work = tiny.work(tiny.spec(changes), folder)
+    return {name: work.record(f"{name} 0") for name in changes["methods"]}
+
+
+def test_every_network_sees_the_same_number_of_updates(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    records = worked(tiny, tmp_path, "equal")
+    # 2 epochs of 3 batches of 32 and 3 of 6 batches of 16; other methods make up for the search in one more epoch.
+    assert {record["metrics"]["trained_updates"] for record in records.values()} == {2 * 3 + 3 * 6}
+    for name, record in records.items():
+        use = record["data_use"]
+        trains = name in ("sbs_q", "dnas")
+        assert use["finetune"]["training_batches"] == (18 if trains else 24), name
+        assert not trains or use["search"]["training_batches"] == 6, name
+        assert record["metrics"]["training_images"] == sum(
+            use[phase].get("training_images", 0) for phase in ("search", "finetune")
+        )
+    assert records["fixed"]["metrics"]["evaluated_images"] == 0
+    validation = records["dnas"]["metrics"]["evaluated_images"]  # the accuracy at the start of its search
+    assert validation == records["sbs_q"]["metrics"]["evaluated_images"] == 100
+
+
+def test_only_the_policy_is_handed_on_where_a_study_asks_for_it(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    records = worked(tiny, tmp_path, "policy")
+    assert {record["metrics"]["trained_updates"] for record in records.values()} == {3 * 6}
+
+
+def test_papers_count_the_search_in_addition(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    records = worked(tiny, tmp_path, "unequal")
+    updates = {name: record["metrics"]["trained_updates"] for name, record in records.items()}
+    assert {updates["sbs_q"], updates["dnas"]} == {24}
+    assert {updates[name] for name in ("random", "hawq", "greedy", "fixed", "full_precision")} == {18}
+
+
+def test_a_longer_schedule_keeps_the_course_of_its_rate() -> None:
+    schedule = FinetuneSchedule(epochs=4, decay="step", milestones=(2, 3))
+    longer = lengthened(schedule, 10)
+    assert (longer.epochs, longer.milestones) == (10, (5, 8))
+    assert lengthened(schedule, 4) == schedule

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from bench.costs.counter import price
 from bench.costs.measures import BOPS, Energy, Latency, Memory
 from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
 from bench.execution import context as unit_context
-from bench.execution.context import Clock
+from bench.execution.context import Clock, DataUse
 from bench.execution.stages import finetuning, pretraining, search
 from bench.execution.stages.finetuning import reduced_form
 from bench.execution.task_loader import TaskLoader, on_device
@@ -39,7 +40,7 @@ RUNS = [f"{method} {seed}" for method in ("sbs", "dnas", "fixed", "full_precisio
 METRICS = {
     *("top1", "top5", "loss", "validation_top1", "pretrained_top1", "start_top1", "bops", "raw_cost"),
     *("repaired_gates", "memory_kb", "memory_bits", "peak_memory_bits", "macs", "parameters", "cost"),
-    *("latency_ms", "energy_mj"),
+    *("latency_ms", "energy_mj", "trained_updates", "training_images", "evaluated_images"),
 }
 
 
@@ -150,7 +151,7 @@ def test_the_stored_network_has_the_recorded_accuracy(finished: Any, title: str)
 
 @pytest.mark.parametrize(
     ("title", "phases"),
-    [("sbs 0", ["search", "finetune"]), ("dnas 0", ["search", "finetune"]), ("fixed 0", ["finetune"])],
+    [("sbs 0", ["search", "finetune"]), ("dnas 0", ["search", "finetune"]), ("fixed 0", 2 * ["finetune"])],
 )
 def test_curves_have_every_epoch(finished: Any, title: str, phases: list[str]) -> None:
     curves = read_json(folder_of(finished, title) / "curves.json")
@@ -659,6 +660,27 @@ def test_the_clock_counts_phases_over_interruptions(monkeypatch: pytest.MonkeyPa
     now[0] += 50  # between phases
     assert (second.seconds("search"), second.seconds("finetune"), second.total()) == (8, 4, 12)
     assert second.seconds("evaluate") == 0
+
+
+def test_an_interruption_adds_nothing_to_what_was_drawn() -> None:
+    drawn: Counter[str] = Counter()
+    first = DataUse(lambda: drawn)
+    with first.phase("search"):
+        drawn.update(training_batches=3, evaluated_images=7)
+        kept = first.state_dict()
+        drawn.update(training_batches=100)  # lost with the process
+    drawn.clear()
+    second = DataUse(lambda: drawn)
+    with second.phase("search"):
+        drawn.update(evaluated_images=7)  # getting to where it was
+        second.load_state_dict(kept)
+        drawn.update(training_batches=2)
+    drawn.update(training_batches=50)  # between phases
+    with second.phase("finetune"):
+        drawn.update(training_batches=4)
+    assert second.of("search") == {"training_batches": 5, "evaluated_images": 7}
+    assert second.of("finetune") == {"training_batches": 4}
+    assert second.of("evaluate") == {}
 
 
 # --- the start ---

@@ -100,6 +100,7 @@ SAID = {
     "TestSplitIsRead": r"job.task.data.test is read at .*faulty_methods.py:\d+",
     "InputsPretrainedIsTrained": "job.pretrained is changed",
     "InputsImagesAreChanged": "images or labels of job.task.data are changed",
+    "AllowanceIsExceeded": "its weights saw 9 training batches, but the schedule of the search has 6",
     "InterruptionLosesTheOptimizer": "batch 4 of 6, it continues from its checkpoint and state differs",
     "InterruptionIsCaught": "an interruption was caught by the method",
     "MemoryIsKept": r"\d+ more tensors \(.* KB\) are in memory after 2 more searches",
