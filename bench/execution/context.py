@@ -18,7 +18,7 @@ from bench.execution.task_loader import TaskLoader
 from bench.method import Task
 from bench.planning.units import Unit
 from bench.store.files import Status, Store, UnitKind, manifest, save_state, write_json
-from bench.training.checkpoints import Checkpoints
+from bench.training.checkpoints import Checkpoints, Stateful
 from bench.training.forward import Forward
 
 
@@ -101,7 +101,7 @@ class UnitContext:
         self.clock = Clock()
         self.data_use = DataUse(lambda: self.task.data.drawn)
         self.curves = Curves(watcher)
-        always = {"clock": self.clock, "data_use": self.data_use, "curves": self.curves}
+        always: dict[str, Stateful] = {"clock": self.clock, "data_use": self.data_use, "curves": self.curves}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", always)
         self.forward = Forward(self.spec.compile, self.spec.precision, self.device)
         record["forward"] = self.forward.record

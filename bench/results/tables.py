@@ -46,7 +46,7 @@ _METRICS = (
         "energy_mj",
     ),
     *("macs", "parameters", "start_top1", "pretrained_top1"),
-    *("trained_updates", "training_images", "evaluated_images"),
+    *("trained_updates", "training_images", "evaluated_images", "repair_share"),
 )
 _NUMBERS = ("budget_cost", "peak_memory_mb", *_METRICS, *_TIMES)
 

@@ -1,13 +1,15 @@
 """Runs: search at the tuned knobs, repair, fine-tuning, and one reading of the test split."""
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
 
-from bench.compression.policy import Policy
+from bench.compression.policy import EDGE_BITS, Policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.accelerator.pricing import computes, price_on
 from bench.costs.counter import price
+from bench.costs.measures import Measure
 from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
 from bench.execution.stages.allowance import finetuning_schedule
@@ -71,6 +73,7 @@ def _complete_record(
         metrics={
             **accuracies,
             **_training(context, matched),
+            "repair_share": repair_share(context.network, matched, measure_of(unit.budget)),
             **_costs(*final, context.spec.accelerator),
             "cost": cost,
         },
@@ -98,6 +101,19 @@ def _accuracies(
         "raw_cost": matched.raw_cost,
         "repaired_gates": matched.repaired_gates,
     }
+
+
+def repair_share(network: NetworkShape, matched: MatchedSearch, measure: Measure) -> float:
+    """Return the share of a policy's compression that repair made, between 0 and 1.
+
+    Compression is counted on a logarithmic scale from uniform 8 bit, or from the search's policy if that costs more.
+    """
+    if not matched.repaired_gates:
+        return 0.0
+    raw, final = matched.raw_cost, measure.price(network, matched.policy)
+    dearest = max(raw, final, measure.price(network, uniform(network, EDGE_BITS)))
+    changed, whole = abs(math.log(raw / final)), math.log(dearest / min(raw, final))
+    return changed / whole if whole else 0.0
 
 
 def _training(context: UnitContext, matched: MatchedSearch) -> dict[str, int]:

@@ -40,7 +40,7 @@ RUNS = [f"{method} {seed}" for method in ("sbs", "dnas", "fixed", "full_precisio
 METRICS = {
     *("top1", "top5", "loss", "validation_top1", "pretrained_top1", "start_top1", "bops", "raw_cost"),
     *("repaired_gates", "memory_kb", "memory_bits", "peak_memory_bits", "macs", "parameters", "cost"),
-    *("latency_ms", "energy_mj", "trained_updates", "training_images", "evaluated_images"),
+    *("latency_ms", "energy_mj", "trained_updates", "training_images", "evaluated_images", "repair_share"),
 }
 
 

@@ -1,0 +1,93 @@
+"""The fairness statement: conditions from records, and the rows that break equality."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.results.fairness import Conditions, conditions, flags, summary
+from tests import fake_store
+from tests.reports.reading import results_of
+
+EQUAL = {"trained_updates": 250, "training_images": 16000, "evaluated_images": 500, "repaired_gates": 1}
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> fake_store.FakeStore:
+    """A store with two equal searches and a baseline without a search."""
+    store = fake_store.FakeStore(tmp_path)
+    store.seeds("sbs", [70.0, 71.0], metrics={**EQUAL, "start_top1": 52.0, "repair_share": 0.02})
+    store.seeds("dnas", [69.0, 70.0], metrics={**EQUAL, "start_top1": 47.0})
+    store.seeds("fixed", [70.0, 70.0], metrics={**EQUAL, "repaired_gates": 0})
+    return store
+
+
+def flagged(fake: fake_store.FakeStore) -> dict[str, tuple[str, ...]]:
+    return {place[2]: breaches for place, breaches in flags(results_of(fake)).items()}
+
+
+def test_equal_conditions_have_no_flags(fake: fake_store.FakeStore) -> None:
+    assert flagged(fake) == {}
+    rows = conditions(results_of(fake))
+    assert [row.place[2] for row in rows] == ["sbs", "dnas", "fixed"]
+    assert (rows[0].start_top1, rows[0].updates, rows[0].landed, rows[0].repairs) == (52.0, 250.0, 1.0, 1.0)
+    assert rows[0].repair_share == pytest.approx(0.02)
+    assert math.isnan(rows[2].start_top1)
+    assert summary(rows, {}) == (
+        "every row: 250 updates after pretraining, 47.0 to 52.0 % at the start of the search; "
+        "searches landed in 100 % of the runs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "fields", "said"),
+    [
+        ({"start_top1": 8.0}, {}, "its searches start at 8.0 %, 42 points below the others"),
+        ({"trained_updates": 100}, {}, "its networks saw 100 updates after pretraining, the others 250"),
+        ({"trained_updates": 256}, {}, "its networks saw 256 updates after pretraining, the others 250"),
+        ({"repaired_gates": 24}, {}, "repair made 24 choices of its policy"),
+        ({}, {"within_budget": False}, "its networks are outside the window of the budget"),
+    ],
+)
+def test_each_breach_is_flagged_on_its_row_alone(
+    fake: fake_store.FakeStore, metrics: dict[str, Any], fields: dict[str, Any], said: str
+) -> None:
+    fake.seeds("edmips", [60.0, 61.0], metrics={**EQUAL, "start_top1": 50.0, **metrics}, **fields)
+    assert flagged(fake) == {"edmips": (said,)}
+
+
+@pytest.mark.parametrize("metrics", [{"start_top1": 39.5}, {"trained_updates": 254}, {"repaired_gates": 2}])
+def test_differences_within_the_margins_are_no_breach(fake: fake_store.FakeStore, metrics: dict[str, Any]) -> None:
+    fake.seeds("edmips", [60.0, 61.0], metrics={**EQUAL, "start_top1": 50.0, **metrics})
+    assert flagged(fake) == {}
+
+
+def test_a_start_is_compared_at_its_own_budget(fake: fake_store.FakeStore) -> None:
+    fake.seeds("sbs", [60.0, 61.0], budget="2bit", metrics={**EQUAL, "start_top1": 20.0})
+    assert flagged(fake) == {}
+
+
+def test_a_search_of_which_half_the_runs_landed(fake: fake_store.FakeStore) -> None:
+    fake.run("haq", 0, 60.0, metrics={**EQUAL, "repaired_gates": 0})
+    fake.run("haq", 1, 60.0, metrics={**EQUAL, "repaired_gates": 3})
+    row = next(row for row in conditions(results_of(fake)) if row.place[2] == "haq")
+    assert (row.landed, row.repairs) == (0.5, 1.5)
+    assert flagged(fake) == {}
+
+
+def test_trials_are_counted_per_knob(fake: fake_store.FakeStore) -> None:
+    tuning = fake.tuning("multi_path", [0.1, 0.2, 0.4])
+    fake.run("multi_path", 0, 60.0, metrics={**EQUAL, "start_top1": 50.0}, tuning=tuning)
+    row = next(row for row in conditions(results_of(fake)) if row.place[2] == "multi_path")
+    assert (row.trials, row.knobs, row.trials_per_knob) == (3, 1, 3.0)
+
+
+def test_what_no_record_says_is_not_flagged_and_not_stated(tmp_path: Path) -> None:
+    store = fake_store.FakeStore(tmp_path)
+    store.seeds("sbs", [70.0, 71.0], metrics={"repaired_gates": 0})
+    (row,) = conditions(results_of(store))
+    assert isinstance(row, Conditions) and math.isnan(row.updates)
+    assert flagged(store) == {}
+    assert summary([row], {}) == "searches landed in 100 % of the runs"
+    assert summary([], {}) == ""
