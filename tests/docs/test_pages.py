@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -216,3 +217,26 @@ def test_tables_of_results_are_replaced_in_place(make_results: ModuleType, tmp_p
     make_results.fill_in("answers: a", "| new |\n", page)
     expected = "before\n<!-- answers: a -->\n\n| new |\n\n<!-- end -->\n<!-- answers: b -->\nkept\n<!-- end -->\n"
     assert page.read_text() == expected
+
+
+def test_the_printed_differences_on_the_page_are_computed(
+    make_results: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = importlib.import_module("make_printed_differences")
+    page = ROOT / "docs" / "paper.md"
+    copy = tmp_path / "paper.md"
+    copy.write_text(page.read_text())
+    monkeypatch.setattr(script, "PAGE", copy)
+    script.main()
+    assert copy.read_text() == page.read_text(), "run .venv/bin/python docs/make_printed_differences.py"
+    verdicts = Counter(row[-2] for row in script.joined().rows)
+    stated = re.search(
+        r"Of the (\d+) comparisons, (\d+) are told apart.*?, (\d+) depend.*?and (\d+) are not", copy.read_text(), re.S
+    )
+    assert stated is not None
+    assert list(map(int, stated.groups())) == [
+        verdicts.total(),
+        verdicts["yes"],
+        verdicts["depends on rounding"],
+        verdicts["no"],
+    ]
