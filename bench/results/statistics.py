@@ -27,12 +27,15 @@ EXACT_PAIRS = 20
 MOST_PAIRS = 10_000
 """Largest number of pairs that `pairs_needed` considers."""
 
+_EQUAL = 1e-9
+"""Values that differ by less than this, relative to the largest one, are equal: they differ by rounding only."""
+
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An interval; both ends are NaN when there are too few values for one."""
+    """An interval; both ends are NaN when there is none: with fewer than two values, or when all values are equal."""
 
     low: float
     high: float
@@ -63,9 +66,9 @@ class PairedDifference:
         n: Number of pairs.
         mean: Mean difference, first minus second.
         std: Sample standard deviation of the differences.
-        interval: 95 % Student-t interval of the mean difference.
+        interval: 95 % Student-t interval of the mean difference; NaN for one pair, and when all differences are equal.
         p: Two-sided sign-flip p-value, not corrected for the number of comparisons.
-        detectable: Smallest true difference that so many pairs find with 80 % power; see `smallest_detectable`.
+        detectable: Smallest true difference that so many pairs find with 80 % power; NaN where the interval is.
     """
 
     n: int
@@ -75,6 +78,11 @@ class PairedDifference:
     p: float
     detectable: float
 
+    @property
+    def all_equal(self) -> bool:
+        """Whether there are several pairs and all differ by the same, so that they say nothing about the scatter."""
+        return self.n > 1 and self.std == 0
+
 
 def mean(values: ArrayLike) -> float:
     """Return the mean; NaN without values."""
@@ -83,22 +91,27 @@ def mean(values: ArrayLike) -> float:
 
 
 def std(values: ArrayLike) -> float:
-    """Return the sample standard deviation (ddof = 1); NaN for fewer than two values."""
+    """Return the sample standard deviation (ddof = 1); NaN for fewer than two values, 0 for values equal on paper."""
     array = _floats(values)
-    return float(array.std(ddof=1)) if array.size > 1 else math.nan
+    if array.size < 2:
+        return math.nan
+    return 0.0 if np.ptp(array) <= _EQUAL * np.abs(array).max() else float(array.std(ddof=1))
 
 
 def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
-    """Return the Student-t interval of the mean; NaN for fewer than two values.
+    """Return the Student-t interval of the mean; NaN for fewer than two values, and for values that are all equal.
+
+    Equal values do not show how much values scatter. An interval without width would claim that the mean is exact.
 
     Args:
         values: Sample.
         level: Coverage, between 0 and 1.
     """
     array = _floats(values)
-    if array.size < 2:
+    deviation = std(array)
+    if not deviation > 0:
         return Interval(math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, array.size - 1)) * std(array) / math.sqrt(array.size)
+    half = float(stats.t.ppf((1 + level) / 2, array.size - 1)) * deviation / math.sqrt(array.size)
     return Interval(mean(array) - half, mean(array) + half)
 
 
@@ -176,9 +189,10 @@ def smallest_detectable(deviation: float, n: int, *, power: float = 0.8, level: 
         level: Two-sided significance level.
 
     Returns:
-        The difference in the unit of `deviation`; NaN for fewer than two pairs.
+        The difference in the unit of `deviation`; NaN for fewer than two pairs, and for a deviation of 0, from which
+        nothing follows.
     """
-    return deviation * _detectable_shift(n, power, level) if n > 1 else math.nan
+    return deviation * _detectable_shift(n, power, level) if n > 1 and deviation > 0 else math.nan
 
 
 def pairs_needed(difference: float, deviation: float, *, power: float = 0.8, level: float = 0.05) -> int | None:

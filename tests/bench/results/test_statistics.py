@@ -25,6 +25,18 @@ def test_one_value_has_no_deviation_and_no_interval() -> None:
     assert math.isnan(found.interval.low) and math.isnan(found.interval.high)
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0], [71.2 - 71.1, 70.3 - 70.2, 64.6 - 64.5], [0.0] * 6])
+def test_equal_values_have_no_interval_and_detect_nothing(values: list[float]) -> None:
+    """Zero scatter in a sample is no knowledge of the scatter; the last digits of a subtraction are no scatter."""
+    found = statistics.compare_pairs(values, [0.0] * len(values))
+    assert found.all_equal and found.std == 0.0
+    assert found.mean == pytest.approx(values[0])
+    assert math.isnan(found.interval.low) and math.isnan(found.interval.high)
+    assert math.isnan(found.detectable)
+    assert found.p == pytest.approx(1.0 if values[0] == 0 else 2 / 2 ** len(values))  # the test needs no scatter
+    assert not statistics.compare_pairs([1.0, 1.001], [0.0, 0.0]).all_equal
+
+
 def test_no_values_give_nan_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     found = statistics.summarize([])
     assert found.n == 0
@@ -136,7 +148,7 @@ def test_smallest_detectable_difference_by_simulation() -> None:
 
 def test_smallest_detectable_difference_at_the_edges() -> None:
     assert math.isnan(statistics.smallest_detectable(1.0, 1))
-    assert statistics.smallest_detectable(0.0, 5) == 0.0
+    assert math.isnan(statistics.smallest_detectable(0.0, 5))
     assert math.isnan(statistics.smallest_detectable(math.nan, 5))
 
 
