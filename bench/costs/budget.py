@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 
 from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
 from bench.compression.shapes import NetworkShape
@@ -15,7 +17,8 @@ _MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
 _SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
 _MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
-    "allowed: '4bit' (cost of uniform 4 bit), '630.6M' (BOPs), '0.016x' (of full precision), '395KB' (memory), "
+    "allowed: '4bit' (cost of uniform 4 bit), '2.5bit' (half-way between 2 and 3 bit), '630.6M' (BOPs), "
+    "'0.016x' (of full precision), '395KB' (memory), "
     "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same for memory, latency or energy)"
 )
 
@@ -25,7 +28,7 @@ class Budget:
     """A budget for a network.
 
     Attributes:
-        text: Notation of the user, e.g. "4bit".
+        text: Notation of the user, e.g. "4bit" or "2.5bit".
         limit: Largest cost of a policy, in the measure's unit.
         tolerance: Relative width of the window below the limit.
         measure: Measure of cost that is limited.
@@ -56,8 +59,8 @@ def parse_budget(
     """Parse a budget.
 
     Args:
-        text: Budget in one of these forms: `4bit`, `630.6M`, `0.016x`, `395KB`, `21.6ms`, `29.8mJ`, `4bit:KB`,
-            `0.9x:ms`.
+        text: Budget in one of these forms: `4bit`, `2.5bit`, `630.6M`, `0.016x`, `395KB`, `21.6ms`, `29.8mJ`,
+            `4bit:KB`, `0.9x:ms`.
         network: Shapes of the network.
         tolerance: Relative width of the window below the limit.
         accelerator: Accelerator that latency and energy are estimated for; the default one if none is given.
@@ -98,14 +101,20 @@ def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tup
 
 def _relative(text: str, network: NetworkShape, measure: Measure) -> float | None:
     """Price `4bit`, uniform bits, or `0.5x`, a share of the costliest uniform network; `None` for other texts."""
-    if bits := re.fullmatch(r"(\d+)bit", text):
-        number = int(bits[1])
+    if bits := re.fullmatch(r"(\d+(?:\.\d+)?)bit", text):
+        number = Fraction(bits[1])
         if not 1 <= number <= measure.max_bits:
             raise BenchError(f"budget '{text}': bits go from 1 to {measure.max_bits}")
-        return measure.price(network, uniform(network, number))
+        return _uniform_cost(number, network, measure)
     if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
         return float(share[1]) * measure.price(network, uniform(network, measure.max_bits))
     return None
+
+
+def _uniform_cost(bits: Fraction, network: NetworkShape, measure: Measure) -> float:
+    """Price uniform bits; 2.5 bit is half-way between the costs of 2 and 3 bit, as no layer has half a bit."""
+    low, high = (measure.price(network, uniform(network, number)) for number in (floor(bits), ceil(bits)))
+    return low + float(bits - floor(bits)) * (high - low)
 
 
 def _measure(unit: str, accelerator: AcceleratorSpec) -> Measure:

@@ -92,6 +92,32 @@ def test_uniform_policy_matches_its_own_budget(network: NetworkShape, bits: int)
     assert budget.matches(price(network, uniform(network, bits)).bops)
 
 
+# MACs of resnet20 on CIFAR-100, counted by hand: 442,368 + 6,400 in the first and last layer, which have 8 bits.
+EDGES, MIDDLE = 448_768, 40_370_176
+TWO, THREE, FOUR = (bits**2 * MIDDLE + 64 * EDGES for bits in (2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("2.5bit", (TWO + THREE) / 2),
+        ("2.25bit", TWO + (THREE - TWO) / 4),
+        ("3.1bit", THREE + (FOUR - THREE) / 10),
+        ("3.0bit", THREE),
+    ],
+)
+def test_bits_between_two_networks_lie_between_their_costs(network: NetworkShape, text: str, limit: float) -> None:
+    found = parse_budget(text, network, 0.03)
+    assert (found.text, found.limit, found.measure) == (text, limit, BOPS)
+
+
+def test_fractional_bits_of_another_measure(network: NetworkShape) -> None:
+    low, high = (Memory().price(network, uniform(network, bits)) for bits in (5, 6))
+    assert parse_budget("5.5bit:KB", network, 0.03).limit == pytest.approx((low + high) / 2, rel=1e-15)
+    with pytest.raises(BenchError, match="bits go from 1 to 8"):
+        parse_budget("8.5bit:ms", network, 0.03)
+
+
 def test_window_includes_both_ends() -> None:
     budget = Budget(text="100", limit=100.0, tolerance=0.03)
     assert budget.low == pytest.approx(97)
@@ -108,7 +134,8 @@ def test_window_includes_both_ends() -> None:
         "four",
         "4 bit",
         "-4bit",
-        "4.5bit",
+        "4.bit",
+        ".5bit",
         "630.6 M",
         "630,6M",
         "1e9",
@@ -129,7 +156,7 @@ def test_anything_else_is_refused(network: NetworkShape, text: str) -> None:
         parse_budget(text, network, 0.03)
 
 
-@pytest.mark.parametrize("text", ["0bit", "33bit", "999bit"])
+@pytest.mark.parametrize("text", ["0bit", "0.5bit", "32.5bit", "33bit", "999bit"])
 def test_impossible_bits_are_refused(network: NetworkShape, text: str) -> None:
     with pytest.raises(BenchError, match="bits go from 1 to 32"):
         parse_budget(text, network, 0.03)
