@@ -331,6 +331,13 @@ class Method(ABC):
         """Return the cheapest policy that the method can find; `None` when it ignores budgets."""
         return None
 
+    def costliest(self, network: NetworkShape) -> Policy | None:
+        """Return the costliest policy that the method can find; `None` when it ignores budgets, or when not known.
+
+        Bits above those that a budget's measure can price are lowered to these.
+        """
+        return None
+
     @property
     def quantizer(self) -> QuantizerFactory:
         """Quantizer of the method's paper, used in fine-tuning with `recipe = "own"`."""

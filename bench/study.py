@@ -19,6 +19,7 @@ from bench.execution.stages.pretraining import load_checkpoint
 from bench.execution.study_run import StudyRun, session
 from bench.execution.task_loader import TaskLoader
 from bench.models.weights import checkpoint_of
+from bench.planning.budgets import Reach, budget_notes
 from bench.planning.methods import method_of_study
 from bench.planning.plan import Plan, phases
 from bench.planning.units import RunUnit, TuningUnit, Unit, kind_of, planned_epochs, title
@@ -100,7 +101,7 @@ def run_study(
         for other in sessions(leases, name):
             watching.note(f"{other.holder} runs this study too; the work is shared")
         with session(store, name) as lease:
-            for line in unused_results(store, study_document(plan, checksum)):
+            for line in notes_before(plan, store, study_document(plan, checksum)):
                 watching.note(line)
             document = write_study(plan, store, checksum)
             study_run = StudyRun(spec=plan.spec, settings=settings, data_checksum=checksum, session=lease)
@@ -145,6 +146,7 @@ def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
         "pretrained": [unit.identity for unit in plan.pretrainings],
         "places": {unit.identity: _row_key(unit) for unit in _tunings_and_runs(plan)},
         "ablations": [asdict(ablation) for ablation in plan.ablations],
+        "costliest": [_costliest(reach) for reach in plan.reaches if reach.costliest is not None],
         "titles": {unit.identity: title(unit) for _, units in phases(plan) for unit in units},
         "data_checksum": data_checksum,
         "method_sources": {name: source_hash("methods", file) for name, file in plan.spec.method_files.items()},
@@ -152,6 +154,22 @@ def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bench", *sys.argv[1:]]),
     }
+
+
+def _costliest(reach: Reach) -> dict[str, Any]:
+    """Return the cost of a method's costliest policy at a budget, which no search can exceed."""
+    return {
+        "model": reach.model,
+        "dataset": reach.dataset,
+        "method": reach.method,
+        "budget": reach.budget.text,
+        "cost": reach.costliest,
+    }
+
+
+def notes_before(plan: Plan, store: Store, document: Mapping[str, Any]) -> list[str]:
+    """Return what a user should know before a study begins: budgets that methods cannot use, and unused results."""
+    return [*budget_notes(plan.reaches), *unused_results(store, document)]
 
 
 def unused_results(store: Store, document: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,10 @@ class Fixed(Method):
         """Take the bits of the options, or one bit, everywhere."""
         return uniform(network, self.options.bits or 1)
 
+    def costliest(self, network: NetworkShape) -> Policy:
+        """Take the bits of the options, or the most that are tried, everywhere."""
+        return uniform(network, self.options.bits or _MOST_BITS)
+
     def search(self, job: SearchJob) -> SearchResult:
         """Take the most bits within the budget; nothing is trained.
 

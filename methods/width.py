@@ -46,6 +46,10 @@ class Width(Method):
                 policy = policy.with_layer(layer.name, kept_filters=(0,))
         return policy
 
+    def costliest(self, network: NetworkShape) -> Policy:
+        """Keep all filters, at the bits of the options or at the most that are tried."""
+        return uniform(network, self.options.bits or _MOST_BITS)
+
     def search(self, job: SearchJob) -> SearchResult:
         """Take the largest share that fits the budget; nothing is trained.
 

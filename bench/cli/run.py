@@ -37,7 +37,12 @@ _MOST_SEEDS = 10_000
 @click.option("--methods", default=None, help="Methods, separated by commas: names, or path/to/file.py:Class.")
 @click.option("--model", default=None, help="Model, or several separated by commas.")
 @click.option("--dataset", default=None, help="Data set.")
-@click.option("--budget", "budgets", default=None, help="Budgets, separated by commas: 4bit, 630.6M or 0.016x.")
+@click.option(
+    "--budget",
+    "budgets",
+    default=None,
+    help="Budgets, separated by commas: 4bit, 2.5bit, 630.6M, 0.016x, 395KB, 21.6ms or 29.8mJ.",
+)
 @click.option("--seeds", default=None, help="Number of seeds (5), or a list of seeds (0,1,2).")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of runs at the same time.")
 @click.option(
@@ -284,7 +289,7 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     from bench.reporting.wording import duration
     from bench.results.status import unit_states
     from bench.store.outcomes import RESULTS
-    from bench.study import study_document, unused_results
+    from bench.study import notes_before, study_document
 
     estimates = _estimates(plan, data_dir)
     checksum = next(iter(estimates.values())).data.checksum
@@ -298,8 +303,8 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
         rows.append([title(unit), state, duration(seconds), unit.identity])
     columns = {"unit": False, "state": False, "time left": True, "id": False}
     console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
-    for line in unused_results(store, document):
-        console.print(line, highlight=False)
+    for line in notes_before(plan, store, document):
+        console.print(line, highlight=False, markup=False)
     for model, estimated in estimates.items():
         steps = {"training": estimated.training, "fine-tuning": estimated.finetuning, **estimated.searches}
         measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())

@@ -8,6 +8,7 @@ from bench.compression.shapes import NetworkShape
 from bench.costs.budget import Budget, parse_budget
 from bench.errors import BenchError
 from bench.method import Method
+from bench.planning.budgets import Reach, check_spendable, reaches
 from bench.planning.builder import UnitBuilder
 from bench.planning.methods import method_of_study
 from bench.planning.networks import task_network
@@ -40,6 +41,7 @@ class Plan:
         network: Shapes of its first model.
         pretrainings, tunings, runs: Units, each once.
         ablations: The runs of the study without changes, and of each value of an ablated option.
+        reaches: Costs that each method can have at each budget.
     """
 
     spec: StudySpec
@@ -48,6 +50,7 @@ class Plan:
     tunings: Sequence[TuningUnit]
     runs: Sequence[RunUnit]
     ablations: Sequence[Ablation] = ()
+    reaches: Sequence[Reach] = ()
 
 
 def make_plan(spec: StudySpec) -> Plan:
@@ -57,18 +60,24 @@ def make_plan(spec: StudySpec) -> Plan:
         spec: Specification with a resolved device.
 
     Raises:
-        BenchError: A name is unknown, an option or a budget is not allowed, or a method cannot do what is asked.
+        BenchError: A name is unknown, an option or a budget is not allowed, a method cannot do what is asked, or a
+            budget is above the costliest network of every method.
     """
     _check_devices(spec)
     pretrainings: dict[str, Unit] = {}
     tunings: dict[str, TuningUnit] = {}
     runs: dict[str, RunUnit] = {}
     members: dict[tuple[str, str], list[str]] = {}
+    found: list[Reach] = []
     for variant in variants(spec):
         builder = UnitBuilder(variant.spec, variant.label, pretrainings, tunings)
         units = [runs.setdefault(unit.identity, unit) for unit in _runs(variant, builder)]
         value = in_words(variant.value) if variant.key else ""
         members.setdefault((variant.key, value), []).extend(unit.identity for unit in units)
+        here = reaches(variant.spec, variant.methods, variant.label)
+        if not variant.key:
+            check_spendable(here)
+        found += here
     return Plan(
         spec=spec,
         network=task_network(spec.task),
@@ -76,6 +85,7 @@ def make_plan(spec: StudySpec) -> Plan:
         tunings=list(tunings.values()),
         runs=list(runs.values()),
         ablations=[Ablation(key=key, value=value, runs=ids) for (key, value), ids in members.items()],
+        reaches=found,
     )
 
 

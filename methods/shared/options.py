@@ -29,3 +29,7 @@ class ChoosesBits(Method):
     def cheapest(self, network: NetworkShape) -> Policy:
         """Take the lowest candidate in every layer but the first and the last."""
         return uniform(network, min(self.options.bits))
+
+    def costliest(self, network: NetworkShape) -> Policy:
+        """Take the highest candidate in every layer but the first and the last."""
+        return uniform(network, max(self.options.bits))

@@ -93,3 +93,7 @@ class ChoosesFromSpace(Method):
     def cheapest(self, network: NetworkShape) -> Policy:
         """Take the lowest candidates in every layer, and one group of filters, the smallest, of each pruned layer."""
         return cheapest_policy(network, self.space(network))
+
+    def costliest(self, network: NetworkShape) -> Policy:
+        """Take the highest candidates in every layer, and all filters."""
+        return costliest_policy(network, self.space(network))
