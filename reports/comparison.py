@@ -2,19 +2,44 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Report, StudyResults, Table
-from bench.costs.measures import Bops, Measure, Memory
+from bench.costs.measures import Measure
+from bench.reporting.wording import count as counted
 from bench.results import statistics
-from bench.results.groups import baseline_of, p_to_correct, top1_by_seed
-from bench.results.groups import difference as paired_difference
+from bench.results.differences import BaselineDifference, baseline_differences
+from bench.results.groups import NO_FLAGS, Flags, with_result
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
-from bench.results.tables import DAMAGED, FAILURES, FINISHED, IDENTITY, STALE, section
+from bench.results.tables import (
+    BELOW,
+    COSTLIEST,
+    DAMAGED,
+    FAILURES,
+    FINISHED,
+    IDENTITY,
+    OVER,
+    STALE,
+    UNKNOWN,
+    section,
+)
 from bench.store.outcomes import RETRIABLE
-from reports.shared.formatting import TOO_FEW, anchor, count, difference, in_budget, interval, measured, number, spread
-from reports.shared.limits import limited_measures
+from reports.shared.formatting import (
+    ALL_EQUAL,
+    FLAGGED,
+    TOO_FEW,
+    anchor,
+    count,
+    difference,
+    in_budget,
+    interval,
+    measured,
+    number,
+    span,
+    spread,
+)
+from reports.shared.limits import limited_measures, shown_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,17 +60,15 @@ class _Row:
         result: Row of `StudyResults.lines`.
         budget_cost: Limit of the budget, in the unit of its measure; NaN without a budget.
         in_budget: Position of the finished runs relative to the budget window, in words.
-        top1: Top-1 by seed, of the runs that are done.
-        difference: Difference to the baseline; `None` when there is nothing to compare.
-        p: Corrected p-value of the difference; NaN when there are too few pairs for a test.
+        top1: Top-1 of the runs that are done.
+        beside: Difference to the baseline; `None` while no run is done.
     """
 
     result: Mapping[str, Any]
     budget_cost: float
     in_budget: str
-    top1: Mapping[int, float]
-    difference: PairedDifference | None = None
-    p: float = math.nan
+    top1: Sequence[float]
+    beside: BaselineDifference | None = None
 
     @property
     def method(self) -> str:
@@ -62,6 +85,21 @@ class _Row:
         """Budget as the user wrote it; empty for none."""
         return str(self.result["budget"])
 
+    @property
+    def difference(self) -> PairedDifference | None:
+        """Difference to the baseline; `None` without a pair."""
+        return None if self.beside is None else self.beside.pair
+
+    @property
+    def p(self) -> float:
+        """Corrected p-value of the difference; NaN when it was not tested."""
+        return math.nan if self.beside is None else self.beside.p
+
+    @property
+    def flags(self) -> Sequence[str]:
+        """Reasons why the row takes no part in verdicts."""
+        return () if self.beside is None else self.beside.group.flags
+
 
 class Comparison(Report):
     """The table that `bench run` ends with."""
@@ -72,18 +110,27 @@ class Comparison(Report):
 
     def build(self, results: StudyResults) -> list[Table]:
         """Make the table of all runs that a study has so far."""
-        baseline = str(results.spec.get("baseline", ""))
-        rows = _compared(_rows(results.runs, results.lines), baseline)
-        more = [measure for measure in limited_measures(results.runs) if measure.on_accelerator]
-        table = Table(
-            name="table",
-            title=_title(results),
-            columns=(*_task_columns(rows), *_columns(baseline, more)),
-            rows=tuple((*_task_cells(row, rows), *_cells(row, baseline, more)) for row in rows),
-            notes=(*_notes(rows, results), *_matching_notes(results)),
-            links=tuple(anchor(row.result) for row in rows),
-        )
-        return [table]
+        return [comparison_table(results)]
+
+
+def comparison_table(results: StudyResults, flags: Flags = NO_FLAGS) -> Table:
+    """Make the table of all runs that a study has so far.
+
+    Args:
+        results: Numbers of the study.
+        flags: Reasons why groups of runs take no part in verdicts.
+    """
+    baseline = str(results.spec.get("baseline", ""))
+    rows = _rows(results, flags)
+    measures = shown_measures(results.runs)
+    return Table(
+        name="table",
+        title=_title(results),
+        columns=(*_task_columns(rows), *_columns(baseline, measures, len(limited_measures(results.runs)))),
+        rows=tuple((*_task_cells(row, rows), *_cells(row, baseline, measures)) for row in rows),
+        notes=(*_notes(rows, results), *_matching_notes(results)),
+        links=tuple(anchor(row.result) for row in rows),
+    )
 
 
 def _title(results: StudyResults) -> str:
@@ -101,7 +148,8 @@ def _task_cells(row: _Row, rows: Sequence[_Row]) -> tuple[str, ...]:
     return row.task[: len(_task_columns(rows))]
 
 
-def _columns(baseline: str, more: Sequence[type[Measure]]) -> tuple[Column, ...]:
+def _columns(baseline: str, measures: Sequence[type[Measure]], limited: int) -> tuple[Column, ...]:
+    """Make the headings; the first measures, which budgets limit, are shown at any width."""
     return (
         Column(title="Method", align="left"),
         Column(title="Budget", align="left"),
@@ -112,62 +160,67 @@ def _columns(baseline: str, more: Sequence[type[Measure]]) -> tuple[Column, ...]
         Column(title="Δ 95 % interval", drop=3),
         Column(title="p"),
         Column(title="Top-5 %", drop=9),
-        Column(title=Bops.title),
-        *(Column(title=measure.title) for measure in more),
+        *(Column(title=measure.title, drop=7 if rank >= limited else 0) for rank, measure in enumerate(measures)),
         Column(title="% of budget", drop=5),
         Column(title="In budget", drop=1),
-        Column(title=Memory.title, drop=7),
         Column(title="Search s", drop=2),
         Column(title="Tuning s", drop=4),
         Column(title="Peak MB", drop=8),
     )
 
 
-def _rows(runs: "pd.DataFrame", lines: "pd.DataFrame") -> list[_Row]:
-    """Make the rows of the table in the study's order, each with its runs' Top-1."""
-    groups = dict(iter(runs.groupby(list(IDENTITY), sort=False)))
+def _rows(results: StudyResults, flags: Flags) -> list[_Row]:
+    """Make the rows of the table in the study's order."""
+    groups = dict(iter(results.runs.groupby(list(IDENTITY), sort=False)))
+    beside = {row.group.key: row for row in baseline_differences(results, flags)}
     rows = []
-    for line in lines.to_dict("records"):
-        group = groups[tuple(line[key] for key in IDENTITY)]
+    for line in results.lines.to_dict("records"):
+        key = tuple(line[name] for name in IDENTITY)
+        group = groups[key]
         rows.append(
             _Row(
-                result={str(key): value for key, value in line.items()},
+                result={str(name): value for name, value in line.items()},
                 budget_cost=group["budget_cost"].max(),
                 in_budget=in_budget(group[group["status"] == "done"]),
-                top1=top1_by_seed(group),
+                top1=list(with_result(group)["top1"]),
+                beside=beside.get(key),
             )
         )
     return rows
 
 
-def _compared(rows: Sequence[_Row], baseline: str) -> list[_Row]:
-    """Add the differences to the baseline to the rows, with p corrected over the table."""
-    partners = [baseline_of(row, rows, baseline) for row in rows]
-    both = zip(rows, partners, strict=True)
-    pairs = [None if partner is None else paired_difference(row.top1, partner.top1) for row, partner in both]
-    corrected = statistics.holm([p_to_correct(pair) for pair in pairs])
-    return [replace(row, difference=pair, p=p) for row, pair, p in zip(rows, pairs, corrected, strict=True)]
-
-
-def _cells(row: _Row, baseline: str, more: Sequence[type[Measure]]) -> tuple[str, ...]:
+def _cells(row: _Row, baseline: str, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
     result = row.result
     return (
-        row.method,
+        f"{row.method} {FLAGGED}" if row.flags else row.method,
         row.budget,
         count(result["n"], result["n_failed"]),
         spread(result["top1_mean"], result["top1_std"]),
-        interval(statistics.t_interval(list(row.top1.values()))),
-        *(("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)),
+        interval(statistics.t_interval(row.top1)),
+        *_difference_cells(row, baseline),
         spread(result["top5_mean"], result["top5_std"]),
-        spread(result["bops_mean"] / Bops.scale, result["bops_std"] / Bops.scale),
-        *(measured(result[f"{measure.column}_mean"], measure) for measure in more),
+        *(_cost(result, measure) for measure in measures),
         number(100 * result["cost_mean"] / row.budget_cost, digits=1),
         row.in_budget,
-        measured(result["memory_kb_mean"], Memory),
         number(result["search_seconds_mean"], digits=1),
         number(result["tuning_seconds"], digits=1),
         number(result["peak_memory_mb"], digits=0),
     )
+
+
+def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
+    if row.method == baseline:
+        return "baseline", "", ""
+    delta, ends, p = difference(row.difference, row.p)
+    return delta, ends, "" if row.beside is not None and row.beside.flags else p
+
+
+def _cost(result: Mapping[str, Any], measure: type[Measure]) -> str:
+    """Format the mean of a cost, with the deviation where it is known."""
+    mean, deviation = result[f"{measure.column}_mean"], f"{measure.column}_std"
+    if deviation not in result:
+        return measured(mean, measure)
+    return spread(mean / measure.scale, result[deviation] / measure.scale)
 
 
 def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
@@ -177,15 +230,69 @@ def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
     yield _protocol(spec)
     yield from _accelerator(runs, spec)
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
-    outside = [name(row.result) for row in rows if row.result["within_budget"] is False]
-    if outside:
-        yield f"Not all runs within the budget window: {', '.join(outside)}"
+    yield from _outside(rows, results, name)
+    yield from _flagged(rows, name)
+    yield from _efforts(rows, results, name)
     references = sorted({row.method for row in rows if not row.budget})
     if references:
         yield f"References without a budget: {', '.join(references)}"
     yield from _one_stage(rows, results)
     yield from _unfinished(runs)
     yield from _failures(runs, name)
+
+
+def _outside(rows: Sequence[_Row], results: StudyResults, name: _Namer) -> Iterator[str]:
+    """Name the rows with runs outside the budget window, which are compared with nothing."""
+    for positions, words in (
+        ((BELOW, OVER, UNKNOWN), "Outside the window of the budget"),
+        ((COSTLIEST,), "Below the window because no network of the method costs more"),
+    ):
+        outside = results.runs[results.runs["position"].isin(positions)]
+        groups = outside.groupby(list(IDENTITY), sort=False)
+        parts = [f"{name(group.iloc[0].to_dict())} ({_percents(group)})" for _, group in groups]
+        if parts:
+            yield f"{words}, so without difference and test, as nothing else has this cost: {', '.join(parts)}"
+    alone = [name(row.result) for row in rows if row.difference is None and _lost_baseline(row)]
+    if alone:
+        yield f"No difference because the baseline is outside the window: {', '.join(alone)}"
+
+
+def _percents(runs: "pd.DataFrame") -> str:
+    """Return the costs of some runs in percent of their budget, and their number."""
+    return f"{counted(len(runs), 'run')}, {span(100 * runs['cost'] / runs['budget_cost'])} %"
+
+
+def _lost_baseline(row: _Row) -> bool:
+    """Whether a row would have pairs with the baseline if the baseline were inside the window."""
+    baseline = None if row.beside is None else row.beside.baseline
+    return baseline is not None and bool(row.beside and baseline.outside.keys() & row.beside.group.top1.keys())
+
+
+def _flagged(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
+    """Give the reasons why rows take no part in verdicts."""
+    flagged = [(name(row.result), row.flags) for row in rows if row.flags]
+    if flagged:
+        yield f"{FLAGGED} takes no part in tests and verdicts, because it was not on equal terms:"
+    yield from (f"{FLAGGED} {row}: {'; '.join(flags)}" for row, flags in flagged)
+    baselines = [row.beside.baseline for row in rows if row.beside is not None and row.beside.baseline is not None]
+    if any(baseline.flags for baseline in baselines):
+        yield f"No tests where the baseline has the mark {FLAGGED}"
+
+
+def _efforts(rows: Sequence[_Row], results: StudyResults, name: _Namer) -> Iterator[str]:
+    """State how long searches searched, for methods whose searches record it."""
+    found = [(name(row.result), _effort(row, results)) for row in rows if row.beside is not None]
+    parts = [f"{row} {effort}" for row, effort in found if effort]
+    if parts:
+        yield f"Effort of a search: {'; '.join(parts)}"
+
+
+def _effort(row: _Row, results: StudyResults) -> str:
+    """Return what the searches of a row record of their effort; all runs of a row have the same options."""
+    run = "" if row.beside is None else row.beside.group.runs[0]
+    record = results.file(run, "search.json")
+    effort = record.get("effort") if isinstance(record, dict) else None
+    return " ".join(effort.split()) if isinstance(effort, str) else ""
 
 
 def _one_stage(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
@@ -205,16 +312,19 @@ def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iter
     if tests:
         yield (
             f"p: two-sided sign-flip test (exact up to {EXACT_PAIRS} pairs), "
-            f"Holm-corrected over the table's {tests} tests"
+            f"Holm-corrected over the table's {counted(tests, 'test')}"
         )
     if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
         yield f"{TOO_FEW}: too few pairs for a test"
+    if any(row.difference is not None and row.difference.all_equal for row in rows):
+        yield ALL_EQUAL
     yield from _detectable(rows, name)
 
 
 def _detectable(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
     """State what each comparison could have found, so that a reader does not take "no difference" for "equal"."""
-    known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
+    pairs = [(row, row.difference) for row in rows if row.difference is not None]
+    known = [(row, pair) for row, pair in pairs if not math.isnan(pair.detectable)]
     parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
     if parts:
         yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"

@@ -30,17 +30,18 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
     import json
 
     from bench.cli.console import show
-    from bench.reporting import compare as lines
     from bench.reporting import compare_layers as layers
+    from bench.reporting import compare_views as views
+    from bench.reporting.compare import compare as compared
     from bench.results.selection import select
     from bench.store.files import Store
 
     store = Store(store_dir)
-    comparison = lines.compare(select(store, first), select(store, second))
+    comparison = compared(select(store, first), select(store, second))
     if as_json:
-        click.echo(json.dumps(lines.to_json(comparison) | {"layers": layers.to_json(comparison)}, indent=1))
+        click.echo(json.dumps(views.to_json(comparison) | {"layers": layers.to_json(comparison)}, indent=1))
     else:
-        show([lines.table(comparison), *layers.tables(comparison)])
+        show([views.table(comparison), *layers.tables(comparison)])
 
 
 @click.command("plan")

@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.compression.policy import LayerPolicy, Policy, load_policy
 from bench.errors import BenchError
-from bench.reporting.compare import Comparison, Line, known
+from bench.reporting.compare import Comparison, Line
+from bench.reporting.compare_views import known
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import count
 from bench.results.groups import RunGroup

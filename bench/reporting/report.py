@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from bench.errors import BenchError
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
+from bench.results.differences import write_numbers
 from bench.results.tables import StudyResults
 from bench.store.files import write_text
 
@@ -241,5 +242,5 @@ def write_tables(document: Document, folder: Path) -> list[Path]:
 
 def write_views(results: StudyResults) -> None:
     """Update the files in a study's folder: all numbers, and the tables of the comparison."""
-    results.write()
+    write_numbers(results)
     write_tables(make_document(results, [DEFAULT_REPORT]), results.store.study(results.name))

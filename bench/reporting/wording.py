@@ -8,6 +8,10 @@ from bench.results.statistics import MIN_PAIRS, Interval, PairedDifference
 MILLION = 1e6
 TOO_FEW = f"n<{MIN_PAIRS}"
 """Text in place of a p-value when there are too few pairs for a test."""
+FLAGGED = "†"
+"""Mark of a row that takes no part in verdicts."""
+ALL_EQUAL = "No interval for a difference of several pairs: all of them are equal, which shows no scatter"
+"""Note below tables with such a difference."""
 
 
 def number(value: float, digits: int = 2, sign: str = "") -> str:
@@ -38,6 +42,12 @@ def difference(pair: PairedDifference | None, p: float) -> tuple[str, str, str]:
     if pair is None:
         return "", "", ""
     return f"{pair.mean:+.2f}", interval(pair.interval, sign="+"), TOO_FEW if pair.n < MIN_PAIRS else probability(p)
+
+
+def span(values: Iterable[float]) -> str:
+    """Format percentages as one number, or as their range: "56.9", "95.1 to 96.4"."""
+    low, high = min(ends := list(values)), max(ends)
+    return number(low, 1) if number(low, 1) == number(high, 1) else f"{number(low, 1)} to {number(high, 1)}"
 
 
 def count(n: int, word: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bench.store.files import Store, UnitKind, read_json, write_text
+from bench.store.files import Store, UnitKind, read_json
 from bench.store.staleness import why_stale
 
 if TYPE_CHECKING:
@@ -24,9 +24,15 @@ FINISHED = FAILURES | {"done"}
 MISSING, DAMAGED, STALE = "missing", "damaged", "stale"
 """Statuses in `StudyResults.runs` of a run without a record, with an unreadable one, and with an outdated result."""
 
+INSIDE, COSTLIEST, BELOW, OVER, UNKNOWN = "inside", "costliest", "below", "over", "unknown"
+"""Positions of a run's cost relative to the window of its budget: inside; below it, but no network of the method costs
+more; below; over the budget; not recorded. A run without a budget or without a result has no position."""
+
 IDENTITY = ("model", "dataset", "method", "budget")
 """Columns that identify a row of `StudyResults.lines`."""
 
+_ROUNDING = 1e-9
+"""Relative difference of two costs that are equal on paper."""
 _TEXTS = ("status", "reason", "recipe", "match", "tuning", "budget_measure", "started", "finished")
 _TIMES = ("search_seconds", "finetune_seconds", "total_seconds")
 _METRICS = (
@@ -63,6 +69,7 @@ RUN_COLUMNS = (
         "match",
         "tuning",
         "within_budget",
+        "position",
     ),
     *_METRICS,
     *_TIMES,
@@ -138,7 +145,8 @@ class StudyResults:
         A run without a record has the status "missing". A run whose record does not match its checksum has "damaged".
         A run that was made with another method source, other data or another cost counter has "stale", with the reason.
         Percentages are 0 to 100, BOPs are counts. The knob `x` is the column `knob_x`. The method of a run that belongs
-        to an ablation has the changed option in brackets: `sbs[group_size=4]`.
+        to an ablation has the changed option in brackets: `sbs[group_size=4]`. `position` is where the cost lies
+        relative to the window of the budget; empty without a budget or a result.
         """
         return _runs_frame(self)
 
@@ -149,15 +157,16 @@ class StudyResults:
         `n` counts runs that are done and `n_failed` those that ended otherwise; planned runs count as neither. Figures
         are means over the runs that are done; `peak_memory_mb` is their maximum. `tuning_seconds` is the time of all
         tuning trials, 0 when nothing was tuned. `within_budget` says whether all runs that are done are inside the
-        budget window; it is empty without a budget or without such a run.
+        budget window, or below it because no network of the method costs more; it is empty without a budget or without
+        such a run.
         """
         return _lines_frame(self)
 
-    def write(self) -> None:
-        """Write `runs.csv` and `results.csv` into the study's folder."""
-        folder = self.store.study(self.name)
-        write_text(folder / "runs.csv", self.runs.to_csv(index=False))
-        write_text(folder / "results.csv", self.lines.to_csv(index=False))
+    @cached_property
+    def costliest(self) -> Mapping[tuple[str, ...], float]:
+        """Cost of the costliest policy of a method at a budget, by the fields of `IDENTITY`, as far as it is known."""
+        known = self.study.get("costliest") or ()
+        return {tuple(str(entry[key]) for key in IDENTITY): float(entry["cost"]) for entry in known}
 
 
 def _runs_frame(results: StudyResults) -> "pd.DataFrame":
@@ -211,8 +220,26 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
         **stale_fields,
         **{key: record.get(key) for key in ("seed", "budget_cost", "peak_memory_mb")},
         "within_budget": _truth(record.get("within_budget")),
+        "position": "" if stale else _position(results, identity, record),
         "options": json.dumps(section(record, "options"), sort_keys=True),
     }
+
+
+def _position(results: StudyResults, identity: str, record: Mapping[str, Any]) -> str:
+    """Return the position of a run's cost relative to the window of its budget."""
+    inside = _truth(record.get("within_budget"))
+    if record.get("status") != "done" or not record.get("budget"):
+        return ""
+    if inside:
+        return INSIDE
+    cost, budget = section(record, "metrics").get("cost"), record.get("budget_cost")
+    if inside is None or not isinstance(cost, int | float) or not isinstance(budget, int | float):
+        return UNKNOWN
+    if cost > budget:
+        return OVER
+    method = results.planned(identity).get("method", record.get("method"))
+    key = tuple(map(str, (record.get("model"), record.get("dataset"), method, record["budget"])))
+    return COSTLIEST if cost >= (1 - _ROUNDING) * results.costliest.get(key, math.inf) else BELOW
 
 
 def _row_without_record(results: StudyResults, identity: str) -> dict[str, Any]:
@@ -243,7 +270,9 @@ def _aggregate(runs: "pd.DataFrame", results: StudyResults) -> dict[str, Any]:
         **{f"{figure}_std": done[figure].std(ddof=1) for figure in ("top1", "top5", "bops")},
         "tuning_seconds": sum(_tuning_seconds(results, tuning) for tuning in sorted(set(runs["tuning"]) - {""})),
         "peak_memory_mb": done["peak_memory_mb"].max(),
-        "within_budget": all(done["within_budget"].eq(True)) if len(done) and runs["budget"].iloc[0] else None,
+        "within_budget": all(done["position"].isin((INSIDE, COSTLIEST)))
+        if len(done) and runs["budget"].iloc[0]
+        else None,
     }
 
 

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import StudyResults
 from bench.costs.measures import Measure
-from bench.reporting.wording import TOO_FEW, difference, interval, number
-from bench.results.tables import IDENTITY
+from bench.reporting.wording import ALL_EQUAL, FLAGGED, TOO_FEW, difference, interval, number, span
+from bench.results.tables import COSTLIEST, IDENTITY, INSIDE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "ALL_EQUAL",
+    "FLAGGED",
     "TOO_FEW",
     "anchor",
     "count",
@@ -23,6 +25,7 @@ __all__ = [
     "measured",
     "named_runs",
     "number",
+    "span",
     "spread",
     "window_position",
 ]
@@ -52,8 +55,10 @@ def in_budget(runs: "pd.DataFrame") -> str:
     """
     if not len(runs) or not runs["budget"].iloc[0]:
         return ""
-    outside = runs[~runs["within_budget"].eq(True)]
+    outside = runs[runs["position"] != INSIDE]
     percents = 100 * outside["cost"] / outside["budget_cost"]
+    if len(outside) and set(outside["position"]) == {COSTLIEST}:
+        return f"at most {percents.max():.1f} %"
     return window_position(not len(outside), percents.max() if (percents > 100).any() else percents.min())
 
 

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.costs.measures import MEASURES, Bops, Energy, Latency, Measure, Memory
 from bench.errors import BenchError
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.reporting.report import Column, Table, make_document, write_tables
 from bench.results.statistics import smallest_detectable
 from bench.results.tables import StudyResults
-from reports.comparison import Comparison
+from bench.store.files import write_json
+from reports.comparison import Comparison, comparison_table
 from reports.forms.text import comma_separated, escape_latex, latex, markdown, terminal
 from tests import fake_store
 
@@ -72,11 +74,114 @@ def test_failed_runs_show_in_n_and_with_their_reasons(mixed: SimpleNamespace) ->
 
 
 def test_one_run_has_no_deviation_and_no_interval(mixed: SimpleNamespace) -> None:
+    mixed.run("haq", 0, 69.0)
     table = table_of(mixed)
-    assert cell(table, "dnas", "Top-1 %") == "69.00"
-    assert cell(table, "dnas", "95 % interval") == ""
-    assert cell(table, "dnas", "Δ fixed") == "-1.00"
-    assert cell(table, "dnas", "Δ 95 % interval") == ""
+    assert cell(table, "haq", "Top-1 %") == "69.00"
+    assert cell(table, "haq", "95 % interval") == ""
+    assert cell(table, "haq", "Δ fixed") == "-1.00"
+    assert cell(table, "haq", "Δ 95 % interval") == ""
+
+
+OUTSIDE = {"within_budget": False, "metrics": {"bops": 22.76e6}}
+"""56.9 % of the made-up budget of 40 M."""
+
+
+def test_a_baseline_outside_the_window_is_no_baseline(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", FIXED)
+    fake.seeds("sbs", SBS)
+    fake.seeds("fixed", [26.0] * 6, budget="20KB", **OUTSIDE)
+    fake.seeds("sbs", [71.1] * 6, budget="20KB")
+    table = table_of(fake)
+    assert cell(table, "sbs", "Top-1 %", "20KB") == "71.10±0.00"
+    for title in ("Δ fixed", "Δ 95 % interval", "p"):
+        assert cell(table, "sbs", title, "20KB") == ""
+    assert cell(table, "sbs", "p") == "0.031"  # the only test, so Holm changes nothing
+    said = notes(table)
+    assert "so without difference and test, as nothing else has this cost: fixed 20KB (6 runs, 56.9 %)" in said
+    assert "No difference because the baseline is outside the window: sbs 20KB" in said
+    assert "Holm-corrected over the table's 1 test\n" in said
+    (detectable,) = [note for note in table.notes if note.startswith("Smallest difference")]
+    assert "sbs 4bit" in detectable and "20KB" not in detectable
+
+
+def test_only_pairs_inside_the_window_count(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", FIXED)
+    fake.seeds("sbs", SBS[:3])
+    fake.run("sbs", 3, 99.0, within_budget=False, metrics={"bops": 41e6})
+    table = table_of(fake)
+    expected = sum(sbs - fixed for sbs, fixed in zip(SBS[:3], FIXED[:3], strict=True)) / 3
+    assert cell(table, "sbs", "Δ fixed") == f"{expected:+.2f}"
+    assert cell(table, "sbs", "In budget") == "over (102.5 %)"
+    assert "sbs 4bit (1 run, 102.5 %)" in notes(table)
+
+
+def test_a_method_at_its_costliest_is_not_out_of_budget(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0, 71.0])
+    fake.seeds("sbs", [72.0, 73.0], **OUTSIDE)
+    document = fake.document()
+    most = {"model": "resnet8", "dataset": "digits", "method": "sbs", "budget": "4bit", "cost": 22.76e6}
+    results = StudyResults(fake.store, {**document, "costliest": [most]})
+    table = Comparison().build(results)[0]
+    assert cell(table, "sbs", "In budget") == "at most 56.9 %"
+    assert cell(table, "sbs", "Δ fixed") == ""
+    assert "Below the window because no network of the method costs more" in notes(table)
+    assert list(results.lines["within_budget"]) == [True, True]
+    below = StudyResults(fake.store, {**document, "costliest": [most | {"cost": 30e6}]})
+    assert cell(Comparison().build(below)[0], "sbs", "In budget") == "below the window (56.9 %)"
+
+
+def test_equal_pairs_have_no_interval_and_detect_nothing(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0, 71.0])
+    fake.seeds("sbs", [71.0, 72.0])
+    table = table_of(fake)
+    assert (cell(table, "sbs", "Δ fixed"), cell(table, "sbs", "Δ 95 % interval")) == ("+1.00", "")
+    assert "all of them are equal, which shows no scatter" in notes(table)
+    assert "Smallest difference" not in notes(table)
+
+
+@pytest.mark.parametrize("measure", [Memory, Latency, Energy, Bops])
+def test_the_limited_cost_comes_first_and_always_stays(tmp_path: Path, measure: type[Measure]) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("prune_then_quantize", [70.0, 71.0], budget_measure=measure.name, metrics={measure.column: 39.5})
+    fake.seeds("full_precision", [70.0, 71.0], budget=None)
+    table = table_of(fake)
+    costs = [column.title for column in table.columns if column.title in {kind.title for kind in MEASURES.values()}]
+    assert costs[0] == measure.title
+    assert set(costs) == {measure.title, Bops.title, Memory.title}
+    for width in (80, 200):
+        heading = " ".join(terminal(table, width).splitlines()[:5])
+        assert measure.title.split()[0] in heading
+
+
+FLAG = "its searches start 44 points below the others"
+
+
+def test_a_flagged_row_has_a_mark_and_no_test(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", FIXED)
+    fake.seeds("sbs", SBS)
+    fake.seeds("dnas", [value - 1 for value in SBS])
+    results = StudyResults(fake.store, fake.document())
+    assert cell(comparison_table(results), "sbs", "p") == "0.062"
+    table = comparison_table(results, {("resnet8", "digits", "dnas", "4bit"): [FLAG, "second"]})
+    assert cell(table, "dnas †", "Δ fixed") == "+0.33" and cell(table, "dnas †", "p") == ""
+    assert cell(table, "sbs", "p") == "0.031"  # Holm's family has only this test
+    assert f"† dnas 4bit: {FLAG}; second" in table.notes
+    table = comparison_table(results, {("resnet8", "digits", "fixed", "4bit"): [FLAG]})
+    assert {cell(table, name, "p") for name in ("sbs", "dnas")} == {""}
+    assert "No tests where the baseline has the mark †" in table.notes
+
+
+def test_the_effort_of_searches_is_noted(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0])
+    for run in fake.seeds("haq", [71.0, 72.0]):
+        write_json(fake.store.unit("runs", run) / "search.json", {"effort": "40 episodes, 1,000 reward images"})
+    assert "Effort of a search: haq 4bit 40 episodes, 1,000 reward images" in table_of(fake).notes
 
 
 def test_references_have_no_budget_and_no_difference(mixed: SimpleNamespace) -> None:
@@ -99,7 +204,9 @@ def test_notes_say_what_is_missing_and_how_it_was_matched(mixed: SimpleNamespace
     assert "3 of 14 runs without a result yet: 1 running, 1 missing, 1 damaged" in text
     assert "The record of run cut-off is damaged" in text
     assert "Matching: hinge, cost within [0.97, 1.00] of the budget. Recipe: common. Seeds: 0, 1, 2" in text
-    assert "Not all runs within the budget window: dnas 4bit" in text
+    assert (
+        "Outside the window of the budget, so without difference and test, as nothing else has this cost: dnas" in text
+    )
 
 
 def test_few_pairs_get_no_p(mixed: SimpleNamespace) -> None:

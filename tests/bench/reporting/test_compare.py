@@ -10,7 +10,8 @@ from scipy import stats
 
 from bench.errors import BenchError
 from bench.reporting import compare_layers
-from bench.reporting.compare import Comparison, compare, table, to_json, verdicts
+from bench.reporting.compare import Comparison, compare
+from bench.reporting.compare_views import table, to_json, verdicts
 from bench.results.selection import select
 from bench.results.statistics import smallest_detectable
 from tests import fake_store
@@ -58,21 +59,23 @@ def test_differences_that_scatter_are_not_distinguishable(tmp_path: Path) -> Non
 def test_few_pairs_are_never_a_proof(tmp_path: Path) -> None:
     fake = two_methods(tmp_path, SBS[:5], FIXED[:5])
     found = compared(fake, "sbs", "fixed")
-    assert only_verdict(found).startswith("sbs seems better than fixed by 0.43 points")
+    assert only_verdict(found).startswith("undecided: sbs minus fixed is +0.43 points, 95 % interval [")
     assert only_verdict(found).endswith("5 pairs (too few for a test, which needs 6)")
     assert table(found).rows[0][6] == "n<6" and math.isnan(found.lines[0].p)
 
 
 def test_one_pair_has_no_spread(tmp_path: Path) -> None:
     found = compared(two_methods(tmp_path, [71.0], [70.5]), "sbs", "fixed")
-    assert only_verdict(found) == "not distinguishable: sbs minus fixed is +0.50 points in the only pair"
+    assert only_verdict(found) == (
+        "undecided: sbs minus fixed is +0.50 points, 1 pair (too few for a test, which needs 6)"
+    )
     assert table(found).rows[0][4:8] == ("+0.50", "", "n<6", "")
 
 
 @pytest.mark.parametrize("n", [2, 6])
 def test_no_difference_at_all(tmp_path: Path, n: int) -> None:
     found = compared(two_methods(tmp_path, FIXED[:n], FIXED[:n]), "sbs", "fixed")
-    assert only_verdict(found) == f"no difference: sbs and fixed have the same Top-1 in all {n} pairs"
+    assert only_verdict(found) == f"no difference seen: sbs and fixed have the same Top-1 in all {n} pairs"
     json.dumps(to_json(found), allow_nan=False)
 
 
@@ -270,7 +273,9 @@ def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     (tmp_path / "runs" / "ffff0000.stale-1").mkdir()
     found = compared(fake, "abcd1234", "ffff")
     assert (found.first.name, found.second.name, found.first.kind) == ("abcd1234", "ffff0000", "run")
-    assert only_verdict(found) == "not distinguishable: abcd1234 minus ffff0000 is +1.00 points in the only pair"
+    assert only_verdict(found) == (
+        "undecided: abcd1234 minus ffff0000 is +1.00 points, 1 pair (too few for a test, which needs 6)"
+    )
     with pytest.raises(BenchError, match=r"'abcd' is ambiguous: 2 ids begin with it \(abcd1234, abcd12345678\)"):
         compared(fake, "abcd", "ffff")
     with pytest.raises(BenchError, match="unknown study, method or run 'fff'"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.reporting import compare_layers
-from bench.reporting.compare import to_json, verdicts
+from bench.reporting.compare_views import to_json, verdicts
 from bench.store.files import write_json
 from tests.bench.reporting.comparing import FIXED, SBS, compared, two_methods
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.results.differences import write_numbers
 from bench.results.tables import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
 from tests import fake_store
 
@@ -112,7 +113,7 @@ def test_strange_records_do_not_stop_the_table(tmp_path: Path) -> None:
 def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
     fake = fake_store.mixed(tmp_path)
     document = fake.document()
-    StudyResults(fake.store, document).write()
+    write_numbers(StudyResults(fake.store, document))
     folder = fake.store.study("quick")
     read = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values={"top1_std": ""})
     expected = StudyResults(fake.store, document).lines
@@ -129,8 +130,9 @@ def test_reading_results_never_imports_torch(tmp_path: Path) -> None:
     fake.document()
     code = (
         "import sys\nfrom pathlib import Path\nfrom bench.results.tables import StudyResults\n"
+        "from bench.results.differences import write_numbers\n"
         "from bench.store.files import Store\n"
-        f"store = Store(Path({str(tmp_path)!r}))\nStudyResults(store, store.load_study('quick')).write()\n"
+        f"store = Store(Path({str(tmp_path)!r}))\nwrite_numbers(StudyResults(store, store.load_study('quick')))\n"
         "print('torch' in sys.modules, 'mlflow' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
