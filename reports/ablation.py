@@ -3,16 +3,17 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.api import Column, Report, StudyResults, Table
-from bench.costs.measures import Bops
+from bench.costs.measures import Measure
 from bench.results import statistics
 from bench.results.groups import difference as paired_difference
-from bench.results.groups import p_to_correct, top1_by_seed
+from bench.results.groups import outside_by_seed, p_to_correct, top1_by_seed
 from bench.results.statistics import MIN_PAIRS, PairedDifference
 from bench.results.tables import FAILURES
-from reports.shared.formatting import TOO_FEW, count, difference, in_budget, number, spread
+from reports.shared.formatting import ALL_EQUAL, TOO_FEW, count, difference, in_budget, number, span, spread
+from reports.shared.limits import limited_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +88,7 @@ def _compared(rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _table(option: str, rows: Sequence[_Row], tests: int) -> Table:
+    measures = [*dict.fromkeys(measure for row in rows for measure in limited_measures(row.runs))]
     columns = (
         Column(title=option, align="left"),
         Column(title="Model", align="left", drop=5),
@@ -97,7 +99,7 @@ def _table(option: str, rows: Sequence[_Row], tests: int) -> Table:
         Column(title="Δ default"),
         Column(title="Δ 95 % interval", drop=2),
         Column(title="p"),
-        Column(title=Bops.title, drop=1),
+        *(Column(title=measure.title) for measure in measures),
         Column(title="In budget", drop=3),
         Column(title="Search s"),
         Column(title="Peak MB", drop=4),
@@ -106,32 +108,40 @@ def _table(option: str, rows: Sequence[_Row], tests: int) -> Table:
         name=f"ablation_{''.join(c if c.isalnum() else '_' for c in option)}",
         title=f"Ablation of {option}",
         columns=columns,
-        rows=tuple(_cells(row) for row in rows),
+        rows=tuple(_cells(row, measures) for row in rows),
         notes=tuple(_notes(rows, tests)),
     )
 
 
-def _cells(row: _Row) -> tuple[str, ...]:
+def _cells(row: _Row, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
     done = row.runs[row.runs["status"] == "done"]
     failed = int(row.runs["status"].isin(FAILURES).sum())
-    samples: dict[str, Any] = {name: statistics.summarize(done[name].dropna()) for name in ("top1", "bops")}
+    top1, *costs = (_mean_and_std(done[name]) for name in ("top1", *(measure.column for measure in measures)))
     return (
         f"{row.value} (default)" if row.default else row.value,
         row.model,
         row.method,
         row.budget,
         count(len(done), failed),
-        spread(samples["top1"].mean, samples["top1"].std),
+        spread(*top1),
         *(("default", "", "") if row.default else difference(row.difference, row.p)),
-        spread(samples["bops"].mean / Bops.scale, samples["bops"].std / Bops.scale),
+        *(spread(cost / kind.scale, std / kind.scale) for kind, (cost, std) in zip(measures, costs, strict=True)),
         in_budget(done),
         number(done["search_seconds"].mean(), digits=1),
         number(done["peak_memory_mb"].max(), digits=0),
     )
 
 
+def _mean_and_std(values: "pd.Series[float]") -> tuple[float, float]:
+    return statistics.mean(values.dropna()), statistics.std(values.dropna())
+
+
 def _notes(rows: Sequence[_Row], tests: int) -> Iterator[str]:
     yield "Δ: Top-1 minus that of the default, paired by seed; everything else is the same. ±: ddof = 1"
+    outside = {f"{row.value} {row.method} {row.budget}": outside_by_seed(row.runs) for row in rows}
+    parts = [f"{name} ({span(costs.values())} %)" for name, costs in outside.items() if costs]
+    if parts:
+        yield f"Runs outside the window of the budget are part of no difference: {', '.join(parts)}"
     if not any(row.default for row in rows):
         yield "The study's default is not among the values; its runs are in the comparison"
     if any(not math.isnan(row.p) for row in rows):
@@ -139,7 +149,10 @@ def _notes(rows: Sequence[_Row], tests: int) -> Iterator[str]:
     short = [row.difference for row in rows if row.difference is not None and row.difference.n < MIN_PAIRS]
     if short:
         yield f"{TOO_FEW}: too few pairs for a test"
-    known = [(row, row.difference) for row in rows if row.difference is not None and row.difference.n > 1]
+    if any(row.difference is not None and row.difference.all_equal for row in rows):
+        yield ALL_EQUAL
+    pairs = [(row, row.difference) for row in rows if row.difference is not None]
+    known = [(row, pair) for row, pair in pairs if not math.isnan(pair.detectable)]
     parts = [f"{row.value} {row.model} {row.method} {row.budget} {pair.detectable:.2f}" for row, pair in known]
     if parts:
         yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.reporting.wording import count, interval, listed, number
+from bench.results.fairness import flags
 from bench.results.groups import RunGroup, baseline_of, common_seeds, run_groups
 from bench.results.statistics import Interval
 from bench.results.task_statistics import Estimate, average_ranks, interquartile_mean, probability_of_improvement
@@ -49,7 +50,7 @@ class AcrossTasks(Report):
 
     def build(self, results: StudyResults) -> list[Table]:
         """Make the table; none when all runs with a result belong to one task."""
-        groups = run_groups(results)
+        groups = [group for group in run_groups(results, flags=flags(results)) if group.top1]
         tasks = list(dict.fromkeys(group.task for group in groups))
         if len(tasks) < 2:
             return []
@@ -133,7 +134,7 @@ def _cells(row: _Row, baseline: str) -> tuple[str, ...]:
         row.method,
         row.budget,
         str(len(row.groups)),
-        str(sum(len(group.runs) for group in row.groups.values())),
+        str(sum(len(group.top1) for group in row.groups.values())),
         number(level.value),
         interval(level.interval),
         "baseline" if row.method == baseline else number(difference.value, sign="+"),
@@ -157,5 +158,10 @@ def _notes(rows: Sequence[_Row], tasks: Sequence[Task], baseline: str) -> Iterat
     partial = [f"{row.method} {row.budget}".strip() for row in rows if len(row.groups) < len(tasks)]
     if partial:
         yield f"Not on all tasks, hence not comparable with the others: {listed(partial)}"
+    flagged = [f"{group.name} on {group.model}" for row in rows for group in row.groups.values() if group.flags]
+    if flagged:
+        yield f"Not on equal terms with the others (see the comparison): {listed(flagged)}"
+    if any(group.outside for row in rows for group in row.groups.values()):
+        yield "Runs outside the window of their budget are part of no figure"
     if not any(row.method == baseline for row in rows):
         yield f"No differences: the baseline '{baseline}' has no finished run in this study"

@@ -1,104 +1,17 @@
 """The comparison table: mean±std of every method at every budget, with the paired difference to the baseline."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.costs.measures import Measure
-from bench.reporting.wording import count as counted
 from bench.results import statistics
-from bench.results.differences import BaselineDifference, baseline_differences
-from bench.results.groups import NO_FLAGS, Flags, with_result
-from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS, PairedDifference
-from bench.results.tables import (
-    BELOW,
-    COSTLIEST,
-    DAMAGED,
-    FAILURES,
-    FINISHED,
-    IDENTITY,
-    OVER,
-    STALE,
-    UNKNOWN,
-    section,
-)
-from bench.store.outcomes import RETRIABLE
-from reports.shared.formatting import (
-    ALL_EQUAL,
-    FLAGGED,
-    TOO_FEW,
-    anchor,
-    count,
-    difference,
-    in_budget,
-    interval,
-    measured,
-    number,
-    span,
-    spread,
-)
+from bench.results.groups import Flags
+from bench.results.tables import section
+from reports.shared.comparison_notes import comparison_notes
+from reports.shared.comparison_rows import Row, comparison_rows
+from reports.shared.formatting import FLAGGED, anchor, count, difference, interval, measured, number, spread
 from reports.shared.limits import limited_measures, shown_measures
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-_Namer = Callable[[Mapping[Any, Any]], str]
-
-_TRIALS_PER_KNOB = 3
-"""With fewer trials a method of several knobs may fall behind: with ten trials instead of three for its three knobs,
-quantizing before pruning gained nine points (`docs/results`)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """One row of the table before it is text.
-
-    Attributes:
-        result: Row of `StudyResults.lines`.
-        budget_cost: Limit of the budget, in the unit of its measure; NaN without a budget.
-        in_budget: Position of the finished runs relative to the budget window, in words.
-        top1: Top-1 of the runs that are done.
-        beside: Difference to the baseline; `None` while no run is done.
-    """
-
-    result: Mapping[str, Any]
-    budget_cost: float
-    in_budget: str
-    top1: Sequence[float]
-    beside: BaselineDifference | None = None
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return str(self.result["method"])
-
-    @property
-    def task(self) -> tuple[str, str]:
-        """Model and data set."""
-        return str(self.result["model"]), str(self.result["dataset"])
-
-    @property
-    def budget(self) -> str:
-        """Budget as the user wrote it; empty for none."""
-        return str(self.result["budget"])
-
-    @property
-    def difference(self) -> PairedDifference | None:
-        """Difference to the baseline; `None` without a pair."""
-        return None if self.beside is None else self.beside.pair
-
-    @property
-    def p(self) -> float:
-        """Corrected p-value of the difference; NaN when it was not tested."""
-        return math.nan if self.beside is None else self.beside.p
-
-    @property
-    def flags(self) -> Sequence[str]:
-        """Reasons why the row takes no part in verdicts."""
-        return () if self.beside is None else self.beside.group.flags
 
 
 class Comparison(Report):
@@ -113,22 +26,22 @@ class Comparison(Report):
         return [comparison_table(results)]
 
 
-def comparison_table(results: StudyResults, flags: Flags = NO_FLAGS) -> Table:
+def comparison_table(results: StudyResults, flags: Flags | None = None) -> Table:
     """Make the table of all runs that a study has so far.
 
     Args:
         results: Numbers of the study.
-        flags: Reasons why groups of runs take no part in verdicts.
+        flags: Reasons why groups of runs take no part in verdicts; those of the fairness statement when absent.
     """
     baseline = str(results.spec.get("baseline", ""))
-    rows = _rows(results, flags)
+    rows = comparison_rows(results, flags)
     measures = shown_measures(results.runs)
     return Table(
         name="table",
         title=_title(results),
         columns=(*_task_columns(rows), *_columns(baseline, measures, len(limited_measures(results.runs)))),
         rows=tuple((*_task_cells(row, rows), *_cells(row, baseline, measures)) for row in rows),
-        notes=(*_notes(rows, results), *_matching_notes(results)),
+        notes=tuple(comparison_notes(rows, results)),
         links=tuple(anchor(row.result) for row in rows),
     )
 
@@ -139,12 +52,12 @@ def _title(results: StudyResults) -> str:
     return f"{results.name}: {models} on {task.get('dataset', 'unknown data')}"
 
 
-def _task_columns(rows: Sequence[_Row]) -> tuple[Column, ...]:
+def _task_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Make a column for the model when there are several."""
     return (Column(title="Model", align="left"),) if len({row.task for row in rows}) > 1 else ()
 
 
-def _task_cells(row: _Row, rows: Sequence[_Row]) -> tuple[str, ...]:
+def _task_cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     return row.task[: len(_task_columns(rows))]
 
 
@@ -169,30 +82,10 @@ def _columns(baseline: str, measures: Sequence[type[Measure]], limited: int) -> 
     )
 
 
-def _rows(results: StudyResults, flags: Flags) -> list[_Row]:
-    """Make the rows of the table in the study's order."""
-    groups = dict(iter(results.runs.groupby(list(IDENTITY), sort=False)))
-    beside = {row.group.key: row for row in baseline_differences(results, flags)}
-    rows = []
-    for line in results.lines.to_dict("records"):
-        key = tuple(line[name] for name in IDENTITY)
-        group = groups[key]
-        rows.append(
-            _Row(
-                result={str(name): value for name, value in line.items()},
-                budget_cost=group["budget_cost"].max(),
-                in_budget=in_budget(group[group["status"] == "done"]),
-                top1=list(with_result(group)["top1"]),
-                beside=beside.get(key),
-            )
-        )
-    return rows
-
-
-def _cells(row: _Row, baseline: str, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
+def _cells(row: Row, baseline: str, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
     result = row.result
     return (
-        f"{row.method} {FLAGGED}" if row.flags else row.method,
+        row.method,
         row.budget,
         count(result["n"], result["n_failed"]),
         spread(result["top1_mean"], result["top1_std"]),
@@ -208,11 +101,11 @@ def _cells(row: _Row, baseline: str, measures: Sequence[type[Measure]]) -> tuple
     )
 
 
-def _difference_cells(row: _Row, baseline: str) -> tuple[str, str, str]:
-    if row.method == baseline:
-        return "baseline", "", ""
-    delta, ends, p = difference(row.difference, row.p)
-    return delta, ends, "" if row.beside is not None and row.beside.flags else p
+def _difference_cells(row: Row, baseline: str) -> tuple[str, str, str]:
+    """Make the cells of the difference, its interval and p; a flagged row has its mark in place of p."""
+    delta, ends, p = ("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)
+    untested = row.beside is not None and row.beside.flags
+    return delta, ends, FLAGGED if row.flags else "" if untested else p
 
 
 def _cost(result: Mapping[str, Any], measure: type[Measure]) -> str:
@@ -221,191 +114,3 @@ def _cost(result: Mapping[str, Any], measure: type[Measure]) -> str:
     if deviation not in result:
         return measured(mean, measure)
     return spread(mean / measure.scale, result[deviation] / measure.scale)
-
-
-def _notes(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
-    runs, spec, name = results.runs, results.spec, _namer(results)
-    yield "±: sample standard deviation over seeds (ddof = 1). Intervals: 95 % Student-t. n: finished runs"
-    yield from _comparison_notes(rows, str(spec.get("baseline", "")), name)
-    yield _protocol(spec)
-    yield from _accelerator(runs, spec)
-    yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
-    yield from _outside(rows, results, name)
-    yield from _flagged(rows, name)
-    yield from _efforts(rows, results, name)
-    references = sorted({row.method for row in rows if not row.budget})
-    if references:
-        yield f"References without a budget: {', '.join(references)}"
-    yield from _one_stage(rows, results)
-    yield from _unfinished(runs)
-    yield from _failures(runs, name)
-
-
-def _outside(rows: Sequence[_Row], results: StudyResults, name: _Namer) -> Iterator[str]:
-    """Name the rows with runs outside the budget window, which are compared with nothing."""
-    for positions, words in (
-        ((BELOW, OVER, UNKNOWN), "Outside the window of the budget"),
-        ((COSTLIEST,), "Below the window because no network of the method costs more"),
-    ):
-        outside = results.runs[results.runs["position"].isin(positions)]
-        groups = outside.groupby(list(IDENTITY), sort=False)
-        parts = [f"{name(group.iloc[0].to_dict())} ({_percents(group)})" for _, group in groups]
-        if parts:
-            yield f"{words}, so without difference and test, as nothing else has this cost: {', '.join(parts)}"
-    alone = [name(row.result) for row in rows if row.difference is None and _lost_baseline(row)]
-    if alone:
-        yield f"No difference because the baseline is outside the window: {', '.join(alone)}"
-
-
-def _percents(runs: "pd.DataFrame") -> str:
-    """Return the costs of some runs in percent of their budget, and their number."""
-    return f"{counted(len(runs), 'run')}, {span(100 * runs['cost'] / runs['budget_cost'])} %"
-
-
-def _lost_baseline(row: _Row) -> bool:
-    """Whether a row would have pairs with the baseline if the baseline were inside the window."""
-    baseline = None if row.beside is None else row.beside.baseline
-    return baseline is not None and bool(row.beside and baseline.outside.keys() & row.beside.group.top1.keys())
-
-
-def _flagged(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
-    """Give the reasons why rows take no part in verdicts."""
-    flagged = [(name(row.result), row.flags) for row in rows if row.flags]
-    if flagged:
-        yield f"{FLAGGED} takes no part in tests and verdicts, because it was not on equal terms:"
-    yield from (f"{FLAGGED} {row}: {'; '.join(flags)}" for row, flags in flagged)
-    baselines = [row.beside.baseline for row in rows if row.beside is not None and row.beside.baseline is not None]
-    if any(baseline.flags for baseline in baselines):
-        yield f"No tests where the baseline has the mark {FLAGGED}"
-
-
-def _efforts(rows: Sequence[_Row], results: StudyResults, name: _Namer) -> Iterator[str]:
-    """State how long searches searched, for methods whose searches record it."""
-    found = [(name(row.result), _effort(row, results)) for row in rows if row.beside is not None]
-    parts = [f"{row} {effort}" for row, effort in found if effort]
-    if parts:
-        yield f"Effort of a search: {'; '.join(parts)}"
-
-
-def _effort(row: _Row, results: StudyResults) -> str:
-    """Return what the searches of a row record of their effort; all runs of a row have the same options."""
-    run = "" if row.beside is None else row.beside.group.runs[0]
-    record = results.file(run, "search.json")
-    effort = record.get("effort") if isinstance(record, dict) else None
-    return " ".join(effort.split()) if isinstance(effort, str) else ""
-
-
-def _one_stage(rows: Sequence[_Row], results: StudyResults) -> Iterator[str]:
-    """Name the methods of the table that are trained in another way than in their papers."""
-    known = results.study.get("one_stage") or ()
-    methods = dict.fromkeys(row.method for row in rows if row.method.partition("[")[0] in known)
-    if methods:
-        yield f"Trained once in their papers, here searched and then fine-tuned like all others: {', '.join(methods)}"
-
-
-def _comparison_notes(rows: Sequence[_Row], baseline: str, name: _Namer) -> Iterator[str]:
-    if not any(row.method == baseline and row.top1 for row in rows):
-        yield f"No differences: the baseline '{baseline}' has no finished run in this study"
-        return
-    yield f"Δ: Top-1 minus that of {baseline} at the same budget, paired by seed"
-    tests = sum(not math.isnan(row.p) for row in rows)
-    if tests:
-        yield (
-            f"p: two-sided sign-flip test (exact up to {EXACT_PAIRS} pairs), "
-            f"Holm-corrected over the table's {counted(tests, 'test')}"
-        )
-    if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
-        yield f"{TOO_FEW}: too few pairs for a test"
-    if any(row.difference is not None and row.difference.all_equal for row in rows):
-        yield ALL_EQUAL
-    yield from _detectable(rows, name)
-
-
-def _detectable(rows: Sequence[_Row], name: _Namer) -> Iterator[str]:
-    """State what each comparison could have found, so that a reader does not take "no difference" for "equal"."""
-    pairs = [(row, row.difference) for row in rows if row.difference is not None]
-    known = [(row, pair) for row, pair in pairs if not math.isnan(pair.detectable)]
-    parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
-    if parts:
-        yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"
-
-
-def _protocol(spec: Mapping[str, Any]) -> str:
-    tuning = section(spec, "tuning")
-    tolerance = float(tuning.get("tolerance", math.nan))
-    seeds = ", ".join(str(seed) for seed in spec.get("seeds", ()))
-    return (
-        f"Matching: {tuning.get('match')}, cost within [{1 - tolerance:.2f}, 1.00] of the budget. "
-        f"Recipe: {spec.get('recipe')}. Seeds: {seeds}"
-    )
-
-
-def _accelerator(runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]:
-    """Describe the accelerator when a budget limits latency or energy."""
-    if any(measure.on_accelerator for measure in limited_measures(runs)):
-        stated = section(spec, "accelerator")
-        yield (
-            f"Latency and energy: of an image, simulated BitFusion ({stated.get('hardware')}, batch "
-            f"{stated.get('batch')}), depthwise convolutions {stated.get('depthwise')}"
-        )
-
-
-def _matching_notes(results: StudyResults) -> Iterator[str]:
-    """State how methods were brought onto their budgets: trials, knobs, and gates that repair moved."""
-    name = _namer(results)
-    done = [record for record in results.tunings() if record.get("status") == "done"]
-    if done:
-        yield f"Tuning: {'; '.join(_tuned(record, name) for record in done)}"
-    knobs = [(name(record), len(section(record, "knobs")), int(record["trials_used"])) for record in done]
-    few = [f"{row} ({n})" for row, n, trials in knobs if n > 1 and trials < _TRIALS_PER_KNOB * n]
-    if few:
-        yield f"Few trials for several knobs, more may well change the row: {', '.join(few)}"
-    yield from _repairs(results.runs, name)
-
-
-def _tuned(record: Mapping[str, Any], name: _Namer) -> str:
-    knobs = (f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
-    return f"{name(record)} {record['trials_used']} trials, chosen {', '.join(knobs)}"
-
-
-def _repairs(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
-    repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_cost"] > 0)]
-    if len(repaired):
-        shares = repaired.assign(share=repaired["raw_cost"] / repaired["budget_cost"])
-        groups = shares.groupby(list(IDENTITY), sort=False, as_index=False)[["repaired_gates", "share"]].mean()
-        parts = [
-            f"{name(group)} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} of the budget"
-            for group in groups.to_dict("records")
-        ]
-        yield f"Repair moved: {'; '.join(parts)}"
-
-
-def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
-    """Count the runs without a result, by state."""
-    open_runs = runs[~runs["status"].isin(FINISHED)]
-    if len(open_runs):
-        states = ", ".join(f"{count} {status}" for status, count in open_runs["status"].value_counts().items())
-        yield f"{len(open_runs)} of {len(runs)} runs without a result yet: {states}"
-    for identity in runs[runs["status"] == DAMAGED]["id"]:
-        yield f"The record of run {identity} is damaged and was left out"
-    for reason, stale in runs[runs["status"] == STALE].groupby("reason", sort=False):
-        yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` repeats them"
-
-
-def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
-    """Name the runs that ended without a result, by row of the table and reason."""
-    failed = runs[runs["status"].isin(FAILURES)]
-    for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
-        run = group.to_dict("records")[0]
-        seeds = ", ".join(map(str, group["seed"]))
-        reason = f": {run['reason']}" if run["reason"] else ""
-        yield f"{name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
-    retried = sorted(set(failed["status"]) & RETRIABLE)
-    if retried:
-        yield f"To try failed runs again: --retry {','.join(retried)}"
-
-
-def _namer(results: StudyResults) -> _Namer:
-    """Return a function that names a run or a row by method and budget, and by its model when there are several."""
-    keys = ("method", "budget") if results.runs["model"].nunique() < 2 else ("model", "method", "budget")
-    return lambda fields: " ".join(str(fields[key]) for key in keys if fields[key])

@@ -8,7 +8,8 @@ from itertools import product
 
 from bench.costs.measures import MEASURES
 from bench.errors import BenchError
-from bench.results.groups import NO_FLAGS, Flags, RunGroup, common_seeds, difference, p_to_correct, run_groups
+from bench.results.fairness import flags as fairness_flags
+from bench.results.groups import Flags, RunGroup, common_seeds, difference, p_to_correct, run_groups
 from bench.results.selection import Selection
 from bench.results.statistics import PairedDifference, holm
 
@@ -67,7 +68,7 @@ class Comparison:
 
 
 def compare(
-    first: Selection, second: Selection, flags: Flags = NO_FLAGS, second_flags: Flags | None = None
+    first: Selection, second: Selection, flags: Flags | None = None, second_flags: Flags | None = None
 ) -> Comparison:
     """Pair the runs of two selections.
 
@@ -77,8 +78,8 @@ def compare(
     Args:
         first: Runs of A.
         second: Runs of B.
-        flags: Reasons why groups of A's study take no part in verdicts.
-        second_flags: The same for B's study; those of A's when absent, because both are of one study.
+        flags: Reasons why groups of A's study take no part in verdicts; those of the fairness statement when absent.
+        second_flags: The same for B's study.
 
     Raises:
         BenchError: One selection is a whole study and the other is not.
@@ -90,8 +91,10 @@ def compare(
             f"or a method of the study as {study.name}/METHOD"
         )
     strict = ("method", "budget") if first.kind == "study" else ()
-    ours = run_groups(first.results, first.runs, flags)
-    theirs = run_groups(second.results, second.runs, flags if second_flags is None else second_flags)
+    ours, theirs = (
+        run_groups(side.results, side.runs, fairness_flags(side.results) if given is None else given)
+        for side, given in ((first, flags), (second, second_flags))
+    )
     pairs = _partners(ours, theirs, strict)
     lines = [Line(label=label, first=a, second=b) for label, (a, b) in zip(_labels(pairs, strict), pairs, strict=True)]
     if first.kind != "study":

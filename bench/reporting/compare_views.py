@@ -151,10 +151,10 @@ def _row(line: Line, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
     at = line.label or either(line.first.budget, line.second.budget)
     difference, interval, p = wording.difference(pair, line.p)
     return (
-        f"{at} {wording.FLAGGED}" if line.flagged else at,
+        at,
         str(len(line.seeds)),
         *(number(_top1(side, line.seeds)) for side in sides),
-        *(difference, interval, "" if line.flagged else p),
+        *(difference, interval, wording.FLAGGED if line.flagged else p),
         "" if pair is None else number(pair.detectable),
         *(number(side.costs[kind.name] / kind.scale, kind.decimals) for kind in measures for side in sides),
         *(number(side.search_seconds + side.tuning_seconds, digits=1) for side in sides),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench.results.groups import NO_FLAGS, Flags, RunGroup, baseline_of, difference, p_to_correct, run_groups
+from bench.results.fairness import flags as fairness_flags
+from bench.results.groups import Flags, RunGroup, baseline_of, difference, p_to_correct, run_groups
 from bench.results.statistics import PairedDifference, holm
 from bench.results.tables import IDENTITY, StudyResults
 from bench.store.files import write_text
@@ -43,14 +44,15 @@ class BaselineDifference:
         return self.group.flags + (() if self.baseline is None else self.baseline.flags)
 
 
-def baseline_differences(results: StudyResults, flags: Flags = NO_FLAGS) -> list[BaselineDifference]:
+def baseline_differences(results: StudyResults, flags: Flags | None = None) -> list[BaselineDifference]:
     """Return every group of runs with its difference to the study's baseline, in the study's order.
 
     Args:
         results: Numbers of the study.
-        flags: Reasons why groups take no part in verdicts; flagged groups are not tested.
+        flags: Reasons why groups take no part in verdicts, and are not tested; those of the fairness statement when
+            absent.
     """
-    groups = run_groups(results, flags=flags)
+    groups = run_groups(results, flags=fairness_flags(results) if flags is None else flags)
     rows = [_beside_baseline(group, groups, str(results.spec.get("baseline", ""))) for group in groups]
     corrected = holm([math.nan if row.flags else p_to_correct(row.pair) for row in rows])
     return [replace(row, p=p) for row, p in zip(rows, corrected, strict=True)]
@@ -62,12 +64,12 @@ def _beside_baseline(group: RunGroup, groups: Sequence[RunGroup], baseline: str)
     return BaselineDifference(group=group, baseline=partner, pair=pair)
 
 
-def result_lines(results: StudyResults, flags: Flags = NO_FLAGS) -> "pd.DataFrame":
+def result_lines(results: StudyResults, flags: Flags | None = None) -> "pd.DataFrame":
     """Return `results.lines` with the differences to the baseline, as `results.csv` has them.
 
     Args:
         results: Numbers of the study.
-        flags: Reasons why groups take no part in verdicts.
+        flags: Reasons why groups take no part in verdicts; those of the fairness statement when absent.
     """
     rows = {row.group.key: _figures(row) for row in baseline_differences(results, flags)}
     keys = results.lines[list(IDENTITY)].itertuples(index=False, name=None)
@@ -91,8 +93,8 @@ def _figures(row: BaselineDifference) -> dict[str, float | int | str | None]:
     }
 
 
-def write_numbers(results: StudyResults, flags: Flags = NO_FLAGS) -> None:
+def write_numbers(results: StudyResults) -> None:
     """Write `runs.csv` and `results.csv` into a study's folder."""
     folder = results.store.study(results.name)
     write_text(folder / "runs.csv", results.runs.to_csv(index=False))
-    write_text(folder / "results.csv", result_lines(results, flags).to_csv(index=False))
+    write_text(folder / "results.csv", result_lines(results).to_csv(index=False))

@@ -168,7 +168,7 @@ def test_a_flagged_row_has_a_mark_and_no_test(tmp_path: Path) -> None:
     results = StudyResults(fake.store, fake.document())
     assert cell(comparison_table(results), "sbs", "p") == "0.062"
     table = comparison_table(results, {("resnet8", "digits", "dnas", "4bit"): [FLAG, "second"]})
-    assert cell(table, "dnas †", "Δ fixed") == "+0.33" and cell(table, "dnas †", "p") == ""
+    assert cell(table, "dnas", "Δ fixed") == "+0.33" and cell(table, "dnas", "p") == "†"
     assert cell(table, "sbs", "p") == "0.031"  # Holm's family has only this test
     assert f"† dnas 4bit: {FLAG}; second" in table.notes
     table = comparison_table(results, {("resnet8", "digits", "fixed", "4bit"): [FLAG]})
@@ -299,7 +299,14 @@ def test_small_counts_keep_their_digits(tmp_path: Path) -> None:
 
 def plain(text: str) -> str:
     """LaTeX and Markdown without their markup, for comparing what a reader sees."""
-    for command, sign in ((r"$\pm$", "±"), ("$-$", "-"), (r"\textless{}", "<"), ("{[}", "["), ("{]}", "]")):
+    for command, sign in (
+        (r"$\pm$", "±"),
+        (r"$\dagger$", "†"),
+        ("$-$", "-"),
+        (r"\textless{}", "<"),
+        ("{[}", "["),
+        ("{]}", "]"),
+    ):
         text = text.replace(command, sign)
     return text.replace(r"$\Delta$", "Δ").replace("\\", "")
 

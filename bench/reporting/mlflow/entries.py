@@ -12,6 +12,8 @@ from typing import Any
 from bench.compression.policy import Policy, policy_from_json
 from bench.errors import BenchError
 from bench.reporting.mlflow.pages import policy_page
+from bench.reporting.wording import TOO_FEW, interval, probability
+from bench.results.statistics import MIN_PAIRS, Interval
 from bench.results.tables import FINISHED, IDENTITY, STALE, section
 from bench.spec.schema import canonical_hash
 from bench.store.files import CHECKSUM, read_json
@@ -31,8 +33,9 @@ _SHOWN = FINISHED - {"skipped"}
 """Statuses of units that MLflow shows; a unit that was skipped never started."""
 
 _AGGREGATES = (
-    *("top1_mean", "top1_std", "bops_mean", "bops_std", "top5_mean", "top5_std"),
+    *("top1_mean", "top1_std", "cost_mean", "bops_mean", "bops_std", "top5_mean", "top5_std"),
     *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "n", "n_failed"),
+    *("pairs", "delta", "delta_low", "delta_high", "p", "detectable"),
 )
 """Metrics of a group of runs. MLflow's comparison of runs starts with the first one."""
 
@@ -82,16 +85,17 @@ def parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
 
     Args:
         study: Document of the study.
-        line: Row of `StudyResults.lines`.
+        line: Row of `StudyResults.lines`, or of `result_lines` when all groups are known.
     """
     params = _params(line) | _protocol(study)
-    metrics = _numbers({key: line.get(key) for key in _AGGREGATES})
+    known = {key: line.get(key) for key in _AGGREGATES}
+    metrics = _numbers({key: value for key, value in known.items() if not _is_missing(value)})
     return Entry(
         identity="/".join(params[key] for key in IDENTITY),
-        stamp=canonical_hash([params, metrics]),
+        stamp=canonical_hash([params, metrics, _difference(line)]),
         name=_name(params),
         params=params,
-        tags=params | {"phase": "summary"},
+        tags=params | {"phase": "summary"} | _difference(line),
         metrics=metrics,
         status="FAILED" if line["n_failed"] and not line["n"] else "FINISHED",
     )
@@ -218,6 +222,24 @@ def _name(params: Mapping[str, str]) -> str:
 def _params(fields: Mapping[str, Any]) -> dict[str, str]:
     """Return the fields that are compared; every run has a copy, so that MLflow can filter and group without joins."""
     return dict(zip(IDENTITY, group_key(fields), strict=True))
+
+
+def _difference(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return the difference to the baseline as the comparison shows it, and why a group takes no part in verdicts."""
+    flags = str(line.get("flags") or "")
+    if "pairs" not in line or _is_missing(line["pairs"]):
+        return {"delta": "", "flags": flags}
+    delta, low, high, p = (float(line[key]) for key in ("delta", "delta_low", "delta_high", "p"))
+    tested = TOO_FEW if line["pairs"] < MIN_PAIRS else f"p {probability(p)}" if p == p else "not tested"
+    return {
+        "delta": " ".join(filter(None, (f"{delta:+.2f}", interval(Interval(low, high), "+"), tested))),
+        "flags": flags,
+    }
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell of a data frame has no value: `None`, NaN, or pandas's own mark, which is no number."""
+    return value is None or not isinstance(value, str | int | float) or value != value
 
 
 def _protocol(study: Mapping[str, Any]) -> dict[str, str]:

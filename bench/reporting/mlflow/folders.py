@@ -19,6 +19,7 @@ from bench.reporting.mlflow.entries import (
 from bench.reporting.mlflow.pages import table_page
 from bench.reporting.mlflow.views import colours
 from bench.reporting.report import DEFAULT_REPORT, make_document
+from bench.results.differences import result_lines
 from bench.results.tables import IDENTITY, StudyResults, read_record, section
 from bench.store.files import CHECKSUM, Store, UnitKind, read_json
 
@@ -74,16 +75,18 @@ class StudyFolders:
         units += [self._summary("runs", str(run)) for run in self._study.get("runs") or ()]
         return [unit for unit in units if unit is not None]
 
-    def parents(self, groups: Mapping[GroupKey, Sequence[UnitSummary]]) -> Iterator[Entry]:
+    def parents(self, groups: Mapping[GroupKey, Sequence[UnitSummary]], *, compared: bool) -> Iterator[Entry]:
         """Return the entries of groups of runs, with their aggregated figures.
 
         Args:
             groups: Units of each group.
+            compared: Whether these are all groups of the study, so that differences to the baseline are known.
         """
         units = [unit for members in groups.values() for unit in members]
         lines = {key: dict(zip(IDENTITY, key, strict=True)) | {"n": 0, "n_failed": 0} for key in groups}
         runs = [unit.unit for unit in units if unit.kind == "runs"]
-        frame = StudyResults(self._store, {**self._study, "runs": runs}).lines
+        results = StudyResults(self._store, {**self._study, "runs": runs})
+        frame = result_lines(results) if compared else results.lines
         for line in frame.to_dict("records"):
             fields = {str(key): value for key, value in line.items()}
             lines[group_key(fields)] = fields
@@ -104,7 +107,7 @@ class StudyFolders:
         texts = {file.name: file.read_text()} if file.is_file() else {}
         results = StudyResults(self._store, self._study)
         pages = {f"{table.name}.html": table_page(table) for table in make_document(results, [DEFAULT_REPORT]).tables}
-        return texts | pages | {"results.csv": results.lines.to_csv(index=False)}
+        return texts | pages | {"results.csv": result_lines(results).to_csv(index=False)}
 
     def policies(self, group: GroupKey, runs: Sequence[UnitSummary]) -> dict[str, str]:
         """Return the mean policy of a group's runs as a page, by the name of its file; nothing without policies."""

@@ -179,7 +179,8 @@ class Mirror:
         changed = {key: members for key, members in groups.items() if self._members.get(key) != members}
         update.counts.unchanged += len(groups) - len(changed)
         tables = [self._tables()] if thorough else []
-        for entry in self.folders.parents(changed) if changed else ():
+        every = len(changed) == len(groups)
+        for entry in self.folders.parents(changed, compared=thorough and every) if changed else ():
             key = entry.group
             attachments = [*tables, self._policies(key, changed[key])] if thorough else []
             if update.attempt(entry.identity, partial(update.parent, entry, attachments)):

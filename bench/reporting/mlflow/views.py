@@ -24,7 +24,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PREFIX = "mlflow.sharedViewState."
 _SECTION = "comparison"
 _WIDTH = 100
-_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_cost": 110, "bops_mean": 120}
+_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_cost": 110, "bops_mean": 120, "delta": 230}
 _WIDTHS |= {"search_seconds": 130, "search_seconds_mean": 170, "knob.strength": 120, "validation_top1": 130}
 """Widths in pixels of columns whose contents do not fit otherwise."""
 
@@ -111,6 +111,7 @@ VIEWS = (
         phase="summary",
         params=("method", "budget"),
         metrics=("top1_mean", "top1_std", "bops_mean", "search_seconds_mean", "n", "n_failed"),
+        tags=("delta", "flags"),
         order=_column("metrics", "top1_mean"),
         ascending=False,
         charts=(

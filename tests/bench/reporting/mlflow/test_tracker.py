@@ -15,6 +15,8 @@ from bench.reporting.mlflow import tracker as tracking
 from bench.reporting.mlflow.entries import curve_points
 from bench.reporting.mlflow.probe import is_database
 from bench.reporting.mlflow.tracker import Tracker, resolve_uri
+from bench.reporting.report import make_document
+from bench.results.tables import StudyResults
 from bench.store.files import read_json, write_json, write_text
 from tests import fake_store
 from tests.bench.reporting.mlflow.reading import by_name, log_study, search
@@ -329,3 +331,33 @@ def test_mlflow_is_imported_only_when_used_and_says_nothing(root: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (ran.stdout, ran.stderr) == ("False True\n", "")
+
+
+def test_parents_carry_the_difference_that_the_table_shows(root: Path) -> None:
+    fake = fake_store.FakeStore(root)
+    fake.seeds("fixed", [70.0, 71.0, 72.0, 70.5, 70.0, 72.0])
+    fake.seeds("sbs", [70.4, 71.55, 72.3, 70.92, 70.5, 72.35])
+    fake.seeds("dnas", [70.0, 71.0])
+    fake.seeds("sbs", [71.0] * 6, budget="2.5bit")
+    fake.seeds("fixed", [26.0] * 6, budget="2.5bit", within_budget=False, metrics={"bops": 20e6})
+    log_study(fake)
+    runs = by_name(root)
+    table = read_rows(fake)
+    sbs = runs["sbs 4bit"].data
+    assert sbs.metrics["delta"] == pytest.approx(0.42) and sbs.metrics["pairs"] == 6
+    assert sbs.metrics["p"] == pytest.approx(2 / 2**6)
+    shown = table["sbs", "4bit"]
+    assert sbs.tags["delta"] == f"{shown['Δ fixed']} {shown['Δ 95 % interval']} p {shown['p']}"
+    assert runs["dnas 4bit"].data.tags["delta"] == "+0.00 n<6" and "p" not in runs["dnas 4bit"].data.metrics
+    for name in ("fixed 4bit", "sbs 2.5bit", "fixed 2.5bit"):
+        assert runs[name].data.tags["delta"] == "" and "delta" not in runs[name].data.metrics
+    assert runs["fixed 2.5bit"].data.tags["flags"] == "its networks are outside the window of the budget"
+
+
+def read_rows(fake: Any) -> dict[tuple[str, str], dict[str, str]]:
+    """The rows of the comparison by method and budget."""
+    document = make_document(StudyResults(fake.store, fake.document()), ["comparison"])
+    (table,) = document.tables
+    titles = [column.title for column in table.columns]
+    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    return {(row["Method"], row["Budget"]): row for row in rows}
