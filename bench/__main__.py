@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from bench.errors import EXIT_INTERRUPTED, EXIT_USAGE, BenchError
+from bench.errors import CONTINUE, EXIT_INTERRUPTED, EXIT_USAGE, BenchError
 
 
 def main() -> None:
@@ -17,8 +17,8 @@ def main() -> None:
     try:
         status = bench.main(standalone_mode=False, prog_name="bench")
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second kind into the first
-        after = "continues from here" if sys.argv[1:2] == ["run"] else "starts again"
-        sys.stderr.write(f"bench: interrupted; nothing that had finished is lost, the same command {after}\n")
+        advice = CONTINUE if sys.argv[1:2] == ["run"] else "run the same command again to start over"
+        sys.stderr.write(f"bench: interrupted; {advice}\n")
         status = EXIT_INTERRUPTED
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)

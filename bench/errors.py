@@ -6,6 +6,9 @@ from collections.abc import Iterable
 EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 """Exit statuses of the command line besides 0: some run failed, bad usage or data, interrupted."""
 
+CONTINUE = "nothing that had finished is lost; run the same command again to continue"
+"""Advice after an interruption of `bench run`."""
+
 
 class BenchError(Exception):
     """A user's mistake, or something that is missing: one line on stderr, exit status 2, no traceback.

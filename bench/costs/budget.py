@@ -12,7 +12,8 @@ from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
 _ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)")
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+"""Multiples in which bit operations are written."""
 _MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
 _SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
 _MEASURES = ("KB", "ms", "mJ")
@@ -86,12 +87,12 @@ def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tup
     """Return the measure that a text limits, and the limit."""
     relative, colon, unit = text.partition(":")
     if colon and unit in _MEASURES:
-        measure = _measure(unit, accelerator)
+        measure = measure_in(unit, accelerator)
         limit = _relative(relative, network, measure)
     elif measured := _MEASURED.fullmatch(text):
-        measure, limit = _measure(measured[2], accelerator), float(measured[1]) * _SIZES[measured[2]]
+        measure, limit = measure_in(measured[2], accelerator), float(measured[1]) * _SIZES[measured[2]]
     elif absolute := _ABSOLUTE.fullmatch(text):
-        measure, limit = BOPS, float(absolute[1]) * _UNITS[absolute[2]]
+        measure, limit = BOPS, float(absolute[1]) * PREFIXES[absolute[2]]
     else:
         measure, limit = BOPS, _relative(text, network, BOPS)
     if limit is None:
@@ -117,7 +118,8 @@ def _uniform_cost(bits: Fraction, network: NetworkShape, measure: Measure) -> fl
     return low + float(bits - floor(bits)) * (high - low)
 
 
-def _measure(unit: str, accelerator: AcceleratorSpec) -> Measure:
+def measure_in(unit: str, accelerator: AcceleratorSpec) -> Measure:
+    """Return the measure that is written in a unit: KB or MB, ms, or mJ."""
     if unit in ("KB", "MB"):
         return Memory()
     return Latency(accelerator) if unit == "ms" else Energy(accelerator)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
-from bench.errors import EXIT_INTERRUPTED, BenchError
+from bench.errors import CONTINUE, EXIT_INTERRUPTED, BenchError
 from bench.execution.settings import RunSettings, check_settings
 from bench.execution.study_run import StudyRun
 from bench.execution.tuning import run_tuning
@@ -31,7 +31,6 @@ _HELD_PAUSE_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 10
 _WIND_UP_SECONDS = 20.0
-_CONTINUE = "nothing that had finished is lost; run the same command again to continue"
 
 
 # --- all units ---------------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ def run_units(study_run: StudyRun, units: Sequence[Unit]) -> Iterator[tuple[Unit
                 held.append(unit)
                 continue
             if outcome.error:
-                raise BenchError(f"{outcome.reason}; {_CONTINUE}" if outcome.error == "system" else outcome.reason)
+                raise BenchError(f"{outcome.reason}; {CONTINUE}" if outcome.error == "system" else outcome.reason)
             yield unit, outcome
         if held:
             _log.info("waiting for %d units that another command works on", len(held))
@@ -81,7 +80,7 @@ def _run_surviving(study_run: StudyRun, units: Sequence[Unit]) -> Iterator[tuple
             lost += 1
             if lost == _ATTEMPTS:
                 name = type(error).__name__
-                raise BenchError(f"workers died {lost} times in a row ({name}); {_CONTINUE}") from error
+                raise BenchError(f"workers died {lost} times in a row ({name}); {CONTINUE}") from error
             _log.warning("a worker died (%s); its units are run again", type(error).__name__)
 
 

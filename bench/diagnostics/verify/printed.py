@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from bench.compression.policy import FULL_PRECISION_BITS, uniform
+from bench.compression.shapes import NetworkShape
 from bench.compression.space_size import CANDIDATES, count, in_words, policies
+from bench.costs.budget import PREFIXES, measure_in
 from bench.costs.counter import price
+from bench.costs.measures import BOPS
 from bench.diagnostics.verify import CheckLine
-from bench.diagnostics.verify.accelerator import UNPOOLED_INPUTS, on_accelerator, unpooled
+from bench.diagnostics.verify.accelerator import UNPOOLED_INPUTS, unpooled
 from bench.diagnostics.verify.networks import network, title
 from bench.diagnostics.verify.rounding import rounded
 from bench.results.published import Printed, printed
+from bench.spec.schema import AcceleratorSpec
 
 _TABLES = (*map(str, range(1, 13)), "I")
 _UNIFORM = "fixed"
@@ -61,18 +65,16 @@ class PrintedCost:
 
     def computed(self) -> Decimal:
         """Compute the figure in the printed unit; it is exact, except for latency and energy."""
-        shape = network(self.model)
-        if self.unit in _EXECUTED:
-            return _EXECUTED[self.unit](on_accelerator(shape, self.bits))
-        counted = price(shape, uniform(shape, self.bits))
-        return Decimal(counted.memory_bits) / 8000 if self.unit == "KB" else Decimal(counted.bops) / _SCALES[self.unit]
+        return self.computed_for(network(self.model))
+
+    def computed_for(self, shape: NetworkShape) -> Decimal:
+        """Compute the figure for a network of another shape."""
+        prefix = PREFIXES.get(self.unit)
+        measure = BOPS if prefix else measure_in(self.unit, AcceleratorSpec())
+        # The shortest text of a cost is exact: memory is a multiple of 1/8000 KB.
+        return Decimal(repr(measure.price(shape, uniform(shape, self.bits)))) / int(prefix or 1)
 
 
-_SCALES = {"M": 10**6, "G": 10**9}
-_EXECUTED: Mapping[str, Callable[..., Decimal]] = {
-    "ms": lambda executed: Decimal(executed.latency_ms),
-    "mJ": lambda executed: Decimal(executed.energy_mj),
-}
 _IN_TEXT = (
     PrintedCost(where="Section 4.4", model="resnet56", row=_UNIFORM, bits=3, value="1156.46", unit="M"),
     PrintedCost(where="Section 4.4", model="resnet56", row=_UNIFORM, bits=3, value="536.24", unit="KB"),
@@ -120,7 +122,7 @@ def _row_lines(row: Printed, bits: int) -> Iterator[CheckLine]:
 def _costs(row: Printed) -> Iterator[tuple[str, str]]:
     """Return the costs of a row with their units, with one decimal as in all tables."""
     unit = "G" if row.dataset == "imagenet" else "M"
-    figures = ((unit, row.bops / _SCALES[unit]), ("KB", row.memory_kb), ("ms", row.latency_ms), ("mJ", row.energy_mj))
+    figures = ((unit, row.bops / PREFIXES[unit]), ("KB", row.memory_kb), ("ms", row.latency_ms), ("mJ", row.energy_mj))
     return ((unit, f"{value:.1f}") for unit, value in figures if not math.isnan(value))
 
 
@@ -145,7 +147,7 @@ def _rounded_twice(cost: PrintedCost) -> CheckLine:
 
 def _without_pooling(cost: PrintedCost) -> CheckLine:
     """Explain a figure by a benchmark that leaves pooling out."""
-    value, real = _EXECUTED[cost.unit](on_accelerator(unpooled(), cost.bits)), cost.computed()
+    value, real = cost.computed_for(unpooled()), cost.computed()
     return CheckLine(
         what=f"{cost.what}, which takes dense depthwise layers and a classifier that reads {UNPOOLED_INPUTS:,} inputs",
         figure=f"{value:.3f} {cost.unit}; with the real classifier {real:.2f} {cost.unit}",
@@ -174,7 +176,7 @@ def _ratio_lines() -> Iterator[CheckLine]:
         (unit, bops), *_ = _costs(row)
         yield CheckLine(
             what=f"Table {table}, {title(model)}, {name}: paper prints a ratio of {ratio}, a misprint",
-            figure=f"full precision, {Decimal(full) / _SCALES[unit]} {unit}, is {value:.1f} times {bops} {unit}",
+            figure=f"full precision, {Decimal(full) / int(PREFIXES[unit])} {unit}, is {value:.1f} times {bops} {unit}",
             passed=rounded(value, ratio) != Decimal(ratio),
             deviation=True,
         )

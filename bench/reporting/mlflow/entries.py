@@ -88,8 +88,7 @@ def parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
         line: Row of `StudyResults.lines`, or of `result_lines` when all groups are known.
     """
     params = _params(line) | _protocol(study)
-    known = {key: line.get(key) for key in _AGGREGATES}
-    metrics = _numbers({key: value for key, value in known.items() if not _is_missing(value)})
+    metrics = _numbers({key: line.get(key) for key in _AGGREGATES})
     return Entry(
         identity="/".join(params[key] for key in IDENTITY),
         stamp=canonical_hash([params, metrics, _difference(line)]),
@@ -226,20 +225,16 @@ def _params(fields: Mapping[str, Any]) -> dict[str, str]:
 
 def _difference(line: Mapping[str, Any]) -> dict[str, str]:
     """Return the difference to the baseline as the comparison shows it, and why a group takes no part in verdicts."""
-    flags = str(line.get("flags") or "")
-    if "pairs" not in line or _is_missing(line["pairs"]):
-        return {"delta": "", "flags": flags}
+    known = isinstance(line.get("pairs"), int)
+    return {"delta": _in_words(line) if known else "", "flags": str(line.get("flags") or "")}
+
+
+def _in_words(line: Mapping[str, Any]) -> str:
+    """Write a difference with its interval and p: "+0.42 [+0.33, +0.51] p 0.031"."""
     delta, low, high, p = (float(line[key]) for key in ("delta", "delta_low", "delta_high", "p"))
-    tested = TOO_FEW if line["pairs"] < MIN_PAIRS else f"p {probability(p)}" if p == p else "not tested"
-    return {
-        "delta": " ".join(filter(None, (f"{delta:+.2f}", interval(Interval(low, high), "+"), tested))),
-        "flags": flags,
-    }
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether a cell of a data frame has no value: `None`, NaN, or pandas's own mark, which is no number."""
-    return value is None or not isinstance(value, str | int | float) or value != value
+    tested = "not tested" if math.isnan(p) else f"p {probability(p)}"
+    parts = (f"{delta:+.2f}", interval(Interval(low, high), "+"), TOO_FEW if line["pairs"] < MIN_PAIRS else tested)
+    return " ".join(filter(None, parts))
 
 
 def _protocol(study: Mapping[str, Any]) -> dict[str, str]:

@@ -168,7 +168,7 @@ def test_an_interruption_says_how_to_go_on(
     answer = bench("run", "--spec", spec_file, "--methods", "broken", "--store", copied, "--in-process")
     assert answer.status == 130
     assert answer.err.strip() == (
-        "bench: interrupted; nothing that had finished is lost, the same command continues from here"
+        "bench: interrupted; nothing that had finished is lost; run the same command again to continue"
     )
 
 

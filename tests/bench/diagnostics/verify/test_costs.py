@@ -118,7 +118,7 @@ def test_memory_off_by_one_byte_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_wrong_edges_miss_the_printed_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(shape: NetworkShape, bits: int) -> Policy:
-        return uniform(shape, bits).with_layer(shape.layers[-1].name, weight_bits=32)
+        return uniform(shape, bits).with_layer(shape.layers[0].name, weight_bits=1)
 
     monkeypatch.setattr(printed, "uniform", wrong)
     found = failed(printed.lines())
