@@ -20,7 +20,7 @@ from bench.results.tables import (
     section,
 )
 from bench.store.outcomes import RETRIABLE
-from reports.shared.comparison_rows import Row
+from reports.shared.comparison_rows import PRETRAINED, Row
 from reports.shared.formatting import ALL_EQUAL, FLAGGED, TOO_FEW, span
 from reports.shared.limits import limited_measures
 
@@ -51,9 +51,14 @@ def comparison_notes(rows: Sequence[Row], results: StudyResults) -> Iterator[str
     yield from _outside(rows, results, name)
     yield from _flagged(rows, name)
     yield from _efforts(rows, results, name)
-    references = sorted({row.method for row in rows if not row.budget})
+    references = sorted({row.method for row in rows if not row.budget} - {PRETRAINED})
     if references:
         yield f"References without a budget: {', '.join(references)}"
+    if any(row.method == PRETRAINED for row in rows):
+        yield (
+            f"{PRETRAINED}: the networks at full precision that all methods start from, not trained any further; "
+            "full_precision among --methods is a reference that is trained as long as the others"
+        )
     yield from _one_stage(rows, results)
     yield from _unfinished(runs)
     yield from _failures(runs, name)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.api import StudyResults
+from bench.results import statistics
 from bench.results.differences import BaselineDifference, baseline_differences
 from bench.results.groups import Flags, with_result
 from bench.results.statistics import PairedDifference
-from bench.results.tables import IDENTITY
+from bench.results.tables import IDENTITY, RESULT_COLUMNS, section
+from bench.store.staleness import why_stale
 from reports.shared.formatting import in_budget
 
 
@@ -62,11 +64,53 @@ class Row:
         return () if self.beside is None else self.beside.group.flags
 
 
+PRETRAINED = "pretrained"
+"""Name of the row of the networks that all methods start from."""
+_REFERENCE = "full_precision"
+_MEANS = ("top1", "top5", "bops", "memory_kb")
+
+
+def pretrained_rows(results: StudyResults) -> list[Row]:
+    """Return a row for the pretrained networks of each task without a reference at full precision.
+
+    Their accuracy costs no training. It is that of networks which were trained for a shorter time than all others, so a
+    study that names the reference `full_precision` shows that one instead.
+    """
+    planned = map(str, results.study.get("pretrained") or ())
+    titles = section(results.study, "titles")
+    # Pretrainings of ablations have the change in brackets; their networks are not those of the table.
+    records = [results.record("pretrained", unit) or {} for unit in planned if "[" not in str(titles.get(unit, ""))]
+    done = [record for record in records if _is_reference(record, results)]
+    named = set(results.runs[results.runs["method"] == _REFERENCE]["model"])
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in done:
+        if record.get("model") not in named:
+            task = str(record.get("model")), str(record.get("dataset"))
+            groups.setdefault(task, []).append(section(record, "metrics"))
+    return [_pretrained_row(*task, figures) for task, figures in groups.items()]
+
+
+def _is_reference(record: Mapping[str, Any], results: StudyResults) -> bool:
+    known = record.get("status") == "done" and "top1" in section(record, "metrics")
+    return known and why_stale(record, results.study) is None
+
+
+def _pretrained_row(model: str, dataset: str, figures: Sequence[Mapping[str, Any]]) -> Row:
+    values = {name: [float(entry[name]) for entry in figures] for name in _MEANS}
+    result: dict[str, Any] = {
+        **dict.fromkeys(RESULT_COLUMNS, math.nan),
+        **{"model": model, "dataset": dataset, "method": PRETRAINED, "budget": "", "n": len(figures), "n_failed": 0},
+        **{f"{name}_mean": statistics.mean(sample) for name, sample in values.items()},
+        **{f"{name}_std": statistics.std(values[name]) for name in ("top1", "top5", "bops")},
+    }
+    return Row(result=result, budget_cost=math.nan, in_budget="", top1=values["top1"])
+
+
 def comparison_rows(results: StudyResults, flags: Flags | None) -> list[Row]:
-    """Make the rows of the table in the study's order."""
+    """Make the rows of the table in the study's order, after those of the pretrained networks."""
     groups = dict(iter(results.runs.groupby(list(IDENTITY), sort=False)))
     beside = {row.group.key: row for row in baseline_differences(results, flags)}
-    rows = []
+    rows = pretrained_rows(results)
     for line in results.lines.to_dict("records"):
         key = tuple(line[name] for name in IDENTITY)
         group = groups[key]

@@ -294,6 +294,57 @@ def test_small_counts_keep_their_digits(tmp_path: Path) -> None:
     assert cell(table_of(fake), "sbs", "BOPs (M)") == "0.0123"
 
 
+# ------------------------------------------------------------------------------- the pretrained network
+
+
+def pretrained(fake: SimpleNamespace, seed: int, top1: float, **fields: object) -> str:
+    """Add a pretraining and return its id; that of a tuning's seed has no test accuracy."""
+    figures = {"validation_top1": 99.0, "top1": top1, "top5": 99.0, "bops": 2.5e9, "memory_kb": 300.0}
+    metrics = figures if seed < 1_000_000 else {"validation_top1": 99.0}
+    record = {"id": f"pretrained-{seed}", "kind": "pretrained", "status": "done", "reason": None, "model": "resnet8"}
+    record |= {"dataset": "digits", "seed": seed, "metrics": metrics, "files": {}}
+    record |= {"fingerprint": fake_store.made_with("fixed"), **fields}
+    fake.store.write_record("pretrained", record["id"], record)
+    return str(record["id"])
+
+
+def with_pretrained(fake: SimpleNamespace, *identities: str, **document: object) -> Table:
+    return Comparison().build(StudyResults(fake.store, {**fake.document(), "pretrained": identities, **document}))[0]
+
+
+def test_without_a_reference_the_pretrained_networks_are_the_first_row(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0, 71.0])
+    known = [pretrained(fake, seed, top1) for seed, top1 in ((0, 68.0), (1, 69.0), (1_000_000, 0.0))]
+    table = with_pretrained(fake, *known)
+    assert [row[0] for row in table.rows] == ["pretrained", "fixed"]
+    assert cell(table, "pretrained", "Top-1 %", "") == "68.50±0.71" and cell(table, "pretrained", "n", "") == "2"
+    assert cell(table, "pretrained", "BOPs (M)", "") == "2500.00±0.00"
+    assert cell(table, "pretrained", "Memory KB", "") == "300.0"
+    for title in ("Δ fixed", "p", "In budget", "Search s", "Tuning s", "Peak MB"):
+        assert cell(table, "pretrained", title, "") == ""
+    assert "not trained any further; full_precision among --methods is a reference" in notes(table)
+    for form in available("forms"):
+        document = make_document(
+            StudyResults(fake.store, {**fake.document(), "pretrained": known}), ["comparison", "provenance"]
+        )
+        assert "68.50±0.71" in load("forms", form).render(document, 120).replace(r"$\pm$", "±")
+
+
+def test_a_study_with_the_reference_or_without_figures_has_no_such_row(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("fixed", [70.0, 71.0])
+    ablated = pretrained(fake, 0, 68.0)
+    assert len(with_pretrained(fake, ablated).rows) == 2
+    assert len(with_pretrained(fake, ablated, titles={ablated: "pretrain[lr=1] seed 0"}).rows) == 1
+    assert len(with_pretrained(fake, pretrained(fake, 2, 68.0, status="failed")).rows) == 1
+    other = fake_store.made_with("fixed") | {"data_checksum": "e" * 64}
+    assert len(with_pretrained(fake, pretrained(fake, 3, 68.0, fingerprint=other)).rows) == 1
+    assert len(with_pretrained(fake, "missing", pretrained(fake, 1_000_000, 0.0)).rows) == 1
+    fake.seeds("full_precision", [80.0], budget=None)
+    assert [row[0] for row in with_pretrained(fake, ablated).rows] == ["fixed", "full_precision"]
+
+
 # ------------------------------------------------------------------------------------------- forms
 
 

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from bench import replicas
+from bench.compression.policy import FULL_PRECISION_BITS, uniform
+from bench.costs.counter import price
 from bench.errors import BenchError
 from bench.execution.context import UnitContext
 from bench.models.weights import checkpoint_of
 from bench.planning.units import Unit
+from bench.spec.schema import REPORT_SEEDS
 from bench.spec.seeds import derive, generator, start_process_deterministically
 from bench.store.files import load_state
 from bench.store.outcomes import SkippedError
@@ -40,8 +43,23 @@ def perform_pretraining(context: UnitContext) -> None:
     result = evaluate(model, task.data, task.data.validation)
     context.write_state("model.pt", model)
     context.write("curves.json", context.curves.entries)
-    context.record["metrics"] = {"validation_top1": result.top1, "validation_loss": result.loss}
+    trained = checkpoint is not None or spec.task.init == "pretrained"
+    context.record["metrics"] = {
+        "validation_top1": result.top1,
+        "validation_loss": result.loss,
+        **(_reference(context, model) if trained and seed < REPORT_SEEDS else {}),
+    }
     context.record["times"] = {"total_seconds": context.clock.total()}
+
+
+def _reference(context: UnitContext, model: nn.Module) -> dict[str, float]:
+    """Return the test accuracy and the cost of a pretrained network, for the reference row of the comparison.
+
+    Nothing is chosen by it. The network of the tuning's seed has no such figures: no test accuracy is near a tuning.
+    """
+    data, cost = context.task.data, price(context.network, uniform(context.network, FULL_PRECISION_BITS))
+    test = evaluate(model, data, data.test)
+    return {"top1": test.top1, "top5": test.top5, "bops": cost.bops, "memory_kb": cost.memory_kb}
 
 
 def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench.compression.compress import compress
-from bench.compression.policy import LayerPolicy, Policy, load_policy, uniform
+from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, load_policy, uniform
 from bench.costs.accelerator.pricing import price_on
 from bench.costs.budget import parse_budget
 from bench.costs.counter import price
@@ -28,7 +28,7 @@ from bench.execution.task_loader import TaskLoader, on_device
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
 from bench.planning.builder import stored_unit
 from bench.plugins.registry import source_hash
-from bench.spec.schema import AcceleratorSpec, canonical_hash
+from bench.spec.schema import REPORT_SEEDS, AcceleratorSpec, canonical_hash
 from bench.spec.seeds import derive, tuning_seed
 from bench.store import staleness
 from bench.store.files import file_hash, load_state, read_checked, read_json, save_state
@@ -212,7 +212,23 @@ def test_the_final_cost_is_that_of_the_network_that_was_built(finished: Any) -> 
 
 def test_the_test_split_is_looked_at_once_a_run(finished: Any) -> None:
     titles = [f"run {t.split()[0]}{'' if 'full' in t else ' 4bit'} seed {t.split()[1]}" for t in RUNS]
-    assert sorted(finished.test_reads) == sorted(titles)
+    # A pretrained network is a reference in the table; that of the tuning's seed is not, and never sees the test split.
+    assert sorted(finished.test_reads) == sorted([*titles, "pretrain seed 0", "pretrain seed 1"])
+
+
+def test_pretrained_networks_have_the_figures_of_a_reference(finished: Any) -> None:
+    for unit in finished.plan.pretrainings:
+        metrics = finished.store.record("pretrained", unit.identity)["metrics"]
+        if unit.seed >= REPORT_SEEDS:
+            assert metrics.keys() == {"validation_top1", "validation_loss"}
+            continue
+        loader = loader_of(finished)
+        model = loader.task.make_model()
+        model.load_state_dict(load_state(finished.store.unit("pretrained", unit.identity) / "model.pt"))
+        network = loader.task.network
+        full = price(network, uniform(network, FULL_PRECISION_BITS))
+        assert metrics["top1"] == evaluate(model, loader.task.data, loader.task.data.test).top1
+        assert (metrics["bops"], metrics["memory_kb"]) == (full.bops, full.memory_kb)
 
 
 def test_all_methods_of_a_seed_start_from_the_same_weights(finished: Any) -> None:
