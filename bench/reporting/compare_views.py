@@ -154,7 +154,7 @@ def _row(line: Line, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
         at,
         str(len(line.seeds)),
         *(number(_top1(side, line.seeds)) for side in sides),
-        *(difference, interval, wording.FLAGGED if line.flagged else p),
+        *(difference, interval, wording.FLAGGED if line.seeds and line.flagged else p),
         "" if pair is None else number(pair.detectable),
         *(number(side.costs[kind.name] / kind.scale, kind.decimals) for kind in measures for side in sides),
         *(number(side.search_seconds + side.tuning_seconds, digits=1) for side in sides),
@@ -178,7 +178,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"p: two-sided sign-flip test{corrected}{alone}"
     if any(line.difference and line.difference.n < MIN_PAIRS and not line.flagged for line in comparison.lines):
         yield f"{wording.TOO_FEW}: too few pairs for a test"
-    if any(line.flagged for line in comparison.lines):
+    if any(line.seeds and line.flagged for line in comparison.lines):
         yield f"{wording.FLAGGED}: takes no part in tests, nor in the mean of the lines; the verdict says why"
     in_mean = [line.label for line in comparison.lines if line.seeds and not line.flagged and not line.pooled]
     if any(line.pooled for line in comparison.lines) and len(in_mean) < len(comparison.lines) - 1:

@@ -104,7 +104,7 @@ def forecast(results: StudyResults, detect: float, baseline: str | None = None) 
         raise unknown_name(f"method of study {results.name}", reference, methods_of(results), "bench plan --baseline")
     groups = run_groups(results)
     pairs = [(group, partner) for group in groups if (partner := baseline_of(group, groups, reference)) is not None]
-    level = LEVEL / max(1, len(pairs))
+    level = LEVEL / max(1, sum(bool(group.top1 and partner.top1) for group, partner in pairs))
     pretraining = _pretraining_seconds(results)
     outlooks = tuple(_outlook(group, partner, detect, level, pretraining) for group, partner in pairs)
     tasks = len({group.task for group in groups})

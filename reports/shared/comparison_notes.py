@@ -20,7 +20,7 @@ from bench.results.tables import (
     section,
 )
 from bench.store.outcomes import RETRIABLE
-from reports.shared.comparison_rows import PRETRAINED, Row
+from reports.shared.comparison_rows import PRETRAINED, Row, marked_flags
 from reports.shared.formatting import ALL_EQUAL, FLAGGED, TOO_FEW, span
 from reports.shared.limits import limited_measures
 
@@ -99,7 +99,7 @@ def _flagged(rows: Sequence[Row], name: _Namer) -> Iterator[str]:
         yield f"{FLAGGED}: not on equal terms with the other rows, so not tested and no part of a verdict"
     yield from (f"{FLAGGED} {row}: {'; '.join(flags)}" for row, flags in flagged)
     baselines = [row.beside.baseline for row in rows if row.beside is not None and row.beside.baseline is not None]
-    if any(baseline.flags for baseline in baselines):
+    if any(marked_flags(baseline) for baseline in baselines):
         yield f"No tests where the baseline has the mark {FLAGGED}"
 
 

@@ -8,11 +8,16 @@ from typing import Any
 from bench.api import StudyResults
 from bench.results import statistics
 from bench.results.differences import BaselineDifference, baseline_differences
-from bench.results.groups import Flags, with_result
+from bench.results.groups import Flags, RunGroup, with_result
 from bench.results.statistics import PairedDifference
 from bench.results.tables import IDENTITY, RESULT_COLUMNS, section
 from bench.store.staleness import why_stale
 from reports.shared.formatting import in_budget
+
+PRETRAINED = "pretrained"
+"""Name of the row of the networks that all methods start from."""
+_REFERENCE = "full_precision"
+_MEANS = ("top1", "top5", "bops", "memory_kb")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +65,13 @@ class Row:
 
     @property
     def flags(self) -> Sequence[str]:
-        """Reasons why the row takes no part in verdicts."""
-        return () if self.beside is None else self.beside.group.flags
+        """Reasons why the row takes no part in verdicts; none for a row that is outside the window as a whole."""
+        return () if self.beside is None else marked_flags(self.beside.group)
 
 
-PRETRAINED = "pretrained"
-"""Name of the row of the networks that all methods start from."""
-_REFERENCE = "full_precision"
-_MEANS = ("top1", "top5", "bops", "memory_kb")
+def marked_flags(group: RunGroup) -> Sequence[str]:
+    """Return the flags of a group that has runs inside the window; others are compared with nothing anyway."""
+    return group.flags if group.top1 else ()
 
 
 def pretrained_rows(results: StudyResults) -> list[Row]:
