@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,7 +40,12 @@ class Options(BaseModel):
 
     Unknown keys are errors. Values must have the annotated type and be finite; the only conversion is from a whole
     number to a float. Defaults are checked like other values.
+
+    Attributes:
+        elsewhere: Options of other methods that a user may look for here: the method by the name of the option.
     """
+
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
@@ -69,8 +74,14 @@ def explain(error: ValidationError, where: str, known: type[BaseModel]) -> Bench
 
 def _unknown_key(location: tuple[int | str, ...], where: str, known: type[BaseModel]) -> BenchError:
     kind = f"key '{where}' option" if where else "specification key"
-    fields = _class_at(location[:-1], known).model_fields
-    return unknown_name(kind, str(location[-1]), fields, "bench run --dry-run")
+    holder, key = _class_at(location[:-1], known), str(location[-1])
+    if issubclass(holder, Options) and key in holder.elsewhere:
+        other = holder.elsewhere[key]
+        return BenchError(
+            f"'{where}' has no option '{key}': it belongs to the method {other}; add {other} to the methods, and set "
+            f"the option with --set options.{other}.{key}=…"
+        )
+    return unknown_name(kind, key, holder.model_fields, "bench run --dry-run")
 
 
 def _class_at(location: tuple[int | str, ...], known: type[BaseModel]) -> type[BaseModel]:
