@@ -65,6 +65,7 @@ from methods.shared.networks.stochastic_gates import (
     thresholded,
 )
 from methods.shared.quantizers.residual_bits import RangeQuantizer
+from methods.shared.quantizers.starts import ClipInit
 from methods.shared.search import edge_layer, replace_layers
 from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
 from methods.shared.training import TrainedNetwork, TrainingMethod, train_jointly
@@ -97,6 +98,8 @@ class BayesianBitsOptions(Options):
         gate_lr: Adam's rate for the gates: "scaled" keeps its sum over the search at that of the paper, "paper" is
             1e-3.
         range_lr: Adam's rate for the ranges. It is not scaled, since ranges have the units of their tensors.
+        clip_init: First values of the ranges: of the least squared error on a batch, at the candidate nearest to 4 bits
+            ("calibrated"), or the largest value of each tensor, as in the authors' code ("paper").
     """
 
     bits: Annotated[
@@ -105,6 +108,7 @@ class BayesianBitsOptions(Options):
     group_size: Annotated[int, Field(ge=1)] | None = None
     gate_lr: Literal["scaled", "paper"] | Annotated[float, Field(gt=0)] = "scaled"
     range_lr: Annotated[float, Field(gt=0)] = PAPER_LR
+    clip_init: ClipInit = "calibrated"
 
     def gate_rate(self, updates: int) -> float:
         """Return the learning rate of the gates for a search of so many updates."""
@@ -130,6 +134,7 @@ class BayesianNetwork(TrainedNetwork):
     Args:
         job: Model, weights and measure of cost.
         space: Choices of every searched layer; the bits are the same in all layers.
+        clip_init: First values of the ranges.
 
     Attributes:
         pruned: The layers that may lose filters, by name.
@@ -138,14 +143,14 @@ class BayesianNetwork(TrainedNetwork):
 
     layers: dict[str, GatedLayer]
 
-    def __init__(self, job: SearchJob, space: SearchSpace) -> None:
+    def __init__(self, job: SearchJob, space: SearchSpace, clip_init: ClipInit = "calibrated") -> None:
         def gated(module: nn.Module, shape: LayerShape, before: Mapping[str, GatedLayer]) -> GatedLayer:
             choice, producer = space[shape.name], before.get(shape.producer or "")
-            return GatedLayer(module, shape, choice.weight_bits, choice.group_size, producer)
+            return GatedLayer(module, shape, choice.weight_bits, choice.group_size, producer, clip_init)
 
         self.network = job.task.network
         self.model = job.float_model()
-        edge = partial(edge_layer, quantizer=RangeQuantizer)
+        edge = partial(edge_layer, quantizer=partial(RangeQuantizer, clip_init=clip_init))
         self.layers = replace_layers(self.model, self.network, gated, edge)
         self.pruned = {name: layer for name, layer in self.layers.items() if layer.phi_filters is not None}
         self.bits = next(iter(space.values())).weight_bits
@@ -230,7 +235,7 @@ class BayesianNetwork(TrainedNetwork):
             base = base.with_layer(name, weight_bits=self.bits[0], activation_bits=self.bits[0])
         return policy_of(base, decisions)
 
-    def learned(self) -> dict[str, Tensor]:
+    def learned(self, policy: Policy) -> dict[str, Tensor]:
         """Copy ranges and offsets, under the names that they have in the compressed network."""
         return {name: value.detach().clone() for name, value in self._named(self.range_parameters()).items()}
 
@@ -261,6 +266,9 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
         "quantizer for all layers that read a tensor.",
         "An input that can be negative has a learned offset on an unsigned grid; the paper takes a signed grid.",
         "The first and the last layer are fixed at 8 bits.",
+        "Ranges start at the least squared error on one batch, like the clip values of all methods; "
+        "clip_init = 'paper' starts them at the largest value.",
+        "Only filters that every method here may remove have gates z_2; the paper has them on every weight tensor.",
         "The learning rate of the gates is constant, and its sum over the search is that of the paper, whose search is "
         "far longer.",
         "Gates with phi below -2 are sampled like all others; the authors' code skips them, which keeps them shut.",
@@ -297,7 +305,7 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
 
     def network(self, job: SearchJob) -> BayesianNetwork:
         """Build the network of the search from the pretrained weights."""
-        return BayesianNetwork(job, self.space(job.task.network))
+        return BayesianNetwork(job, self.space(job.task.network), self.options.clip_init)
 
     def rates(self, job: SearchJob) -> dict[str, float]:
         """State the learning rate of the gates."""

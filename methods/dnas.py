@@ -1,8 +1,9 @@
 """DNAS (Wu et al. 2018, arXiv 1812.00090): multi-path search with DoReFa weights and PACT activations.
 
 The search is that of `methods.multi_path`. Quantizers are as the SBS paper's Appendix F states them: DoReFa-Net (Zhou
-et al. 2016, arXiv 1606.06160, Eq. 9) for weights, and PACT (Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) with a first
-clipping level of 1 for activations. Candidates are 2, 4 and 8 bits, since the costs that are printed for DNAS can be
+et al. 2016, arXiv 1606.06160, Eq. 9) for weights, and PACT (Choi et al. 2018, arXiv 1805.06085, Eqs. 1–3) for
+activations. Appendix F starts PACT's clipping level at 1, as it starts SBS's clip values; `clip_init = "paper"` does
+so, and by default both are calibrated. Candidates are 2, 4 and 8 bits, since the costs that are printed for DNAS can be
 composed of exactly these. With `recipe = "common"` the found policy is fine-tuned with the common quantizer, as for all
 methods; with `recipe = "own"`, with DoReFa and PACT.
 """
@@ -67,6 +68,7 @@ class Dnas(MultiPath):
     deviations = (
         "The cost term is the harness's; the paper multiplies the loss by β(log cost)^γ.",
         "The bits of the largest logits are taken; the paper draws several networks from the final distribution.",
+        "Clipping levels have no weight decay, like the clip values of all methods; PACT regularises them by L2.",
         *CHOICES,
     )
     capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True, data_parallel=True)

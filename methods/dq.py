@@ -3,27 +3,26 @@
 Every tensor has a step d and a range q_max, from which its number of bits follows (Section 2; a weight needs one bit
 more, for its sign):
 
-    d̂ = 2^⌊log2 d⌉        q̂ = n·d̂, n = ⌊q_max/d̂⌉        Q(x) = sign(x) · min(d̂·⌊|x|/d̂ + 1/2⌋, q̂)
-    b_w = ⌈log2(q̂/d̂ + 1) + 1⌉        b_x = ⌈log2(q̂/d̂ + 1)⌉
+    d̂ = 2^⌊log2 d⌉        n = ⌊q_max/d̂⌉        Q(x) = sign(x) · d̂ · ⌊min(|x|, q_max)/d̂ + 1/2⌋
+    b_w = ⌈log2(n + 1) + 1⌉        b_x = ⌈log2(n + 1)⌉
 
-In the backward pass ⌊·⌉ and ⌈·⌉ are the identity. So dQ/dd̂ = (Q(x) − x)/d̂ inside the range and 0 outside, and dQ/dq̂ is
-0 inside and sign(x) outside (`methods.shared.quantizers.learned_range`). Bits have gradients too, and through them the
-cost. The paper adds a squared hinge on memory to the loss. Here, as in SBS's comparison, the hinge is on what the
-budget B limits, relative to the budget:
+In the backward pass ⌊·⌉ and ⌈·⌉ are the identity. With u = min(|x|, q_max), dQ/dd̂ = (Q(x) − sign(x)·u)/d̂, and dQ/dq_max
+is 0 inside the range and sign(x) outside (`methods.shared.quantizers.learned_range`). Bits have gradients too, and
+through them the cost. The paper adds a squared hinge on memory to the loss. Here, as in SBS's comparison, the hinge is
+on what the budget B limits, relative to the budget:
 
     L = L_ce + λ · max(0, C/B − 1)²
 
 C is the exact cost of the present bits (`methods.shared.networks.ranges`). With `match = "lambda"` the term is λ log C,
 as for all methods. Weights, steps and ranges learn in the same step.
 
-Constants are those of the authors' code (`sony/ai-research-code`, folder `mixed-precision-dnns`). First values are
-those of the SBS paper's Appendix F, which are the same.
+Constants are those of the authors' code (`sony/ai-research-code`, folder `mixed-precision-dnns`).
 """
 
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +52,7 @@ from methods.shared.quantizers.learned_range import (
     passed_on,
     quantize,
 )
+from methods.shared.quantizers.starts import ClipInit
 from methods.shared.training import TrainingMethod, train_jointly
 
 _STEPS = (2.0**-8, 1.0)
@@ -83,7 +83,8 @@ class DqOptions(Options):
         bits: Candidate bits for weights and activations, rising. The paper has all from 2 to 8. A tensor whose bits lie
             between two candidates has the higher one.
         start_bits: Bits at which steps and ranges start (Appendix F of the SBS paper).
-        start: First values by Appendix F of the SBS paper, or those of the least squared error on a batch.
+        clip_init: First values of steps and ranges: the power of two with the least squared error on a batch
+            ("calibrated"), or those of Appendix F of the SBS paper, which are the authors' ("paper").
         range_travel: Learning rate of d and q_max × number of updates. The rate follows from the length of the search.
             This is our choice. The paper's product, 0.03 over 80 epochs of 391 updates, is out of reach of a short
             search, and at the rate of the weights nothing would move in one.
@@ -91,54 +92,59 @@ class DqOptions(Options):
 
     bits: SignedCandidates = (2, 3, 4, 5, 6, 7, 8)
     start_bits: Annotated[int, Field(ge=2, le=16)] = 4
-    start: Literal["paper", "calibrated"] = "paper"
+    clip_init: ClipInit = "calibrated"
     range_travel: Annotated[float, Field(gt=0)] = 4.0
 
 
+def power_of_two(step: Tensor) -> Tensor:
+    """Compute d̂, the power of two nearest to d, of any shape."""
+    exponent = torch.log2(step)
+    return torch.exp2(passed_on(torch.round(exponent), exponent))
+
+
 def grid(step: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute d̂, the power of two nearest to d, and n = ⌊q_max/d̂⌉, at least 1.
+    """Compute d̂ and n = ⌊q_max/d̂⌉, at least 1. Bits follow from n; values are clipped at q_max itself.
 
     Args:
         step: Steps d, of any shape.
         limit: Ranges q_max, of the same shape.
     """
-    exponent = torch.log2(step)
-    power = torch.exp2(passed_on(torch.round(exponent), exponent))
+    power = power_of_two(step)
     count = limit / power
     return power, passed_on(torch.round(count).clamp_min(1), count)
 
 
 class DqQuantizer(LearnedQuantizer):
-    """Q of case U3. In fine-tuning the number of bits is fixed, and with it the largest n.
+    """Q of case U3. In fine-tuning the number of bits is fixed, and with it the largest q_max.
 
     Args:
         bits: Number of bits at which a search starts, or the fixed number.
         kind: Weights or activations.
         searching: Whether the number of bits is searched.
-        start: First values of a search; see `DqOptions`.
+        clip_init: First values of a search; see `DqOptions`.
     """
 
-    def __init__(
-        self, *, bits: int, kind: Kind, searching: bool = False, start: Literal["paper", "calibrated"] = "calibrated"
-    ) -> None:
+    def __init__(self, *, bits: int, kind: Kind, searching: bool = False, clip_init: ClipInit = "calibrated") -> None:
         super().__init__(bits=bits, kind=kind, searching=searching)
-        self.start = start
+        self.clip_init = clip_init
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute Q(x) for a tensor of any shape."""
-        step, count = grid(self.clip_step, self.clip_range) if self.searching else self._fixed_grid()
-        return quantize(x, step, step * count, signed=self.signed)
+        step, limit = (power_of_two(self.clip_step), self.clip_range) if self.searching else self._fixed_grid()
+        return quantize(x, step, limit, signed=self.signed)
 
     def _fixed_grid(self) -> tuple[Tensor, Tensor]:
+        """Return d̂, and q_max between one step and all steps that the number of bits has."""
         bound = positive(self.clip_step)
-        step, count = grid(positive(bounded(self.clip_step, bound)), positive(bounded(self.clip_range, bound)))
-        return step, count.clamp_max(levels_of(self.bits, self.signed))
+        step = power_of_two(positive(bounded(self.clip_step, bound)))
+        limit = positive(bounded(self.clip_range, bound))
+        return step, limit.clamp(step, step * levels_of(self.bits, self.signed))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set d and q_max for a tensor of any shape, with all levels of `bits`."""
         levels = levels_of(self.bits, self.signed)
-        step = self._first_step(x) if self.start == "paper" else self._best_step(x)
+        step = self._first_step(x) if self.clip_init == "paper" else self._best_step(x)
         self.clip_step.fill_(step)
         self.clip_range.fill_(step * levels)
 
@@ -171,7 +177,7 @@ class DqNetwork(RangeNetwork):
         return grid(self.stacked("clip_step"), self.stacked("clip_range"))
 
     def continuous_bits(self) -> Tensor:
-        """Compute log2(q̂/d̂ + 1), and 1 more for weights, shape (2, L), differentiable."""
+        """Compute log2(n + 1), and 1 more for weights, shape (2, L), differentiable."""
         _, count = self._grid()
         return torch.log2(count + 1) + self.signed
 
@@ -245,6 +251,10 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
         "Steps and ranges have a learning rate of their own, which follows from the length of the search.",
         "The network is fine-tuned at the found bits like all others; the paper trains once.",
         "An input that can be negative has a learned offset, as in SBS's Appendix G.",
+        "Steps and ranges start at the least squared error on one batch, like the clip values of all methods; "
+        "clip_init = 'paper' starts them as the paper does.",
+        "Steps and ranges have no weight decay, like the clip values of all methods; the authors' code decays all "
+        "parameters by 2e-4.",
     )
     capabilities = Capabilities(
         budget="strength", mixed_precision=True, own_quantizer=True, one_stage=True, data_parallel=True
@@ -263,7 +273,7 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
 
     def network(self, job: SearchJob) -> DqNetwork:
         """Build the network of the search from the pretrained weights."""
-        make = partial(DqQuantizer, start=self.options.start)
+        make = partial(DqQuantizer, clip_init=self.options.clip_init)
         return DqNetwork(job, self.options.bits, make, start_bits=self.options.start_bits)
 
     def rates(self, job: SearchJob) -> dict[str, float]:

@@ -25,6 +25,10 @@ class Fixed(Method):
 
     summary = "Uniform precision: the largest k bits that fit the budget"
     source = "this project: the baseline of the SBS paper's tables, with the common quantizer"
+    deviations = (
+        "Before fine-tuning, clip values are calibrated to the least squared error on one batch, as for every method; "
+        "the paper starts them at 1.",
+    )
     capabilities = Capabilities(budget="direct", data_parallel=True)
     Options = FixedOptions
     options: FixedOptions

@@ -36,10 +36,13 @@ from bench.api import (
 )
 from methods.shared.history import History
 from methods.shared.networks.paths import PathMethod, PathNetwork, PathOptions
+from methods.shared.quantizers.starts import ClipInit
 
 CHOICES = (
     "Published sources differ or say nothing on some points. Here a layer is a soft mixture of its paths, with one "
     "Gumbel draw for each layer in each step, and all paths start from the pretrained weights.",
+    "Clip values start at the least squared error on one batch, in each path at its own bits; "
+    "clip_init = 'paper' starts them at 1.",
     "Logits start at 0. They learn on a fifth of the training data, and weights learn on the rest.",
 )
 """Choices of multi-path searches where the published sources leave room."""
@@ -52,12 +55,15 @@ class MultiPathOptions(PathOptions):
         architecture_share: Share of the training data on which the logits learn.
         warmup_share: Share of the search in which only weights learn.
         temperature_start, temperature_end: First and last temperature of the Gumbel-softmax, which falls exponentially.
+        clip_init: First clip value of every path: that of the least squared error on a batch at the bits of the path
+            ("calibrated"), or 1, as in Appendix F of the SBS paper ("paper").
     """
 
     architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     temperature_start: Annotated[float, Field(gt=0)] = 5.0
     temperature_end: Annotated[float, Field(gt=0)] = 0.5
+    clip_init: ClipInit = "calibrated"
 
     def temperature(self, share: float) -> float:
         """Return τ after a share of the search."""
@@ -87,6 +93,11 @@ class MultiPath(PathMethod):
     def network(self, job: SearchJob) -> PathNetwork:
         """Build a network in which every path has a weight of its own."""
         return PathNetwork(job, self.options.bits, self.search_quantizer)
+
+    def calibrate(self, job: SearchJob, network: PathNetwork) -> None:
+        """Set the clip values of all paths, unless the paper's 1 is asked for."""
+        if self.options.clip_init == "calibrated":
+            super().calibrate(job, network)
 
     def train(self, job: SearchJob, network: PathNetwork) -> History:
         """Train weights on one part of the data and logits on the other, in turn."""

@@ -66,7 +66,7 @@ class SearchNetwork(ABC):
         """Read the clip values of the common quantizer, as `SearchResult.clips`; none by default."""
         return {}
 
-    def learned(self) -> Mapping[str, Tensor]:
+    def learned(self, policy: Policy) -> Mapping[str, Tensor]:
         """Copy the parameters of the method's own quantizers, as `SearchResult.quantizers`; none by default."""
         return {}
 
@@ -152,7 +152,7 @@ def result_of(job: SearchJob, network: SearchNetwork, record: Mapping[str, Any])
         policy=policy,
         state=network.state(policy, job.pretrained),
         clips=network.clips(policy),
-        quantizers=network.learned(),
+        quantizers=network.learned(policy),
         decisions=decisions,
         record=dict(record),
     )

@@ -47,6 +47,10 @@ class TrainingMethod(Method, Generic[Network]):
     def train(self, job: SearchJob, network: Network) -> History:
         """Train the network."""
 
+    def calibrate(self, job: SearchJob, network: Network) -> None:
+        """Set the first values of all quantizers: by default those of the least squared error on one batch."""
+        calibrate_quantizers(job, network.model)
+
     def rates(self, job: SearchJob) -> dict[str, float]:
         """State the learning rates that follow from the length of the search, for its record; none by default."""
         return {}
@@ -54,7 +58,7 @@ class TrainingMethod(Method, Generic[Network]):
     def search(self, job: SearchJob) -> SearchResult:
         """Prepare the network, train it, and read policy and weights off it."""
         network = self.network(job)
-        calibrate_quantizers(job, network.model)
+        self.calibrate(job, network)
         network.project()
         start_top1 = start_accuracy(job, network.model)
         history = self.train(job, network)

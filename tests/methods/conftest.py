@@ -223,7 +223,7 @@ def own_form() -> Callable[..., nn.Module]:
         model = job.task.make_model()
         model.load_state_dict(network.state(policy, job.pretrained))
         compressed = compress(model, job.task.network, policy, quantizer=method.quantizer)
-        assert compressed.load_state_dict(dict(network.learned()), strict=False).unexpected_keys == []
+        assert compressed.load_state_dict(dict(network.learned(policy)), strict=False).unexpected_keys == []
         for shape in job.task.network.layers:
             if shape.position != "middle":
                 replace_layer(compressed, shape.name, network.model.get_submodule(shape.name))

@@ -94,10 +94,19 @@ def test_pact_learns_its_clip_from_what_it_clips(bits: int, clip: float) -> None
     assert to_clip.item() == pytest.approx(sum(g for value, g in pairs if value >= clip))
 
 
-def test_clipping_level_starts_at_one_whatever_arrives() -> None:
-    quantizer = PactActivation(4)
-    quantizer.calibrate(torch.full((8,), 5.0))
-    assert quantizer.clip.item() == 1
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_clipping_level_is_calibrated_to_the_least_squared_error(bits: int) -> None:
+    x = 3 * normal(2000, seed=5).abs()
+    quantizer = pact(bits, 1.0)
+    quantizer.calibrate(x)
+
+    def error(clip: float) -> float:
+        values = np.clip(x.numpy(), 0, clip)
+        return float(np.square(clip * nearest_level(values / clip, bits) - x.numpy()).mean())
+
+    scan = np.linspace(0.02, x.max().item(), 500)
+    assert error(quantizer.clip.item()) <= 1.02 * min(map(error, scan))
+    assert error(1.0) > 2 * error(quantizer.clip.item())
 
 
 # --- the method -------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from bench.compression.compress import QuantizedLayer, calibrate, compress
+from bench.compression.kernels import Kind
 from bench.compression.policy import LayerPolicy, Policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import parse_budget
@@ -141,14 +142,48 @@ def test_the_hinge_is_square() -> None:
     assert squared_hinge(costs, 100.0).tolist() == pytest.approx([0, 0, 0.01, 0.04])
 
 
+# --- values and gradients ---------------------------------------------------------------------------------------
+
+
+def rounded(x: Tensor) -> Tensor:
+    """⌊x⌉ with the gradient of the identity."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+@pytest.mark.parametrize("kind", ["weight", "activation"])
+@pytest.mark.parametrize("limit", [0.75, 0.8, 0.7, 0.81, 1.06])
+def test_values_and_gradients_are_those_of_the_authors_composition(kind: Kind, limit: float) -> None:
+    """q_max clips as it is; rounded to a multiple of d̂, it would clip some of these values and not others."""
+    quantizer = DqQuantizer(bits=4, kind=kind, searching=True).double()
+    with torch.no_grad():
+        quantizer.clip_step.fill_(0.11)
+        quantizer.clip_range.fill_(limit)
+    x = torch.linspace(-1.3, 1.3, 2001, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step, q_max = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.11, limit))
+    power = 2 ** rounded(torch.log2(step))
+    lowest = -q_max if kind == "weight" else torch.zeros_like(q_max)
+    expected = power * rounded(torch.minimum(torch.maximum(x, lowest), q_max) / power)
+    found = quantizer(x)
+    assert torch.allclose(found, expected, atol=1e-12)
+    leaves = (x, quantizer.clip_step, quantizer.clip_range), (x, step, q_max)
+    mine, authors = (
+        torch.autograd.grad((values * upstream).sum(), parameters)
+        for values, parameters in zip((found, expected), leaves, strict=True)
+    )
+    for one, other in zip(mine, authors, strict=True):
+        assert bool(other.any())
+        assert torch.allclose(one, other, atol=1e-10)
+
+
 # --- first values, bounds ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bits", "rounded"), [(3, math.floor), (4, math.floor), (5, math.ceil)])
 def test_first_values_are_those_of_the_paper(bits: int, rounded: Callable[[float], int]) -> None:
     weight = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    of_weights = DqQuantizer(bits=bits, kind="weight", searching=True, start="paper")
-    of_inputs = DqQuantizer(bits=bits, kind="activation", searching=True, start="paper")
+    of_weights = DqQuantizer(bits=bits, kind="weight", searching=True, clip_init="paper")
+    of_inputs = DqQuantizer(bits=bits, kind="activation", searching=True, clip_init="paper")
     of_weights.calibrate(weight)
     of_inputs.calibrate(weight)
     step = 2.0 ** rounded(math.log2(weight.abs().max().item() / (2 ** (bits - 1) - 1)))
@@ -271,7 +306,7 @@ def searched_form(network: DqNetwork, job: SearchJob) -> nn.Module:
 
 
 def test_the_searched_network_is_the_compressed_one(scrambled_job: SearchJob, own_form: OwnForm) -> None:
-    network = network_of(scrambled_job, start="calibrated")
+    network = network_of(scrambled_job, clip_init="calibrated")
     images = scrambled_job.task.data.calibration_batches(1, 16)[0]
     calibrate(network.model, images)
     ranges = network.stacked("clip_range").detach()
@@ -331,7 +366,7 @@ def test_a_search_returns_every_choice_and_leaves_no_trace_in_the_names(
 
 
 @pytest.mark.parametrize(
-    "options", [{"bits": (4, 2)}, {"bits": (2,)}, {"bits": (1, 2)}, {"range_travel": 0.0}, {"start": "best"}]
+    "options", [{"bits": (4, 2)}, {"bits": (2,)}, {"bits": (1, 2)}, {"range_travel": 0.0}, {"clip_init": "best"}]
 )
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from bench.errors import BenchError
 from bench.method import SearchJob
+from bench.planning.methods import make_method
 from methods.sbs import Sbs, SbsOptions, SbsQ
 from methods.sbs_extended import ExtendedSearch, SbsExtended, SbsExtendedOptions
 
@@ -55,6 +57,19 @@ def test_without_its_options_it_is_sbs(make_job: MakeJob) -> None:
     assert (plain.policy, plain.clips, plain.record) == (extended.policy, extended.clips, extended.record)
     assert list(plain.decisions) == list(extended.decisions)
     assert all(torch.equal(plain.state[name], extended.state[name]) for name in plain.state)
+
+
+@pytest.mark.parametrize("method", ["sbs", "sbs_q", "prune_then_quantize"])
+@pytest.mark.parametrize("option", sorted(SbsExtendedOptions.model_fields.keys() - SbsOptions.model_fields.keys()))
+def test_sbs_says_where_an_option_beyond_the_paper_is(method: str, option: str) -> None:
+    with pytest.raises(BenchError) as caught:
+        make_method(method, {option: 0.3})
+    assert str(caught.value) == (
+        f"'options.{method}' has no option '{option}': it belongs to the method sbs_extended; add sbs_extended to the "
+        f"methods, and set the option with --set options.sbs_extended.{option}=…"
+    )
+    with pytest.raises(BenchError, match="unknown"):
+        make_method(method, {f"{option}s": 0.3})
 
 
 def test_layers_without_a_choice_have_nothing_to_scale(make_job: MakeJob) -> None:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from bench.api import LayerSpace, NetworkShape, Options
 from methods.shared.bit_sharing.layer import GatePlace, GroupMetric, LayerSettings
 from methods.shared.bit_sharing.quantization import check_chain
+from methods.shared.quantizers.starts import ClipInit
 
 PAPER_THRESHOLD_LR = 1e-3
 PAPER_UPDATES = 10_530
@@ -21,7 +22,7 @@ class SbsOptions(Options):
         bits: Candidates for weights and activations, each a multiple of the one before.
         group_size: Number of filters of a pruning group, B; as the model states when absent (paper, Section 4.2: 4 for
             the networks on CIFAR, 16 for ResNet-18, 8 for MobileNetV2).
-        gate_training: Alternating updates of weight and activation thresholds (Algorithm 1), or joint ones (Table 8).
+        gate_training: Alternating updates of activation and weight thresholds (Algorithm 1), or joint ones (Table 8).
         gate_place: Place where a pruning gate acts: on the quantized input of the next convolution; after the
             normalisation; or on the weight, the letter of Eq. 11. The last two are there to show why not.
         group_metric: Mean absolute value of raw weights, or of normalised ones.
@@ -35,13 +36,16 @@ class SbsOptions(Options):
         finetune_from: Weights that are fine-tuned: the searched or the pretrained ones.
     """
 
+    elsewhere = dict.fromkeys(
+        ("gate_start", "clip_sharing", "metric_scale", "threshold_decay", "gate_probes"), "sbs_extended"
+    )
     bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], AfterValidator(check_chain)] = (2, 4, 8)
     group_size: Annotated[int, Field(ge=1)] | None = None
     gate_training: Literal["alternating", "joint"] = "alternating"
     gate_place: GatePlace = "next_input"
     group_metric: GroupMetric = "raw"
     threshold_lr: Literal["scaled", "paper"] | Annotated[float, Field(gt=0)] = "scaled"
-    clip_init: Literal["calibrated", "paper"] = "calibrated"
+    clip_init: ClipInit = "calibrated"
     final_gates: Literal["majority", "last"] = "majority"
     weight_normalization: bool = True
     search_downsampling: bool = True

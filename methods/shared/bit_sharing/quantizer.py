@@ -8,10 +8,8 @@ from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, best_clip, positive
 from methods.shared.bit_sharing.quantization import bit_sharing
 from methods.shared.gates import opened
+from methods.shared.quantizers.starts import calibration_bits
 from methods.shared.space import FULL_PRECISION
-
-_CALIBRATION_BITS = 4
-"""Clip values start at the least squared error at these bits."""
 
 
 class SharedQuantizer(nn.Module):
@@ -88,7 +86,7 @@ class SharedQuantizer(nn.Module):
         if self.bits == FULL_PRECISION:
             return
         if self.offset is not None:
-            plain = UniformQuantizer(bits=self._calibration_bits(), kind=self.kind)
+            plain = UniformQuantizer(bits=calibration_bits(self.bits), kind=self.kind)
             shifted = Shifted(plain).to(x.device)
             shifted.calibrate(x)
             self.offset.copy_(shifted.offset)
@@ -96,11 +94,7 @@ class SharedQuantizer(nn.Module):
         self._calibrate_clip(x)
 
     def _calibrate_clip(self, x: Tensor) -> None:
-        self.clip.fill_(best_clip(x, self._calibration_bits(), self.kind))
-
-    def _calibration_bits(self) -> int:
-        """Choose the candidate that is nearest to 4 bits."""
-        return min(self.bits, key=lambda candidate: abs(candidate - _CALIBRATION_BITS))
+        self.clip.fill_(best_clip(x, calibration_bits(self.bits), self.kind))
 
     def clip_of(self, bits: int) -> Tensor:
         """Return the clip value of the plain quantizer at one of the candidates: the same for all."""

@@ -196,13 +196,35 @@ class PathNetwork(TrainedNetwork):
 
     def clips(self, policy: Policy) -> dict[str, float]:
         """Read the clip values of the chosen paths and of both edges; none unless paths have the common quantizer."""
-        clips = []
-        for name, layer in self.layers.items():
-            choice = policy.layers[name]
-            weight = layer.weight_quantizers[self.bits.index(choice.weight_bits)]
-            activation = layer.activation_quantizers[self.bits.index(choice.activation_bits)]
-            clips += clips_of(name, weight, activation)
-        return read_clips([*clips, *self._edge_clips()]) if clips else {}
+        if not self._common:
+            return {}
+        chosen = [clip for name in self.layers for clip in clips_of(name, *self._chosen_quantizers(name, policy))]
+        return read_clips([*chosen, *self._edge_clips()])
+
+    def learned(self, policy: Policy) -> dict[str, Tensor]:
+        """Copy the parameters of the chosen paths' quantizers; none where paths have the common quantizer."""
+        if self._common:
+            return {}
+        return {
+            f"{name}.{kind}_quantizer.{parameter}": value.detach().clone()
+            for name in self.layers
+            for kind, quantizer in zip(("weight", "activation"), self._chosen_quantizers(name, policy), strict=True)
+            for parameter, value in quantizer.named_parameters()
+        }
+
+    def _chosen_quantizers(self, name: str, policy: Policy) -> tuple[nn.Module, nn.Module]:
+        """Return the quantizers of weight and input in the paths that a policy chooses."""
+        layer, choice = self.layers[name], policy.layers[name]
+        return (
+            layer.weight_quantizers[self.bits.index(choice.weight_bits)],
+            layer.activation_quantizers[self.bits.index(choice.activation_bits)],
+        )
+
+    @property
+    def _common(self) -> bool:
+        """Whether paths have the common quantizer."""
+        paths = (path for layer in self.layers.values() for path in layer.weight_quantizers)
+        return all(isinstance(path, UniformQuantizer) for path in paths)
 
     def _edge_clips(self) -> list[tuple[str, nn.Parameter]]:
         """List the clip values of the first and the last layer."""

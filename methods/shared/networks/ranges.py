@@ -183,7 +183,7 @@ class RangeNetwork(TrainedNetwork):
             base = base.with_layer(name, kept_filters=tuple(range(self.network[name].out_channels)))
         return policy_of(base, decisions)
 
-    def learned(self) -> dict[str, Tensor]:
+    def learned(self, policy: Policy) -> dict[str, Tensor]:
         """Copy the parameters of the quantizers that a fixed number of bits leaves, as `SearchResult.quantizers`."""
         kept = (*self.fixed_parameters, "offset")
         return {

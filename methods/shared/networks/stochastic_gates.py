@@ -9,6 +9,7 @@ so that P(z > 0) = sigmoid(φ − β log(−γ/ζ)). After training it is open w
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, positive
 from methods.shared.gates import FilterGroups
 from methods.shared.quantizers.residual_bits import RangeQuantizer, gated_quantization
+from methods.shared.quantizers.starts import ClipInit, calibration_bits
 
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1
 """Temperature β and stretch (ζ, γ) of the distribution (Louizos et al., Section 4.1; the authors' code)."""
@@ -85,15 +87,17 @@ class GatedQuantizer(RangeQuantizer):
     Args:
         bits: Chain of candidate bits, K of them.
         kind: Weights or activations.
+        clip_init: First value of the range; see `RangeQuantizer`.
 
     Attributes:
         phi: φ_4, φ_8, …, shape (K − 1,).
         gates: z_4, z_8, … of the present step, shape (K − 1,). The network sets them before each forward pass.
     """
 
-    def __init__(self, *, bits: tuple[int, ...], kind: Kind) -> None:
-        super().__init__(bits=bits[-1], kind=kind)
+    def __init__(self, *, bits: tuple[int, ...], kind: Kind, clip_init: ClipInit = "calibrated") -> None:
+        super().__init__(bits=bits[-1], kind=kind, clip_init=clip_init)
         self.chain = bits
+        self.calibrated_for = calibration_bits(bits)
         self.phi = nn.Parameter(torch.full((len(bits) - 1,), FIRST_PHI))
         self.gates = torch.ones(len(bits) - 1)
 
@@ -111,6 +115,7 @@ class GatedLayer(QuantizedLayer):
         bits: Chain of candidate bits.
         group_size: Number of filters that share a gate; 0 when the layer is not pruned.
         producer: Layer whose filters are the inputs of this one; `None` when all its filters stay.
+        clip_init: First values of the ranges.
 
     Attributes:
         phi_filters: φ_2 of each group of filters, shape (G,); `None` when the layer is not pruned.
@@ -125,11 +130,11 @@ class GatedLayer(QuantizedLayer):
         bits: tuple[int, ...],
         group_size: int,
         producer: "GatedLayer | None",
+        clip_init: ClipInit = "calibrated",
     ) -> None:
-        of_input = GatedQuantizer(bits=bits, kind="activation")
-        super().__init__(
-            module, GatedQuantizer(bits=bits, kind="weight"), Shifted(of_input) if shape.signed_input else of_input
-        )
+        make = partial(GatedQuantizer, bits=bits, clip_init=clip_init)
+        of_input = make(kind="activation")
+        super().__init__(module, make(kind="weight"), Shifted(of_input) if shape.signed_input else of_input)
         self._producer = (None if shape.depthwise else producer,)  # a tuple keeps it from becoming a submodule
         self.phi_filters: nn.Parameter | None = None
         self.groups: FilterGroups | None = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compression.kernels import blocks, in_one, steps
-from bench.compression.quantizer import positive
+from bench.compression.quantizer import best_clip, positive
 
 
 class _Pact(torch.autograd.Function):
@@ -49,5 +49,10 @@ class PactActivation(nn.Module):
         result: Tensor = _Pact.apply(x, positive(self.clip), steps(self.bits))  # type: ignore[no-untyped-call]
         return result
 
+    @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Leave the clipping level at 1, where it starts (Appendix F of the SBS paper)."""
+        """Set the clipping level to that of the least squared error on a tensor of any shape.
+
+        PACT's levels are those of the common quantizer for activations, so the search for the best one is the same.
+        """
+        self.clip.fill_(best_clip(x, self.bits, "activation"))

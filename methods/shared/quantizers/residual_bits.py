@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.compression.kernels import Kind, blocks, in_one, inner, steps
 from bench.compression.quantizer import positive
+from methods.shared.quantizers.starts import ClipInit, best_grid
 
 _CLIP_SHRINK = 1e-7
 """Share of the range by which it is clipped inside its bounds (the authors' `pact_clip`). The bounds of a signed range
@@ -146,12 +147,18 @@ class RangeQuantizer(nn.Module):
         bits: Number of bits.
         kind: Weights, whose range is symmetric and whose grid of 2^b − 1 levels contains 0, or activations.
         normalized: Ignored, since the authors do not standardise weights.
+        clip_init: First value of the range: that of the least squared error, or the largest value of the tensor, as in
+            the authors' code (`get_x_min_x_max`).
+
+    Attributes:
+        calibrated_for: Number of bits for which the range is calibrated.
     """
 
-    def __init__(self, *, bits: int, kind: Kind, normalized: bool = False) -> None:
+    def __init__(self, *, bits: int, kind: Kind, normalized: bool = False, clip_init: ClipInit = "calibrated") -> None:
         super().__init__()
-        self.bits = bits
+        self.bits = self.calibrated_for = bits
         self.kind: Kind = kind
+        self.clip_init: ClipInit = clip_init
         self.clip = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,6 +168,17 @@ class RangeQuantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set the range to the smallest and the largest value of a tensor (the authors' `get_x_min_x_max`)."""
-        self.clip.copy_((x.abs() if self.kind == "weight" else x).max().clamp_min(0))
-        self.clip.copy_(torch.where(self.clip > 0, self.clip, 1))
+        """Set the range for a tensor of any shape."""
+        signed = self.kind == "weight"
+        largest = float((x.abs() if signed else x).max())
+        if not largest > 0:
+            self.clip.fill_(1.0)
+        elif self.clip_init == "paper":
+            self.clip.fill_(largest)
+        else:
+            self.clip.fill_(self._best_range(x))
+
+    def _best_range(self, x: Tensor) -> float:
+        """Find the range with the least squared error; a signed one ends half a step beyond its last level."""
+        step, limit = best_grid(x, self.calibrated_for, signed=self.kind == "weight")
+        return limit + step / 2 if self.kind == "weight" else limit

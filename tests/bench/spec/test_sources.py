@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
+from bench.plugins.registry import load
 from bench.spec.sources import (
     build,
     merge,
@@ -37,8 +38,18 @@ def test_the_papers_preset_is_the_papers_schedule() -> None:
     assert (spec.search.epochs, spec.search.lr, spec.finetune.epochs) == (30, 1e-3, 200)
     assert (spec.finetune.lr, spec.finetune.decay, spec.finetune.milestones) == (0.1, "step", (80, 120))
     assert (spec.tuning.match, spec.finetune.calibrate, len(spec.seeds)) == ("lambda", False, 5)
-    for options in spec.options.values():
-        assert options["threshold_lr"] == options["clip_init"] == "paper"
+    for name, options in spec.options.items():
+        assert options["clip_init"] == "paper"
+        assert not name.startswith("sbs") or options["threshold_lr"] == "paper"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_papers_schedule_starts_every_method_as_its_paper_does(name: str) -> None:
+    """One start for all there too: none is calibrated that could start as stated."""
+    spec = build([with_schedule(read_preset(name), "paper")])
+    for method in spec.methods:
+        fields = load("methods", method).Options.model_fields
+        assert ("clip_init" in fields) == (spec.options.get(method, {}).get("clip_init") == "paper"), method
 
 
 @pytest.mark.parametrize("schedule", schedule_names())

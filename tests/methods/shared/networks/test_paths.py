@@ -58,6 +58,10 @@ def ready_layer(
         for path, weight in enumerate(layer.weight):
             weight.add_(0.1 * normal(*weight.shape, seed=path))
     layer.calibrate(x)
+    with torch.no_grad():
+        for name, clip in layer.named_parameters():
+            if name.endswith("clip"):
+                clip.mul_(0.8)  # so that something is clipped at 8 bits too
     layer.probabilities = torch.softmax(scores, dim=1)
     return layer
 
