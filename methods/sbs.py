@@ -14,6 +14,7 @@ gives the reasons. Options beyond the paper are in `methods/sbs_extended.py`.
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -132,16 +133,23 @@ class Algorithm1:
             self.job.report({**figures, "epochs": self.job.schedule.epochs})
 
     def minimize(self, objective: Tensor) -> None:
-        """Update W and α_w, or W and α_x, in turn (lines 6 to 10). α_w includes the thresholds of filter groups."""
+        """Update W and α_x, or W and α_w, in turn (lines 6 to 10). α_w includes the thresholds of filter groups."""
         self.network.model.zero_grad(set_to_none=True)
         objective.backward()  # type: ignore[no-untyped-call]
         replicas.average_gradients(self.network.model.parameters())
         self.sgd_w.step()
-        joint = self.options.gate_training == "joint"  # Table 8
-        if joint or self.trace.step % 2 == 0:
-            self.sgd_alpha_w.step()
-        if joint or self.trace.step % 2 == 1:
-            self.sgd_alpha_x.step()
+        for optimizer in self.turn():
+            optimizer.step()
+
+    def turn(self) -> list[torch.optim.SGD]:
+        """Return the optimizers of the thresholds that move in this update: α_x first, since Algorithm 1 counts from 1.
+
+        With joint training (Table 8) both move. A search with thresholds of one kind, as SBS-P has, has no turns.
+        """
+        both = [optimizer for optimizer in (self.sgd_alpha_x, self.sgd_alpha_w) if _elements(optimizer)]
+        if self.options.gate_training == "joint" or len(both) < 2:
+            return both
+        return [both[self.trace.step % 2]]
 
     def forward(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return the function that maps images to logits and to the cost R."""
@@ -171,6 +179,11 @@ class Algorithm1:
         if self.options.finetune_from == "pretrained":
             result.state, result.clips = self.job.pretrained, {}
         return result
+
+
+def _elements(optimizer: torch.optim.Optimizer) -> int:
+    """Count the numbers that an optimizer trains."""
+    return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
 # --- the methods --------------------------------------------------------------------------------------------------
@@ -230,7 +243,11 @@ class SbsP(Sbs):
 
     summary = "SBS without quantization: filter pruning at full precision by learned gates"
     source = f"{SOURCE}, SBS-P"
-    deviations = (*_OF_SEARCHES[1:], *_OF_PRUNING)
+    deviations = (
+        *_OF_SEARCHES[1:],
+        *_OF_PRUNING,
+        "Thresholds move in every update, since there are none of activations to take turns with.",
+    )
     capabilities = Capabilities(budget="strength", prunes=True, full_precision=True, data_parallel=True)
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:

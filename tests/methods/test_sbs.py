@@ -115,7 +115,7 @@ class Simulator:
         cost = self._cost()
         drive = self.term.strength if self.term.mode == "lambda" or cost > self.term.budget else 0.0
         gradients = {key: drive / cost * self._gradient(key, metrics[key]) for key in self.thresholds}
-        turn = KINDS if self.joint else (("weight", "filters") if number % 2 == 0 else ("activation",))
+        turn = KINDS if self.joint else (("activation",) if number % 2 == 0 else ("weight", "filters"))
         for key in self.thresholds:
             if key[1] in turn:
                 self.momentum[key] = 0.9 * self.momentum[key] + gradients[key]
@@ -300,12 +300,19 @@ def moved(diary: Diary, step: int) -> dict[str, set[bool]]:
 
 @pytest.mark.parametrize("gate_training", ["alternating", "joint"])
 def test_thresholds_take_turns(gate_training: str, make_job: MakeJob, watched: Watched) -> None:
+    """Algorithm 1 counts from 1, and moves those of activations where the count is odd."""
     _, diary = short_search(Sbs, make_job(), watched, gate_training=gate_training, threshold_lr="paper")
     assert len(diary.thresholds) == 10
     for step in range(9):
         first = gate_training == "joint" or step % 2 == 0
         second = gate_training == "joint" or step % 2 == 1
-        assert moved(diary, step) == {"weight": {first}, "filters": {first}, "activation": {second}}
+        assert moved(diary, step) == {"weight": {second}, "filters": {second}, "activation": {first}}
+
+
+def test_thresholds_of_one_kind_move_in_every_update(make_job: MakeJob, watched: Watched) -> None:
+    """Else SBS-P would go half of its rate × updates."""
+    _, diary = short_search(SbsP, make_job(match="lambda"), watched, threshold_lr="paper")
+    assert all(moved(diary, step) == {"weight": set(), "filters": {True}, "activation": set()} for step in range(9))
 
 
 def test_threshold_rate(make_job: MakeJob, watched: Watched) -> None:
