@@ -38,7 +38,7 @@ class _TwoStage(SharingMethod):
         *Sbs.deviations,
         "How the stages share the compression is tuned on validation images: the first has a budget of its own, at a "
         "tuned part of the way to the run's, and is repaired onto it; the paper found it by experiments.",
-        "Both stages together have the epochs of one search.",
+        "Both stages together have the epochs of one search, and nothing is fine-tuned between them.",
     )
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
 
@@ -71,7 +71,8 @@ class _TwoStage(SharingMethod):
         start = Start(state=first.state, clips=self.kept_clips(clips))
         space = self.second_space(job.task.network, first.policy)
         second = Algorithm1(second_job, space, self.options, start, job.cost_term()).run()
-        return replace(second, record={**second.record, "first_stage": first.record})
+        starts = {"start_top1": first.record["start_top1"], "second_start_top1": second.record["start_top1"]}
+        return replace(second, record={**second.record, **starts, "first_stage": first.record})
 
     def _first_stage(self, job: SearchJob) -> SearchResult:
         """Search for the first stage's budget, and repair the result onto it."""
