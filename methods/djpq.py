@@ -14,15 +14,17 @@ threshold.
 
 Loss. Weights, quantizers and gates learn in the same step by
 
-    L = L_ce + γ · Σ ½ log(1 + μ²/σ²) + λ · log R
+    L = L_ce + γ · Σ_l s_l Σ_c ½ log(1 + μ²/σ²) + λ · log R
 
-where R is the cost at the continuous bits and at the channels that are left, in and out. After the search, μ is folded
-into the weight and bias of the normalisation and costs nothing.
+where s_l is the side of layer l's map in pixels, as in VIBNet's code (the map's area times a factor of 1/32, 1/16 and
+1/8 for sides of 32, 16 and 8), and R is the cost at the continuous bits and at the channels that are left, in and out.
+After the search, μ is folded into the weight and bias of the normalisation and costs nothing.
 
 No code of the authors is known. The nearest is GETA's (`microsoft/geta`), which cites the paper for the gradients of
 its quantizer. First values and rule of the gates are VIBNet's. Everything else that no source fixes is an option below.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -56,11 +58,11 @@ from methods.shared.quantizers.learned_range import (
     SMALLEST,
     LearnedQuantizer,
     bounded,
-    least_error,
     levels_of,
     passed_on,
     quantize,
 )
+from methods.shared.quantizers.starts import best_grid
 from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
 from methods.shared.training import TrainingMethod, train_jointly
 
@@ -70,8 +72,6 @@ STRENGTH = Knob(low=0.03, high=1.0, log=True)
 """Range of λ. On digits with ResNet-8 and plain λ log R, searches end at 1.5 × the cost of 4 bits with 0.01, at that
 cost with 0.1, and at a tenth of it with 1. Budgets of 3 bits need more than 0.3; in so short a search, bits then fall
 faster than the weights can follow."""
-_RANGES = 20
-"""Number of ranges up to the largest value that calibration tries."""
 
 
 class DjpqOptions(Options):
@@ -86,7 +86,8 @@ class DjpqOptions(Options):
         exponent: Whether t is learned, or stays 1: the paper's non-linear and linear quantizers.
         exponent_bounds: Lower and upper bound of t; 1 lies between them.
         start_bits: Bits at which steps and ranges start, with the range of the least squared error.
-        gamma: Weight γ of the information bottleneck. With `match = "hinge"` it acts only above the budget, like λ.
+        gamma: Weight γ of the information bottleneck, for a map of one pixel. With `match = "hinge"` it acts only above
+            the budget, like λ.
         threshold: Value of log α = log(σ²/μ²) above which a channel is removed (VIBNet: 0).
         softness: Width of the sigmoid whose slope replaces that of the threshold in the gradient of the cost.
         group_size: Filters that are removed together, by the mean of their log α; the paper removes single ones.
@@ -101,7 +102,7 @@ class DjpqOptions(Options):
     exponent: Literal["learned", "linear"] = "learned"
     exponent_bounds: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
     start_bits: Annotated[int, Field(ge=2, le=16)] = 8
-    gamma: Annotated[float, Field(ge=0)] = 5e-4
+    gamma: Annotated[float, Field(ge=0)] = 1e-5
     threshold: float = 0.0
     softness: Annotated[float, Field(gt=0)] = 1.0
     group_size: Annotated[int, Field(ge=1)] = 1
@@ -161,9 +162,7 @@ class DjpqQuantizer(LearnedQuantizer):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set the linear grid (t = 1) of the least squared error for a tensor of any shape."""
-        levels, largest = levels_of(self.bits, self.signed), max(float(x.abs().max()), SMALLEST)
-        ranges = [largest * (number + 1) / _RANGES for number in range(_RANGES)]
-        step, limit = least_error(x, [(range_ / levels, range_) for range_ in ranges], signed=self.signed)
+        step, limit = best_grid(x, self.bits, signed=self.signed)
         self.clip_range.fill_(limit)
         self.clip_exponent.fill_(1.0)
         if self.searching:
@@ -185,6 +184,7 @@ class DjpqNetwork(RangeNetwork):
     Attributes:
         norms: Name of the normalisation behind each layer that has gates.
         gates: Gates by layer.
+        sides: Side of the map that the gates of a layer multiply, √(height · width), by layer.
     """
 
     fixed_parameters = ("clip_range", "clip_exponent")
@@ -200,6 +200,7 @@ class DjpqNetwork(RangeNetwork):
             softness=options.softness,
         )
         self.gates = {name: make(job.task.network[name].out_channels) for name in self.norms}
+        self.sides = {name: math.sqrt(math.prod(job.task.network[name].out_size)) for name in self.norms}
         super().__init__(
             job,
             options.bits,
@@ -221,8 +222,8 @@ class DjpqNetwork(RangeNetwork):
             gates.draw(noise, images)
 
     def information(self) -> Tensor:
-        """Compute Σ ½ log(1 + μ²/σ²), a scalar."""
-        terms = [gates.information() for gates in self.gates.values()]
+        """Compute Σ_l s_l Σ_c ½ log(1 + μ²/σ²), a scalar."""
+        terms = [self.sides[name] * gates.information() for name, gates in self.gates.items()]
         return torch.stack(terms).sum() if terms else torch.zeros((), device=self.signed.device)
 
     def continuous_bits(self) -> Tensor:
@@ -300,7 +301,7 @@ class DjpqNetwork(RangeNetwork):
 
 
 def penalty(job: SearchJob, network: DjpqNetwork) -> Tensor:
-    """Compute γ · Σ ½ log(1 + μ²/σ²) + λ · log R, a scalar."""
+    """Compute γ · Σ_l s_l Σ_c ½ log(1 + μ²/σ²) + λ · log R, a scalar."""
     term, actual = job.cost_term(), network.actual_cost()
     information = network.options.gamma * network.information() * term.is_active(actual)
     return information + term(network.relaxed_cost(), actual)
@@ -318,6 +319,10 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
         "say so.",
         "The cost term is the harness's, λ log R, with the first and the last layer at 8 bits; these do not change.",
         'With match = "hinge" the information bottleneck acts only above the budget, like the cost.',
+        "Gates stand before the activation function, where μ can be folded into the normalisation, and start alike; "
+        "VIBNet's stand behind it, and start around the same values at random.",
+        "No source states where steps and ranges start. They start at the least squared error on one batch, like the "
+        "clip values of all methods.",
         "A layer loses filters only when it has a normalisation of its own, into which μ is folded, and when it may "
         "lose filters in every method.",
         "Continuous bits stay between the lowest and the highest candidate; the step is changed to keep them there.",

@@ -242,7 +242,13 @@ def test_what_is_added_to_the_loss(make_job: MakeJob, share: float, acts: bool) 
     """In mode "hinge" nothing is, below the budget."""
     network = scrambled(network_of(make_job(), gamma=0.01))
     actual, relaxed = network.actual_cost().item(), network.relaxed_cost().item()
-    information = 0.01 * sum(gates.information().item() for gates in network.gates.values())
+    information, maps = 0.0, {"stages.0.0.conv1": 8, "stages.1.0.conv1": 4, "stages.2.0.conv1": 2}
+    assert network.gates.keys() == maps.keys()
+    for name, gates in network.gates.items():
+        pairs = zip(gates.mean.tolist(), gates.log_variance.tolist(), strict=True)
+        told = sum(0.5 * math.log(1 + mean**2 / math.exp(log_variance)) for mean, log_variance in pairs)
+        # VIBNet's code multiplies by the map's area and by one over its side.
+        information += 0.01 * maps[name] ** 2 / maps[name] * told
     whole = information + 0.3 * math.log(relaxed / (share * actual))
     job = make_job(budget=share * actual)
     assert penalty(job, network).item() == pytest.approx(whole if acts else 0.0, rel=1e-5)
