@@ -8,20 +8,24 @@ comes the exact allocation under a budget:
 
 Traces are taken on the pretrained float network in evaluation mode. They are means over random draws, which end when
 every running mean changes by less than a thousandth, or after 100 (PyHessian's rule).
+
+V2 takes traces of activations too, and V3 gives an input the bits of the weights, by sensitivities of weights alone. By
+default, inputs have traces and bits of their own, so that HAWQ chooses among the same policies as all methods here.
+`activations = "tied"` is V3.
 """
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from bench.api import Capabilities, Decision, Options, Policy, SearchJob, SearchResult, uniform
 from methods.shared.budget import unreachable
 from methods.shared.decisions import bits_decision
-from methods.shared.hessian import Sensitivity, hutchinson, loss_graph, sensitivity
+from methods.shared.hessian import Sensitivity, Traces, hutchinson, loss_graph, sensitivity
+from methods.shared.knapsack import cheapest_choice
 from methods.shared.options import Candidates, ChoosesBits
 
 
@@ -30,7 +34,8 @@ class HawqOptions(Options):
 
     Attributes:
         bits: Candidate bits for weights and activations.
-        activations: Bits of inputs by their own trace, or tied to those of the weights.
+        activations: Bits of inputs by their own trace, or tied to those of the weights (V3). If they are tied, only the
+            sensitivities of weights count, and repair cannot change the policy.
         draws: Largest number of Hessian-vector products.
         tolerance: Relative change of the running means at which draws end.
         images: Number of training images on which the Hessian is taken.
@@ -38,7 +43,7 @@ class HawqOptions(Options):
 
     bits: Candidates = (2, 4, 8)
     activations: Literal["traced", "tied"] = "traced"
-    draws: Annotated[int, Field(ge=1)] = 100
+    draws: Annotated[int, Field(ge=2)] = 100
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
     images: Annotated[int, Field(ge=1)] = 128
 
@@ -53,9 +58,12 @@ class Hawq(ChoosesBits):
     )
     deviations = (
         "The common quantizer replaces the papers' own; errors are in the units of the float weights.",
-        "Activations have a trace and bits of their own; activations = 'tied' gives inputs the bits of the weights, as "
-        "published in V3.",
-        "Negative traces count as zero.",
+        "Inputs have a trace (as in V2) and bits of their own; activations = 'tied' gives them the bits of the "
+        "weights, by sensitivities of weights alone, as published in V3.",
+        "V3 gives the first convolution of a block and its shortcut the same bits, since they read one tensor; here "
+        "they are chosen apart.",
+        "Traces are of one batch of 128 images, and of at most 100 draws; the record has their standard errors.",
+        "Negative traces count as zero: such a tensor has the lowest bits.",
     )
     capabilities = Capabilities(budget="direct", mixed_precision=True)
     Options = HawqOptions
@@ -70,81 +78,58 @@ class Hawq(ChoosesBits):
         bits = tuple(sorted(self.options.bits))
         graph = loss_graph(job, self.options.images)
         traces = hutchinson(graph, job.noise("signs"), self.options.draws, self.options.tolerance)
-        omega = sensitivity(job.task.network, graph.tensors, traces, bits)
+        omega = sensitivity(job.task.network, graph.tensors, traces.means, bits)
         tied = self.options.activations == "tied"
         policy = allocate(job, omega, bits, tied=tied)
         return SearchResult(
             policy=policy,
             state=job.pretrained,
             decisions=() if tied else _decisions(policy, omega, bits),
-            record={
-                "traces": {f"{layer}.{what}": trace for (layer, what), trace in traces.items()},
-                "sensitivity": {f"{layer}.{what}": list(values) for (layer, what), values in omega.items()},
-            },
+            record=_record(traces, omega, self.options.images),
         )
 
 
+def _record(traces: Traces, omega: Sensitivity, images: int) -> dict[str, Any]:
+    """State the traces and sensitivities of every tensor, and what they cost."""
+    return {
+        "effort": f"{traces.draws} Hessian-vector products on {images} images",
+        "draws": traces.draws,
+        "traces": {f"{layer}.{what}": trace for (layer, what), trace in traces.means.items()},
+        "standard_errors": {f"{layer}.{what}": error for (layer, what), error in traces.standard_errors.items()},
+        "sensitivity": {f"{layer}.{what}": list(values) for (layer, what), values in omega.items()},
+    }
+
+
 def allocate(job: SearchJob, omega: Sensitivity, bits: Sequence[int], *, tied: bool) -> Policy:
-    """Find the bits of least total Ω within the budget, exactly.
+    """Find the bits of least total Ω within the budget, exactly (`methods.shared.knapsack`).
 
     Args:
         job: Network, measure and budget.
         omega: Sensitivity of every tensor at every candidate.
         bits: Candidate bits, rising.
-        tied: Whether inputs have the bits of the weights.
+        tied: Whether inputs have the bits of the weights; then Ω is that of weights alone.
 
     Raises:
         UnreachableBudgetError: Even the lowest candidates cost more than the budget.
     """
-    network = job.task.network
-    pairs = [(b, b) for b in bits] if tied else list(product(bits, bits))
-    policy = uniform(network, bits[0])
+    network, policy = job.task.network, uniform(job.task.network, bits[0])
     least = job.price(policy)
     if least > job.budget:
         raise unreachable(job, f"uniform {bits[0]} bit", least)
-    sensitivities, costs = [], []
+    pairs = [(b, b) for b in bits] if tied else list(product(bits, bits))
+    values, rises = [], []
     for layer in network.middle:
-        start = job.measure.price_layer(policy, layer)
-        for weight, activation in pairs:
-            of_weight = omega[layer.name, "weight_bits"][bits.index(weight)]
-            sensitivities.append(of_weight + omega[layer.name, "activation_bits"][bits.index(activation)])
-            changed = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation)
-            costs.append((job.measure.price_layer(changed, layer) - start) / job.budget)
-    chosen = _least(np.array(sensitivities), np.array(costs), 1 - least / job.budget, len(network.middle))
-    for layer, index in zip(network.middle, chosen, strict=True):
-        weight, activation = pairs[int(index)]
+        of_weights = dict(zip(bits, omega[layer.name, "weight_bits"], strict=True))
+        of_inputs = dict(zip(bits, omega[layer.name, "activation_bits"], strict=True))
+        values.append([of_weights[weight] + (0.0 if tied else of_inputs[activation]) for weight, activation in pairs])
+        choices = [policy.with_layer(layer.name, weight_bits=w, activation_bits=a) for w, a in pairs]
+        costs = [job.measure.price_layer(choice, layer) for choice in choices]
+        rises.append([cost - costs[0] for cost in costs])
+    chosen = cheapest_choice(np.array(values), np.array(rises, dtype=np.float64), job.budget - least)
+    for layer, index in zip(network.middle, chosen.tolist(), strict=True):
+        weight, activation = pairs[index]
         policy = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation)
     return policy
-
-
-def _least(
-    sensitivities: NDArray[np.float64], costs: NDArray[np.float64], budget: float, layers: int
-) -> NDArray[np.intp]:
-    """Solve the integer programme.
-
-    Args:
-        sensitivities: Ω of each choice, shape (layers · choices,).
-        costs: Cost of each choice above that of the lowest candidates, of the same shape.
-        budget: Largest sum of costs.
-        layers: Number of layers.
-
-    Returns:
-        Index of the choice of each layer, shape (layers,).
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    choices = len(sensitivities) // layers
-    one_each = np.kron(np.eye(layers), np.ones(choices))
-    solved = milp(
-        sensitivities / (sensitivities.max() or 1.0),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(costs[np.newaxis], -np.inf, budget)],
-        integrality=np.ones(len(sensitivities), dtype=np.int64),
-        bounds=Bounds(0, 1),
-    )
-    if solved.x is None:
-        raise RuntimeError(f"the integer programme was not solved: {solved.message}")
-    chosen: NDArray[np.intp] = np.round(solved.x).reshape(layers, choices).argmax(1)
-    return chosen
 
 
 def _decisions(policy: Policy, omega: Sensitivity, bits: tuple[int, ...]) -> list[Decision]:

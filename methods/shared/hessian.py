@@ -6,6 +6,9 @@ The sensitivity of a tensor t at b bits is its average Hessian trace times its s
 
 Traces are Hutchinson's estimates, E[vᵀHv] with v of random signs. One Hessian-vector product serves all tensors, since
 products between different tensors have mean zero.
+
+The input of a layer is taken at the place of its quantizer: a copy that this layer alone reads. Other readers of the
+same tensor, such as the sum at the end of a residual block, see it unquantized, and must not count.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +33,27 @@ class LossGraph:
     """The training loss of the float network as a function of the tensors that may be quantized.
 
     Attributes:
-        tensors: Weights and inputs of the searched layers.
+        tensors: Weights and inputs of the searched layers, each read by its layer alone.
         gradients: Gradients of the loss with respect to them, differentiable.
     """
 
     tensors: Tensors
     gradients: Sequence[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """Estimated traces of the Hessian, by layer and kind.
+
+    Attributes:
+        means: Means over all draws.
+        standard_errors: Standard errors of the means.
+        draws: Number of draws.
+    """
+
+    means: Mapping[tuple[str, What], float]
+    standard_errors: Mapping[tuple[str, What], float]
+    draws: int
 
 
 def loss_graph(job: SearchJob, images: int) -> LossGraph:
@@ -48,9 +66,10 @@ def loss_graph(job: SearchJob, images: int) -> LossGraph:
     model = job.float_model().eval()
     tensors: dict[tuple[str, What], Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tensors[name, "activation_bits"] = inputs[0]
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+            tensors[name, "activation_bits"] = own = inputs[0].clone()
+            return own
 
         return hook
 
@@ -64,28 +83,38 @@ def loss_graph(job: SearchJob, images: int) -> LossGraph:
     return LossGraph(tensors, torch.autograd.grad(loss, list(tensors.values()), create_graph=True))
 
 
-def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: float) -> dict[tuple[str, What], float]:
+def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: float) -> Traces:
     """Estimate the Hessian's trace for every tensor: the mean of vᵀHv over draws of random signs v.
 
     Args:
         graph: Gradients of the loss.
         signs: Generator of the signs.
-        draws: Largest number of draws.
-        tolerance: Relative change of all running means below which drawing stops.
+        draws: Largest number of draws, at least 2.
+        tolerance: Relative change of all running means below which drawing stops (PyHessian's rule).
     """
     tensors = list(graph.tensors.values())
-    sums = torch.zeros(len(tensors), dtype=torch.float64)
-    for draw in range(1, draws + 1):
+    drawn = torch.zeros(0, len(tensors), dtype=torch.float64)
+    while len(drawn) < draws:
         vectors = [_signs(tensor, signs) for tensor in tensors]
         products = torch.autograd.grad(graph.gradients, tensors, vectors, retain_graph=True)
-        before = sums / max(1, draw - 1)
-        sums += torch.stack(
+        row = torch.stack(
             [(vector * product).sum().double().cpu() for vector, product in zip(vectors, products, strict=True)]
         )
-        change = ((sums / draw - before).abs() / (before.abs() + 1e-12)).max()
-        if draw > 1 and float(change) < tolerance:
+        drawn = torch.cat([drawn, row.unsqueeze(0)])
+        if len(drawn) > 1 and _change_of_mean(drawn) < tolerance:
             break
-    return dict(zip(graph.tensors, (sums / draw).tolist(), strict=True))
+    errors = drawn.std(0) / len(drawn) ** 0.5
+    return Traces(
+        means=dict(zip(graph.tensors, drawn.mean(0).tolist(), strict=True)),
+        standard_errors=dict(zip(graph.tensors, errors.tolist(), strict=True)),
+        draws=len(drawn),
+    )
+
+
+def _change_of_mean(drawn: Tensor) -> float:
+    """Compute the largest relative change of a running mean by the last draw, for draws of shape (draws, tensors)."""
+    before = drawn[:-1].mean(0)
+    return float(((drawn.mean(0) - before).abs() / (before.abs() + 1e-12)).max())
 
 
 def _signs(like: Tensor, source: torch.Generator) -> Tensor:

@@ -1,15 +1,19 @@
 """Second-order sensitivity: Hutchinson's traces and quantization errors."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
+from statistics import stdev
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bench.compression.quantizer import best_clip, quantize_literal, standardize
-from bench.compression.shapes import LayerShape, NetworkShape
-from bench.method import SearchJob
+from bench.compression.shapes import LayerShape, NetworkShape, trace
+from bench.method import SearchJob, Task
+from bench.spec.seeds import generator
 from methods.shared.hessian import LossGraph, hutchinson, loss_graph, sensitivity, squared_error
 
 BITS = (2, 4, 8)
@@ -20,7 +24,7 @@ def tiny_graph() -> tuple[LossGraph, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
     x, y = torch.randn(20, 2, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
-    weights = list(model.parameters())
+    weights: list[torch.Tensor] = list(model.parameters())
     loss = (model(x) - y).square().mean()
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
     return LossGraph({("a", "weight_bits"): weights[0], ("b", "weight_bits"): weights[1]}, gradients), weights
@@ -51,7 +55,94 @@ def test_the_mean_over_all_signs_is_the_trace(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("methods.shared.hessian._signs", next_signs)
     found = hutchinson(graph, torch.Generator(), draws=2**9, tolerance=1e-300)
-    assert list(found.values()) == pytest.approx(exact_traces(graph, weights), rel=1e-9)
+    assert list(found.means.values()) == pytest.approx(exact_traces(graph, weights), rel=1e-9)
+
+
+def test_standard_errors_are_those_of_the_draws() -> None:
+    """The same draws one by one; the means of many seeds scatter as their standard errors say."""
+    graph, weights = tiny_graph()
+    found = hutchinson(graph, torch.Generator().manual_seed(3), draws=20, tolerance=1e-300)
+    signs, products = torch.Generator().manual_seed(3), []
+    for _ in range(20):
+        vectors = [2.0 * torch.randint(2, w.shape, generator=signs, dtype=torch.int8).double() - 1 for w in weights]
+        rows = torch.autograd.grad(graph.gradients, weights, vectors, retain_graph=True)
+        products.append([float((row * vector).sum()) for row, vector in zip(rows, vectors, strict=True)])
+    assert found.draws == 20
+    for index, key in enumerate(graph.tensors):
+        column = [row[index] for row in products]
+        assert found.means[key] == pytest.approx(sum(column) / 20)
+        assert found.standard_errors[key] == pytest.approx(stdev(column) / 20**0.5)
+    exact = dict(zip(graph.tensors, exact_traces(graph, weights), strict=True))
+    runs = [hutchinson(graph, torch.Generator().manual_seed(seed), 20, 1e-300) for seed in range(50)]
+    for key in graph.tensors:
+        deviations = [(run.means[key] - exact[key]) / run.standard_errors[key] for run in runs]
+        assert 0.7 < stdev(deviations) < 1.4
+
+
+# --- the place of the quantizer -----------------------------------------------------------------------------------
+
+
+class Branched(nn.Module):
+    """Every way in which a layer's input is read by others too, smooth and in double precision.
+
+    The input of `inner` is also the identity shortcut; that of `main` is also read by a 1×1 shortcut; and with `third`,
+    three layers read it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 4, stride=4)
+        self.inner, self.outer = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.main, self.shortcut, self.third = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1)
+        self.fc = nn.Linear(3, 10)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x.double()))
+        x = torch.tanh(x + self.outer(torch.tanh(self.inner(x))))
+        x = torch.tanh(self.main(x)) + self.shortcut(x) * torch.sigmoid(self.third(x))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def branched_job(small_task: Task, make_job: Callable[..., SearchJob]) -> SearchJob:
+    torch.manual_seed(5)
+    model = Branched()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    shapes = trace(model, (1, 8, 8), name="branched", dataset="digits")
+    return make_job(replace(small_task, network=shapes, make_model=Branched), state=model.state_dict())
+
+
+def difference_trace(job: SearchJob, layer: str, images: int, numbers: int) -> float:
+    """The trace by second differences of the loss in each number that the quantizer of the layer would change."""
+    model = job.float_model().eval()
+    batch, labels = next(job.task.data.training_batches(images, generator("hessian", job.seed)))
+    shift = torch.zeros(numbers, dtype=torch.float64)
+    model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: inputs[0] + shift.view(inputs[0].shape))
+    width, total = 1e-3, 0.0
+    with torch.no_grad():
+        middle = float(F.cross_entropy(model(batch), labels))
+        for index, signed in product(range(numbers), (width, -width)):
+            shift.zero_()[index] = signed
+            total += float(F.cross_entropy(model(batch), labels)) - middle
+    return total / width**2
+
+
+@pytest.mark.parametrize("layer", ["inner", "outer", "main", "shortcut", "third"])
+def test_traces_are_those_at_the_place_of_the_quantizer(branched_job: SearchJob, layer: str) -> None:
+    """An input that the residual sum and other layers read too is changed for this layer alone."""
+    graph = loss_graph(branched_job, 3)
+    index = list(graph.tensors).index((layer, "activation_bits"))
+    chosen = LossGraph({(layer, "activation_bits"): graph.tensors[layer, "activation_bits"]}, [graph.gradients[index]])
+    (exact,) = exact_traces(chosen, list(chosen.tensors.values()))
+    expected = difference_trace(branched_job, layer, 3, graph.tensors[layer, "activation_bits"].numel())
+    assert abs(expected) > 1e-3
+    assert exact == pytest.approx(expected, rel=1e-4)
+    found = hutchinson(chosen, torch.Generator().manual_seed(0), draws=400, tolerance=1e-300)
+    error = found.standard_errors[layer, "activation_bits"]
+    assert found.means[layer, "activation_bits"] == pytest.approx(expected, abs=4 * error)
 
 
 def test_of_a_diagonal_hessian_one_draw_is_exact_and_draws_end_early() -> None:
@@ -60,7 +151,9 @@ def test_of_a_diagonal_hessian_one_draw_is_exact_and_draws_end_early() -> None:
     gradients = torch.autograd.grad(loss, [weight], create_graph=True)
     graph, source = LossGraph({("a", "weight_bits"): weight}, gradients), torch.Generator().manual_seed(1)
     found = hutchinson(graph, source, draws=100, tolerance=1e-3)
-    assert found["a", "weight_bits"] == pytest.approx(10.0)
+    assert found.means["a", "weight_bits"] == pytest.approx(10.0)
+    assert found.standard_errors["a", "weight_bits"] == pytest.approx(0.0)
+    assert found.draws == 2
     after_two = torch.Generator().manual_seed(1)
     for _ in range(2):
         torch.randint(2, weight.shape, generator=after_two, dtype=torch.int8)
