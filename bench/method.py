@@ -143,7 +143,8 @@ class Decision:
         options: Possible choices, from cheap to costly: bits; for filters `(0, 1)`, dropped or kept.
         chosen: Index of the search's choice.
         margins: Preferences of the search between neighbouring options, in the method's own unit. Entry i is between
-            options i and i + 1, and positive if the search preferred i + 1.
+            options i and i + 1, and positive if the search prefers i + 1. A preference against the choice is one that
+            the budget overruled: repair follows it first.
         filters: Indices of the group's filters.
     """
 

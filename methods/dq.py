@@ -195,11 +195,15 @@ class DqNetwork(RangeNetwork):
 
     @torch.no_grad()
     def margins(self) -> Tensor:
-        """Compute distances to the candidates, with q_max before it is rounded to a multiple of d̂."""
+        """Compute distances to the borders of the candidates, in bits, with q_max before it is rounded to n·d̂.
+
+        A candidate ends half a level above its last one, where n is rounded to the next. With the last level as the
+        border, choices within this half would have a margin of the wrong sign.
+        """
         step, limit = self.stacked("clip_step"), self.stacked("clip_range")
         power, _ = grid(step, limit)
-        bits = torch.log2(limit / power + 1).double() + self.signed
-        return bits.unsqueeze(2) - self.candidates[:-1]
+        borders = levels_of(self.candidates[:-1], self.signed.unsqueeze(2)) + 0.5
+        return torch.log2((limit / power).double() + 1).unsqueeze(2) - torch.log2(borders.double() + 1)
 
     @torch.no_grad()
     def project(self) -> None:

@@ -1,8 +1,12 @@
-"""Repair: move the fewest decisions of smallest margin so that a policy ends within the budget's window.
+"""Repair: move the fewest decisions against the least preference so that a policy ends within the budget's window.
 
 The possible costs of a network form a coarse lattice, and searches end near their budget, not on it. Without repair two
 methods would be compared at costs that differ by more than the window. The number of changed decisions is recorded, and
 reports show the cost before and after.
+
+Margins have a sign. A move has a gain: the margin that it crosses, positive where the search itself prefers the new
+option. Choices of gates or logits have no positive gains, so those of least margin are moved. A search that only the
+budget keeps from higher bits has them, and then the most useful step is taken.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +19,7 @@ from bench.costs.budget import Budget
 from bench.method import Decision
 
 _PAIR_CANDIDATES = 40
-"""Number of single moves, those of smallest margin, from which pairs are formed."""
+"""Number of single moves, those of largest gain, from which pairs are formed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +29,12 @@ class Move:
     Attributes:
         index: Index of the decision.
         chosen: Index of the new option.
-        margin: Size of the search's preference for the present option.
+        gain: Preference of the search for the new option over the present one, in the unit of the margins.
     """
 
     index: int
     chosen: int
-    margin: float
+    gain: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +100,10 @@ def _remaining(base: LayerPolicy, dropped: set[int]) -> tuple[int, ...]:
 def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision], budget: Budget) -> Repair:
     """Bring a policy into the window of a budget, if its decisions allow it.
 
-    Single moves are tried first, then pairs of moves of small margin. If none of them ends in the window, the move of
-    smallest margin towards it is made, and both are tried again from there. A policy that cannot be brought into the
-    window becomes the costliest one seen on the way that costs no more than the budget.
+    Single moves are tried first, then pairs; of those that end in the window, the one of largest gain is made. If none
+    does, one step is made towards the window, and both are tried again from there: of moves that the search prefers,
+    the one of largest gain for the cost that it moves, and otherwise the one of smallest margin. A policy that cannot
+    be brought into the window becomes the costliest one seen on the way that costs no more than the budget.
 
     Args:
         network: Shapes of the network.
@@ -116,7 +121,7 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
         landing = _landing(ledger, cost, moves, budget)
         if landing is None and not moves:
             break
-        for move in landing or moves[:1]:
+        for move in landing or [_best_step(ledger, moves)]:
             ledger.make(move)
         cost = budget.price(network, ledger.policy())
         if cost <= budget.limit and (best is None or cost > best[0]):
@@ -215,16 +220,22 @@ class _Ledger:
 
 
 def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
-    """Return all moves by one option that change the cost in the wanted direction, smallest margin first."""
+    """Return all moves by one option that change the cost in the wanted direction, largest gain first."""
     step = -1 if towards_less else 1
     possible = []
     for index, decision in enumerate(ledger.decisions):
         chosen = decision.chosen + step
         if 0 <= chosen < len(decision.options):
             boundary = min(decision.chosen, chosen)
-            possible.append(Move(index=index, chosen=chosen, margin=abs(decision.margins[boundary])))
+            possible.append(Move(index=index, chosen=chosen, gain=step * decision.margins[boundary]))
     effective = [move for move in possible if step * ledger.change(move) > 0]
-    return sorted(effective, key=lambda move: (move.margin, move.index))
+    return sorted(effective, key=lambda move: (-move.gain, move.index))
+
+
+def _best_step(ledger: _Ledger, moves: Sequence[Move]) -> Move:
+    """Choose the step towards a window that is out of reach of one or two moves, from moves by falling gain."""
+    wanted = [move for move in moves if move.gain > 0]
+    return max(wanted, key=lambda move: move.gain / abs(ledger.change(move)), default=moves[0])
 
 
 def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> bool:
@@ -238,14 +249,14 @@ def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: B
 
 
 def _landing(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> Sequence[Move] | None:
-    """Find one or two moves that end in the window: as few as possible, then of least sum of margins."""
+    """Find one or two moves that end in the window: as few as possible, then of largest sum of gains."""
     for move in moves:
         if budget.matches(cost + ledger.change(move)):
             return [move]
     candidates = moves[:_PAIR_CANDIDATES]
     if not _within_reach(ledger, cost, candidates, budget):
         return None
-    pairs = sorted(combinations(candidates, 2), key=lambda pair: pair[0].margin + pair[1].margin)
+    pairs = sorted(combinations(candidates, 2), key=lambda pair: -pair[0].gain - pair[1].gain)
     for pair in pairs:
         if budget.matches(cost + ledger.change_of_both(*pair)):
             return pair

@@ -94,8 +94,11 @@ def test_margins_say_how_far_the_next_candidates_are(make_job: MakeJob) -> None:
     for decision in network.decisions():
         kind, row = ("weight_bits", "activation_bits").index(decision.what), list(network.layers).index(decision.layer)
         step, limit = steps[kind, row].item(), limits[kind, row].item()
-        width = math.log2(limit / 2.0 ** round(math.log2(step)) + 1) + (1 - kind)
-        assert decision.margins == pytest.approx((width - 2, width - 4), abs=1e-5)
+        levels = limit / 2.0 ** round(math.log2(step))
+        borders = (1.5, 7.5) if kind == 0 else (3.5, 15.5)
+        expected = [math.log2(levels + 1) - math.log2(border + 1) for border in borders]
+        assert decision.margins == pytest.approx(expected, abs=1e-5)
+        assert [margin > 0 for margin in decision.margins] == [decision.chosen > 0, decision.chosen > 1]
         assert decision.options[decision.chosen] >= slow_width(step, limit, signed=kind == 0)
 
 

@@ -276,8 +276,8 @@ def test_noise_fades_over_the_episodes_as_it_does_over_580() -> None:
     assert sigma_of(3, HaqOptions(noise_decay=0.5)) == 0.0625
 
 
-def test_margins_are_the_actors_but_for_what_the_wall_has_changed(known_job: SearchJob) -> None:
-    """Boundaries lie at one third and two thirds."""
+def test_margins_are_the_actors_whatever_the_wall_has_changed(known_job: SearchJob) -> None:
+    """Borders lie at one third and two thirds; the actor prefers the middle candidate everywhere."""
     space, asked = ActionSpace(known_job, BITS), []
     choices = (0, 1, 2, 0, 1, 2, 0, 1)
 
@@ -287,10 +287,9 @@ def test_margins_are_the_actors_but_for_what_the_wall_has_changed(known_job: Sea
 
     decisions = space.decisions(choices, act)
     assert [state[8].item() for state in asked] == [1, 0.25, 0.5, 1, 0.25, 0.5, 1, 0.25]
-    low, middle, high = (0.0, -1 / 6), (1 / 6, -1 / 6), (1 / 6, 0.0)
     for decision, place in zip(decisions, choices, strict=True):
         assert decision.chosen == place
-        assert decision.margins == pytest.approx((low, middle, high)[place])
+        assert decision.margins == pytest.approx((1 / 6, -1 / 6))
     policy = space.policy(choices)
     assert [getattr(policy.layers[d.layer], d.what) for d in decisions] == [BITS[place] for place in choices]
     assert [(d.layer, d.what) for d in decisions[:2]] == [("2", "weight_bits"), ("2", "activation_bits")]

@@ -167,10 +167,10 @@ class ActionSpace:
                     yield step
 
     def decisions(self, choices: Choices, act: Callable[[Tensor], float]) -> list[Decision]:
-        """List every choice; margins are distances of the actor's action from where it would mean another candidate.
+        """List every choice; margins are distances of the actor's action from the borders between candidates.
 
-        The actor may prefer another side of a border than the choice, which the action wall or noise has changed. That
-        margin is 0, so that repair moves this choice first.
+        The actor may prefer another side of a border than the choice, which the action wall or noise has changed. The
+        sign of the margin says so, and repair moves this choice first.
 
         Args:
             choices: Choices of the returned policy.
@@ -179,8 +179,7 @@ class ActionSpace:
         decisions = []
         for step, chosen in enumerate(choices):
             action = act(self.state(step, choices[step - 1] if step else None))
-            excess = [action - border / len(self._bits) for border in range(1, len(self._bits))]
-            margins = [max(over, 0.0) if below < chosen else min(over, 0.0) for below, over in enumerate(excess)]
+            margins = [action - border / len(self._bits) for border in range(1, len(self._bits))]
             decisions.append(
                 Decision(
                     layer=self._layers[step // 2].name,

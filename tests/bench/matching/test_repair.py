@@ -1,5 +1,6 @@
 """Repair against brute force on a small network."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -60,7 +61,7 @@ def repaired(decisions: Sequence[Decision], bops: float) -> Repair:
 
 @dataclass(frozen=True)
 class Brute:
-    """Every landing by one or two moves towards the window, as (moves, sum of margins, cost)."""
+    """Every landing by one or two moves towards the window, as (moves, sum of gains × −1, cost)."""
 
     landings: list[tuple[int, float, int]]
 
@@ -75,12 +76,11 @@ def brute_force(decisions: Sequence[Decision], window: Budget) -> Brute:
     landings = []
     for number in (1, 2):
         for indices in combinations(able, number):
-            changed, margin = list(decisions), 0.0
+            changed = list(decisions)
             for i in indices:
-                margin += abs(decisions[i].margins[min(decisions[i].chosen, decisions[i].chosen + step)])
                 changed[i] = replace(decisions[i], chosen=decisions[i].chosen + step)
             if window.matches(cost(changed)):
-                landings.append((number, margin, cost(changed)))
+                landings.append((number, -gain_of(decisions, changed), cost(changed)))
     return Brute(landings)
 
 
@@ -136,13 +136,15 @@ def test_repair_keeps_its_promises(situation: tuple[list[Decision], float]) -> N
     if best is not None and not window.matches(raw):
         assert window.matches(result.cost)
         assert result.moved == best[0]
-        assert margin_of(decisions, result.decisions) == pytest.approx(best[1])
+        assert -gain_of(decisions, result.decisions) == pytest.approx(best[1])
 
 
-def margin_of(before: Sequence[Decision], after: Sequence[Decision]) -> float:
-    """The sum of the margins that were crossed."""
-    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.chosen != b.chosen]
-    return sum(abs(a.margins[min(a.chosen, b.chosen)]) for a, b in pairs)
+def gain_of(before: Sequence[Decision], after: Sequence[Decision]) -> float:
+    """The sum of the margins that were crossed: upwards as they are, downwards with the other sign."""
+    return sum(
+        sum(a.margins[a.chosen : b.chosen]) - sum(a.margins[b.chosen : a.chosen])
+        for a, b in zip(before, after, strict=True)
+    )
 
 
 # --- one by one ---
@@ -179,6 +181,61 @@ def test_of_several_single_moves_the_least_margin_wins() -> None:
     assert moved == [same[-1]]
 
 
+def on_the_way(decisions: Sequence[Decision], window: Budget) -> list[Decision]:
+    """Take the step of largest gain per cost until one or two moves land."""
+    current = list(decisions)
+    while brute_force(current, window).best is None:
+        step = -1 if cost(current) > window.limit else 1
+        changed = [
+            [*current[:i], replace(d, chosen=d.chosen + step), *current[i + 1 :]]
+            for i, d in enumerate(current)
+            if 0 <= d.chosen + step < len(d.options)
+        ]
+        current = max(changed, key=lambda after: gain_of(current, after) / abs(cost(after) - cost(current)))
+    return current
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("step", [-1, 1], ids=["too dear", "too cheap"])
+def test_steps_that_the_search_prefers_are_made_in_the_order_of_gain_per_cost(step: int, seed: int) -> None:
+    """From far away, when every step towards the window is preferred, as it is where only the budget forbids it."""
+    draws = random.Random(seed)
+    far = [replace(d, chosen=1 - step, margins=(step * draws.random(), step * draws.random())) for d in FOUR]
+    window = budget(cost(FOUR) * 1.01)
+    assert brute_force(far, window).best is None
+    before = on_the_way(far, window)
+    landing = brute_force(before, window).best
+    assert landing is not None and gain_of(far, before) > 0
+    result = repaired(far, window.limit)
+    assert window.matches(result.cost)
+    assert gain_of(far, result.decisions) == pytest.approx(gain_of(far, before) - landing[1])
+
+
+TWINS = [name for name in LAYERS if name.endswith("conv2")]
+
+
+def test_of_steps_up_that_land_the_most_useful_one_is_taken() -> None:
+    """Measured falls of the loss, of which the smallest in size is a rise."""
+    cheapest = [
+        bits(name, "weight_bits", 0, (fall, 0.0)) for name, fall in zip(TWINS, (-0.0012, 0.0076, 0.0034), strict=True)
+    ]
+    up = {cost([*cheapest[:i], replace(d, chosen=1), *cheapest[i + 1 :]]) for i, d in enumerate(cheapest)}
+    assert len(up) == 1, "all three layers cost the same"
+    result = repair(network(), policy_of(base(), cheapest), cheapest, budget(up.pop(), tolerance=1e-6))
+    assert [d.chosen for d in result.decisions] == [0, 1, 0]
+
+
+def test_a_gate_that_is_open_behind_a_shut_one_counts_for_its_step() -> None:
+    """Of three layers of one cost, the first has the gate of 4 bits shut and that of 8 open."""
+    nested = bits(TWINS[0], "weight_bits", 0, (-0.1, 0.3))
+    gates = [nested, *(bits(name, "weight_bits", 1, (0.5, -0.2)) for name in TWINS[1:])]
+    wanted = [replace(nested, chosen=2), replace(gates[1], chosen=2), gates[2]]
+    assert cost(wanted) == cost([replace(nested, chosen=1), *(replace(d, chosen=2) for d in gates[1:])])
+    window = budget(cost(wanted), tolerance=1e-6)
+    result = repair(network(), policy_of(base(), gates), gates, window)
+    assert [d.chosen for d in result.decisions] == [2, 2, 1]
+
+
 def test_a_pair_is_moved_only_when_no_single_move_lands() -> None:
     decisions = [bits(name, "weight_bits", 1, (0.1, 0.1)) for name in PRUNABLE]
     both = [replace(decisions[0], chosen=0), replace(decisions[1], chosen=0), decisions[2]]
@@ -192,7 +249,8 @@ def test_a_pair_is_moved_only_when_no_single_move_lands() -> None:
 @pytest.mark.parametrize("chosen", [0, 1], ids=["put back", "taken away"])
 def test_groups_of_filters_are_moved_whole(chosen: int) -> None:
     layer = PRUNABLE[0]
-    decisions = [group(layer, first, chosen, margin=first / 100) for first in (4, 8, 12)]
+    sign = 1 if chosen else -1
+    decisions = [group(layer, first, chosen, margin=sign * first / 100) for first in (4, 8, 12)]
     flipped = [replace(decisions[0], chosen=1 - chosen), *decisions[1:]]
     result = repaired(decisions, cost(flipped) + 1)
     assert result.moved == 1 and result.cost == cost(flipped)
