@@ -4,10 +4,13 @@ Every weight and every input of a searched layer is quantized alone, at every ca
 loss is measured, without training. The search starts from the highest candidates everywhere. It takes the step down
 that raises the loss least for the cost that it saves, until the network fits the budget: the greedy solution of a
 knapsack problem. It ignores that errors of several tensors do not simply add up to a loss.
+
+The last step can overshoot. If the cost is below the window then, repair goes up again by the step that lowers the
+measured loss most. The record lists every step down, with what it cost and what it saved.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import torch
@@ -72,13 +75,43 @@ class Greedy(ChoosesBits):
             bits_decision(layer, what, bits, [-loss for loss in by_bits], chosen=len(bits) - 1)
             for (layer, what), by_bits in losses.items()
         ]
-        decisions = step_down(job, uniform(network, bits[-1]), highest, losses)
+        decisions, steps = step_down(job, uniform(network, bits[-1]), highest, losses)
         return SearchResult(
             policy=policy_of(uniform(network, bits[-1]), decisions),
             state=job.pretrained,
             decisions=decisions,
-            record={"sensitivity": {f"{layer}.{what}": list(by_bits) for (layer, what), by_bits in losses.items()}},
+            record={
+                "effort": f"{len(losses) * len(bits)} losses on {self.options.batches} training batches",
+                "sensitivity": {f"{layer}.{what}": list(by_bits) for (layer, what), by_bits in losses.items()},
+                "steps": [asdict(step) for step in steps],
+            },
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step down, which raises the loss least for the cost that it saves.
+
+    Attributes:
+        layer, what: Tensor of the layer.
+        before, after: Bits before and after.
+        rise: Rise of the measured loss.
+        saved: Cost that is saved, in the unit of the budget.
+        cost: Cost of the network after the step.
+    """
+
+    layer: str
+    what: What
+    before: int
+    after: int
+    rise: float
+    saved: float
+    cost: float
+
+    @property
+    def rate(self) -> float:
+        """Rise of the loss for each unit of saved cost."""
+        return self.rise / self.saved
 
 
 def sensitivities(job: SearchJob, bits: Sequence[int], batches: int) -> Losses:
@@ -117,7 +150,9 @@ def _loss(job: SearchJob, policy: Policy, batches: Sequence[tuple[Tensor, Tensor
     return sum(float(F.cross_entropy(network(images), labels)) for images, labels in batches) / len(batches)
 
 
-def step_down(job: SearchJob, base: Policy, decisions: Sequence[Decision], losses: Losses) -> list[Decision]:
+def step_down(
+    job: SearchJob, base: Policy, decisions: Sequence[Decision], losses: Losses
+) -> tuple[list[Decision], list[Step]]:
     """Take the step that raises the loss least for the cost that it saves, until the network fits the budget.
 
     Args:
@@ -126,26 +161,42 @@ def step_down(job: SearchJob, base: Policy, decisions: Sequence[Decision], losse
         decisions: Choices to start from.
         losses: Losses of every tensor at every candidate.
 
+    Returns:
+        The choices, and the steps in their order.
+
     Raises:
         UnreachableBudgetError: No step is left, and the network still costs more than the budget.
     """
-    current, policy = list(decisions), policy_of(base, decisions)
+    current, policy, taken = list(decisions), policy_of(base, decisions), list[Step]()
     while (cost := job.price(policy)) > job.budget:
-        steps = [(_rate(job, policy, decision, losses), index) for index, decision in enumerate(current)]
-        rate, index = min(steps)
-        if rate == float("inf"):
+        possible = [
+            (step, index) for index in range(len(current)) if (step := _step(job, policy, current[index], losses))
+        ]
+        if not possible:
             raise unreachable(job, "the policy of the lowest candidates", cost)
+        step, index = min(possible, key=lambda found: (found[0].rate, found[1]))
         current[index] = replace(current[index], chosen=current[index].chosen - 1)
         policy = policy_of(base, current)
-    return current
+        taken.append(step)
+    return current, taken
 
 
-def _rate(job: SearchJob, before: Policy, decision: Decision, losses: Losses) -> float:
-    """Compute the rise of the loss in one step down, for each unit of saved cost; infinite where nothing is saved."""
+def _step(job: SearchJob, policy: Policy, decision: Decision, losses: Losses) -> Step | None:
+    """Describe the step down of a decision; `None` at the lowest candidate, and where nothing is saved."""
     if decision.chosen == 0 or decision.what == "filters":
-        return float("inf")
-    by_bits = losses[decision.layer, decision.what]
-    layer = job.task.network[decision.layer]
-    after = before.with_layer(decision.layer, **{decision.what: decision.options[decision.chosen - 1]})
-    saved = job.measure.price_layer(before, layer) - job.measure.price_layer(after, layer)
-    return (by_bits[decision.chosen - 1] - by_bits[decision.chosen]) / saved if saved > 0 else float("inf")
+        return None
+    lower, layer = decision.chosen - 1, job.task.network[decision.layer]
+    after = policy.with_layer(layer.name, **{decision.what: decision.options[lower]})
+    saved = job.measure.price_layer(policy, layer) - job.measure.price_layer(after, layer)
+    by_bits = losses[layer.name, decision.what]
+    if saved <= 0:
+        return None
+    return Step(
+        layer=layer.name,
+        what=decision.what,
+        before=decision.options[decision.chosen],
+        after=decision.options[lower],
+        rise=by_bits[lower] - by_bits[decision.chosen],
+        saved=saved,
+        cost=job.price(after),
+    )

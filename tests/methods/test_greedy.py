@@ -60,7 +60,7 @@ def test_a_small_problem_is_solved_as_enumeration_does(network: NetworkShape, jo
 
     outcomes = {choice: outcome(choice) for choice in product(range(2), repeat=3)}
     allowed = [choice for choice, (_, cost) in outcomes.items() if cost <= full - saved]
-    found = step_down(replace(job, budget=float(full - saved)), base, decisions, losses)
+    found, _ = step_down(replace(job, budget=float(full - saved)), base, decisions, losses)
     assert tuple(decision.chosen for decision in found) == min(allowed, key=lambda choice: outcomes[choice][0])
 
 
@@ -68,6 +68,29 @@ def test_a_search_ends_below_the_budget_with_decisions_for_repair(network: Netwo
     found = Greedy(GreedyOptions(batches=1)).search(job)
     assert price(network, found.policy).bops <= job.budget
     assert found.policy == policy_of(uniform(network, 8), found.decisions)
+
+
+def test_every_step_is_the_one_of_least_rise_per_saved_cost(network: NetworkShape, job: SearchJob) -> None:
+    """By whole prices of all policies one step below, from the measured losses in the record."""
+    bits = (2, 4, 8)
+    found = Greedy(GreedyOptions(batches=1)).search(job)
+    losses, steps, policy = found.record["sensitivity"], found.record["steps"], uniform(network, 8)
+    assert steps and found.record["effort"] == f"{2 * 3 * len(network.middle)} losses on 1 training batches"
+    for step in steps:
+        cost, rates = price(network, policy).bops, {}
+        assert cost > job.budget
+        for layer, what in product([shape.name for shape in network.middle], ("weight_bits", "activation_bits")):
+            place = bits.index(getattr(policy.layers[layer], what))
+            if place:
+                lower = policy.with_layer(layer, **{what: bits[place - 1]})
+                rise = losses[f"{layer}.{what}"][place - 1] - losses[f"{layer}.{what}"][place]
+                rates[layer, what] = rise / (cost - price(network, lower).bops)
+        assert (step["layer"], step["what"]) == min(rates, key=rates.__getitem__)
+        assert step["rise"] / step["saved"] == pytest.approx(min(rates.values()))
+        assert getattr(policy.layers[step["layer"]], step["what"]) == step["before"]
+        policy = policy.with_layer(step["layer"], **{step["what"]: step["after"]})
+        assert step["cost"] == price(network, policy).bops == cost - step["saved"]
+    assert policy == found.policy
 
 
 def test_nothing_is_taken_that_fits(network: NetworkShape, make_job: MakeJob) -> None:

@@ -1,11 +1,11 @@
 """Repair against brute force on a small network."""
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,7 +199,7 @@ def on_the_way(decisions: Sequence[Decision], window: Budget) -> list[Decision]:
 @pytest.mark.parametrize("step", [-1, 1], ids=["too dear", "too cheap"])
 def test_steps_that_the_search_prefers_are_made_in_the_order_of_gain_per_cost(step: int, seed: int) -> None:
     """From far away, when every step towards the window is preferred, as it is where only the budget forbids it."""
-    draws = random.Random(seed)
+    draws = np.random.default_rng(seed)
     far = [replace(d, chosen=1 - step, margins=(step * draws.random(), step * draws.random())) for d in FOUR]
     window = budget(cost(FOUR) * 1.01)
     assert brute_force(far, window).best is None
