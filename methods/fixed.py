@@ -1,6 +1,6 @@
 """Fixed precision: the same bits in every layer but the first and the last, which have 8."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,12 @@ class FixedOptions(Options):
 
     Attributes:
         bits: Number of bits. When absent, it is the largest one whose network fits the budget.
+        clip_init: Clip values at which fine-tuning starts where it does not calibrate them anyway
+            (`finetune.calibrate = false`): of the least squared error on a batch ("calibrated"), or 1 ("paper").
     """
 
     bits: Annotated[int, Field(ge=1, le=_MOST_BITS)] | None = None
+    clip_init: Literal["calibrated", "paper"] = "calibrated"
 
 
 class Fixed(Method):
@@ -26,8 +29,8 @@ class Fixed(Method):
     summary = "Uniform precision: the largest k bits that fit the budget"
     source = "this project: the baseline of the SBS paper's tables, with the common quantizer"
     deviations = (
-        "Before fine-tuning, clip values are calibrated to the least squared error on one batch, as for every method; "
-        "the paper starts them at 1.",
+        "Clip values are calibrated on a batch before fine-tuning, as for all methods here; clip_init = 'paper' and "
+        "finetune.calibrate = false start them at 1 (the SBS paper's Appendix F).",
     )
     capabilities = Capabilities(budget="direct", data_parallel=True)
     Options = FixedOptions
@@ -53,5 +56,13 @@ class Fixed(Method):
         for bits in candidates:
             policy = uniform(network, bits)
             if job.price(policy) <= job.budget:
-                return SearchResult(policy=policy, state=job.pretrained, record={"bits": bits})
+                return SearchResult(
+                    policy=policy, state=job.pretrained, clips=self._clips(network), record={"bits": bits}
+                )
         raise unreachable(job, f"uniform {candidates[-1]} bit", job.price(policy))
+
+    def _clips(self, network: NetworkShape) -> dict[str, float]:
+        """Return a clip value of 1 for every tensor, or none, which leaves them to calibration."""
+        if self.options.clip_init == "calibrated":
+            return {}
+        return {f"{layer.name}.{tensor}": 1.0 for layer in network.layers for tensor in ("weight", "activation")}

@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from bench.compression.compress import compress
 from bench.compression.policy import uniform
+from bench.compression.quantizer import clip_parameters
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import parse_budget
 from bench.costs.counter import price
@@ -57,6 +59,18 @@ def test_what_no_width_reaches_is_refused_with_the_nearest_cost(
 def test_a_width_that_was_asked_for_is_kept(network: NetworkShape, make_job: MakeJob) -> None:
     result = Fixed(FixedOptions(bits=3)).search(make_job(knobs={}))
     assert result.policy == uniform(network, 3)
+
+
+def test_fine_tuning_starts_at_clip_values_of_one_where_asked(network: NetworkShape, make_job: MakeJob) -> None:
+    """They reach every quantizer of the compressed network; by default there are none, and they are calibrated."""
+    job = make_job(knobs={})
+    assert Fixed().search(job).clips == {}
+    found = Fixed(FixedOptions(clip_init="paper")).search(job)
+    model = compress(job.float_model(), network, found.policy, clips=dict.fromkeys(found.clips, 2.0))
+    clips = clip_parameters(model)
+    assert len(clips) == 2 * len(network.layers) - 1  # the image is not quantized
+    assert all(clip.item() == 2 for clip in clips)
+    assert set(found.clips.values()) == {1.0}
 
 
 @pytest.mark.parametrize("options", [{"bits": 0}, {"bits": 17}, {"bits": 2.5}, {"width": 4}])
