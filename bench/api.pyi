@@ -19,6 +19,7 @@ from .compression.shapes import NetworkShape as NetworkShape
 from .costs.budget import Budget as Budget
 from .costs.counter import price as price
 from .costs.relaxed import RelaxedCost as RelaxedCost
+from .costs.term import CostTerm as CostTerm
 from .data.dataset import Arrays as Arrays
 from .data.dataset import Dataset as Dataset
 from .data.dataset import as_uint8 as as_uint8
@@ -31,8 +32,8 @@ from .errors import BenchError as BenchError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UnreachableBudgetError as UnreachableBudgetError
 from .matching.repair import policy_of as policy_of
+from .method import STRENGTH as STRENGTH
 from .method import Capabilities as Capabilities
-from .method import CostTerm as CostTerm
 from .method import Decision as Decision
 from .method import Knob as Knob
 from .method import Method as Method

@@ -18,6 +18,7 @@ from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Measure
+from bench.costs.term import CostTerm, CostTerms
 from bench.data.task_data import TaskData
 from bench.spec import options
 from bench.spec.schema import Match, Schedule, SearchSchedule
@@ -35,7 +36,7 @@ class Capabilities:
     """Abilities and needs of a method. A policy may only use abilities that the method declares.
 
     Attributes:
-        budget: Way in which the method meets a budget. "strength": the harness tunes a knob λ onto it; "direct": the
+        budget: Way in which the method meets a budget. "strength": the harness brings it there by λ; "direct": the
             method is given the budget and meets it in one search; "ignored": the method has no budget (a reference).
         prunes: Whether it removes filters.
         mixed_precision: Whether it chooses bits layer by layer.
@@ -57,7 +58,7 @@ class Capabilities:
     def in_words(self) -> tuple[str, ...]:
         """Describe the abilities, for `bench list methods --long`."""
         budgets = {
-            "strength": "a strength is tuned onto the budget",
+            "strength": "the harness brings it onto the budget by λ",
             "direct": "meets a budget in one search",
             "ignored": "a reference without a budget",
         }
@@ -91,46 +92,8 @@ class Knob:
         return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class CostTerm:
-    """Cost term of the harness, which a search adds to its task loss (Eq. 13 of the SBS paper).
-
-    In mode "lambda" it is λ log R, as in the paper. In mode "hinge" it is λ log(R/B) while the network that the search
-    would return costs more than the budget B, and zero otherwise.
-
-    Attributes:
-        mode: Mode.
-        strength: λ.
-        budget: B, in the unit of the budget's measure.
-    """
-
-    mode: Match
-    strength: float
-    budget: float
-
-    def __call__(self, relaxed: Tensor, actual: Tensor) -> Tensor:
-        """Compute the term without waiting for the device.
-
-        Args:
-            relaxed: Differentiable cost, a scalar.
-            actual: Cost of the discrete network that the search would return now, a scalar.
-
-        Returns:
-            A scalar.
-        """
-        return self.strength * torch.log(relaxed / self.budget) * self.is_active(actual)
-
-    def is_active(self, actual: Tensor) -> Tensor:
-        """Return 1 while the term is active and 0 otherwise; also for methods that have their own term for λ log R.
-
-        Args:
-            actual: Cost of the discrete network that the search would return now, a scalar.
-
-        Returns:
-            A scalar of the type of `actual`.
-        """
-        above = (actual > self.budget).to(actual.dtype)
-        return above if self.mode == "hinge" else torch.ones_like(above)
+STRENGTH = Knob(low=1e-3, high=10.0, log=True)
+"""Range of λ, the same for all methods, since λ is in units of the loss: a factor of e in cost is worth λ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +190,7 @@ class SearchJob:
         stage: Function that makes a stage with checkpoints, by name. By default, an interrupted search starts over.
         name: Name of the search's stage; methods that search in several stages give each its own.
         forward: Way in which networks are evaluated in training.
+        terms: Cost terms that the search has made.
     """
 
     task: Task
@@ -242,6 +206,7 @@ class SearchJob:
     stage: Callable[[str], Stage] = _uninterrupted
     name: str = "search"
     forward: Forward = PLAIN
+    terms: CostTerms = field(default_factory=CostTerms, init=False, compare=False, repr=False)
 
     def float_model(self) -> nn.Module:
         """Make a float model with the pretrained weights."""
@@ -257,10 +222,26 @@ class SearchJob:
         """Return a network in the form that the search should call in training: compiled or in another precision."""
         return self.forward.prepare(network, self.name, self.task.multiplications(self.schedule))
 
-    def cost_term(self, *, strength: float | None = None, budget: float | None = None) -> CostTerm:
-        """Make the cost term; by default with the tuned strength and the budget of the run."""
-        chosen = self.knobs["strength"] if strength is None else strength
-        return CostTerm(self.match, chosen, self.budget if budget is None else budget)
+    def cost_term(
+        self, *, strength: float | None = None, budget: float | None = None, updates: int | None = None
+    ) -> CostTerm:
+        """Make the cost term; by default with the tuned strength and the budget of the run.
+
+        Checkpoints of the search keep what the term learns during it.
+
+        Args:
+            strength: λ of modes "hinge" and "lambda".
+            budget: B, in the unit of `measure`.
+            updates: Number of updates in which the term acts, if it is not added to the loss of every update.
+        """
+        chosen = None if self.match == "dual" else self.knobs["strength"] if strength is None else strength
+        return self.terms.make(
+            self.match,
+            chosen,
+            self.budget if budget is None else budget,
+            tolerance=self.tolerance,
+            updates=self.steps if updates is None else updates,
+        )
 
     def order(self, purpose: str = "search") -> torch.Generator:
         """Make the generator of the order of the data; it is the same for all methods of a seed."""
@@ -291,7 +272,11 @@ class SearchJob:
             state: Objects that change from epoch to epoch, as for `epochs`.
         """
         stage = UNINTERRUPTED if state is None else self.stage(self.name)
-        yield from stage.epochs(self.schedule.epochs, state or {})
+        moving = {"cost terms": self.terms} if self.match == "dual" else {}
+        try:
+            yield from stage.epochs(self.schedule.epochs, {**(state or {}), **moving})
+        finally:
+            self.terms.clear()
 
     @property
     def steps(self) -> int:
@@ -325,8 +310,12 @@ class Method(ABC):
         return stated
 
     def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Return the numbers that the harness tunes; "strength" is the one that mode "lambda" brackets."""
-        return {}
+        """Return the numbers that the harness tunes.
+
+        Modes "lambda" and "hinge" bring "strength" onto the budget. In mode "dual" λ moves during the search, so that
+        methods with a cost term have no strength to tune. By default there is no other knob.
+        """
+        return {"strength": STRENGTH} if self.capabilities.budget == "strength" and match != "dual" else {}
 
     def cheapest(self, network: NetworkShape) -> Policy | None:
         """Return the cheapest policy that the method can find; `None` when it ignores budgets."""

@@ -11,11 +11,12 @@ a grid that divides the one before (Section 2 and `methods.shared.quantizers.res
 Gates z are hard concrete (Louizos et al. 2018, arXiv 1712.01312; `methods.shared.networks.stochastic_gates`). They are
 sampled in training, and open after it where P(z = 0) < 0.34. A search minimises
 
-    CE + μ Σ_t Σ_j b_j · MACs_t/max MACs · q(z_2) q(z_4) … q(z_j),    q = P(z > 0),
+    CE + μ Ω,    Ω = Σ_t Σ_j b_j · MACs_t/max MACs · q(z_2) q(z_4) … q(z_j),    q = P(z > 0),
 
 over weights and inputs t of all layers. Weights, ranges and gates learn in the same step. Constants that the paper does
 not state are those of the authors' code (Qualcomm-AI-research/BayesianBits): `quantization/straight_through.py` and the
-commands of its README.
+commands of its README. The harness gives λ = μ Ω_0, where Ω_0 is Ω at the start: like the λ of all methods it is then
+in units of the loss.
 
 Place of z_2. The formula has it on the weight. The normalisation that follows would undo it there: it removes any scale
 of a filter, and adds its own bias to a filter that is zero. (In the authors' networks it is folded into the weight.) So
@@ -37,9 +38,7 @@ from bench.api import (
     Capabilities,
     Decision,
     GeneratorState,
-    Knob,
     LayerShape,
-    Match,
     NetworkShape,
     Options,
     Policy,
@@ -78,14 +77,6 @@ PAPER_UPDATES = 30 * 3_336
 
 PAPER_TRAVEL = PAPER_LR * PAPER_UPDATES * (1 + 0.1 + 0.01) / 3
 """Sum of the rates over the paper's search, 37: the rate falls to a tenth after 10 and after 20 epochs."""
-
-STRENGTH: Mapping[Match, Knob] = {
-    "hinge": Knob(low=0.003, high=0.3, log=True),
-    "lambda": Knob(low=3e-4, high=3.0, log=True),
-}
-"""Range of μ, which is 0.01 to 0.2 in the paper (README). On digits (80 updates at the default rate), searches for the
-cost of uniform 4 bits end near it at 0.01 to 0.05, and at 0.1 to 0.4 of it at 0.2. The range is wider where μ alone
-must bring the cost onto the budget, from above and from below."""
 
 
 class BayesianBitsOptions(Options):
@@ -287,10 +278,6 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
         """Fill in the group size of the network where no other is set."""
         return {**super().stated_options(network), "group_size": self.options.group_size or network.group_size}
 
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Tune the paper's μ."""
-        return {"strength": STRENGTH[match]}
-
     def space(self, network: NetworkShape) -> SearchSpace:
         """State the choices: the same bits in every layer, and groups of filters in prunable layers."""
         size = self.options.group_size or network.group_size
@@ -314,6 +301,7 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
     def train(self, job: SearchJob, network: BayesianNetwork) -> History:
         """Train weights by SGD, gates and ranges by Adam, in the same step; then set the gates to the discrete ones."""
         term, noise = job.cost_term(), job.noise("gates")
+        start = float(network.regulariser().detach())
         gates, ranges = network.gate_parameters(), network.range_parameters()
         of_weights = sgd(weight_groups(network.model, exclude=[*gates, *ranges]), job.schedule)
         of_gates = torch.optim.Adam(
@@ -326,7 +314,7 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
             job,
             network,
             {"of_weights": of_weights, "of_gates": of_gates},
-            penalty=lambda: term.strength * network.regulariser() * term.is_active(network.actual_cost()),
+            penalty=lambda: term.weight(network.actual_cost()) * network.regulariser() / start,
             draw=lambda _: network.draw(noise),
             noise={"noise": GeneratorState(noise)},
         )

@@ -35,11 +35,10 @@ from torch import Tensor, nn
 
 from bench.api import (
     Capabilities,
+    CostTerm,
     Decision,
     GeneratorState,
-    Knob,
     LayerShape,
-    Match,
     NetworkShape,
     Options,
     Policy,
@@ -68,10 +67,6 @@ from methods.shared.training import TrainingMethod, train_jointly
 
 _LINEAR = ("clip_step", "clip_range")
 _ALL = (*_LINEAR, "clip_exponent")
-STRENGTH = Knob(low=0.03, high=1.0, log=True)
-"""Range of λ. On digits with ResNet-8 and plain λ log R, searches end at 1.5 × the cost of 4 bits with 0.01, at that
-cost with 0.1, and at a tenth of it with 1. Budgets of 3 bits need more than 0.3; in so short a search, bits then fall
-faster than the weights can follow."""
 
 
 class DjpqOptions(Options):
@@ -86,8 +81,8 @@ class DjpqOptions(Options):
         exponent: Whether t is learned, or stays 1: the paper's non-linear and linear quantizers.
         exponent_bounds: Lower and upper bound of t; 1 lies between them.
         start_bits: Bits at which steps and ranges start, with the range of the least squared error.
-        gamma: Weight γ of the information bottleneck, for a map of one pixel. With `match = "hinge"` it acts only above
-            the budget, like λ.
+        gamma: Weight γ of the information bottleneck, for a map of one pixel. It acts only while λ is positive, so with
+            `match = "hinge"` only above the budget.
         threshold: Value of log α = log(σ²/μ²) above which a channel is removed (VIBNet: 0).
         softness: Width of the sigmoid whose slope replaces that of the threshold in the gradient of the cost.
         group_size: Filters that are removed together, by the mean of their log α; the paper removes single ones.
@@ -300,11 +295,11 @@ class DjpqNetwork(RangeNetwork):
         }
 
 
-def penalty(job: SearchJob, network: DjpqNetwork) -> Tensor:
-    """Compute γ · Σ_l s_l Σ_c ½ log(1 + μ²/σ²) + λ · log R, a scalar."""
-    term, actual = job.cost_term(), network.actual_cost()
-    information = network.options.gamma * network.information() * term.is_active(actual)
-    return information + term(network.relaxed_cost(), actual)
+def penalty(term: CostTerm, network: DjpqNetwork) -> Tensor:
+    """Compute γ · Σ_l s_l Σ_c ½ log(1 + μ²/σ²) + λ · log R, a scalar; the information only where λ is positive."""
+    weight = term.weight(network.actual_cost())
+    information = network.options.gamma * network.information() * (weight > 0)
+    return information + weight * term.log_ratio(network.relaxed_cost())
 
 
 class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
@@ -318,7 +313,7 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
         "No code of the authors is known. Options without a source have defaults of our choice, and their descriptions "
         "say so.",
         "The cost term is the harness's, λ log R, with the first and the last layer at 8 bits; these do not change.",
-        'With match = "hinge" the information bottleneck acts only above the budget, like the cost.',
+        "The information bottleneck acts only while λ is positive; with match = hinge that is above the budget.",
         "Gates stand before the activation function, where μ can be folded into the normalisation, and start alike; "
         "VIBNet's stand behind it, and start around the same values at random.",
         "No source states where steps and ranges start. They start at the least squared error on one batch, like the "
@@ -337,10 +332,6 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
     Options = DjpqOptions
     options: DjpqOptions
 
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Tune λ."""
-        return {"strength": STRENGTH}
-
     def space(self, network: NetworkShape) -> SearchSpace:
         """State the choices: the same bits in every layer, and groups of filters in layers with gates."""
         return uniform_space(network, self.options.bits, dict.fromkeys(gated_norms(network), self.options.group_size))
@@ -356,13 +347,13 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
 
     def train(self, job: SearchJob, network: DjpqNetwork) -> History:
         """Train weights, quantizers and gates together."""
-        noise = job.noise("channels")
+        noise, term = job.noise("channels"), job.cost_term()
         optimizers, rates = _optimizers(job, network)
         return train_jointly(
             job,
             network,
             optimizers,
-            penalty=lambda: penalty(job, network),
+            penalty=lambda: penalty(term, network),
             draw=lambda images: network.draw(noise, images),
             rates=rates,
             noise={"noise": GeneratorState(noise)},

@@ -11,16 +11,17 @@ is 0 inside the range and sign(x) outside (`methods.shared.quantizers.learned_ra
 through them the cost. The paper adds a squared hinge on memory to the loss. Here, as in SBS's comparison, the hinge is
 on what the budget B limits, relative to the budget:
 
-    L = L_ce + λ · max(0, C/B − 1)²
+    L = L_ce + λ/2t · max(0, C/B − 1)²
 
-C is the exact cost of the present bits (`methods.shared.networks.ranges`). With `match = "lambda"` the term is λ log C,
-as for all methods. Weights, steps and ranges learn in the same step.
+C is the exact cost of the present bits (`methods.shared.networks.ranges`). The relative width t of the budget's window
+(0.03) gives λ the unit that it has in all methods: just above the window the term is as steep as λ log C. The term has
+this form with `match = "hinge"`; in the other modes it is λ log C, as for all methods. Weights, steps and ranges learn
+in the same step.
 
 Constants are those of the authors' code (`sony/ai-research-code`, folder `mixed-precision-dnns`).
 """
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Annotated
 
@@ -31,8 +32,7 @@ from torch import Tensor
 
 from bench.api import (
     Capabilities,
-    Knob,
-    Match,
+    CostTerm,
     Options,
     QuantizerFactory,
     SearchJob,
@@ -67,13 +67,6 @@ _ROUNDED_DOWN = 4
 _LEARNED = ("clip_step", "clip_range")
 _CALIBRATED_POWERS = 7
 """Number of powers of two that are tried for the step of a tensor whose number of bits is fixed."""
-
-STRENGTH = Knob(low=3.0, high=3_000.0, log=True)
-"""Range of λ for the squared hinge. Gradients are clipped, so λ decides whether cost or task gives a step its sign, and
-not how long the step is. From 10 on, searches of ResNet-8 on digits end within a few per cent of budgets of 3 and 4
-bits. The paper's 0.1, on its targets of some 70 and 92 KB, is 500 to 850 relative to them."""
-LOG_STRENGTH = Knob(low=0.01, high=1.0, log=True)
-"""Range of λ for λ log C. On digits, searches at 0.01 cost twice as much as 4 bits do, and half as much at 1."""
 
 
 class DqOptions(Options):
@@ -227,17 +220,17 @@ class DqNetwork(RangeNetwork):
                     parameter.grad.clamp_(-bound, bound)
 
 
-def squared_hinge(cost: Tensor, budget: float) -> Tensor:
-    """Compute max(0, C/B − 1)²."""
-    return F.relu(cost / budget - 1).square()
+def squared_hinge(cost: Tensor, budget: float, tolerance: float) -> Tensor:
+    """Compute max(0, C/B − 1)² / 2t; at 1 + t times the budget its slope is that of C/B."""
+    return F.relu(cost / budget - 1).square() / (2 * tolerance)
 
 
-def penalty(job: SearchJob, network: DqNetwork) -> Tensor:
+def penalty(term: CostTerm, network: DqNetwork, tolerance: float) -> Tensor:
     """Compute the term that is added to the cross-entropy, a scalar."""
     cost = network.relaxed_cost()
-    if job.match == "hinge":
-        return job.knobs["strength"] * squared_hinge(cost, job.budget)
-    return job.cost_term()(cost, cost.detach())
+    if term.mode == "hinge":
+        return term.weight(cost.detach()) * squared_hinge(cost, term.budget, tolerance)
+    return term(cost, cost.detach())
 
 
 class Dq(TrainingMethod[DqNetwork], ChoosesBits):
@@ -248,7 +241,7 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
     deviations = (
         "One squared hinge is on what the budget limits, for weights and inputs together and relative to the budget; "
         "the paper has one hinge on the memory of weights and one on the memory of inputs.",
-        'With match = "lambda" the term is λ log C, as for all methods.',
+        "The squared hinge is used with match = hinge; in the other modes the term is λ log C, as for all methods.",
         "The slope of the cost at a candidate is that of the step down to the next one; the paper's cost is smooth.",
         "The first and the last layer have 8 bits, and biases are not quantized; the paper learns the bits of all.",
         "Bits stay between the lowest and the highest candidate; the paper's form can exceed 8 bits.",
@@ -265,10 +258,6 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
     )
     Options = DqOptions
     options: DqOptions
-
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Tune λ of the squared hinge, or of λ log C."""
-        return {"strength": STRENGTH if match == "hinge" else LOG_STRENGTH}
 
     @property
     def quantizer(self) -> QuantizerFactory:
@@ -289,4 +278,7 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
         of_ranges, rates = range_optimizer(job, network, _LEARNED, self.options.range_travel)
         of_weights = sgd(weight_groups(network.model, exclude=network.parameters(*_LEARNED)), job.schedule)
         optimizers = {"of_weights": of_weights, "of_ranges": of_ranges}
-        return train_jointly(job, network, optimizers, penalty=lambda: penalty(job, network), rates=rates)
+        term = job.cost_term()
+        return train_jointly(
+            job, network, optimizers, penalty=lambda: penalty(term, network, job.tolerance), rates=rates
+        )

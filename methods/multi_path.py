@@ -75,6 +75,10 @@ class MultiPathOptions(PathOptions):
         """Number of updates from one update of the logits to the next; they are in the ratio of the two parts."""
         return max(2, round(1 / self.architecture_share))
 
+    def moves_logits(self, step: int, steps: int) -> bool:
+        """Return whether an update is one of the logits, given its number and the number of updates of the search."""
+        return step >= round(self.warmup_share * steps) and step % self.period == self.period - 1
+
 
 class MultiPath(PathMethod):
     """Multi-path search with SBS's quantizer."""
@@ -101,9 +105,9 @@ class MultiPath(PathMethod):
 
     def train(self, job: SearchJob, network: PathNetwork) -> History:
         """Train weights on one part of the data and logits on the other, in turn."""
-        options, noise, term, history = self.options, job.noise("gumbel"), job.cost_term(), History()
+        options, noise, history = self.options, job.noise("gumbel"), History()
         weights, logits = _sides(job, network, options)
-        warmup = round(options.warmup_share * job.steps)
+        term = job.cost_term(updates=sum(options.moves_logits(step, job.steps) for step in range(job.steps)))
         per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
         network.model.train()
         forward = job.in_training(network.model)
@@ -115,7 +119,7 @@ class MultiPath(PathMethod):
             for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
                 temperature = options.temperature(step / job.steps)
                 network.draw(temperature, noise)
-                side = logits if step >= warmup and step % options.period == options.period - 1 else weights
+                side = logits if options.moves_logits(step, job.steps) else weights
                 images, labels = next(side.batches)
                 outputs = forward(images)
                 task_loss = F.cross_entropy(outputs, labels)

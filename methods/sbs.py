@@ -11,7 +11,7 @@ Where the paper is silent or its letter does not work, the choice is an option (
 gives the reasons. Options beyond the paper are in `methods/sbs_extended.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +21,6 @@ from torch import Tensor
 from bench.api import (
     Capabilities,
     CostTerm,
-    Knob,
-    Match,
     Meter,
     NetworkShape,
     SearchJob,
@@ -38,13 +36,6 @@ from methods.shared.bit_sharing.options import SbsOptions, search_space
 from methods.shared.bit_sharing.trace import Trace
 from methods.shared.search import calibrate_quantizers, result_of, start_accuracy
 from methods.shared.space import FULL_PRECISION, ChoosesFromSpace, SearchSpace
-
-QUANTIZATION_STRENGTH = Knob(low=0.01, high=2.0, log=True)
-"""Below 0.01 no gate moves at the paper's rate × updates. A task that is learned well resists: from a ResNet-20 of 59 %
-on CIFAR-100, searches for the cost of uniform 3 bit at 0.35 end at 1.2 to 1.5 times that."""
-
-PRUNING_STRENGTH = Knob(low=0.05, high=10.0, log=True)
-"""The task pulls a shut group open with a gradient of about 0.1, ten times that on a shut gate of bits."""
 
 _CALIBRATION_BATCHES = 4
 SOURCE = "Liu, Zhuang, Chen et al., Single-path Bit Sharing for Automatic Loss-aware Model Compression"
@@ -170,7 +161,6 @@ class Algorithm1:
         record = {
             "start_top1": start_top1,
             "threshold_lr": self.threshold_rate,
-            "drive": self.term.strength * self.threshold_rate * self.job.steps,
             **self.trace.record(),
         }
         result = result_of(self.job, self.network, record)
@@ -214,10 +204,6 @@ class Sbs(SharingMethod):
     algorithm: ClassVar[type[Algorithm1]] = Algorithm1
     task_gradient = True
 
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Return the range of λ for quantization gates, which move before pruning gates do."""
-        return {"strength": QUANTIZATION_STRENGTH}
-
     def search(self, job: SearchJob) -> SearchResult:
         """Run Algorithm 1 from the pretrained weights."""
         start, space = Start(state=job.pretrained, clips={}), self.space(job.task.network)
@@ -249,10 +235,6 @@ class SbsP(Sbs):
         "Thresholds move in every update, since there are none of activations to take turns with.",
     )
     capabilities = Capabilities(budget="strength", prunes=True, full_precision=True, data_parallel=True)
-
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Return the range of λ for pruning gates."""
-        return {"strength": PRUNING_STRENGTH}
 
     def space(self, network: NetworkShape) -> SearchSpace:
         """Build the space of filters, at 32 bits."""

@@ -1,8 +1,8 @@
 """Two stages instead of one: SBS-P → SBS-Q and SBS-Q → SBS-P (paper, Section 5.2 and Table 7).
 
-Each stage is a search by Algorithm 1 with a strength of its own, and half of the epochs. The knob `split` says how much
-of the compression the first stage does: on a logarithmic scale from the uncompressed cost (0) to the budget (1). The
-harness tunes all of them by validation accuracy, like the knobs of any other method.
+Each stage is a search by Algorithm 1 with a λ of its own, and half of the epochs. The knob `split` says how much of the
+compression the first stage does: on a logarithmic scale from the uncompressed cost (0) to the budget (1). The harness
+tunes it by validation accuracy, and with `match = "hinge"` also the strength of both stages.
 
 With `match = "lambda"` no budget acts inside a search. There is no `split` then: the first strength alone says how much
 the first stage compresses, and the second one is bracketed onto the budget.
@@ -12,11 +12,10 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from math import exp, log
-from typing import ClassVar
 
-from bench.api import Budget, Capabilities, Knob, Match, NetworkShape, Policy, SearchJob, SearchResult
+from bench.api import STRENGTH, Budget, Capabilities, Knob, Match, NetworkShape, Policy, SearchJob, SearchResult
 from bench.matching.repair import repair
-from methods.sbs import PRUNING_STRENGTH, QUANTIZATION_STRENGTH, SOURCE, Algorithm1, Sbs, SharingMethod
+from methods.sbs import SOURCE, Algorithm1, Sbs, SharingMethod
 from methods.shared.bit_sharing.network import Start
 from methods.shared.bit_sharing.options import search_space
 from methods.shared.space import (
@@ -42,13 +41,10 @@ class _TwoStage(SharingMethod):
     )
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
 
-    first_strength: ClassVar[Knob]
-    second_strength: ClassVar[Knob]
-
     def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Return the strengths of both stages, and the split where budgets act inside searches."""
-        stages = {"strength": self.second_strength, "first_strength": self.first_strength}
-        return stages if match == "lambda" else {**stages, "split": Knob(low=0.1, high=0.9)}
+        """Return the strengths of both stages unless they move by themselves, and the split where budgets act."""
+        strengths = {} if match == "dual" else {**super().knobs(match), "first_strength": STRENGTH}
+        return strengths if match == "lambda" else {**strengths, "split": Knob(low=0.1, high=0.9)}
 
     @abstractmethod
     def first_space(self, network: NetworkShape) -> SearchSpace:
@@ -70,7 +66,7 @@ class _TwoStage(SharingMethod):
         clips = first.clips if self.options.finetune_from == "searched" else {}
         start = Start(state=first.state, clips=self.kept_clips(clips))
         space = self.second_space(job.task.network, first.policy)
-        second = Algorithm1(second_job, space, self.options, start, job.cost_term()).run()
+        second = Algorithm1(second_job, space, self.options, start, second_job.cost_term()).run()
         starts = {"start_top1": first.record["start_top1"], "second_start_top1": second.record["start_top1"]}
         return replace(second, record={**second.record, **starts, "first_stage": first.record})
 
@@ -78,7 +74,7 @@ class _TwoStage(SharingMethod):
         """Search for the first stage's budget, and repair the result onto it."""
         space = self.first_space(job.task.network)
         target = self._target(job, space)
-        term = job.cost_term(strength=job.knobs["first_strength"], budget=target)
+        term = job.cost_term(strength=job.knobs.get("first_strength"), budget=target)
         start = Start(state=job.pretrained, clips={})
         result = Algorithm1(job, space, self.options, start, term).run()
         record = {**result.record, "target_cost": target, "raw_cost": job.price(result.policy)}
@@ -104,7 +100,6 @@ class PruneThenQuantize(_TwoStage):
     summary = "Two stages: filter pruning at full precision, then mixed-precision quantization of what is left"
     source = f"{SOURCE}, Section 5.2 and Table 7"
     capabilities = replace(_TwoStage.capabilities, full_precision=True)
-    first_strength, second_strength = PRUNING_STRENGTH, QUANTIZATION_STRENGTH
 
     def first_space(self, network: NetworkShape) -> SearchSpace:
         """Build the space of filters, at full precision."""
@@ -124,7 +119,6 @@ class QuantizeThenPrune(_TwoStage):
 
     summary = "Two stages: mixed-precision quantization, then filter pruning at the bits found"
     source = f"{SOURCE}, Section 5.2 and Table 7"
-    first_strength, second_strength = QUANTIZATION_STRENGTH, PRUNING_STRENGTH
 
     def first_space(self, network: NetworkShape) -> SearchSpace:
         """Build the space of bits."""

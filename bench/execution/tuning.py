@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bench.compression.shapes import NetworkShape
-from bench.costs.budget import Budget
-from bench.errors import UnreachableBudgetError
 from bench.execution.records import close, new_record, recorded_outcome
+from bench.execution.stages.search import check_reachable
 from bench.execution.study_run import StudyRun
 from bench.execution.unit_runner import prepare_folder, run_in_process
 from bench.execution.worker import HeldError
 from bench.matching.trial import Trial
 from bench.matching.tune import Tuning, tune
-from bench.method import Method
 from bench.planning.methods import method_of_study
 from bench.planning.units import TuningUnit, Unit, title, trial_of
 from bench.spec.seeds import derive
@@ -88,7 +85,7 @@ def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, 
         raise SkippedError(f"pretraining of the tuning's seed did not finish: {pretraining.reason}")
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
-        lease.progress = {"phase": "trial", "epoch": number + 1, "epochs": unit.spec.tuning.trials}
+        lease.progress = {"phase": "trial", "epoch": number + 1, "epochs": unit.trials}
         trial = trial_of(unit, number, knobs)
         outcome = _run_trial(study_run, trial)
         if outcome.status == "diverged":
@@ -114,22 +111,6 @@ def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, 
         "trials_used": len(trials),
         "tuning_seconds": sum(trial.seconds for trial in trials),
     }
-
-
-def check_reachable(network: NetworkShape, method: Method, name: str, budget: Budget) -> None:
-    """Make sure that the method's cheapest policy does not cost more than the budget, so that searches make sense.
-
-    Raises:
-        UnreachableBudgetError: It does.
-    """
-    cheapest = method.cheapest(network)
-    if cheapest is None:
-        return
-    cost = budget.price(network, cheapest)
-    if cost > budget.limit:
-        raise UnreachableBudgetError(
-            f"the cheapest policy of {name} costs {cost / budget.limit:.2f} × the budget", cost
-        )
 
 
 def _run_trial(study_run: StudyRun, trial: Unit) -> Outcome:

@@ -39,6 +39,8 @@ def accuracy_sampler(
 
 def strong_enough(knobs: Mapping[str, Knob], budget: Budget, completed: Sequence[Trial]) -> dict[str, Knob]:
     """Remove strengths from the range that were too weak for a search of mode "hinge" to reach the budget."""
+    if "strength" not in knobs:
+        return dict(knobs)
     weak = [trial.knobs["strength"] for trial in completed if trial.raw_cost > budget.limit and not trial.landed]
     strength = knobs["strength"]
     return {**knobs, "strength": replace(strength, low=max([strength.low, *weak]))}

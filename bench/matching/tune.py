@@ -2,7 +2,8 @@
 
 In mode "hinge" the cost term acts above the budget only, so each search ends near the budget. Knobs are then chosen by
 validation accuracy among the trials within the budget's window. In mode "lambda" the cost term is plain λ log R, and λ
-is bracketed in log λ until the cost of a search lies in the window.
+is bracketed in log λ until the cost of a search lies in the window. In mode "dual" λ moves during each search, and the
+other knobs are chosen by accuracy as in mode "hinge"; a method without other knobs is not tuned.
 
 A tuning ends early when more trials would not improve it (`docs/tuning.md`): in mode "lambda" when repair has next to
 nothing to change, in mode "hinge" when validation cannot tell the trials' accuracies apart.
@@ -46,7 +47,7 @@ class Tuning:
 
     Attributes:
         name: Name of the Optuna study.
-        knobs: Ranges of the knobs; must contain "strength".
+        knobs: Ranges of the knobs; in mode "lambda" they contain "strength".
         budget: Target.
         spec: Mode, number of trials, and when to stop.
         seed: Seed of the sampler.

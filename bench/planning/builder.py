@@ -76,14 +76,16 @@ class UnitBuilder:
             options=self.spec.options.get(name, {}),
             budget=budget,
             pretraining=pretraining,
+            trials=self.spec.tuning.trials * len(method.knobs(self.spec.tuning.match)),
         )
         return self.tunings.setdefault(unit.identity, unit)
 
     def run(self, name: str, method: Method, budget: Budget | None, seed: int) -> RunUnit:
         """Make a run, and the tuning and the pretraining that it needs."""
         target = None if method.capabilities.budget == "ignored" else budget
+        trains = method.capabilities.budget == "strength"
         tuning = None
-        if method.capabilities.budget == "strength" and budget is not None:
+        if trains and budget is not None and method.knobs(self.spec.tuning.match):
             tuning = self.tuning(name, method, budget)
         pretraining = self.pretraining(seed)
         document = {
@@ -91,6 +93,7 @@ class UnitBuilder:
             **self._common(name, method, target),
             "pretraining": pretraining.identity,
             "tuning": None if tuning is None else tuning.identity,
+            **({"match": self.spec.tuning.match} if trains and tuning is None else {}),
             "repair": self.spec.tuning.repair,
             "seed": seed,
         }
@@ -105,6 +108,7 @@ class UnitBuilder:
             budget=target,
             pretraining=pretraining,
             tuning=tuning,
+            search_trains=trains,
         )
 
     def _common(self, name: str, method: Method, budget: Budget | None) -> dict[str, Any]:

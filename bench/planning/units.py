@@ -37,12 +37,20 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningUnit(Unit):
-    """Tuning of one method onto one budget."""
+    """Tuning of one method onto one budget.
+
+    Attributes:
+        method, options: Name of the method, and the options that the study gives it.
+        budget: Target.
+        pretraining: Pretraining of the tuning's seed.
+        trials: Largest number of searches.
+    """
 
     method: str
     options: Mapping[str, Any]
     budget: Budget
     pretraining: Unit
+    trials: int
 
     @property
     def label(self) -> str:
@@ -61,13 +69,22 @@ class TrialUnit(Unit):
 
 @dataclass(frozen=True, kw_only=True)
 class RunUnit(Unit):
-    """One (task, method, budget, seed)."""
+    """One (task, method, budget, seed).
+
+    Attributes:
+        method, options: Name of the method, and the options that the study gives it.
+        budget: Target; `None` for a method that ignores budgets.
+        pretraining: Pretraining of the seed.
+        tuning: Tuning that finds the method's knobs; `None` for a method without knobs.
+        search_trains: Whether the search has the epochs of the schedule of searches.
+    """
 
     method: str
     options: Mapping[str, Any]
     budget: Budget | None
     pretraining: Unit
     tuning: TuningUnit | None
+    search_trains: bool
 
     @property
     def label(self) -> str:
@@ -117,9 +134,9 @@ def planned_epochs(unit: Unit) -> int:
     """Return how many training epochs a unit takes at most."""
     spec = unit.spec
     if isinstance(unit, TuningUnit):
-        return spec.tuning.trials * (spec.search.epochs + spec.tuning.finetune_epochs)
+        return unit.trials * (spec.search.epochs + spec.tuning.finetune_epochs)
     if isinstance(unit, RunUnit):
-        return (spec.search.epochs if unit.tuning else 0) + spec.finetune.epochs
+        return (spec.search.epochs if unit.search_trains else 0) + spec.finetune.epochs
     return spec.pretrain.epochs if "schedule" in unit.document else 0
 
 

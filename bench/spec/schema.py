@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.spec.options import Options
 
-Match = Literal["hinge", "lambda"]
+Match = Literal["dual", "hinge", "lambda"]
 Recipe = Literal["common", "own"]
 Allowance = Literal["equal", "policy", "unequal"]
 Compile = Literal["auto", "on", "off"]
@@ -120,8 +120,9 @@ class TuningSpec(Options):
     """Tuning of a method's knobs until its network meets the budget.
 
     Attributes:
-        match: "hinge": the cost term acts above the budget only, and Optuna chooses λ by validation accuracy among
-            trials within the window. "lambda": the cost term is λ log R, and Optuna brackets log λ onto the budget.
+        match: "dual": λ moves during each search and brings its cost onto the budget, so that it is not tuned. "hinge":
+            the cost term acts above the budget only, and Optuna chooses λ by validation accuracy among trials within
+            the window. "lambda": the cost term is λ log R, and Optuna brackets log λ onto the budget.
         trials: Largest number of searches for each method and budget.
         stop_early: Whether a tuning may end before its last trial. In mode "lambda" it ends when repair changed at most
             two choices of a search; in mode "hinge" after three such searches whose validation accuracies do not

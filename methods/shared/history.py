@@ -27,9 +27,10 @@ class History:
         self.entries: list[dict[str, float]] = []
 
     def end_epoch(self, job: SearchJob, network: Costed, epoch: int, figures: Mapping[str, float]) -> None:
-        """Keep and report the figures of an epoch, and the cost of the network that the search would return now."""
+        """Keep and report the figures of an epoch, its λ, and the cost of the network that the search would return."""
         cost = float(network.actual_cost())
-        self.entries.append({"epoch": epoch + 1, **figures, "cost": cost, "budget_share": cost / job.budget})
+        costs = {"cost": cost, "budget_share": cost / job.budget}
+        self.entries.append({"epoch": epoch + 1, **figures, **job.terms.figures(), **costs})
         job.report({**self.entries[-1], "epochs": job.schedule.epochs})
 
     def state_dict(self) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def losses(job: SearchJob) -> dict[Widths, float]:
     return found
 
 
-@pytest.mark.parametrize("strength", [0.005, 0.01])
+@pytest.mark.parametrize("strength", [0.16, 0.32])
 def test_a_search_finds_the_best_of_all_policies_within_budget(
     branches: tuple[Task, Mapping[str, Tensor]], make_job: MakeJob, strength: float
 ) -> None:
@@ -305,7 +305,7 @@ def test_the_extremes_of_the_strength(make_job: MakeJob, network: NetworkShape) 
     """A regulariser that outweighs everything ends at the cheapest policy; none leaves a network that is dear."""
     schedule = SearchSchedule(epochs=2, batch_size=28)
     shares = []
-    for strength in (0.0, 100.0):
+    for strength in (0.0, 1e4):
         job = make_job(knobs={"strength": strength}, match="lambda", schedule=schedule)
         found = searched(job)
         shares.append(job.price(found.policy) / job.budget)
@@ -316,11 +316,11 @@ def test_the_extremes_of_the_strength(make_job: MakeJob, network: NetworkShape) 
 
 
 def test_with_a_hinge_the_regulariser_acts_above_the_budget_alone(make_job: MakeJob) -> None:
-    job = make_job(budget=1e12, knobs={"strength": 100.0})
+    job = make_job(budget=1e12, knobs={"strength": 1e4})
     within, without = searched(job), searched(make_job(knobs={"strength": 0.0}))
     assert within.policy == without.policy
     assert within.record["phi"] == without.record["phi"]
-    acting = searched(make_job(knobs={"strength": 100.0}))
+    acting = searched(make_job(knobs={"strength": 1e4}))
     assert job.price(acting.policy) < job.price(within.policy) / 2
     always = searched(replace(job, match="lambda"))
     assert always.policy == acting.policy or job.price(always.policy) <= job.price(acting.policy)
@@ -347,7 +347,7 @@ def test_rate_of_the_gates(make_job: MakeJob, asked: Any, rate: float) -> None:
     """Ten updates. Where the regulariser alone acts, Adam moves a gate by its rate."""
     assert pytest.approx(1e-3 * 10 * 3336 * 1.11) == PAPER_TRAVEL
     assert BayesianBitsOptions(gate_lr=asked).gate_rate(10) == pytest.approx(rate)
-    found = searched(make_job(knobs={"strength": 1e4}, match="lambda"), gate_lr=asked)
+    found = searched(make_job(knobs={"strength": 1e6}, match="lambda"), gate_lr=asked)
     assert found.record["gate_lr"] == pytest.approx(rate)
     if asked == "paper":
         moved = FIRST_PHI - torch.tensor([phi for values in found.record["phi"].values() for phi in values])
@@ -370,7 +370,7 @@ def test_gates_stay_where_their_rate_is_nothing(make_job: MakeJob, network: Netw
 
 
 def test_a_single_width_leaves_filters_to_choose(make_job: MakeJob, network: NetworkShape) -> None:
-    found = searched(make_job(knobs={"strength": 100.0}, match="lambda"), bits=(8,))
+    found = searched(make_job(knobs={"strength": 1e4}, match="lambda"), bits=(8,))
     assert {decision.what for decision in found.decisions} == {"filters"}
     assert all(choice.weight_bits == choice.activation_bits == 8 for choice in found.policy.layers.values())
     cheapest = BayesianBits(BayesianBitsOptions(bits=(8,))).cheapest(network)
@@ -405,8 +405,5 @@ def test_what_the_method_says_of_itself(network: NetworkShape) -> None:
     assert BayesianBits().stated_options(network)["group_size"] == network.group_size
     assert method.stated_options(network)["group_size"] == 8
     assert method.quantizer is RangeQuantizer
-    hinge, bracketed = method.knobs("hinge")["strength"], method.knobs("lambda")["strength"]
-    assert bracketed.low < hinge.low < 0.01  # the paper's strengths
-    assert bracketed.high > hinge.high > 0.2
     assert "2005.07093" in method.source
     assert all(sentence.endswith(".") for sentence in method.deviations)

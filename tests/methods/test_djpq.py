@@ -239,7 +239,7 @@ def test_between_candidates_the_cost_is_that_of_the_continuous_bits(make_job: Ma
 
 @pytest.mark.parametrize(("share", "acts"), [(1.1, False), (0.9, True)])
 def test_what_is_added_to_the_loss(make_job: MakeJob, share: float, acts: bool) -> None:
-    """In mode "hinge" nothing is, below the budget."""
+    """In mode "hinge" nothing is, below the budget; in mode "dual" the bottleneck is not where λ is negative."""
     network = scrambled(network_of(make_job(), gamma=0.01))
     actual, relaxed = network.actual_cost().item(), network.relaxed_cost().item()
     information, maps = 0.0, {"stages.0.0.conv1": 8, "stages.1.0.conv1": 4, "stages.2.0.conv1": 2}
@@ -251,8 +251,16 @@ def test_what_is_added_to_the_loss(make_job: MakeJob, share: float, acts: bool) 
         information += 0.01 * maps[name] ** 2 / maps[name] * told
     whole = information + 0.3 * math.log(relaxed / (share * actual))
     job = make_job(budget=share * actual)
-    assert penalty(job, network).item() == pytest.approx(whole if acts else 0.0, rel=1e-5)
-    assert penalty(replace(job, match="lambda"), network).item() == pytest.approx(whole, rel=1e-5)
+    assert penalty(job.cost_term(), network).item() == pytest.approx(whole if acts else 0.0, rel=1e-5)
+    assert penalty(replace(job, match="lambda").cost_term(), network).item() == pytest.approx(whole, rel=1e-5)
+    moving = replace(job, match="dual").cost_term()
+    first, second = (penalty(moving, network).item() for _ in range(2))
+    weights = replace(job, match="dual").cost_term()
+    expected = [weights.weight(network.actual_cost()).item() for _ in range(2)]
+    assert (expected[1] > 0) == acts
+    log_ratio = math.log(relaxed / (share * actual))
+    assert first == pytest.approx(expected[0] * log_ratio + (information if expected[0] > 0 else 0.0), rel=1e-5)
+    assert second == pytest.approx(expected[1] * log_ratio + (information if acts else 0.0), rel=1e-5)
 
 
 # --- what is returned -------------------------------------------------------------------------------------------

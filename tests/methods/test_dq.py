@@ -113,8 +113,9 @@ def test_the_hinge_is_on_the_exact_cost_of_the_policy(scrambled_job: SearchJob, 
     assert network.relaxed_cost().item() == pytest.approx(cost, rel=1e-12)
     assert network.actual_cost().item() == pytest.approx(cost, rel=1e-12)
     for budget in (cost / 1.3, cost * 1.3):
-        expected = job.knobs["strength"] * max(0.0, cost / budget - 1) ** 2
-        assert penalty(replace(job, budget=budget), network).item() == pytest.approx(expected, rel=1e-9)
+        expected = job.knobs["strength"] * max(0.0, cost / budget - 1) ** 2 / 0.06
+        term = replace(job, budget=budget).cost_term()
+        assert penalty(term, network, 0.03).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_width_s_slope_is_what_one_step_down_saves(make_job: MakeJob) -> None:
@@ -137,12 +138,16 @@ def test_the_logarithm_takes_the_place_of_the_hinge_in_mode_lambda(make_job: Mak
     job = make_job(match="lambda")
     network = network_of(job)
     cost = job.price(network.policy(network.decisions()))
-    assert penalty(job, network).item() == pytest.approx(0.3 * math.log(cost / job.budget))
+    assert penalty(job.cost_term(), network, 0.03).item() == pytest.approx(0.3 * math.log(cost / job.budget))
 
 
-def test_the_hinge_is_square() -> None:
+def test_the_hinge_is_square_and_as_steep_as_the_cost_just_above_the_window() -> None:
     costs = torch.tensor([50.0, 100.0, 110.0, 120.0])
-    assert squared_hinge(costs, 100.0).tolist() == pytest.approx([0, 0, 0.01, 0.04])
+    assert squared_hinge(costs, 100.0, 0.5).tolist() == pytest.approx([0, 0, 0.01, 0.04])
+    for tolerance in (0.03, 0.1):
+        cost = torch.tensor(100.0 * (1 + tolerance), dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(squared_hinge(cost, 100.0, tolerance), cost)
+        assert slope.item() == pytest.approx(1 / 100)
 
 
 # --- values and gradients ---------------------------------------------------------------------------------------
@@ -280,7 +285,7 @@ def test_gradients_of_a_fixed_width_are_bounded_too() -> None:
 
 def test_the_best_of_all_policies_is_found(known_best: tuple[SearchJob, Policy]) -> None:
     job, best = known_best
-    assert Dq(DqOptions(bits=(2, 4))).search(replace(job, knobs={"strength": 10.0})).policy == best
+    assert Dq(DqOptions(bits=(2, 4))).search(replace(job, knobs={"strength": 0.6})).policy == best
 
 
 @pytest.mark.parametrize(("strength", "least"), [(1e3, True), (1e-3, False)])
@@ -297,7 +302,7 @@ def test_the_extremes_of_the_strength(make_job: MakeJob, network: NetworkShape, 
 def test_a_search_ends_near_its_budget_and_repair_within(make_job: MakeJob, network: NetworkShape, budget: str) -> None:
     target = parse_budget(budget, network, 0.03, AcceleratorSpec())
     schedule = SearchSchedule(epochs=4, batch_size=28)
-    job = make_job(knobs={"strength": 100.0}, budget=target.limit, schedule=schedule)
+    job = make_job(knobs={"strength": 6.0}, budget=target.limit, schedule=schedule)
     found = Dq().search(job)
     assert 0.7 < job.price(found.policy) / target.limit < 1.3
     assert target.matches(repair(network, found.policy, found.decisions, target).cost)

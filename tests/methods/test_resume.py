@@ -86,13 +86,16 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
             assert torch.equal(mine[name], value), name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [(name, "hinge") for name in METHODS] + [(name, "dual") for name in METHODS if name != "haq"],
+)
 def test_a_search_goes_on_from_any_epoch_as_if_nothing_had_been(
-    make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, match: str
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.0)
     method, epochs = METHODS[name](), EPOCHS.get(name, 3)
-    job = make_job(knobs=KNOBS, schedule=SearchSchedule(epochs=epochs, batch_size=96))
+    job = make_job(match=match, knobs=KNOBS, schedule=SearchSchedule(epochs=epochs, batch_size=96))
     expected = search(method, job, tmp_path / "whole")
     assert [entry["epoch"] for entry in expected[1]] in ([1, 2, 3], [1, 2, 1, 2])
     for epoch in range(1, epochs + 1):

@@ -323,7 +323,6 @@ def test_threshold_rate(make_job: MakeJob, watched: Watched) -> None:
     for option, rate in rates.items():
         result, diary = short_search(SbsQ, job, watched, threshold_lr=option)
         assert result.record["threshold_lr"] == pytest.approx(rate)
-        assert result.record["drive"] == pytest.approx(0.3 * rate * 3)
         ways.append(np.concatenate(list(diary.thresholds[1].values())) / rate)
     assert ways[0].any()
     assert ways[1] == pytest.approx(ways[0], rel=1e-4)

@@ -201,16 +201,10 @@ def test_epochs_are_divided(epochs: int, parts: list[int], stages: list[Stage], 
 def test_split_is_a_knob_only_where_budgets_act_inside_searches(method: type[TwoStage]) -> None:
     assert set(method(SbsOptions()).knobs("hinge")) == {"strength", "first_strength", "split"}
     assert set(method(SbsOptions()).knobs("lambda")) == {"strength", "first_strength"}
+    assert set(method(SbsOptions()).knobs("dual")) == {"split"}
     split = method(SbsOptions()).knobs("hinge")["split"]
     assert 0 < split.low < split.high < 1
     assert not split.log
-
-
-def test_each_strength_has_the_range_of_what_its_stage_does() -> None:
-    one, other = (method(SbsOptions()).knobs("lambda") for method in METHODS)
-    assert one["strength"] == other["first_strength"]
-    assert one["first_strength"] == other["strength"]
-    assert one["strength"] != one["first_strength"]
 
 
 @pytest.mark.parametrize("method", METHODS)

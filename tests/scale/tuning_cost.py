@@ -29,9 +29,8 @@ from bench.errors import NonFiniteLossError, UnreachableBudgetError
 from bench.execution.context import UnitContext, UnitRequest
 from bench.execution.stages.finetuning import compressed_network, finetune
 from bench.execution.stages.pretraining import perform_pretraining
-from bench.execution.stages.search import decision_from_json, matched_search
+from bench.execution.stages.search import check_reachable, decision_from_json, matched_search
 from bench.execution.task_loader import TaskLoader
-from bench.execution.tuning import check_reachable
 from bench.matching.repair import repair
 from bench.matching.trial import Trial
 from bench.matching.tune import Tuning, tune

@@ -47,9 +47,9 @@ def _unit_seconds(unit: Unit, images: float) -> float:
     finetune = _FINETUNE * _training_seconds(network, spec.finetune, images)
     if isinstance(unit, TuningUnit):
         short = finetune * spec.tuning.finetune_epochs / spec.finetune.epochs
-        return spec.tuning.trials * (_PROCESS_SECONDS + search + short)
+        return unit.trials * (_PROCESS_SECONDS + search + short)
     if isinstance(unit, RunUnit):
-        return _PROCESS_SECONDS + finetune + (search if unit.tuning else 0.0)
+        return _PROCESS_SECONDS + finetune + (search if unit.search_trains else 0.0)
     return _PROCESS_SECONDS + (
         _training_seconds(network, spec.pretrain, images) if "schedule" in unit.document else 0.0
     )

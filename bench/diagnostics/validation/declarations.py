@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy
 from bench.compression.quantizer import UniformQuantizer
@@ -66,11 +66,11 @@ def _check_rejected(under_test: MethodUnderTest, option: str, value: Any) -> Non
 def knobs(under_test: MethodUnderTest) -> str:
     """Check that a method with a tuned strength has knobs with finite ranges, including 'strength', and others none."""
     budget, described = under_test.method.capabilities.budget, []
-    for match in _modes():
+    for match in get_args(Match):
         ranges = under_test.method.knobs(match)
         if budget != "strength" and ranges:
             raise Violation(f"knobs are stated ({some(list(ranges))}), but with budget='{budget}' they are not tuned")
-        if budget == "strength" and "strength" not in ranges:
+        if budget == "strength" and match != "dual" and "strength" not in ranges:
             raise Violation(f"knobs(match='{match}') lacks 'strength', which is tuned to meet the budget")
         for name, knob in ranges.items():
             _check_range(name, knob)
@@ -78,10 +78,6 @@ def knobs(under_test: MethodUnderTest) -> str:
     if budget != "strength":
         raise NotApplicable(f"budget='{budget}': nothing is tuned")
     return ", ".join(dict.fromkeys(described))
-
-
-def _modes() -> tuple[Match, ...]:
-    return "hinge", "lambda"
 
 
 def _check_range(name: str, knob: Knob) -> None:

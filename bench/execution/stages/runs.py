@@ -15,7 +15,7 @@ from bench.execution.context import UnitContext
 from bench.execution.stages.allowance import finetuning_schedule
 from bench.execution.stages.finetuning import compressed_network, finetune, reduced_form
 from bench.execution.stages.pretraining import pretrained_state
-from bench.execution.stages.search import MatchedSearch, matched_search, measure_of
+from bench.execution.stages.search import MatchedSearch, check_reachable, matched_search, measure_of
 from bench.planning.methods import method_of_study
 from bench.planning.units import RunUnit
 from bench.spec.schema import AcceleratorSpec
@@ -31,6 +31,8 @@ def perform_run(context: UnitContext) -> None:
     knobs = _tuned_knobs(context, unit)
     context.record["knobs"] = dict(knobs)
     method = method_of_study(unit.spec, unit.method)
+    if unit.search_trains and unit.budget is not None:
+        check_reachable(unit.network, method, unit.method, unit.budget)
     state, pretrained_top1 = pretrained_state(context, unit.pretraining)
     matched = matched_search(context, method, unit.budget, knobs, state)
     with context.phase("prepare"):

@@ -10,8 +10,10 @@ import torch
 
 from bench import replicas
 from bench.compression.policy import Policy, policy_from_json
+from bench.compression.shapes import NetworkShape
 from bench.costs.budget import Budget
 from bench.costs.measures import BOPS, Measure
+from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
 from bench.execution.stages.allowance import handed_on, updates_of_weights
 from bench.matching.repair import Repair, repair
@@ -84,6 +86,22 @@ def matched_search(
         raw_cost=measure_of(budget).price(context.network, result.policy),
         updates=updates_of_weights(context, result, pretrained),
     )
+
+
+def check_reachable(network: NetworkShape, method: Method, name: str, budget: Budget) -> None:
+    """Make sure that the method's cheapest policy does not cost more than the budget, so that searches make sense.
+
+    Raises:
+        UnreachableBudgetError: It does.
+    """
+    cheapest = method.cheapest(network)
+    if cheapest is None:
+        return
+    cost = budget.price(network, cheapest)
+    if cost > budget.limit:
+        raise UnreachableBudgetError(
+            f"the cheapest policy of {name} costs {cost / budget.limit:.2f} × the budget", cost
+        )
 
 
 def measure_of(budget: Budget | None) -> Measure:

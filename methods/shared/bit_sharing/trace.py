@@ -49,7 +49,8 @@ class Trace:
         self.costs += torch.stack(self._recent_costs).tolist()
         self._recent_costs = []
         cost = self.costs[-1]
-        self.history.append({"epoch": epoch + 1, **figures, "cost": cost, "budget_share": cost / term.budget})
+        costs = {"cost": cost, "budget_share": cost / term.budget}
+        self.history.append({"epoch": epoch + 1, **figures, **term.figures(), **costs})
         self.bits.append({name: layer.choices() for name, layer in self._network.layers.items()})
         return self.history[-1]
 

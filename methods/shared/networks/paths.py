@@ -20,10 +20,8 @@ from bench.api import (
     EDGE_BITS,
     Capabilities,
     Decision,
-    Knob,
     LayerShape,
     LayerSpace,
-    Match,
     Options,
     Policy,
     QuantizedLayer,
@@ -248,7 +246,3 @@ class PathMethod(TrainingMethod[PathNetwork], ChoosesBits):
     capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
     Options = PathOptions
     options: PathOptions
-
-    def knobs(self, match: Match) -> Mapping[str, Knob]:
-        """Tune λ, the strength of the cost term."""
-        return {"strength": Knob(low=0.01, high=1.0, log=True)}

@@ -91,6 +91,23 @@ def test_a_reference_is_planned_once_for_several_budgets(plan: Planner) -> None:
     assert run_of(several, "full_precision").identity == one.identity
 
 
+def test_a_method_whose_strength_moves_by_itself_is_not_tuned(plan: Planner) -> None:
+    """Other knobs are; and its runs depend on the mode, which those of other methods without tuning do not."""
+    methods = {"methods": ["sbs", "quantize_then_prune", "fixed"]}
+    dual, hinge = (plan(methods, {"tuning": {"match": match}}) for match in ("dual", "hinge"))
+    assert [unit.method for unit in dual.tunings] == ["quantize_then_prune"]
+    assert [unit.method for unit in hinge.tunings] == ["sbs", "quantize_then_prune"]
+    runs = {unit.method: unit for unit in dual.runs}
+    assert runs["sbs"].tuning is None
+    assert runs["quantize_then_prune"].tuning is dual.tunings[0]
+    assert runs["sbs"].document["match"] == "dual"
+    assert planned_epochs(runs["sbs"]) == planned_epochs(run_of(hinge, "sbs", runs["sbs"].seed))
+    assert "match" not in runs["fixed"].document
+    assert runs["fixed"].identity == run_of(hinge, "fixed", runs["fixed"].seed).identity
+    narrow, wide = (plan(methods, {"tuning": {"match": "dual", "tolerance": width}}) for width in (0.03, 0.05))
+    assert run_of(narrow, "sbs").identity != run_of(wide, "sbs").identity
+
+
 def test_tuning_uses_a_seed_of_its_own(plan: Planner) -> None:
     tiny = plan({"seeds": [0, 1, 999_999]})
     seeds = {u.seed for u in tiny.tunings}

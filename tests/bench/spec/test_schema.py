@@ -51,7 +51,7 @@ def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
         ("search.lr=inf", "'search.lr' is inf, but must be a finite number"),
         ("search.momentum=1", "'search.momentum' is 1, but must be below 1"),
         ("tuning.tolerance=1", "'tuning.tolerance' is 1, but must be below 1"),
-        ("tuning.match=hinged", "'tuning.match' is 'hinged', but must be 'hinge' or 'lambda'"),
+        ("tuning.match=hinged", "'tuning.match' is 'hinged', but must be 'dual', 'hinge' or 'lambda'"),
         ("task.validation_fraction=0", "'task.validation_fraction' is 0"),
         ("seeds=[]", "'seeds' is [], but must be a list of 1 or more"),
         ("seeds=[0, 1, 0]", "0 is listed twice"),
