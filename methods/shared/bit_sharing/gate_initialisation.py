@@ -85,7 +85,7 @@ def _rises(job: SearchJob, gates: Sequence[_Gates]) -> dict[tuple[str, What], li
         traces = hutchinson(graph, job.noise("signs"), _HESSIAN_DRAWS, 1e-3)
     chains = {(gate.layer, gate.what): gate.quantizer.bits for gate in gates}
     bits = sorted({candidate for chain in chains.values() for candidate in chain})
-    omega = sensitivity(job.task.network, graph.tensors, traces, bits)
+    omega = sensitivity(job.task.network, graph.tensors, traces.means, bits)
     by_bits = {key: dict(zip(bits, values, strict=True)) for key, values in omega.items()}
     return {key: _steps(by_bits[key], chain) for key, chain in chains.items()}
 
