@@ -370,7 +370,7 @@ def test_rounded_in_the_search_the_network_is_what_its_policy_says(make_job: Mak
 
 def test_a_strong_bottleneck_alone_removes_channels(make_job: MakeJob) -> None:
     schedule = SearchSchedule(epochs=3, batch_size=28)
-    job = make_job(knobs={"strength": 0.0}, match="lambda", schedule=schedule)
+    job = make_job(knobs={"strength": 1e-9}, match="lambda", schedule=schedule)
     none = Djpq(DjpqOptions(gamma=0.0)).search(job).record["channels"]
     some = Djpq(DjpqOptions(gamma=0.1)).search(job).record["channels"]
     assert all(some[name] < none[name] for name in none)
