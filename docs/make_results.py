@@ -7,6 +7,7 @@ comparison of the study replaces the table between `<!-- results: STUDY -->` and
 """
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 from bench.plugins.registry import load
 from bench.reporting import wording
 from bench.reporting.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
+from bench.results.differences import write_numbers
+from bench.results.fairness import flags
 from bench.results.groups import RunGroup, difference, p_to_correct, run_groups
 from bench.results.statistics import PairedDifference, holm
 from bench.results.tables import StudyResults
@@ -49,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 def publish(results: StudyResults, folder: Path) -> None:
     """Write a study's numbers, specification, versions, tables (Markdown) and figures (SVG)."""
-    results.write()
+    write_numbers(results)
     for name in ("runs.csv", "results.csv"):
         shutil.copyfile(results.store.study(results.name) / name, folder / name)
     study = results.store.load_study(results.name)
@@ -99,13 +102,19 @@ def _draw(document: Document, folder: Path) -> None:
 
 
 def answers(results: StudyResults) -> Document:
-    """Answer the questions about a study, budget by budget, by paired differences; p is corrected over all of them."""
+    """Answer the questions about a study, budget by budget, by paired differences; p is corrected over all of them.
+
+    Groups that were not on equal terms are not tested.
+    """
     asked = tomllib.loads((_RESULTS / "questions.toml").read_text()).get(results.name, [])
-    groups = {(group.method, group.budget): group for group in run_groups(results)}
+    groups = {(group.method, group.budget): group for group in run_groups(results, flags=flags(results))}
     asked_at = [(entry, budget) for entry in asked for budget in results.study["spec"]["budgets"]]
-    pairs = [_pair([groups.get((method, budget)) for method in entry["pair"]]) for entry, budget in asked_at]
-    corrected = holm([p_to_correct(pair) for pair in pairs])
-    rows = [_row(entry, budget, pair, p) for (entry, budget), pair, p in zip(asked_at, pairs, corrected, strict=True)]
+    sides = [[groups.get((method, budget)) for method in entry["pair"]] for entry, budget in asked_at]
+    flagged = [any(side is not None and side.flags for side in both) for both in sides]
+    pairs = [_pair(both) for both in sides]
+    corrected = holm([math.nan if marked else p_to_correct(pair) for pair, marked in zip(pairs, flagged, strict=True)])
+    answered = zip(asked_at, pairs, corrected, flagged, strict=True)
+    rows = [_row(entry, budget, pair, p, marked=marked) for (entry, budget), pair, p, marked in answered]
     titles = ("Question", "A", "B", "Budget", "n", "A − B", "95 % interval", "p", "Smallest seen")
     columns = tuple(Column(title=title, align="left" if index < 4 else "right") for index, title in enumerate(titles))
     table = Table(name="answers", title=f"{results.name}: questions", columns=columns, rows=tuple(rows))
@@ -117,12 +126,15 @@ def _pair(sides: Sequence[RunGroup | None]) -> PairedDifference | None:
     return None if first is None or second is None else difference(first.top1, second.top1)
 
 
-def _row(entry: dict[str, Any], budget: str, pair: PairedDifference | None, p: float) -> tuple[str, ...]:
+def _row(
+    entry: dict[str, Any], budget: str, pair: PairedDifference | None, p: float, *, marked: bool
+) -> tuple[str, ...]:
     """Return a question with its answer in points of Top-1; the last cell is the smallest difference that n detects."""
     key = (entry["question"], *entry["pair"], budget)
     if pair is None:
         return (*key, "0", "", "", "", "")
-    return (*key, str(pair.n), *wording.difference(pair, p), wording.number(pair.detectable))
+    delta, ends, tested = wording.difference(pair, p)
+    return (*key, str(pair.n), delta, ends, wording.FLAGGED if marked else tested, wording.number(pair.detectable))
 
 
 def markdown(document: Document) -> str:

@@ -107,3 +107,26 @@ def test_files_of_options_with_dots_have_plain_names(fake: Any) -> None:
     ablations = [{"key": "", "value": "", "runs": own}, {"key": "search.lr", "value": "0.1", "runs": own}]
     (table,) = tables_of(fake, {**fake.document(), "ablations": ablations})
     assert (table.name, table.title) == ("ablation_search_lr", "Ablation of search.lr")
+
+
+def test_runs_outside_the_window_are_part_of_no_difference(fake: Any) -> None:
+    own = fake.seeds("sbs", [71.0, 72.5, 73.0])
+    cheap = {"within_budget": False, "metrics": {"bops": 20e6}, "id_suffix": "two"}
+    two = [fake.run("sbs", 0, 70.0, id_suffix="two"), fake.run("sbs", 1, 71.5, id_suffix="two")]
+    two += [fake.run("sbs", 2, 10.0, **cheap)]
+    ablations = [{"key": "", "value": "", "runs": own}, {"key": "group_size", "value": "2", "runs": two}]
+    places = {identity: place(method="sbs[group_size=2]") for identity in two}
+    (table,) = tables_of(fake, {**fake.document(), "places": places, "ablations": ablations})
+    row = cells(table, "2")
+    assert row["Δ default"] == "-1.00" and row["Δ 95 % interval"] == ""  # two equal pairs are left
+    text = " | ".join(table.notes)
+    assert "part of no difference: 2 sbs 4bit (50.0 %)" in text
+    assert "all of them are equal" in text and "Smallest difference" not in text
+
+
+def test_the_limited_cost_is_shown(fake: Any) -> None:
+    own = fake.seeds("sbs", [71.0, 72.5], budget_measure="memory", metrics={"memory_kb": 39.5})
+    two = [fake.run("sbs", 0, 70.0, id_suffix="two", budget_measure="memory", metrics={"memory_kb": 39.0})]
+    ablations = [{"key": "", "value": "", "runs": own}, {"key": "group_size", "value": "2", "runs": two}]
+    (table,) = tables_of(fake, {**fake.document(), "places": {two[0]: place()}, "ablations": ablations})
+    assert cells(table, "2")["Memory KB"] == "39.00"

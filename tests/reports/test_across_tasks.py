@@ -124,3 +124,14 @@ def test_it_stands_beside_the_comparison(three: SimpleNamespace, plugin: object)
     plugin("reports", "across_tasks", AcrossTasks)  # type: ignore[operator]
     document = make_document(StudyResults(three.store, three.document()), [DEFAULT_REPORT, "across_tasks"])
     assert [section.name for section in document.sections] == ["comparison", "across_tasks"]
+
+
+def test_runs_outside_the_window_are_part_of_no_figure(three: SimpleNamespace) -> None:
+    outside = {"within_budget": False, "metrics": {"bops": 20e6}}
+    add(three, "fixed", {name: [26.0] * 3 for name in FIXED}, budget="20KB", **outside)
+    add(three, "sbs", SBS, budget="20KB")
+    table = table_of(three)
+    assert [row[0] for row in table.rows if row[1] == "20KB"] == ["sbs"]
+    (row,) = [row for row in table.rows if row[1] == "20KB"]
+    cells = dict(zip((column.title for column in table.columns), row, strict=True))
+    assert cells["IQM Δ fixed"] == cells["P > fixed"] == cells["Mean rank"] == ""

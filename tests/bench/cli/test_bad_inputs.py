@@ -65,6 +65,8 @@ def nothing_was_begun(but: tuple[str, ...] = ()) -> bool:
         ("--set task.train_images=100000", "task.train_images is 100000; the training part has"),
         ("--methods=", "--methods '' has an empty entry"),
         ("--budget=", "--budget '' has an empty entry"),
+        ("--budget 300KB", "more than any network that the study's methods can find on resnet8: the costliest is that"),
+        ("--budget 4bit,300KB --dry-run", "budget '300KB' is 300.000 KB, more than any network"),
         ("--seeds 1e3", "--seeds '1e3' is not understood"),
         ("--seeds 99999999999", "give a count up to 10000"),
     ],

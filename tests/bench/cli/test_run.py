@@ -79,6 +79,13 @@ def test_a_dry_run_lists_every_unit_and_leaves_no_store(
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_dry_run_tells_which_methods_cannot_use_a_budget_up(bench: Callable[..., Any], spec_file: Path) -> None:
+    small = ("run", "--spec", spec_file, "--methods", "sbs,fixed", "--seeds", 1, "--dry-run")
+    said = " ".join(bench(*small, "--budget", "4bit,10bit").out.split())
+    assert "budget 10bit on resnet8" in said and "is above the costliest network of sbs (" in said
+    assert "budget 4bit" not in said
+
+
 def test_a_dry_run_knows_what_is_done_and_writes_nothing(
     bench: Callable[..., Any], spec_file: Path, copied: Path
 ) -> None:

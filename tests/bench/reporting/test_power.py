@@ -143,3 +143,12 @@ def test_no_runs_give_no_forecast(tmp_path: Path) -> None:
 
 def test_two_pairs_give_a_forecast(fake: SimpleNamespace) -> None:
     assert no_forecast_reason(forecast_of(fake)) is None
+
+
+def test_what_is_outside_its_window_is_not_forecast(fake: SimpleNamespace) -> None:
+    """Pairs at unequal cost have a spread too, but their number would answer no question."""
+    fake.seeds("fixed", [26.0, 27.0, 25.0, 26.5], budget="20KB", within_budget=False, metrics={"bops": 22.76e6})
+    fake.seeds("sbs", [71.0, 72.0, 70.0, 71.7], budget="20KB")
+    found = forecast_of(fake)
+    assert [outlook.group.budget for outlook in found.outlooks] == ["4bit", "4bit"]
+    assert found.level == 0.05 / 2 and found.lacking == ("sbs 20KB",)
