@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench.api import Column, Report, StudyResults, Table
-from bench.results.tables import DAMAGED, FAILURES, MISSING, STALE, section
+from bench.results.tables import BELOW, DAMAGED, FAILURES, MISSING, OVER, STALE, section
 from bench.store.leases import Leases
 from reports.shared.commands import continuation, repetition
 
@@ -74,7 +74,7 @@ def _state(run: Mapping[str, Any], living: set[str]) -> Iterator[tuple[str, str]
         yield _ORPHANED, f"started {run['started']}"
     elif status in FAILURES | {MISSING, DAMAGED, STALE}:
         yield status, reason
-    elif status == "done" and run["within_budget"] is False:
+    elif run["position"] in (BELOW, OVER):
         share = run["cost"] / run["budget_cost"]
         yield (_OVER if share > 1 else _BELOW), f"costs {share:.3f} of the budget"
 

@@ -30,7 +30,7 @@ _MARGIN = 0.3
 class Tradeoff(Report):
     """Accuracy over the cost that the budgets limit."""
 
-    summary = "accuracy over cost, and the methods that no other method beats in both"
+    summary = "accuracy over cost, and the Pareto front of the means"
     title = "Accuracy over cost"
     rank = 10
 
@@ -139,7 +139,10 @@ def _table(means: Rows, front: Sequence[int], measure: type[Measure], name: str)
             _cells(means[index], measure, on_front=index in set(front))
             for index in sorted(range(len(means)), key=lambda index: float(means[index]["cost"]))
         ),
-        notes=("On the front: no other mean is at least as good in both cost and accuracy, and better in one",),
+        notes=(
+            "On the front: no other mean is at least as good in both cost and accuracy, and better in one. This "
+            "is about the means of these runs; the comparison tests differences",
+        ),
         links=tuple(str(row["anchor"]) for row in sorted(means, key=lambda row: float(row["cost"]))),
     )
 

@@ -62,3 +62,11 @@ def test_a_failed_run_gets_its_result_by_the_printed_command(copied: Path) -> No
     again = StudyResults(store, store.load_study("tiny"))
     assert not Failures().build(again)
     assert (store.record("runs", fixed) or {})["metrics"]["top1"] == record["metrics"]["top1"]
+
+
+def test_the_costliest_network_of_a_method_is_no_failure(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.run("sbs", 0, 70.0, within_budget=False, metrics={"bops": 20e6})
+    most = {"model": "resnet8", "dataset": "digits", "method": "sbs", "budget": "4bit", "cost": 20e6}
+    assert len(Failures().build(results_of(fake))) == 1
+    assert Failures().build(results_of(fake, costliest=[most])) == []
