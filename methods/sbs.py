@@ -216,7 +216,7 @@ class SbsQ(Sbs):
 
     summary = "SBS without pruning: mixed precision by learned gates"
     source = f"{SOURCE}, SBS-Q"
-    deviations = _OF_SEARCHES
+    deviations: ClassVar[tuple[str, ...]] = _OF_SEARCHES
     capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
 
     def space(self, network: NetworkShape) -> SearchSpace:
@@ -241,10 +241,25 @@ class SbsP(Sbs):
         return search_space(network, self.options, bits=FULL_PRECISION, prune=True)
 
 
+_OF_CONTROLS = (
+    "It shows what SBS gains by the task's gradient on its thresholds only where its searches end near the budget: "
+    "after many repaired gates the policy is repair's.",
+)
+
+
 class CostOnly(Sbs):
     """The control: SBS whose thresholds never feel the task."""
 
     summary = "Control: SBS with the task's gradient on its thresholds switched off, so that cost alone decides"
     source = "this project: a control, SBS without the task's gradient on its gates"
-    deviations = ()
+    deviations = (*_OF_CONTROLS, "Cost alone may remove filters where the task would lower bits: see cost_only_q.")
+    task_gradient = False
+
+
+class CostOnlyQ(SbsQ):
+    """The control for SBS-Q, in whose space no pruning can hide what cost alone does to bits."""
+
+    summary = "Control: SBS-Q with the task's gradient on its thresholds switched off"
+    source = "this project: a control, SBS-Q without the task's gradient on its gates"
+    deviations = _OF_CONTROLS
     task_gradient = False

@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
     "pretrain": _SCHEDULE,
     "search": {"epochs": 1, "batch_size": 32},
     "finetune": _SCHEDULE,
-    "tuning": {"trials": 2},
+    "tuning": {"match": "hinge", "trials": 2},
 }
 """Three updates an epoch."""
 

@@ -72,7 +72,7 @@ class LiveWatcher:
         spec = plan.spec
         self.note(
             f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
-            f"{len(plan.tunings)} tunings of at most {spec.tuning.trials} trials, {len(plan.runs)} runs, "
+            f"{len(plan.tunings)} tunings of at most {plan.most_trials} trials, {len(plan.runs)} runs, "
             f"on {spec.device}"
         )
         self._study = self._progress.add_task(spec.name, total=epochs, detail="")

@@ -310,7 +310,7 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
         measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
         console.print(f"measured steps of {model}: {measured}", highlight=False)
     console.print(
-        f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.spec.tuning.trials} trials a tuning",
+        f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.most_trials} trials a tuning",
         highlight=False,
     )
 
@@ -323,7 +323,7 @@ def _estimates(plan: Plan, data_dir: Path | None) -> dict[str, Estimate]:
     units = {unit.spec.task.model: unit for unit in plan.runs[::-1]}
     return {
         model: estimate(
-            [tuning for tuning in plan.tunings if tuning.spec.task.model == model],
+            [run for run in plan.runs if run.spec.task.model == model],
             TaskLoader(unit.spec, data_dir),
         )
         for model, unit in units.items()

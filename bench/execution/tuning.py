@@ -84,11 +84,14 @@ def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, 
     if pretraining.status != "done":
         raise SkippedError(f"pretraining of the tuning's seed did not finish: {pretraining.reason}")
 
+    diverged: list[float] = []
+
     def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
         lease.progress = {"phase": "trial", "epoch": number + 1, "epochs": unit.trials}
         trial = trial_of(unit, number, knobs)
         outcome = _run_trial(study_run, trial)
         if outcome.status == "diverged":
+            diverged.append(float((store.record("trials", trial.identity) or {}).get("seconds", 0.0)))
             return None
         if outcome.status != "done":
             raise _TrialEndedError(number, outcome)
@@ -109,7 +112,8 @@ def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, 
         "knobs": dict(chosen.knobs),
         "chosen_trial": chosen.number,
         "trials_used": len(trials),
-        "tuning_seconds": sum(trial.seconds for trial in trials),
+        "trials_diverged": len(diverged),
+        "tuning_seconds": sum(trial.seconds for trial in trials) + sum(diverged),
     }
 
 

@@ -41,6 +41,16 @@ SearchTrial = Callable[[int, Mapping[str, float]], Trial | None]
 """Function that makes the trial of a given number at given knobs; returns `None` when its loss did not stay finite."""
 
 
+def largest_trials(spec: TuningSpec, knobs: Mapping[str, Knob]) -> int:
+    """Return the largest number of trials of a tuning: `tuning.trials` for each knob that is tuned.
+
+    Args:
+        spec: Settings of the tuning.
+        knobs: Ranges of the knobs. Mode "lambda" tunes the strength alone.
+    """
+    return spec.trials * (1 if spec.match == "lambda" else len(knobs))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """A tuning: what is tuned onto which budget.
@@ -61,6 +71,11 @@ class Tuning:
     spec: TuningSpec
     seed: int
     storage: str | None = None
+
+    @property
+    def trials(self) -> int:
+        """Largest number of trials, diverged ones included."""
+        return largest_trials(self.spec, self.knobs)
 
     @property
     def bracketing(self) -> bool:
@@ -109,9 +124,9 @@ def _tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
     study = _new_study(tuning)
     trials: list[Trial] = []
     diverged: list[Mapping[str, float]] = []
-    while len(trials) + len(diverged) < tuning.spec.trials and not _is_settled(trials, diverged, tuning):
+    while len(trials) + len(diverged) < tuning.trials and not _is_settled(trials, diverged, tuning):
         number = len(trials) + len(diverged)
-        asked = _ask(study, tuning, number, trials)
+        asked = _ask(study, tuning, trials, diverged)
         knobs = {name: float(value) for name, value in asked.params.items()}
         trial = search(number, knobs)
         _tell(study, tuning, asked, trial)
@@ -142,13 +157,15 @@ def _new_study(tuning: Tuning) -> "Study":
     return optuna.create_study(storage=tuning.storage, study_name=tuning.name, direction="maximize")
 
 
-def _ask(study: "Study", tuning: Tuning, number: int, completed: Sequence[Trial]) -> "optuna.Trial":
+def _ask(
+    study: "Study", tuning: Tuning, completed: Sequence[Trial], diverged: Sequence[Mapping[str, float]]
+) -> "optuna.Trial":
     """Let Optuna propose the knobs of the next trial."""
     if tuning.bracketing:
-        study.sampler = bracket_sampler(tuning.knobs, tuning.budget, tuning.spec.trials, completed)
+        study.sampler = bracket_sampler(tuning.knobs, tuning.budget, completed)
     else:
-        seed = derive(tuning.seed, number)
-        study.sampler = accuracy_sampler(tuning.knobs, tuning.budget, completed, seed=seed, number=number)
+        seed = derive(tuning.seed, len(completed) + len(diverged))
+        study.sampler = accuracy_sampler(tuning.knobs, tuning.budget, completed, diverged, seed=seed)
     return study.ask(tuning.distributions())
 
 

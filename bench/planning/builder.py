@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.costs.budget import Budget, parse_budget
 from bench.errors import BenchError
+from bench.matching.tune import largest_trials
 from bench.method import Method
 from bench.models.weights import checkpoint_of
 from bench.planning.methods import method_of_study
@@ -76,7 +77,7 @@ class UnitBuilder:
             options=self.spec.options.get(name, {}),
             budget=budget,
             pretraining=pretraining,
-            trials=self.spec.tuning.trials * len(method.knobs(self.spec.tuning.match)),
+            trials=largest_trials(self.spec.tuning, method.knobs(self.spec.tuning.match)),
         )
         return self.tunings.setdefault(unit.identity, unit)
 

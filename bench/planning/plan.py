@@ -52,6 +52,11 @@ class Plan:
     ablations: Sequence[Ablation] = ()
     reaches: Sequence[Reach] = ()
 
+    @property
+    def most_trials(self) -> int:
+        """Largest number of trials of a tuning; 0 when nothing is tuned."""
+        return max((unit.trials for unit in self.tunings), default=0)
+
 
 def make_plan(spec: StudySpec) -> Plan:
     """Plan a study.

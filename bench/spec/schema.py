@@ -123,7 +123,8 @@ class TuningSpec(Options):
         match: "dual": λ moves during each search and brings its cost onto the budget, so that it is not tuned. "hinge":
             the cost term acts above the budget only, and Optuna chooses λ by validation accuracy among trials within
             the window. "lambda": the cost term is λ log R, and Optuna brackets log λ onto the budget.
-        trials: Largest number of searches for each method and budget.
+        trials: Largest number of searches per knob, for each method and budget; diverged ones count. A method with
+            three knobs may make three times as many as one with a single knob. Mode "lambda" tunes one knob only.
         stop_early: Whether a tuning may end before its last trial. In mode "lambda" it ends when repair changed at most
             two choices of a search; in mode "hinge" after three such searches whose validation accuracies do not
             differ significantly.
@@ -134,7 +135,7 @@ class TuningSpec(Options):
         seed: Number of the tuning seed, counted from 0; tuning seeds are disjoint from report seeds.
     """
 
-    match: Match = "hinge"
+    match: Match = "dual"
     trials: Count = 4
     stop_early: bool = True
     tolerance: Fraction = 0.03

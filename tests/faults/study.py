@@ -27,7 +27,7 @@ _SIZES = {"pretrain": 2, "search": 2, "finetune": 2}
 SETTINGS = (
     *("--name", NAME, "--methods", "sbs,dnas,fixed", "--model", "resnet8", "--dataset", "synthetic"),
     *("--budget", "4bit", "--seeds", "2", "--device", "cpu", "--set", "threads=1", "--set", "task.train_images=96"),
-    *("--set", "tuning.trials=2"),
+    *("--set", "tuning.match=hinge", "--set", "tuning.trials=2"),
     *(part for phase, count in _SIZES.items() for part in ("--set", f"{phase}.epochs={count}")),
     *(part for phase in _SIZES for part in ("--set", f"{phase}.batch_size=32")),
 )

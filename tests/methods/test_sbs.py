@@ -22,6 +22,7 @@ from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import evaluate
 from methods.sbs import (
     CostOnly,
+    CostOnlyQ,
     Sbs,
     SbsOptions,
     SbsP,
@@ -200,12 +201,6 @@ class Simulator:
         return np.asarray(shared)
 
 
-class QuantizationByCost(SbsQ):
-    """Quantization only, with thresholds that never feel the task."""
-
-    task_gradient = False
-
-
 def frozen_search(method: type[Sbs], job: SearchJob, watched: Watched, **options: Any) -> tuple[SearchResult, Diary]:
     """A search of 64 steps whose weights stand still, and its diary."""
     diary = Diary()
@@ -219,8 +214,8 @@ def frozen_search(method: type[Sbs], job: SearchJob, watched: Watched, **options
     [
         pytest.param(CostOnly, "lambda", 1.0, "alternating", id="joint compression, lambda"),
         pytest.param(CostOnly, "hinge", 2.0, "joint", id="joint compression, hinge, joint updates"),
-        pytest.param(QuantizationByCost, "lambda", 0.7, "joint", id="quantization, lambda, joint updates"),
-        pytest.param(QuantizationByCost, "hinge", 1.0, "alternating", id="quantization, hinge"),
+        pytest.param(CostOnlyQ, "lambda", 0.7, "joint", id="quantization, lambda, joint updates"),
+        pytest.param(CostOnlyQ, "hinge", 1.0, "alternating", id="quantization, hinge"),
     ],
 )
 def test_search_by_cost_alone_is_the_simulators_gate_for_gate(
@@ -247,7 +242,7 @@ def test_search_by_cost_alone_is_the_simulators_gate_for_gate(
 
 def test_the_task_moves_thresholds_that_feel_it(make_job: MakeJob, watched: Watched) -> None:
     """The simulator would not describe a search that listens to the task."""
-    alone, listening = (short_search(method, make_job(), watched)[1] for method in (QuantizationByCost, SbsQ))
+    alone, listening = (short_search(method, make_job(), watched)[1] for method in (CostOnlyQ, SbsQ))
     ways = [np.concatenate(list(diary.thresholds[2].values())) for diary in (alone, listening)]
     assert np.abs(ways[0] - ways[1]).max() > 1e-3
 

@@ -46,7 +46,7 @@ class Estimate:
     """Measured step times of one model.
 
     Attributes:
-        searches: Step times of searches, by the label of their tuning.
+        searches: Step times of searches, by the label of their run.
         training: Step time of the float network.
         finetuning: Step time of a uniformly quantized network.
         data: Data that units train on.
@@ -67,21 +67,22 @@ class Estimate:
             searching = 0.0 if search is None else search.seconds(steps)
             epochs = spec.tuning.finetune_epochs if isinstance(unit, TuningUnit) else spec.finetune.epochs
             finetuning = self.finetuning.seconds(epochs * per_epoch(spec.finetune.batch_size))
-            return (searching + finetuning) * (spec.tuning.trials if isinstance(unit, TuningUnit) else 1)
+            return (searching + finetuning) * (unit.trials if isinstance(unit, TuningUnit) else 1)
         steps = spec.pretrain.epochs * per_epoch(spec.pretrain.batch_size) if "schedule" in unit.document else 0
         return self.training.seconds(steps)
 
 
-def estimate(tunings: Sequence[TuningUnit], loader: TaskLoader) -> Estimate:
+def estimate(runs: Sequence[RunUnit], loader: TaskLoader) -> Estimate:
     """Measure a few steps of each kind of work on one model.
 
     Args:
-        tunings: Tunings on that model.
+        runs: Runs on that model.
         loader: Loader of the task with that model.
     """
     spec, task = loader.spec, loader.task
     start_process_deterministically(0, spec.threads)
-    searches = {unit.label: _search_time(unit, task) for unit in tunings}
+    searching = {unit.label: unit for unit in runs if unit.search_trains}
+    searches = {label: _search_time(unit, task) for label, unit in searching.items()}
     float_model = task.make_model()
     quantized = compress(float_model, task.network, uniform(task.network, _FINETUNE_BITS))
     calibrate(quantized, task.data.calibration_batches(1, spec.finetune.batch_size)[0])
@@ -102,8 +103,10 @@ def estimate(tunings: Sequence[TuningUnit], loader: TaskLoader) -> Estimate:
     )
 
 
-def _search_time(unit: TuningUnit, task: Task) -> StepTime:
-    schedule, match = unit.spec.search, unit.spec.tuning.match
+def _search_time(unit: RunUnit, task: Task) -> StepTime:
+    schedule, match, budget = unit.spec.search, unit.spec.tuning.match, unit.budget
+    if budget is None:
+        raise TypeError(f"{unit} has no budget")
     method = method_of_study(unit.spec, unit.method)
     knobs = {name: knob.middle for name, knob in method.knobs(match).items()}
     state = task.make_model().state_dict()
@@ -115,8 +118,8 @@ def _search_time(unit: TuningUnit, task: Task) -> StepTime:
                 task=Task(data=data, network=task.network, make_model=task.make_model),
                 pretrained=state,
                 knobs=knobs,
-                budget=unit.budget.limit,
-                measure=unit.budget.measure,
+                budget=budget.limit,
+                measure=budget.measure,
                 match=match,
                 schedule=schedule.model_copy(update={"epochs": 1}),
                 seed=0,

@@ -113,8 +113,8 @@ class MethodUnderTest:
         return math.sqrt(low * (high if low < high else self.price(uniform(self.network, FULL_PRECISION_BITS))))
 
     def knobs(self, **changed: float) -> dict[str, float]:
-        """Set every knob to the middle of its range, except those given."""
-        return {**{name: knob.middle for name, knob in self.method.knobs("hinge").items()}, **changed}
+        """Set every knob of the default mode to the middle of its range, except those given."""
+        return {**{name: knob.middle for name, knob in self.method.knobs("dual").items()}, **changed}
 
     def job(self, **changes: Any) -> SearchJob:
         """Make a search job with all knobs in the middle of their ranges; every job has tensors of its own."""
@@ -122,7 +122,7 @@ class MethodUnderTest:
             "task": self.task,
             "pretrained": {name: value.clone() for name, value in self.small_task.pretrained.items()},
             "knobs": self.knobs() if self.strength_is_tuned else {},
-            "match": "hinge",
+            "match": "dual",
             "schedule": _SCHEDULE,
             "seed": 0,
             "report": ignore,

@@ -56,6 +56,7 @@ def perform(context: UnitContext) -> WorkResult:
     except LostLeaseError:
         raise
     except BaseException as error:
+        context.record["seconds"] = context.clock.total()
         return failure(error, context.record)
     context.record.update(unreadable_images(context.task.data.faults))
     return WorkResult(outcome=Outcome(status="done"), record=context.record)

@@ -54,7 +54,7 @@ def test_methods_tell_all_of_themselves(bench: Callable[..., Any]) -> None:
         words = " ".join(block.split())
         for text in (method.summary, method.source, *method.deviations, *method.Options.model_fields):
             assert text and " ".join(text.split()) in words, (name, text)
-    assert "can: a strength is tuned onto the budget, removes filters, chooses bits layer by layer" in " ".join(
+    assert "can: the harness brings it onto the budget by λ, removes filters, chooses bits layer by layer" in " ".join(
         message["sbs"].split()
     )
     assert "bits = [2, 4, 8]" in message["sbs"] and "bits (absent)" in message["fixed"]

@@ -597,8 +597,13 @@ def test_a_trial_that_diverges_is_one_trial_less(
     assert shop.run(unit).status == "done"
     statuses = [(shop.store.record("trials", f"{unit.identity}-{n}") or {})["status"] for n in range(3)]
     assert statuses == ["done", "diverged", "done"]
-    assert shop.record(unit)["trials_used"] == 2
-    assert shop.record(unit)["chosen_trial"] in (0, 2)
+    record = shop.record(unit)
+    assert (record["trials_used"], record["trials_diverged"]) == (2, 1)
+    assert record["chosen_trial"] in (0, 2)
+    completed = [read_json(shop.folder(unit) / "trials" / n / "trial.json")["seconds"] for n in "02"]
+    lost = (shop.store.record("trials", f"{unit.identity}-1") or {})["seconds"]
+    assert lost > 0
+    assert record["tuning_seconds"] == pytest.approx(sum(completed) + lost)
 
 
 def test_a_trial_that_fails_ends_its_tuning_with_its_number_and_reason(

@@ -16,9 +16,9 @@ import pytest
 from bench.costs.budget import Budget
 from bench.errors import NonFiniteLossError, UnreachableBudgetError
 from bench.matching.bracket import bracket, propose_log_strength
-from bench.matching.sampling import bracket_sampler, space_filling, strong_enough
+from bench.matching.sampling import space_filling
 from bench.matching.trial import Trial, alike
-from bench.matching.tune import Tuning, tune
+from bench.matching.tune import Tuning, largest_trials, tune
 from bench.method import Knob
 from bench.spec.schema import TuningSpec
 
@@ -237,7 +237,8 @@ def test_hinge_uses_all_its_trials_and_the_later_ones_learn() -> None:
     def distance(some: list[Trial]) -> float:
         return statistics.mean(abs(math.log(t.knobs["strength"] / 0.3)) for t in some)
 
-    assert distance(list(trials[8:])) < distance(list(trials[:4]))
+    low, high = math.log(0.3 / KNOB.low), math.log(KNOB.high / 0.3)
+    assert distance(list(trials[8:])) < 0.8 * (low**2 + high**2) / (low + high) / 2  # the mean of even draws
 
 
 def test_trials_outside_the_window_are_told_apart_from_those_inside() -> None:
@@ -269,25 +270,74 @@ def test_hinge_prefers_searches_that_came_to_the_budget_as_long_as_that_costs_no
     assert tune(tuning(KNOBS, spec(trials=1)), search)[0].number == 0
 
 
-def test_hinge_tries_no_strength_that_has_been_too_weak() -> None:
-    """The cost term is at work until the search comes to the budget; a weaker one does not get there either."""
+def landing(number: int, knobs: Mapping[str, float]) -> Trial:
+    """Searches land where the cost before repair is near the budget: strengths from 0.44 to 0.57."""
+    share = 1.02 * (knobs["strength"] / 0.5) ** -0.8
+    return trial(number, knobs, share, cost=0.98 * BUDGET.limit, repaired_gates=round(20 * abs(math.log(share))))
+
+
+@pytest.mark.parametrize("low", [1e-3, 1e-2, 0.3])
+def test_hinge_brackets_the_strength_until_a_search_lands(low: float) -> None:
+    """So a wide range costs a few trials more and not a tuning in which nothing lands."""
+    wide = {"strength": Knob(low=low, high=10.0, log=True), "share": Knob(low=0.0, high=1.0)}
+    _, trials = tune(tuning(wide, spec(trials=5)), landing)
+    first = next(t.number for t in trials if t.landed)
+    assert first <= 5
+    assert {t.knobs["share"] for t in trials[: first + 1]} == {0.5}
+    points: list[tuple[float, float]] = []
+    for t in trials[: first + 1]:
+        assert math.log(t.knobs["strength"]) == pytest.approx(propose_log_strength(points, BUDGET, wide["strength"]))
+        points.append((math.log(t.knobs["strength"]), math.log(t.raw_cost / BUDGET.limit)))
+    around = trials[first].knobs["strength"]
+    assert all(around / 3 < t.knobs["strength"] < around * 3 for t in trials[first + 1 : first + 5])
+    assert len({t.knobs["share"] for t in trials[first:]}) == len(trials) - first
+
+
+def test_a_strength_at_which_the_loss_diverged_counts_as_too_strong() -> None:
+    wide = {"strength": Knob(low=0.1, high=10.0, log=True)}
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        return None if knobs["strength"] > 0.9 else landing(number, knobs)
+
+    _, trials = tune(tuning(wide, spec(trials=6)), search)
+    assert trials[0].number == 1  # the middle of the range, 1, had diverged
+    assert trials[0].knobs["strength"] < 0.9
+    assert any(t.landed for t in trials)
+
+
+def test_hinge_repeats_no_search_at_an_end_of_the_range() -> None:
+    _, trials = tune(tuning(KNOBS, spec(trials=8)), lambda n, k: trial(n, k, 3.0, cost=0.98e8))
+    assert len({t.knobs["strength"] for t in trials}) == 8
+
+
+@pytest.mark.parametrize(("match", "knobs", "largest"), [("hinge", 1, 7), ("hinge", 2, 14), ("dual", 2, 14)])
+def test_trials_are_counted_for_each_knob(match: str, knobs: int, largest: int) -> None:
+    chosen = dict(list(TWO_KNOBS.items())[:knobs])
+
+    def search(number: int, knobs: Mapping[str, float]) -> Trial | None:
+        return None if number == 3 else trial(number, knobs, 1.5 - 0.01 * number, cost=0.98e8)
+
+    _, trials = tune(tuning(chosen, spec(match)), search)
+    assert largest_trials(spec(match), chosen) == largest
+    assert len(trials) == largest - 1  # the one that diverged counts
+    assert largest_trials(spec("lambda"), chosen) == 7  # it tunes the strength alone
+
+
+# --- mode dual ---
+
+
+def test_dual_chooses_what_is_left_by_accuracy() -> None:
+    """There is no strength to bracket: points fill the range, then accuracy decides."""
+    shares = {"share": Knob(low=0.0, high=1.0)}
 
     def search(number: int, knobs: Mapping[str, float]) -> Trial:
-        weak = knobs["strength"] < 0.25
-        return trial(number, knobs, 2.0 if weak else 1.01, cost=0.98 * BUDGET.limit, repaired_gates=20 if weak else 1)
+        return trial(number, knobs, 0.99, validation_top1=60 - abs(knobs["share"] - 0.7))
 
-    _, trials = tune(tuning(KNOBS, spec(trials=4)), search)
-    strengths = [t.knobs["strength"] for t in trials]
-    assert [strength < 0.25 for strength in strengths] == [True, False, False, False]
-    assert min(strengths) == strengths[0]
-    assert len(set(strengths)) == 4
-
-
-@pytest.mark.parametrize(("share", "gates", "low"), [(1.5, 9, 0.3), (1.5, 2, 0.02), (0.5, 9, 0.02), (0.98, 0, 0.02)])
-def test_only_searches_that_stayed_too_dear_narrow_the_range(share: float, gates: int, low: float) -> None:
-    done = [trial(0, {"strength": 0.3}, share, cost=0.98 * BUDGET.limit, repaired_gates=gates)]
-    assert strong_enough(TWO_KNOBS, BUDGET, done) == {**TWO_KNOBS, "strength": replace(KNOB, low=low)}
-    assert strong_enough(TWO_KNOBS, BUDGET, []) == TWO_KNOBS
+    chosen, trials = tune(tuning(shares, spec("dual", 12)), search)
+    assert len(trials) == 12
+    assert [t.knobs["share"] for t in trials[:4]] == [0.5, 0.25, 0.75, 0.125]
+    assert chosen is max(trials, key=lambda t: t.validation_top1)
+    assert abs(chosen.knobs["share"] - 0.7) < 0.06
 
 
 # --- mode lambda ---
@@ -360,12 +410,9 @@ def test_lambda_repeats_no_search_at_the_end_of_its_reach(share: float) -> None:
     assert len(set(strengths)) == len(strengths) == next(numbers) < 20
 
 
-def test_other_knobs_stay_the_same_for_a_whole_bracket() -> None:
-    def others(completed: int) -> float:
-        done = [trial(n, {"strength": 0.2 + n, "share": 0.1}, 2.0) for n in range(completed)]
-        return float(bracket_sampler(TWO_KNOBS, BUDGET, 4, done)._fixed_params["share"])  # type: ignore[attr-defined]
-
-    assert others(0) == others(3) != others(4)
+def test_lambda_leaves_other_knobs_in_the_middle() -> None:
+    _, trials = tune(tuning(TWO_KNOBS, spec("lambda", 6)), lambda n, k: trial(n, k, 2.0 - 0.1 * n, cost=0.98e8))
+    assert {t.knobs["share"] for t in trials} == {0.5}
 
 
 # --- the end of a tuning before its last trial ---
@@ -546,7 +593,7 @@ def test_interruptions_one_after_the_other(uninterrupted: Callable[[str], Any], 
             tune(tuning(TWO_KNOBS, spec(), storage=storage), shelf)
     shelf.fails_at = -1
     assert tune(tuning(TWO_KNOBS, spec(), storage=storage), shelf) == uninterrupted("hinge")
-    assert shelf.searched == list(range(7))
+    assert shelf.searched == list(range(14))
 
 
 @pytest.mark.parametrize("match", ["hinge", "lambda"])
@@ -593,7 +640,7 @@ def test_more_trials_go_on_from_those_that_are_there(uninterrupted: Callable[[st
     shelf = Shelf()
     tune(tuning(TWO_KNOBS, spec(trials=5)), shelf)
     assert tune(tuning(TWO_KNOBS, spec()), shelf) == uninterrupted("hinge")
-    assert shelf.searched == list(range(7))
+    assert shelf.searched == list(range(14))
 
 
 def test_the_seed_matters_to_the_sampler_only(uninterrupted: Callable[[str], Any]) -> None:
@@ -657,11 +704,11 @@ def test_a_database_shows_every_trial_as_it_ended(uninterrupted: Callable[[str],
         return None if number == 2 else smooth(number, knobs)
 
     for _ in range(2):  # the second replaces the first
-        tune(tuning(TWO_KNOBS, spec(trials=5), storage=url), search)
+        tune(tuning(TWO_KNOBS, spec(trials=2), storage=url), search)
     (name,) = optuna.get_all_study_names(url)
     study = optuna.load_study(study_name=name, storage=url)
     assert name == "tests"
-    assert [found.state.name for found in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [found.state.name for found in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert study.trials[0].params == uninterrupted("hinge")[1][0].knobs
     assert study.trials[0].value == uninterrupted("hinge")[1][0].validation_top1
 
@@ -687,5 +734,5 @@ def test_a_database_that_goes_away_stops_no_tuning(
 
     monkeypatch.setattr(owner, call, failing)
     assert tune(tuning(TWO_KNOBS, spec(), storage=url), shelf) == uninterrupted("hinge")
-    assert shelf.searched == list(range(7))
+    assert shelf.searched == list(range(14))
     assert f"Optuna's storage {url} is not up to date: the server is gone" in caplog.text

@@ -72,9 +72,11 @@ def test_measuring_uses_a_few_images_and_leaves_the_data_alone(loader: Callable[
     assert limited.validation is data.validation
 
 
-def test_every_kind_of_work_is_measured(loader: Callable[..., TaskLoader]) -> None:
-    working = loader({"methods": ["sbs", "fixed"]})
-    guess = estimate(make_plan(working.spec).tunings, working)
+@pytest.mark.parametrize("match", ["dual", "hinge"])
+def test_every_kind_of_work_is_measured(loader: Callable[..., TaskLoader], match: str) -> None:
+    """Also searches of methods that are not tuned."""
+    working = loader({"methods": ["sbs", "fixed"], "tuning": {"match": match}})
+    guess = estimate(make_plan(working.spec).runs, working)
     assert guess.searches.keys() == {"sbs"}
     times = (*guess.searches.values(), guess.training, guess.finetuning)
     assert all(0 < time.step < 60 and 0 <= time.once < 60 for time in times)

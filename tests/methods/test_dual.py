@@ -1,0 +1,77 @@
+"""Mode "dual": one search of any method with a cost term ends near its budget, from wherever it starts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from bench.costs.budget import Budget, parse_budget
+from bench.matching.repair import Repair, repair
+from bench.method import Method, SearchJob, SearchResult, Task
+from bench.spec.schema import AcceleratorSpec, SearchSchedule
+from methods.bayesian_bits import BayesianBits
+from methods.djpq import Djpq
+from methods.dnas import Dnas
+from methods.dq import Dq
+from methods.edmips import Edmips
+from methods.multi_path import MultiPath
+from methods.sbs import CostOnly, CostOnlyQ, Sbs, SbsP, SbsQ
+from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
+
+MakeJob = Callable[..., SearchJob]
+ONE_STAGE: tuple[type[Method], ...] = (
+    *(Sbs, SbsQ, CostOnly, CostOnlyQ, BayesianBits, Djpq, Dnas, Dq, Edmips, MultiPath),
+)
+LONG = SearchSchedule(epochs=15, batch_size=56)
+"""75 updates on 320 digits."""
+
+
+def searched(method: Method, job: SearchJob) -> tuple[SearchResult, Repair]:
+    """A search, and what repair does to its policy."""
+    found = method.search(job)
+    budget = Budget(text="test", limit=job.budget, tolerance=job.tolerance)
+    return found, repair(job.task.network, found.policy, found.decisions, budget)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["3bit", "4bit"])
+@pytest.mark.parametrize("method", ONE_STAGE, ids=lambda method: method.__name__)
+def test_one_search_ends_near_its_budget(make_job: MakeJob, task: Task, method: type[Method], budget: str) -> None:
+    """From seven times the budget or from a fifth of it; a gate of this network is a tenth of the cost."""
+    limit = parse_budget(budget, task.network, 0.03, AcceleratorSpec()).limit
+    assert method().knobs("dual") == {}
+    found, repaired = searched(method(), make_job(match="dual", knobs={}, budget=limit, schedule=LONG))
+    assert repaired.moved <= 2
+    assert 0.97 * limit <= repaired.cost <= limit
+    strengths = [entry["strength"] for entry in found.record["history"]]
+    assert len(strengths) == 15
+    assert len(set(strengths)) > 10
+
+
+@pytest.mark.slow
+def test_pruning_alone_ends_near_its_budget(make_job: MakeJob, task: Task) -> None:
+    limit = parse_budget("0.4x", task.network, 0.03, AcceleratorSpec()).limit
+    assert searched(SbsP(), make_job(match="dual", knobs={}, budget=limit, schedule=LONG))[1].moved <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [PruneThenQuantize, QuantizeThenPrune])
+def test_both_stages_end_near_their_own_budgets(make_job: MakeJob, method: type[Method]) -> None:
+    schedule = SearchSchedule(epochs=24, batch_size=56)
+    job = make_job(match="dual", knobs={"split": 0.5}, schedule=schedule)
+    found, repaired = searched(method(), job)
+    first: Mapping[str, Any] = found.record["first_stage"]
+    assert first["raw_cost"] == pytest.approx(first["target_cost"], rel=0.25)
+    assert repaired.moved <= 3
+    for stage in (first, found.record):
+        assert len({entry["strength"] for entry in stage["history"]}) > 8
+
+
+def test_another_budget_is_another_course(make_job: MakeJob, pretrained: Mapping[str, Tensor]) -> None:
+    """λ follows the budget, and nothing that a job has learned passes on to the next search."""
+    job = make_job(match="dual", knobs={})
+    first, again = Sbs().search(job), Sbs().search(job)
+    other = Sbs().search(make_job(match="dual", knobs={}, budget=0.7 * job.budget))
+    assert first.record == again.record
+    assert first.record["history"] != other.record["history"]
