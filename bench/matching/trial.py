@@ -7,10 +7,9 @@ from typing import Any
 
 from bench.costs.budget import Budget
 from bench.errors import UnreachableBudgetError
+from bench.results.fairness import FEW_REPAIRS
 from bench.spec.schema import TuningSpec
 
-_FEW_GATES = 2
-"""Largest number of choices that repair may change if a search counts as landed; seeds differ by more."""
 _ALIKE_TRIALS = 3
 """Smallest number of trials that can be found alike; the first three are spread over the range of the strength."""
 
@@ -51,7 +50,7 @@ class Trial:
     @property
     def landed(self) -> bool:
         """Whether the search itself reached the budget, so that repair changed next to nothing."""
-        return self.within_budget and self.repaired_gates <= _FEW_GATES
+        return self.within_budget and self.repaired_gates <= FEW_REPAIRS
 
 
 def alike(trials: Sequence[Trial]) -> bool:

@@ -136,8 +136,16 @@ def planned_epochs(unit: Unit) -> int:
     if isinstance(unit, TuningUnit):
         return unit.trials * (spec.search.epochs + spec.tuning.finetune_epochs)
     if isinstance(unit, RunUnit):
-        return (spec.search.epochs if unit.search_trains else 0) + spec.finetune.epochs
+        return (spec.search.epochs if unit.search_trains else 0) + finetuning_epochs(unit)
     return spec.pretrain.epochs if "schedule" in unit.document else 0
+
+
+def finetuning_epochs(unit: RunUnit) -> int:
+    """Return how many epochs a run fine-tunes its network, with those that make up for a search without training."""
+    spec = unit.spec
+    if unit.search_trains or spec.allowance != "equal":
+        return spec.finetune.epochs
+    return spec.finetune.epochs + round(spec.search.epochs * spec.finetune.batch_size / spec.search.batch_size)
 
 
 def label(method: str, variant: str) -> str:

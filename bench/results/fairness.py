@@ -88,7 +88,7 @@ def _conditions(results: StudyResults, key: Sequence[object], runs: "pd.DataFram
         updates=float(runs["trained_updates"].mean()),
         images=float(runs["training_images"].mean()),
         evaluated_images=float(runs["evaluated_images"].mean()),
-        trials=float(sum(tuning.get("trials_used") or 0 for tuning in tunings)),
+        trials=float(sum(tuning.get(key) or 0 for tuning in tunings for key in ("trials_used", "trials_diverged"))),
         knobs=max((len(section(tuning, "knobs")) for tuning in tunings), default=0),
         repairs=float(runs["repaired_gates"].median()),
         repair_share=float(runs["repair_share"].mean()),

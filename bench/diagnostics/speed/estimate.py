@@ -15,7 +15,7 @@ from bench.diagnostics.speed.trainings import ignore
 from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob, Task
 from bench.planning.methods import method_of_study
-from bench.planning.units import RunUnit, TuningUnit, Unit
+from bench.planning.units import RunUnit, TuningUnit, Unit, finetuning_epochs
 from bench.spec.schema import Schedule
 from bench.spec.seeds import generator, start_process_deterministically
 from bench.training.loop import fit
@@ -65,7 +65,7 @@ class Estimate:
             search = self.searches.get(unit.label)
             steps = spec.search.epochs * per_epoch(spec.search.batch_size)
             searching = 0.0 if search is None else search.seconds(steps)
-            epochs = spec.tuning.finetune_epochs if isinstance(unit, TuningUnit) else spec.finetune.epochs
+            epochs = spec.tuning.finetune_epochs if isinstance(unit, TuningUnit) else finetuning_epochs(unit)
             finetuning = self.finetuning.seconds(epochs * per_epoch(spec.finetune.batch_size))
             return (searching + finetuning) * (unit.trials if isinstance(unit, TuningUnit) else 1)
         steps = spec.pretrain.epochs * per_epoch(spec.pretrain.batch_size) if "schedule" in unit.document else 0

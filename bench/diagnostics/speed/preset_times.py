@@ -9,7 +9,7 @@ from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
 from bench.data.dataset import Dataset
 from bench.planning.plan import make_plan
-from bench.planning.units import RunUnit, TuningUnit, Unit
+from bench.planning.units import RunUnit, TuningUnit, Unit, finetuning_epochs
 from bench.plugins.registry import load
 from bench.spec.schema import Schedule, SearchSchedule, StudySpec
 
@@ -49,7 +49,8 @@ def _unit_seconds(unit: Unit, images: float) -> float:
         short = finetune * spec.tuning.finetune_epochs / spec.finetune.epochs
         return unit.trials * (_PROCESS_SECONDS + search + short)
     if isinstance(unit, RunUnit):
-        return _PROCESS_SECONDS + finetune + (search if unit.search_trains else 0.0)
+        longer = finetune * finetuning_epochs(unit) / spec.finetune.epochs
+        return _PROCESS_SECONDS + longer + (search if unit.search_trains else 0.0)
     return _PROCESS_SECONDS + (
         _training_seconds(network, spec.pretrain, images) if "schedule" in unit.document else 0.0
     )

@@ -129,7 +129,7 @@ def test_planned_epochs(plan: Planner) -> None:
     assert planned_epochs(tiny.pretrainings[0]) == 7
     assert planned_epochs(tiny.tunings[0]) == 4 * (3 + 2)
     assert planned_epochs(run_of(tiny, "sbs")) == 3 + 5
-    assert planned_epochs(run_of(tiny, "fixed")) == 5
+    assert planned_epochs(run_of(tiny, "fixed")) == 5 + 3  # as many updates as with a search
     scratch = plan({"task": {"init": "scratch"}})
     assert planned_epochs(scratch.pretrainings[0]) == 0
 
