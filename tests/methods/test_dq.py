@@ -339,7 +339,7 @@ def test_own_quantizers_go_on_but_for_layers_that_repair_moved(mobile_job: Searc
     names = [shape.name for shape in mobile_job.task.network.middle]
     moved = names[2]
     policy = result.policy.with_layer(moved, weight_bits=11 - result.policy.layers[moved].weight_bits)
-    found = MatchedSearch(result=result, policy=policy, repaired=None, raw_cost=0.0)
+    found = MatchedSearch(result=result, policy=policy, repaired=None, raw_cost=0.0, updates=0)
     kept = found.kept_quantizers()
     layers = {key.partition("_quantizer.")[0].rpartition(".")[0] for key in kept}
     assert layers == set(names) - {moved}

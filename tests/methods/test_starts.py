@@ -170,7 +170,7 @@ def test_fine_tuning_with_own_quantizers_goes_on_from_what_was_learned(
     kind = load("methods", name)
     spec = SimpleNamespace(recipe="own", finetune=SimpleNamespace(calibrate=False, batch_size=28))
     context: Any = SimpleNamespace(spec=spec, task=job.task, device=torch.device("cpu"))
-    matched = MatchedSearch(result=result, policy=result.policy, repaired=None, raw_cost=0.0)
+    matched = MatchedSearch(result=result, policy=result.policy, repaired=None, raw_cost=0.0, updates=0)
     network = compressed_network(context, kind(), matched)
     compared = set()
     for shape in job.task.network.middle:

@@ -61,7 +61,7 @@ def ready_layer(
     with torch.no_grad():
         for name, clip in layer.named_parameters():
             if name.endswith("clip"):
-                clip.mul_(0.8)  # so that something is clipped at 8 bits too
+                clip.mul_(0.5)  # so that something that is read is clipped, also at 8 bits
     layer.probabilities = torch.softmax(scores, dim=1)
     return layer
 
