@@ -1,11 +1,12 @@
 """Fixed precision: the same bits in every layer but the first and the last, which have 8."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from bench.api import Capabilities, Method, NetworkShape, Options, Policy, SearchJob, SearchResult, uniform
 from methods.shared.budget import unreachable
+from methods.shared.quantizers.starts import ClipInit
 
 _MOST_BITS = 16
 
@@ -20,7 +21,7 @@ class FixedOptions(Options):
     """
 
     bits: Annotated[int, Field(ge=1, le=_MOST_BITS)] | None = None
-    clip_init: Literal["calibrated", "paper"] = "calibrated"
+    clip_init: ClipInit = "calibrated"
 
 
 class Fixed(Method):

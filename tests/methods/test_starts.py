@@ -50,8 +50,8 @@ def search(name: str, job: SearchJob, **options: Any) -> SearchResult:
 
 
 def test_the_option_has_one_name_and_one_default() -> None:
-    fields = {name: kind.Options.model_fields.get("clip_init") for name, kind in trained_in_search().items()}
-    assert {name for name, field in fields.items() if field is None} == WITHOUT_PAPER_VALUES
+    fields = {name: load("methods", name).Options.model_fields.get("clip_init") for name in available("methods")}
+    assert {name for name in TRAINED if fields[name] is None} == WITHOUT_PAPER_VALUES
     stated = [field for field in fields.values() if field is not None]
     assert all(field.annotation == ClipInit and field.default == "calibrated" for field in stated)
 
