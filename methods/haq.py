@@ -92,7 +92,7 @@ class HaqOptions(Options):
     noise_decay: Literal["scheduled"] | Annotated[float, Field(gt=0, le=1)] = "scheduled"
     finetune_updates: Literal["scheduled"] | Annotated[int, Field(ge=0)] = "scheduled"
     finetune_lr: Annotated[float, Field(gt=0)] = 1e-3
-    reward_images: Annotated[int, Field(ge=1)] = 1000
+    reward_images: Annotated[int, Field(ge=1)] = 5000
 
     @model_validator(mode="after")
     def _some_episodes_learn(self) -> Self:
@@ -115,8 +115,10 @@ class Haq(ChoosesBits):
     deviations = (
         "Rewards are accuracies on validation images that no update sees; the code fine-tunes and measures on one and "
         "the same subset of the training images.",
-        "There are 100 episodes and not 600; the noise decays over them as it does over 600. Together they have as "
-        "many updates as the search's schedule; the code trains every network for an epoch of 20,000 images.",
+        "There are 100 episodes and not 600, so the agent has a seventh of its updates; the noise decays over them as "
+        "it does over 600. The record states the effort.",
+        "All networks together have as many updates as the search's schedule; the code trains each for an epoch of "
+        "20,000 images. Rewards are read on 5,000 images, and on these 20,000 in the code.",
         "Candidates are 2, 4 and 8 bits, as for every method, and the paper's rounding chooses among their indices; "
         "with bits = [2,3,4,5,6,7,8] it is the published one.",
         "The agent skips the first and the last layer, which have 8 bits; the code asks it about them and ignores the "
@@ -164,8 +166,21 @@ class Haq(ChoosesBits):
             policy=space.policy(history.best),
             state=job.pretrained,
             decisions=space.decisions(history.best, agent.act),
-            record={"float_top1": trainer.float_top1, **history.record()},
+            record={**self._effort(job, trainer, agent), "float_top1": trainer.float_top1, **history.record()},
         )
+
+    def _effort(self, job: SearchJob, trainer: "Trainer", agent: Agent) -> dict[str, Any]:
+        """State what the search has cost, in numbers and in a few words."""
+        episodes, images = self.options.episodes, trainer.reward_images
+        updates = sum(updates_of(episode, self.options, job.steps) for episode in range(episodes))
+        return {
+            "effort": f"{episodes} episodes with rewards on {images:,} images; {agent.updates:,} updates of the agent, "
+            f"{updates:,} of networks",
+            "episodes": episodes,
+            "reward_images": images,
+            "agent_updates": agent.updates,
+            "network_updates": updates,
+        }
 
 
 def sigma_of(learning: int, options: HaqOptions) -> float | None:
@@ -243,6 +258,7 @@ class Trainer:
     Attributes:
         batches: Endless training batches; each episode goes on where the one before stopped.
         float_top1: Accuracy of the pretrained network on the images of the rewards, in percent.
+        reward_images: Number of these images.
     """
 
     def __init__(self, job: SearchJob, options: HaqOptions) -> None:
@@ -251,6 +267,7 @@ class Trainer:
         self.batches = BatchStream(data, job.schedule.batch_size, job.order(), data.train)
         drawn = torch.randperm(len(data.validation), generator=job.noise("reward images"))[: options.reward_images]
         self._images = data.validation.take(drawn.sort().values)
+        self.reward_images = len(self._images)
         self.float_top1 = evaluate(job.float_model(), data, self._images).top1
         self._quantizers = calibrated(job, options.bits)
 

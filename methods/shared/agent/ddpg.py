@@ -158,6 +158,7 @@ class Agent:
 
     Attributes:
         baseline: Moving average B of rewards; `None` before the first update.
+        updates: Number of updates so far.
     """
 
     def __init__(self, state_size: int, capacity: int, source: torch.Generator) -> None:
@@ -168,6 +169,7 @@ class Agent:
         self.slow_critic.load_state_dict(self.critic.state_dict())
         self.replay = Replay(capacity, state_size)
         self.baseline: float | None = None
+        self.updates = 0
         self._of_actor = torch.optim.Adam(self.actor.parameters(), lr=ACTOR_RATE, fused=True)
         self._of_critic = torch.optim.Adam(self.critic.parameters(), lr=CRITIC_RATE, fused=True)
 
@@ -203,6 +205,7 @@ class Agent:
         _descend(self._of_actor, -self.critic(states, self.actor(states)).mean())
         follow(self.slow_actor, self.actor)
         follow(self.slow_critic, self.critic)
+        self.updates += 1
 
     def _centred(self, rewards: Tensor) -> Tensor:
         """Move B towards the mean of these rewards, then return r − B."""
@@ -219,13 +222,13 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {**parts, "baseline": self.baseline, "source": self._source.get_state()}
+        return {**parts, "baseline": self.baseline, "updates": self.updates, "source": self._source.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a checkpoint."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.baseline = state["baseline"]
+        self.baseline, self.updates = state["baseline"], state["updates"]
         self._source.set_state(state["source"])
 
     def _parts(self) -> dict[str, Any]:

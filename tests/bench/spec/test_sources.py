@@ -1,9 +1,11 @@
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.errors import BenchError
+from bench.planning.methods import make_method
 from bench.plugins.registry import load
 from bench.spec.sources import (
     build,
@@ -50,6 +52,26 @@ def test_the_papers_schedule_starts_every_method_as_its_paper_does(name: str) ->
     for method in spec.methods:
         fields = load("methods", method).Options.model_fields
         assert ("clip_init" in fields) == (spec.options.get(method, {}).get("clip_init") == "paper"), method
+
+
+@pytest.mark.parametrize(
+    ("preset", "updates"), [("table1", 156), ("table2", 156), ("tableI", 156), ("table4", 78), ("table4-mobilenet", 78)]
+)
+def test_the_papers_schedule_has_the_options_of_every_compared_methods_paper(preset: str, updates: int) -> None:
+    """Each is accepted by its method; HAQ is the published one in length, candidates and images."""
+    spec = build([with_schedule(read_preset(preset), "paper")])
+    methods = {name: make_method(name, spec.options.get(name, {})) for name in spec.methods}
+    assert {"fixed", "haq", "dq"} <= spec.options.keys()
+    haq = methods["haq"].options
+    assert (haq.bits, haq.episodes, haq.warmup_episodes) == ((2, 3, 4, 5, 6, 7, 8), 600, 20)
+    assert (haq.noise_decay, haq.reward_images) == (0.99, 20_000)
+    assert haq.finetune_updates == updates == 20_000 // spec.search.batch_size
+    if "hawq" in methods:
+        assert (methods["hawq"].options.bits, methods["hawq"].options.activations) == ((4, 8), "tied")
+    if "dq" in methods and preset in ("table1", "table2", "tableI"):
+        assert methods["dq"].options.range_travel == pytest.approx(0.03 * 30 * (45_000 // 128), rel=0.01)
+    if "dnas" in methods:
+        assert methods["dnas"].options.temperature(1.0) == pytest.approx(5 * math.exp(-0.025 * 30), abs=0.01)
 
 
 @pytest.mark.parametrize("schedule", schedule_names())

@@ -12,7 +12,7 @@ from methods.shared.bit_sharing.extended import ExtendedNetwork, ScaledQuantizer
 from methods.shared.bit_sharing.network import Start
 from methods.shared.bit_sharing.options import SbsOptions, search_space
 from methods.shared.gates import FilterGates
-from methods.shared.hessian import squared_error
+from methods.shared.hessian import LossGraph, Traces, squared_error
 
 MakeJob = Callable[..., SearchJob]
 LEVELS = 2
@@ -57,7 +57,11 @@ def test_all_gates_of_a_level_start_alike(make_job: MakeJob) -> None:
 
 def test_sensitive_gates_start_high(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one trace for all, what counts is how much error closing a gate adds, per element."""
-    monkeypatch.setattr(starts, "hutchinson", lambda graph, *_: dict.fromkeys(graph.tensors, 2.0))
+
+    def alike(graph: LossGraph, *_: object) -> Traces:
+        return Traces(means=dict.fromkeys(graph.tensors, 2.0), standard_errors={}, draws=1)
+
+    monkeypatch.setattr(starts, "hutchinson", alike)
     job = make_job()
     network = network_of(job)
     plain = metrics_of(job, network)
