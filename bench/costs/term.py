@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.spec.schema import Match
 
-_PATH = 0.7
+_PATH = 0.5
 """Share of the updates in which the reference moves from the first cost to the target."""
 _BEND = 2
 """Power of the path in the share that is left: above 1 it ends slowly, since λ cannot fall to 0 at once."""
@@ -42,7 +42,7 @@ class Multiplier:
     """λ of mode "dual": a controller that brings the cost of a search onto a budget in one search.
 
     The target is the middle of the budget's window, in log cost. The reference moves to it from the first cost over the
-    first 70 % of the updates, at first faster than later, and stays there. The error e is the distance of the log cost
+    first half of the updates, at first faster than later, and stays there. The error e is the distance of the log cost
     above the reference, and 0 inside the window once the reference has arrived. The trend d is the distance of the log
     cost above its mean over about the last five updates: it shows where momentum carries the search. Then, with T
     updates,

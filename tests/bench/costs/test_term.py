@@ -35,7 +35,7 @@ def slow_course(costs: Sequence[float], updates: int) -> list[float]:
             start = mean = y
         if number < 0.1 * updates:
             start = max(start, y)
-        left = 1 - number / (0.7 * updates)
+        left = 1 - number / (0.5 * updates)
         error = y - left * left * start if left > 0 else (0.0 if abs(y) <= BAND else y)
         trend = y - mean
         mean += trend / 5
