@@ -1,10 +1,8 @@
-"""Mode "dual": one search of any method with a cost term ends near its budget, from wherever it starts."""
+"""Mode "dual": one search of any method that chooses bits ends near its budget, from wherever it starts."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from torch import Tensor
 
 from bench.costs.budget import Budget, parse_budget
 from bench.matching.repair import Repair, repair
@@ -16,8 +14,7 @@ from methods.dnas import Dnas
 from methods.dq import Dq
 from methods.edmips import Edmips
 from methods.multi_path import MultiPath
-from methods.sbs import CostOnly, CostOnlyQ, Sbs, SbsP, SbsQ
-from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
+from methods.sbs import CostOnly, CostOnlyQ, Sbs, SbsQ
 
 MakeJob = Callable[..., SearchJob]
 ONE_STAGE: tuple[type[Method], ...] = (
@@ -42,34 +39,14 @@ def test_one_search_ends_near_its_budget(make_job: MakeJob, task: Task, method: 
     limit = parse_budget(budget, task.network, 0.03, AcceleratorSpec()).limit
     assert method().knobs("dual") == {}
     found, repaired = searched(method(), make_job(match="dual", knobs={}, budget=limit, schedule=LONG))
-    # Without the task's gradient, the gates of tensors that are alike move together.
-    assert repaired.moved <= (3 if method in (CostOnly, CostOnlyQ) else 2)
+    # Without the task's gradient the gates of tensors that are alike move together; so do those of Bayesian Bits.
+    assert repaired.moved <= (3 if method in (CostOnly, CostOnlyQ, BayesianBits) else 2)
     assert 0.97 * limit <= repaired.cost <= limit
     strengths = [entry["strength"] for entry in found.record["history"] if "strength" in entry]
-    assert len(strengths) >= 13  # the warm-up of some methods has no cost term
-    assert len(set(strengths)) > 10
+    assert len(set(strengths)) > 10  # the warm-up of some methods has no cost term
 
 
-@pytest.mark.slow
-def test_pruning_alone_ends_near_its_budget(make_job: MakeJob, task: Task) -> None:
-    limit = parse_budget("0.4x", task.network, 0.03, AcceleratorSpec()).limit
-    assert searched(SbsP(), make_job(match="dual", knobs={}, budget=limit, schedule=LONG))[1].moved <= 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [PruneThenQuantize, QuantizeThenPrune])
-def test_both_stages_end_near_their_own_budgets(make_job: MakeJob, method: type[Method]) -> None:
-    schedule = SearchSchedule(epochs=24, batch_size=56)
-    job = make_job(match="dual", knobs={"split": 0.5}, schedule=schedule)
-    found, repaired = searched(method(), job)
-    first: Mapping[str, Any] = found.record["first_stage"]
-    assert first["raw_cost"] == pytest.approx(first["target_cost"], rel=0.25)
-    assert repaired.moved <= 3
-    for stage in (first, found.record):
-        assert len({entry["strength"] for entry in stage["history"]}) > 8
-
-
-def test_another_budget_is_another_course(make_job: MakeJob, pretrained: Mapping[str, Tensor]) -> None:
+def test_another_budget_is_another_course(make_job: MakeJob) -> None:
     """λ follows the budget, and nothing that a job has learned passes on to the next search."""
     job = make_job(match="dual", knobs={})
     first, again = Sbs().search(job), Sbs().search(job)
