@@ -1,4 +1,4 @@
-"""Staleness of results: whether a result's method, model, data or cost counter has changed since it was made."""
+"""Staleness of results: whether method, model, data, cost counter or the harness's part changed since one was made."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,13 @@ from bench.store.outcomes import RESULTS
 COUNTER_VERSION = 1
 """Version of the cost counter, stored with every result; raised whenever `bench.costs.counter` counts differently."""
 
+PROTOCOL_VERSION = 2
+"""Version of the harness's part in searches and runs: cost term, calibration, repair, fine-tuning. It is stored with
+every result of a method, and raised whenever this part gives other numbers for the same specification."""
+
 _NAMES = {
     "data_checksum": "data",
+    "protocol": "protocol of the harness",
     "cost_counter": "cost counter",
     "method_source": "method source",
     "model_source": "model source",
@@ -36,6 +41,7 @@ def fingerprint(method: str | None, data_checksum: str | None, model: str | None
         current["data_checksum"] = data_checksum
     if method is not None:
         current["method_source"] = source_hash("methods", method)
+        current["protocol"] = PROTOCOL_VERSION
     if model is not None:
         current["model_source"] = source_hash("models", model)
     return current

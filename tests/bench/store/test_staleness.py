@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.plugins.registry import _source_hash, source_hash
-from bench.store.staleness import COUNTER_VERSION, changes, fingerprint, why_stale
+from bench.store.staleness import COUNTER_VERSION, PROTOCOL_VERSION, changes, fingerprint, why_stale
 
 DATA = "d" * 64
 
@@ -17,6 +17,7 @@ def test_a_result_depends_on_its_method_the_data_and_the_counter() -> None:
         "cost_counter": COUNTER_VERSION,
         "data_checksum": DATA,
         "method_source": source_hash("methods", "sbs"),
+        "protocol": PROTOCOL_VERSION,
     }
     assert fingerprint(None, DATA) == {"cost_counter": COUNTER_VERSION, "data_checksum": DATA}
     assert fingerprint(None, None) == {"cost_counter": COUNTER_VERSION}
@@ -32,6 +33,8 @@ def test_a_result_depends_on_its_method_the_data_and_the_counter() -> None:
         ({"cost_counter": COUNTER_VERSION - 1}, "cost counter changed"),
         ({"method_source": "syntax-1:another"}, "method source changed"),
         ({"method_source": None}, "method source changed"),
+        ({"protocol": PROTOCOL_VERSION - 1}, "protocol of the harness changed"),
+        ({"protocol": None}, "protocol of the harness changed"),
         ({"data_checksum": "e" * 64, "method_source": "syntax-1:another"}, "data and method source changed"),
         ({"something else": 1}, None),
         (
