@@ -166,8 +166,6 @@ class Algorithm1:
         result = result_of(self.job, self.network, record)
         self.network.decide(result.policy)
         result.normalized_weights = self.options.weight_normalization
-        if self.options.finetune_from == "pretrained":
-            result.state, result.clips = self.job.pretrained, {}
         return result
 
 

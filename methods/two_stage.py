@@ -63,8 +63,7 @@ class _TwoStage(SharingMethod):
         first_epochs = max(1, job.schedule.epochs // 2)
         first = self._first_stage(_stage(job, "first", first_epochs))
         second_job = _stage(job, "second", max(1, job.schedule.epochs - first_epochs))
-        clips = first.clips if self.options.finetune_from == "searched" else {}
-        start = Start(state=first.state, clips=self.kept_clips(clips))
+        start = Start(state=first.state, clips=self.kept_clips(first.clips))
         space = self.second_space(job.task.network, first.policy)
         second = Algorithm1(second_job, space, self.options, start, second_job.cost_term()).run()
         starts = {"start_top1": first.record["start_top1"], "second_start_top1": second.record["start_top1"]}

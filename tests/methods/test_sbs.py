@@ -548,13 +548,6 @@ def test_what_follows_a_pruned_layer_is_pruned_with_it_in_every_measure(
         )
 
 
-def test_pretrained_weights_are_returned_when_asked_for(make_job: MakeJob) -> None:
-    job = make_job()
-    result = Sbs(SbsOptions(finetune_from="pretrained")).search(job)
-    assert result.clips == {}
-    assert all(torch.equal(result.state[name], job.pretrained[name]) for name in job.pretrained)
-
-
 def test_record_tells_the_way(make_job: MakeJob) -> None:
     told: list[Mapping[str, float]] = []
     job = make_job(schedule=SearchSchedule(epochs=2, batch_size=28), report=told.append)

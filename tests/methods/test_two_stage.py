@@ -170,18 +170,16 @@ def first_policy(first: Stage, network: NetworkShape, result: SearchResult, matc
     return repair(network, first.result.policy, first.result.decisions, window).policy
 
 
-@pytest.mark.parametrize("finetune_from", ["searched", "pretrained"])
 @pytest.mark.parametrize("method", METHODS)
 def test_second_stage_starts_where_the_first_ended(
-    method: type[TwoStage], finetune_from: Any, stages: list[Stage], make_job: MakeJob
+    method: type[TwoStage], stages: list[Stage], make_job: MakeJob
 ) -> None:
     job = two_epochs(make_job)
-    method(SbsOptions(finetune_from=finetune_from)).search(job)
+    method().search(job)
     first, second = stages
-    source = first.result.state if finetune_from == "searched" else job.pretrained
     assert all(torch.equal(first.start.state[name], job.pretrained[name]) for name in job.pretrained)
-    assert all(torch.equal(second.start.state[name], source[name]) for name in job.pretrained)
-    takes_clips = method is QuantizeThenPrune and finetune_from == "searched"
+    assert all(torch.equal(second.start.state[name], first.result.state[name]) for name in job.pretrained)
+    takes_clips = method is QuantizeThenPrune
     assert second.start.clips == (first.result.clips if takes_clips else {})
     assert bool(second.start.clips) == takes_clips
     assert first.start.clips == {}

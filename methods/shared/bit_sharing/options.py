@@ -33,7 +33,6 @@ class SbsOptions(Options):
         weight_normalization: Whether weights that a normalisation follows are standardised before they are quantized.
         search_downsampling: Whether the 1×1 convolutions of shortcuts are searched like any other layer; otherwise they
             have the highest candidate.
-        finetune_from: Weights that are fine-tuned: the searched or the pretrained ones.
     """
 
     elsewhere = dict.fromkeys(
@@ -49,7 +48,6 @@ class SbsOptions(Options):
     final_gates: Literal["majority", "last"] = "majority"
     weight_normalization: bool = True
     search_downsampling: bool = True
-    finetune_from: Literal["searched", "pretrained"] = "searched"
 
     def threshold_rate(self, steps: int) -> float:
         """Compute the learning rate of the thresholds for a search of so many updates."""
