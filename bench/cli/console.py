@@ -70,10 +70,10 @@ class LiveWatcher:
     def started(self, plan: Plan, epochs: int) -> None:
         """Show the size of the study."""
         spec = plan.spec
+        tunings = f"{len(plan.tunings)} tunings of at most {plan.most_trials} trials, " if plan.tunings else ""
         self.note(
             f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
-            f"{len(plan.tunings)} tunings of at most {plan.most_trials} trials, {len(plan.runs)} runs, "
-            f"on {spec.device}"
+            f"{tunings}{len(plan.runs)} runs, on {spec.device}"
         )
         self._study = self._progress.add_task(spec.name, total=epochs, detail="")
 

@@ -24,6 +24,7 @@ from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.planning.plan import Plan, make_plan, phases
 from bench.planning.units import title
 from bench.plugins.registry import load
+from bench.results.differences import DIFFERENCE_COLUMNS, result_lines
 from bench.results.tables import RESULT_COLUMNS, RUN_COLUMNS, StudyResults
 from bench.store import files as store_module
 from bench.store import leases as leases_module
@@ -100,7 +101,7 @@ def test_runs_csv_has_one_line_a_run(finished: Any) -> None:
 def test_results_csv_has_one_line_a_cell_with_means_and_deviations(finished: Any) -> None:
     with (finished.store.study("tiny") / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert tuple(lines[0]) == RESULT_COLUMNS
+    assert tuple(lines[0]) == (*RESULT_COLUMNS, *DIFFERENCE_COLUMNS)
     assert [line["method"] for line in lines] == list(finished.spec.methods)
     for line in lines:
         records = [finished.record(f"{line['method']} {seed}") for seed in (0, 1)]
@@ -117,7 +118,10 @@ def test_results_csv_has_one_line_a_cell_with_means_and_deviations(finished: Any
 
 
 def test_the_watcher_is_told_of_all_the_work(finished: Any) -> None:
-    watcher, epochs = finished.watcher, {"pretrain": 3, "tune": 2 * 2 * 2, "run": 2 * (2 + 2 + 1 + 1)}
+    watcher, epochs = (
+        finished.watcher,
+        {"pretrain": 3, "tune": 2 * 2 * 2, "run": 2 * (2 + 2 + 2 + 2)},
+    )  # fine-tuning makes up for a search
     assert watcher.planned == watcher.finished_epochs == sum(epochs.values())
     counted = {kind: sum(title.startswith(kind) for title, _ in finished.epochs) for kind in epochs}
     assert counted == epochs
@@ -257,7 +261,7 @@ def test_an_interrupted_study_goes_on_as_if_nothing_had_been(
     resumed = tiny.work(spec, root)
     assert not list(root.rglob("checkpoints"))
     assert_same(resumed.store, finished.store, resumed.plan)
-    expected = StudyResults(finished.store, resumed.document).lines.drop(columns=TIMES).to_csv(index=False)
+    expected = result_lines(StudyResults(finished.store, resumed.document)).drop(columns=TIMES).to_csv(index=False)
     found = pd.read_csv(root / "studies" / "tiny" / "results.csv").drop(columns=TIMES)
     pd.testing.assert_frame_equal(found, pd.read_csv(StringIO(expected)))
 

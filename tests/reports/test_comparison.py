@@ -203,7 +203,7 @@ def test_notes_say_what_is_missing_and_how_it_was_matched(mixed: SimpleNamespace
     text = notes(table_of(mixed))
     assert "3 of 14 runs without a result yet: 1 running, 1 missing, 1 damaged" in text
     assert "The record of run cut-off is damaged" in text
-    assert "Matching: hinge, cost within [0.97, 1.00] of the budget. Recipe: common. Seeds: 0, 1, 2" in text
+    assert "Matching: dual, cost within [0.97, 1.00] of the budget. Recipe: common. Seeds: 0, 1, 2" in text
     assert (
         "Outside the window of the budget, so without difference and test, as nothing else has this cost: dnas" in text
     )

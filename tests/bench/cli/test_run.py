@@ -59,7 +59,7 @@ def test_a_presets_options_for_methods_that_were_not_asked_for_are_left_out(
     bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = asked(monkeypatch, bench, "--preset", "cifar100-paper", "--methods", "fixed,sbs")
-    assert spec.options.keys() == {"sbs"}
+    assert spec.options.keys() == {"fixed", "sbs"}
     assert spec.options["sbs"]["threshold_lr"] == "paper"
 
 

@@ -528,7 +528,8 @@ def test_the_first_replica_tells_of_epochs(pretraining: Any) -> None:
     result = work.perform(watching)
     assert result.outcome == Outcome(status="done")
     assert watching.told == [("pretrain", 1), ("pretrain", 2), ("pretrain", 3)]
-    assert result.record["metrics"].keys() == {"validation_top1", "validation_loss"}
+    metrics = {"validation_top1", "validation_loss", "top1", "top5", "bops", "memory_kb"}
+    assert result.record["metrics"].keys() == metrics
     assert result.record["files"].keys() == {"model.pt", "curves.json"}
     assert len(read_json(workshop.folder(work.unit) / "curves.json")) == 3
 

@@ -171,6 +171,12 @@ def test_a_pretraining_is_a_state_with_its_accuracy(finished: Any) -> None:
         assert top1 == record["metrics"]["validation_top1"]
 
 
+def two_errors(first: Any, second: Any) -> float:
+    """Two standard errors of a difference of two validation accuracies, in points."""
+    share = (first["validation_top1"] + second["validation_top1"]) / 200
+    return 200 * math.sqrt(2 * share * (1 - share) / first["validation_images"])
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) -> None:
     unit = finished.plan.tunings[number]
@@ -190,6 +196,9 @@ def test_a_tuning_keeps_its_trials_and_its_choice(finished: Any, number: int) ->
     inside = [trial for trial in trials if trial["within_budget"]]
     assert inside, "the tiny study no longer lands on its budget; choose other values for it"
     best = max(inside, key=lambda trial: (trial["validation_top1"], -trial["validation_loss"]))
+    alike = [trial for trial in inside if best["validation_top1"] - trial["validation_top1"] <= two_errors(best, trial)]
+    landed = [trial for trial in alike if trial["repaired_gates"] <= 2]
+    best = max(landed, key=lambda trial: (trial["validation_top1"], -trial["validation_loss"]), default=best)
     assert (record["chosen_trial"], record["knobs"]) == (best["number"], best["knobs"])
     assert finished.record(f"{unit.method} 0")["knobs"] == best["knobs"]
     assert [entry["phase"] for entry in best["curves"]] == ["search", "finetune"]

@@ -202,7 +202,7 @@ def test_a_methods_file_with_what_is_wrong_in_it(bench: Callable[..., Any]) -> N
         "FAIL  search             AttributeError: 'SearchJob' object has no attribute 'undefined' (loud.py:13) "
         "[see docs/adding-a-method.md, 'Result']"
     ) in answer.out
-    assert "1 of 21 checks failed" in answer.out
+    assert "1 of 22 checks failed" in answer.out
     found = json.loads(bench("validate", "loud.py:Loud", "--json").out)
     assert (found["method"], found["failed"], len(found["checks"])) == ("loud", 1, len(CHECKS))
     assert found["checks"][3]["verdict"] == "FAIL"

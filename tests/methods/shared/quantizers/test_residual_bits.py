@@ -144,7 +144,8 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 def test_ranges_start_at_the_least_and_the_largest_value() -> None:
-    weight, activation = RangeQuantizer(bits=4, kind="weight"), RangeQuantizer(bits=4, kind="activation")
+    weight = RangeQuantizer(bits=4, kind="weight", clip_init="paper")
+    activation = RangeQuantizer(bits=4, kind="activation", clip_init="paper")
     weight.calibrate(torch.tensor([-3.0, 2.0]))
     activation.calibrate(torch.tensor([0.0, 2.5]))
     assert (weight.clip.item(), activation.clip.item()) == (3.0, 2.5)
