@@ -146,19 +146,22 @@ def summary(rows: Sequence[Conditions], found: Mapping[Place, Sequence[str]]) ->
         rows: Conditions of all rows.
         found: Flags of the rows that have some.
     """
-    updates = _span([row.updates for row in rows], "{:,.0f}", "updates after pretraining")
-    starts = _span([row.start_top1 for row in rows], "{:.1f}", "% at the start of the search")
+    updates = _span([row.updates for row in rows], "{:,.0f}")
+    starts = _span([row.start_top1 for row in rows], "{:.1f}")
     landed = [row.landed for row in rows if row.budget]
-    stated = ["every row: " + ", ".join(filter(None, (updates, starts)))] if updates or starts else []
-    stated += [f"searches landed in {100 * sum(landed) / len(landed):.0f} % of the runs"] if landed else []
+    stated = [f"{updates} updates of every network after pretraining"] if updates else []
+    stated += [f"searches start at {starts} %"] if starts else []
+    if landed:
+        share = 100 * sum(landed) / len(landed)
+        stated += [f"{share:.0f} % of the runs met the budget with at most {FEW_REPAIRS} choices repaired"]
     stated += [f"{len(found)} of {len(rows)} rows break equality"] if found else []
     return "; ".join(stated)
 
 
-def _span(values: Sequence[float], form: str, what: str) -> str:
+def _span(values: Sequence[float], form: str) -> str:
     """Write the range of the known values; empty for none."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return ""
     low, high = form.format(min(known)), form.format(max(known))
-    return f"{low} {what}" if low == high else f"{low} to {high} {what}"
+    return low if low == high else f"{low} to {high}"

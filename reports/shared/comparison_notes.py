@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.api import StudyResults
 from bench.reporting.wording import count as counted
+from bench.results.fairness import conditions, flags, summary
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS
 from bench.results.tables import (
     BELOW,
@@ -48,6 +49,7 @@ def comparison_notes(rows: Sequence[Row], results: StudyResults) -> Iterator[str
     yield _protocol(spec)
     yield from _accelerator(runs, spec)
     yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
+    yield from _terms(results)
     yield from _outside(rows, results, name)
     yield from _flagged(rows, name)
     yield from _efforts(rows, results, name)
@@ -63,6 +65,13 @@ def comparison_notes(rows: Sequence[Row], results: StudyResults) -> Iterator[str
     yield from _unfinished(runs)
     yield from _failures(runs, name)
     yield from _matching(results, name)
+
+
+def _terms(results: StudyResults) -> Iterator[str]:
+    """State how equal the terms of the comparison were; the report `fairness` has them row by row."""
+    stated = summary(conditions(results), flags(results))
+    if stated:
+        yield f"Terms: {stated}"
 
 
 def _outside(rows: Sequence[Row], results: StudyResults, name: _Namer) -> Iterator[str]:

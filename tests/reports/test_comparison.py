@@ -467,3 +467,14 @@ def test_notes_say_what_matching_took(mixed: SimpleNamespace) -> None:
     assert re.search(r"Tuning: \w+ 4bit \d+ trials, chosen strength ", notes)
     assert re.search(r"Repair moved: .*sbs 4bit 1\.0 gates a run, from 1\.02 of the budget", notes)
     assert "full_precision" not in notes.partition("Repair moved: ")[2].partition(" | ")[0]
+
+
+def test_the_terms_of_the_comparison_are_stated(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [70.0, 71.0], metrics={"trained_updates": 250, "start_top1": 52.0})
+    fake.seeds("fixed", [70.0, 70.0], metrics={"trained_updates": 250})
+    expected = (
+        "Terms: 250 updates of every network after pretraining; searches start at 52.0 %; "
+        "100 % of the runs met the budget with at most 2 choices repaired"
+    )
+    assert expected in notes(Comparison().build(StudyResults(fake.store, fake.document()))[0])

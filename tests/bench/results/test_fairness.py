@@ -35,8 +35,8 @@ def test_equal_conditions_have_no_flags(fake: fake_store.FakeStore) -> None:
     assert rows[0].repair_share == pytest.approx(0.02)
     assert math.isnan(rows[2].start_top1)
     assert summary(rows, {}) == (
-        "every row: 250 updates after pretraining, 47.0 to 52.0 % at the start of the search; "
-        "searches landed in 100 % of the runs"
+        "250 updates of every network after pretraining; searches start at 47.0 to 52.0 %; "
+        "100 % of the runs met the budget with at most 2 choices repaired"
     )
 
 
@@ -89,5 +89,5 @@ def test_what_no_record_says_is_not_flagged_and_not_stated(tmp_path: Path) -> No
     (row,) = conditions(results_of(store))
     assert isinstance(row, Conditions) and math.isnan(row.updates)
     assert flagged(store) == {}
-    assert summary([row], {}) == "searches landed in 100 % of the runs"
+    assert summary([row], {}) == "100 % of the runs met the budget with at most 2 choices repaired"
     assert summary([], {}) == ""
