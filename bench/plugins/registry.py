@@ -66,9 +66,13 @@ def source_hash(kind: Kind, name: str) -> str:
 
 @cache
 def _source_hash(module: str, packages: frozenset[str]) -> str:
+    own_package = f"{module.rpartition('.')[0]}."
+
     def find(name: str) -> Path | None:
-        # The harness itself is not part of a plug-in, even where it brings plug-ins of the same kind.
-        return module_file_of_import(name) if name.partition(".")[0] in packages and name != "bench" else None
+        # The harness itself is not part of a plug-in. Of the harness's own plug-ins, only their package is.
+        if f"{name}.".startswith("bench.") and not name.startswith(own_package):
+            return None
+        return module_file_of_import(name) if name.partition(".")[0] in packages else None
 
     files = dict(imported_files(module, module_file(module), find))
     return hash_sources({name: file.read_bytes() for name, file in files.items()}, packages | {"bench"})

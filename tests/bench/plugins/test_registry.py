@@ -16,6 +16,7 @@ import bench
 from bench.errors import BenchError
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
+from bench.plugins.source_hash import imported_files
 from bench.reporting.report import Form
 
 CHECKOUT = Path(bench.__file__).resolve().parent.parent
@@ -240,6 +241,34 @@ def test_our_methods_depend_on_the_building_blocks_that_they_use(tmp_path: Path)
 def test_the_source_of_what_is_not_there_is_asked_for_by_its_nearest_name() -> None:
     with pytest.raises(BenchError, match="unknown method 'sbss': did you mean 'sbs'"):
         plugins.source_hash("methods", "sbss")
+
+
+def test_the_harness_is_no_part_of_a_model_that_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "using_networks.py").write_text(
+        "from bench.costs.counter import price\nfrom using_parts import block\ndef make(a, b): return price, block\n"
+    )
+    (tmp_path / "using_parts.py").write_text("block = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    followed: list[str] = []
+
+    def followed_files(
+        module: str, file: Path | None, find: Callable[[str], Path | None]
+    ) -> Iterator[tuple[str, Path]]:
+        for name, path in imported_files(module, file, find):
+            followed.append(name)
+            yield name, path
+
+    monkeypatch.setattr(plugins, "imported_files", followed_files)
+    plugins._source_hash.cache_clear()
+    plugins.source_hash("models", "using_networks:make")
+    assert followed[0] == "using_networks"
+    assert not [name for name in followed if name.startswith("bench")]
+    followed.clear()
+    plugins.source_hash("models", "resnet20")
+    assert followed[0] == "bench.models.resnet"
+    assert all(name.startswith("bench.models.") for name in followed)
+    plugins._source_hash.cache_clear()
 
 
 def test_a_model_may_be_named_by_its_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
