@@ -135,7 +135,7 @@ def sensitivities(job: SearchJob, bits: Sequence[int], batches: int) -> Losses:
 def _batches(job: SearchJob, count: int) -> Sequence[tuple[Tensor, Tensor]]:
     """Draw the training batches that all networks see."""
     order = generator("sensitivity", job.seed)
-    stream = job.task.data.training_batches(job.schedule.batch_size, order)
+    stream = job.task.data.training_batches(job.schedule.batch_size, order, purpose="calibration")
     return [batch for batch, _ in zip(stream, range(count), strict=False)]
 
 

@@ -165,5 +165,5 @@ def _streams(job: SearchJob, share: float) -> tuple[BatchStream, BatchStream]:
     weights, architecture = data.train.take(order[cut:]), data.train.take(order[:cut])
     return (
         BatchStream(data, size, job.order("search"), weights),
-        BatchStream(data, size, job.order("architecture"), architecture),
+        BatchStream(data, size, job.order("architecture"), architecture, purpose="architecture"),
     )

@@ -67,7 +67,8 @@ class _TwoStage(SharingMethod):
         space = self.second_space(job.task.network, first.policy)
         second = Algorithm1(second_job, space, self.options, start, second_job.cost_term()).run()
         starts = {"start_top1": first.record["start_top1"], "second_start_top1": second.record["start_top1"]}
-        return replace(second, record={**second.record, **starts, "first_stage": first.record})
+        moved = {"repaired_in_search": first.record.get("repaired_gates", 0)}
+        return replace(second, record={**second.record, **starts, **moved, "first_stage": first.record})
 
     def _first_stage(self, job: SearchJob) -> SearchResult:
         """Search for the first stage's budget, and repair the result onto it."""
@@ -81,7 +82,8 @@ class _TwoStage(SharingMethod):
             return replace(result, record=record)
         window = Budget(text="first stage", limit=target, tolerance=_STAGE_TOLERANCE, measure=job.measure)
         repaired = repair(job.task.network, result.policy, result.decisions, window)
-        return replace(result, policy=repaired.policy, record={**record, "cost": repaired.cost})
+        moved = {"cost": repaired.cost, "repaired_gates": repaired.moved}
+        return replace(result, policy=repaired.policy, record={**record, **moved})
 
     def _target(self, job: SearchJob, space: SearchSpace) -> float:
         """Compute the first stage's budget; that of the run where there is no split."""

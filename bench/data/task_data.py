@@ -30,8 +30,8 @@ class TaskData:
         train, validation, test: The parts; `test` is read once per run, after the last epoch.
         checksum: Checksum of the data and of the split.
         faults: Images that proved unreadable so far.
-        drawn: What was drawn so far, by all replicas together: "training_batches" and their "training_images",
-            "evaluated_images", and "calibration_images".
+        drawn: What was drawn so far, by all replicas together: "training_batches" and their "training_images" (and the
+            same for other purposes that a search names), "evaluated_images", and "calibration_images".
         num_classes: Number of classes.
         image_shape: Channels, height and width of an image.
         device: Device of the batches.
@@ -76,7 +76,13 @@ class TaskData:
         return floats.sub_(self._mean).div_(self._std)
 
     def training_batches(
-        self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
+        self,
+        batch_size: int,
+        order: torch.Generator,
+        *,
+        subset: Subset | None = None,
+        skip: int = 0,
+        purpose: str = "training",
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of augmented training batches in random order; a last, smaller batch is dropped.
 
@@ -87,6 +93,8 @@ class TaskData:
             order: Generator of the order and of the augmentation. Every epoch draws equally often.
             subset: Images to use; all training images by default.
             skip: Number of leading batches to skip. Their random numbers are drawn, but no image is decoded.
+            purpose: Purpose under which `drawn` counts the batches: "training" if weights are trained on them,
+                "architecture" for other parameters of a search, "calibration" for measurements.
 
         Raises:
             BenchError: A batch cannot be divided evenly among replicas, or too many images cannot be read.
@@ -99,7 +107,7 @@ class TaskData:
                 "batch_size, a multiple of the devices"
             )
         for images, labels in source.augmented(batch_size, self.batches_per_epoch(batch_size, source), order, skip):
-            self.drawn.update(training_batches=1, training_images=size)
+            self.drawn.update({f"{purpose}_batches": 1, f"{purpose}_images": size})
             yield self.normalize(images), labels
 
     def batches_per_epoch(self, batch_size: int, subset: Subset | None = None) -> int:
@@ -140,16 +148,22 @@ class BatchStream:
         batch_size: Images per batch.
         order: Generator of the order and of the augmentation.
         subset: Images to use.
+        purpose: Purpose of the batches; see `TaskData.training_batches`.
     """
 
-    def __init__(self, data: TaskData, batch_size: int, order: torch.Generator, subset: Subset) -> None:
+    def __init__(
+        self, data: TaskData, batch_size: int, order: torch.Generator, subset: Subset, purpose: str = "training"
+    ) -> None:
         self._data, self._batch_size, self._order, self._subset = data, batch_size, order, subset
+        self._purpose = purpose
         self._begin()
 
     def _begin(self, skip: int = 0) -> None:
         self._drawn_from = self._order.get_state()
         self._taken = skip
-        self._batches = self._data.training_batches(self._batch_size, self._order, subset=self._subset, skip=skip)
+        self._batches = self._data.training_batches(
+            self._batch_size, self._order, subset=self._subset, skip=skip, purpose=self._purpose
+        )
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         """Return the next batch."""

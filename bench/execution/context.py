@@ -147,7 +147,8 @@ class Clock:
     """Counts the seconds spent in each phase of a unit, over all its attempts."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
+        self._earlier: Mapping[str, float] = {}
+        self._own: dict[str, float] = {}
         self._phase: str | None = None
         self._began = 0.0
 
@@ -163,27 +164,28 @@ class Clock:
 
     def seconds(self, phase: str) -> float:
         """Return the seconds of a phase."""
-        return self._seconds.get(phase, 0.0)
+        return self._earlier.get(phase, 0.0) + self._own.get(phase, 0.0)
 
     def total(self) -> float:
         """Return the seconds of all phases."""
-        return sum(self._seconds.values())
+        return sum(self._earlier.values()) + sum(self._own.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds up to this moment, for checkpoints."""
         self._count()
-        return {"seconds": dict(self._seconds)}
+        return {"seconds": {phase: self.seconds(phase) for phase in {**self._earlier, **self._own}}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Add the seconds of earlier attempts to those that this one has spent so far."""
-        self._count()
-        for phase, seconds in state["seconds"].items():
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        """Take the seconds of earlier attempts from a checkpoint; those that this attempt has spent are added to them.
+
+        An attempt may restore several checkpoints, one for each stage. Each has all seconds of the attempts before.
+        """
+        self._earlier = dict(state["seconds"])
 
     def _count(self) -> None:
         now = time.perf_counter()
         if self._phase is not None:
-            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
+            self._own[self._phase] = self._own.get(self._phase, 0.0) + now - self._began
         self._began = now
 
 

@@ -87,17 +87,17 @@ def valid_result(
         retry: Failures to try again.
 
     Returns:
-        Whether the result is valid, and the reason if it is stale or damaged. A unit that was not finished is not valid
-        and has no reason.
+        Whether the result is valid, and the reason if it is stale or damaged. A unit that was not finished is not
+        valid; it has a reason only if its checkpoints are stale.
     """
     kind = kind_of(unit)
     record = store.record(kind, unit.identity)
     if record is None:
         damaged = (store.unit(kind, unit.identity) / "record.json").exists()
         return False, "its record is damaged" if damaged else None
-    if not is_final(record["status"], retry):
-        return False, None
     reason = changes(record, fingerprint(method_source(unit), data_checksum, unit.spec.task.model))
+    if not is_final(record["status"], retry):  # checkpoints of another version must not be continued
+        return False, reason if any(store.unit(kind, unit.identity).glob("checkpoints/*")) else None
     if reason is None and record["status"] in RESULTS:
         reason = store.damage(kind, unit.identity, record, thorough=kind == "pretrained")
     return reason is None, reason

@@ -96,6 +96,7 @@ class UnitBuilder:
             "tuning": None if tuning is None else tuning.identity,
             **({"match": self.spec.tuning.match} if trains and tuning is None else {}),
             "repair": self.spec.tuning.repair,
+            "accelerator": self._dump["accelerator"],  # latency and energy are recorded at every budget
             "seed": seed,
         }
         return RunUnit(

@@ -1,5 +1,6 @@
 """Units of work: pretrainings, tunings, their trials, and runs. Each has an identity and a title."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,7 @@ def finetuning_epochs(unit: RunUnit) -> int:
     spec = unit.spec
     if unit.search_trains or spec.allowance != "equal":
         return spec.finetune.epochs
-    return spec.finetune.epochs + round(spec.search.epochs * spec.finetune.batch_size / spec.search.batch_size)
+    return spec.finetune.epochs + math.ceil(spec.search.epochs * spec.finetune.batch_size / spec.search.batch_size)
 
 
 def label(method: str, variant: str) -> str:

@@ -4,7 +4,7 @@ Every table, file and view of a study takes its differences from here, so that a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ def result_lines(results: StudyResults, flags: Flags | None = None) -> "pd.DataF
 
 
 def _figures(row: BaselineDifference) -> dict[str, float | int | str | None]:
-    pair, flags = row.pair, "; ".join(row.group.flags)
+    pair, flags = row.pair, "; ".join(_stated(row))
     if pair is None:
         return {**dict.fromkeys(DIFFERENCE_COLUMNS), "flags": flags}
     return {
@@ -91,6 +91,13 @@ def _figures(row: BaselineDifference) -> dict[str, float | int | str | None]:
         "detectable": pair.detectable,
         "flags": flags,
     }
+
+
+def _stated(row: BaselineDifference) -> Iterator[str]:
+    """Yield the reasons against a verdict; those of the baseline say so."""
+    yield from row.group.flags
+    if row.baseline is not None:
+        yield from (f"the baseline: {flag}" for flag in row.baseline.flags)
 
 
 def write_numbers(results: StudyResults) -> None:

@@ -5,9 +5,10 @@ budget by itself. Rows for which that is not so are flagged; verdicts leave them
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 from bench.results.groups import with_result
@@ -33,6 +34,7 @@ class Conditions:
 
     Attributes:
         place: Model, data set, method and budget.
+        runs: Number of runs with a result.
         start_top1: Validation accuracy at the start of the search, in percent.
         updates: Training updates after pretraining that the final weights have seen.
         images: Training images that search and fine-tuning drew.
@@ -46,6 +48,7 @@ class Conditions:
     """
 
     place: Place
+    runs: int
     start_top1: float
     updates: float
     images: float
@@ -61,6 +64,11 @@ class Conditions:
     def task(self) -> tuple[str, str]:
         """Model and data set."""
         return self.place[:2]
+
+    @property
+    def variant(self) -> str:
+        """Changed option of an ablation, as in the method's brackets; empty for none."""
+        return self.place[2].partition("[")[2]
 
     @property
     def budget(self) -> str:
@@ -84,17 +92,24 @@ def _conditions(results: StudyResults, key: Sequence[object], runs: "pd.DataFram
     tunings = [results.record("tuning", str(name)) or {} for name in sorted(set(runs["tuning"]) - {""})]
     return Conditions(
         place=(model, dataset, method, budget),
+        runs=len(runs),
         start_top1=float(runs["start_top1"].mean()),
         updates=float(runs["trained_updates"].mean()),
         images=float(runs["training_images"].mean()),
         evaluated_images=float(runs["evaluated_images"].mean()),
         trials=float(sum(tuning.get(key) or 0 for tuning in tunings for key in ("trials_used", "trials_diverged"))),
-        knobs=max((len(section(tuning, "knobs")) for tuning in tunings), default=0),
+        knobs=max((_tuned_knobs(tuning) for tuning in tunings), default=0),
         repairs=float(runs["repaired_gates"].median()),
         repair_share=float(runs["repair_share"].mean()),
         landed=float((runs["within_budget"].eq(True) & (runs["repaired_gates"] <= FEW_REPAIRS)).mean()),
         in_budget=not budget or all(runs["within_budget"].eq(True)),
     )
+
+
+def _tuned_knobs(tuning: Mapping[str, object]) -> int:
+    """Count the knobs that a tuning tried; mode "lambda" tunes the strength alone."""
+    knobs = section(tuning, "knobs")
+    return min(1, len(knobs)) if tuning.get("match") == "lambda" else len(knobs)
 
 
 def flags(results: StudyResults) -> dict[Place, tuple[str, ...]]:
@@ -111,24 +126,24 @@ def _breaches(row: Conditions, others: Sequence[Conditions]) -> list[str]:
         row: The row.
         others: All other rows of the study.
     """
-    peers = [other for other in others if other.task == row.task]
+    peers = [other for other in others if other.task == row.task and other.variant == row.variant]
     return [*_of_start(row, peers), *_of_updates(row, peers), *_of_repair(row), *_of_budget(row)]
 
 
 def _of_start(row: Conditions, peers: Sequence[Conditions]) -> list[str]:
     starts = [peer.start_top1 for peer in peers if peer.budget == row.budget and not math.isnan(peer.start_top1)]
-    if not starts or not median(starts) - row.start_top1 > START_MARGIN:
+    below = median_low(starts) - row.start_top1 if starts else 0.0
+    if not below > START_MARGIN:  # also when the row's start is unknown
         return []
-    return [
-        f"its searches start at {row.start_top1:.1f} %, {median(starts) - row.start_top1:.0f} points below the others"
-    ]
+    return [f"its searches start at {row.start_top1:.1f} %, {below:.0f} points below the others"]
 
 
 def _of_updates(row: Conditions, peers: Sequence[Conditions]) -> list[str]:
-    updates = [peer.updates for peer in peers if not math.isnan(peer.updates)]
-    if not updates or not abs(row.updates - median(updates)) > UPDATES_MARGIN * median(updates):
+    counts = Counter(peer.updates for peer in peers if not math.isnan(peer.updates))
+    usual = max(counts, key=lambda updates: (counts[updates], updates), default=row.updates)
+    if not abs(row.updates - usual) > UPDATES_MARGIN * usual:
         return []
-    return [f"its networks saw {row.updates:,.0f} updates after pretraining, the others {median(updates):,.0f}"]
+    return [f"its networks saw {row.updates:,.0f} updates after pretraining, the others {usual:,.0f}"]
 
 
 def _of_repair(row: Conditions) -> list[str]:
@@ -148,11 +163,11 @@ def summary(rows: Sequence[Conditions], found: Mapping[Place, Sequence[str]]) ->
     """
     updates = _span([row.updates for row in rows], "{:,.0f}")
     starts = _span([row.start_top1 for row in rows], "{:.1f}")
-    landed = [row.landed for row in rows if row.budget]
+    limited = [row for row in rows if row.budget]
     stated = [f"{updates} updates of every network after pretraining"] if updates else []
     stated += [f"searches start at {starts} %"] if starts else []
-    if landed:
-        share = 100 * sum(landed) / len(landed)
+    if limited:
+        share = 100 * sum(row.landed * row.runs for row in limited) / sum(row.runs for row in limited)
         stated += [f"{share:.0f} % of the runs met the budget with at most {FEW_REPAIRS} choices repaired"]
     stated += [f"{len(found)} of {len(rows)} rows break equality"] if found else []
     return "; ".join(stated)

@@ -9,7 +9,7 @@ import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 
 from scipy import stats
 
@@ -20,6 +20,8 @@ PRINTED_RUNS = 5
 """Runs behind each printed mean and deviation (Section 4.2 of the paper)."""
 ROUNDING = 0.05
 """Largest error of a figure that is printed with one decimal."""
+_GRID = 10
+"""Steps on either side of a printed deviation, within its rounding, at which a test is made."""
 _PRECISION = 9
 """Decimals at which printed figures are subtracted; more would be the error of binary fractions."""
 
@@ -85,19 +87,30 @@ def _pairs(rows: Sequence[Printed]) -> Iterator[tuple[Printed, Printed]]:
 
 def _difference(first: Printed, second: Printed, p: float, interval: Interval, corrected: float) -> PrintedDifference:
     points, deviations = round(first.top1 - second.top1, _PRECISION), (first.top1_std, second.top1_std)
-    clearest = _welch(abs(points) + 2 * ROUNDING, *(max(0.0, deviation - ROUNDING) for deviation in deviations))[0]
-    unclearest = _welch(max(0.0, abs(points) - 2 * ROUNDING), *(deviation + ROUNDING for deviation in deviations))[0]
+    clearest = min(_p_values(abs(points) + 2 * ROUNDING, deviations))
+    unclearest = max(_p_values(max(0.0, abs(points) - 2 * ROUNDING), deviations))
     return PrintedDifference(
         first=first,
         second=second,
         points=points,
         interval=interval,
         p=p,
-        p_clearest=0.0 if math.isnan(clearest) else clearest,
+        p_clearest=clearest,
         p_unclearest=unclearest,
         corrected=corrected,
         runs_needed=runs_needed(points, *deviations),
     )
+
+
+def _p_values(points: float, deviations: Sequence[float]) -> Iterator[float]:
+    """Yield the p-values of a difference for a grid of deviations that are printed as the given ones.
+
+    The extremes may lie inside the grid: a smaller deviation of one side leaves fewer degrees of freedom.
+    """
+    steps = [number / _GRID * ROUNDING for number in range(-_GRID, _GRID + 1)]
+    for first, second in product(steps, repeat=2):
+        p, _ = _welch(points, max(0.0, deviations[0] + first), max(0.0, deviations[1] + second))
+        yield float(points == 0) if math.isnan(p) else p
 
 
 def _welch(points: float, first_std: float, second_std: float) -> tuple[float, Interval]:

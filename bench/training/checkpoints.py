@@ -160,7 +160,11 @@ class Checkpoints:
             if values is None:
                 _log.warning("the checkpoint %s is damaged and is skipped", path)
                 continue
-            for name, item in self._with_always(state).items():
+            items = self._with_always(state)
+            if items.keys() - values.keys():
+                _log.warning("the checkpoint %s is that of another version of the harness and is skipped", path)
+                continue
+            for name, item in items.items():
                 item.load_state_dict(values[name])
             return int(path.name.split(".")[-3])
         return None

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -123,16 +124,26 @@ def weight_groups(model: nn.Module, exclude: Iterable[nn.Parameter] = ()) -> Seq
     return groups
 
 
-def rate_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, steps_per_epoch: int) -> LRScheduler:
-    """Make the schedule of the learning rate, which advances after every update."""
-    total = schedule.epochs * steps_per_epoch
+def rate_schedule(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, steps_per_epoch: int, updates: int | None = None
+) -> LRScheduler:
+    """Make the schedule of the learning rate, which advances after every update.
+
+    Args:
+        optimizer: Optimizer whose rate follows the schedule.
+        schedule: Schedule.
+        steps_per_epoch: Updates in an epoch.
+        updates: Number of updates over which the course of the rate is stretched; that of the schedule by default.
+    """
+    scheduled = schedule.epochs * steps_per_epoch
+    total = scheduled if updates is None else updates
     if schedule.decay == "cosine":
         return CosineAnnealingLR(optimizer, total)
     if schedule.decay == "one_cycle":
         # PyTorch divides by the length of the warm-up, which would be 0 for three updates.
         warmup = _ONE_CYCLE_WARMUP if total != 3 else 1.5 * _ONE_CYCLE_WARMUP
         return OneCycleLR(optimizer, schedule.lr, total_steps=total + 1, pct_start=warmup, cycle_momentum=False)
-    return MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in schedule.milestones])
+    return MultiStepLR(optimizer, [round(epoch * steps_per_epoch * total / scheduled) for epoch in schedule.milestones])
 
 
 def fit(
@@ -143,6 +154,7 @@ def fit(
     report: EpochCallback,
     stage: Stage = UNINTERRUPTED,
     call: Callable[..., Tensor] | None = None,
+    updates: int | None = None,
 ) -> None:
     """Train a network by cross-entropy, in place.
 
@@ -154,12 +166,15 @@ def fit(
         report: Function that is called after each epoch with loss, accuracy (percent) and learning rate.
         stage: Stage that keeps checkpoints.
         call: Function for the forward pass, e.g. the compiled network (`bench.training.forward`); `model` by default.
+        updates: Number of updates, at least one; that of the schedule by default. The last epoch may be a part of one.
 
     Raises:
         NonFiniteLossError: Training diverged.
     """
+    per_epoch = data.batches_per_epoch(schedule.batch_size)
+    total = schedule.epochs * per_epoch if updates is None else updates
     optimizer = sgd(weight_groups(model), schedule)
-    rates = rate_schedule(optimizer, schedule, data.batches_per_epoch(schedule.batch_size))
+    rates = rate_schedule(optimizer, schedule, per_epoch, total)
     model.train()
     forward = model if call is None else call
 
@@ -173,18 +188,14 @@ def fit(
         rates.step()
         return loss, logits
 
-    state: dict[str, Stateful] = {
-        "model": model,
-        "optimizer": optimizer,
-        "rates": rates,
-        "order": GeneratorState(order),
-    }
-    for epoch in stage.epochs(schedule.epochs, state):
-        meter = Meter(data.device)
-        for images, labels in data.training_batches(schedule.batch_size, order):
+    kept: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "rates": rates, "order": GeneratorState(order)}
+    epochs = math.ceil(total / per_epoch)
+    for epoch in stage.epochs(epochs, kept):
+        meter, left = Meter(data.device), total - epoch * per_epoch
+        batches = data.training_batches(schedule.batch_size, order)
+        for images, labels in batches if left >= per_epoch else islice(batches, left):
             meter.add(*update(images, labels), labels)
-        rate = float(rates.get_last_lr()[0])
-        report({"epoch": epoch + 1, "epochs": schedule.epochs, **meter.figures(), "lr": rate})
+        report({"epoch": epoch + 1, "epochs": epochs, **meter.figures(), "lr": float(rates.get_last_lr()[0])})
 
 
 @torch.no_grad()

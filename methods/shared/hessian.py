@@ -78,7 +78,8 @@ def loss_graph(job: SearchJob, images: int) -> LossGraph:
         tensors[layer.name, "weight_bits"] = module.weight  # type: ignore[assignment]
         module.register_forward_pre_hook(keep(layer.name))
     order = generator("hessian", job.seed)
-    batch, labels = next(job.task.data.training_batches(min(images, len(job.task.data.train)), order))
+    data = job.task.data
+    batch, labels = next(data.training_batches(min(images, len(data.train)), order, purpose="calibration"))
     loss = F.cross_entropy(model(batch), labels)
     return LossGraph(tensors, torch.autograd.grad(loss, list(tensors.values()), create_graph=True))
 

@@ -100,10 +100,16 @@ class WatchedData(TaskData):
         return watched
 
     def training_batches(
-        self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
+        self,
+        batch_size: int,
+        order: torch.Generator,
+        *,
+        subset: Subset | None = None,
+        skip: int = 0,
+        purpose: str = "training",
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the same batches as the original data, and report each to the observer."""
-        batches = super().training_batches(batch_size, order, subset=subset, skip=skip)
+        batches = super().training_batches(batch_size, order, subset=subset, skip=skip, purpose=purpose)
         while True:
             self.observer.batch_requested()
             batch = next(batches, None)

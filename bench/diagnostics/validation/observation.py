@@ -57,10 +57,16 @@ class ObservedData(TaskData):
         return self._test
 
     def training_batches(
-        self, batch_size: int, order: torch.Generator, *, subset: Subset | None = None, skip: int = 0
+        self,
+        batch_size: int,
+        order: torch.Generator,
+        *,
+        subset: Subset | None = None,
+        skip: int = 0,
+        purpose: str = "training",
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the same batches as the original data, and count them."""
-        for batch in super().training_batches(batch_size, order, subset=subset, skip=skip):
+        for batch in super().training_batches(batch_size, order, subset=subset, skip=skip, purpose=purpose):
             self.batches += 1
             if self.batches == self._interrupted_at:
                 raise Interruption

@@ -11,7 +11,6 @@ from torch import Tensor, equal
 
 from bench.execution.context import UnitContext
 from bench.method import SearchResult
-from bench.spec.schema import FinetuneSchedule
 
 
 def handed_on(context: UnitContext, result: SearchResult, pretrained: Mapping[str, Tensor]) -> SearchResult:
@@ -35,24 +34,15 @@ def _same_weights(context: UnitContext, state: Mapping[str, Tensor], pretrained:
     return all(name in state and equal(state[name].to(context.device), pretrained[name]) for name in names)
 
 
-def finetuning_schedule(context: UnitContext, updates: int) -> FinetuneSchedule:
-    """Return the schedule of fine-tuning, longer by the updates of the search that the network has not seen.
-
-    The number of epochs is rounded; the course of the learning rate is stretched.
+def finetuning_updates(context: UnitContext, updates: int) -> int:
+    """Return the updates of fine-tuning: those of its schedule, and of the search those that the weights have not seen.
 
     Args:
         context: Context of the run.
         updates: Updates of the search that the network's weights have seen.
     """
     spec, per_epoch = context.spec, context.task.data.batches_per_epoch
-    schedule = spec.finetune
+    scheduled = spec.finetune.epochs * per_epoch(spec.finetune.batch_size)
     if spec.allowance != "equal":
-        return schedule
-    missing = spec.search.epochs * per_epoch(spec.search.batch_size) - updates
-    return lengthened(schedule, schedule.epochs + max(0, round(missing / per_epoch(schedule.batch_size))))
-
-
-def lengthened(schedule: FinetuneSchedule, epochs: int) -> FinetuneSchedule:
-    """Stretch a schedule to a number of epochs; the milestones of its rate stay at the same shares."""
-    milestones = tuple(round(milestone * epochs / schedule.epochs) for milestone in schedule.milestones)
-    return schedule.model_copy(update={"epochs": epochs, "milestones": milestones})
+        return scheduled
+    return scheduled + max(0, spec.search.epochs * per_epoch(spec.search.batch_size) - updates)

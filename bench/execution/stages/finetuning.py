@@ -46,15 +46,22 @@ def compressed_network(context: UnitContext, method: Method, matched: MatchedSea
     return network
 
 
-def finetune(context: UnitContext, network: nn.Module, schedule: FinetuneSchedule) -> None:
-    """Train a compressed network."""
+def finetune(context: UnitContext, network: nn.Module, schedule: FinetuneSchedule, updates: int | None = None) -> None:
+    """Train a compressed network.
+
+    Args:
+        context: Context of the run or trial.
+        network: The compressed network; it is changed.
+        schedule: Schedule of the training.
+        updates: Number of updates; that of the schedule by default.
+    """
     seed = context.unit.seed
     start_process_deterministically(derive("finetune", seed), context.spec.threads)
     order = generator("order", "finetune", seed)
     with context.phase("finetune"):
         report, stage = context.curves.reporter("finetune"), context.checkpoints.stage("finetune")
         call = context.forward.prepare(network, "fine-tuning", context.task.multiplications(schedule))
-        fit(network, context.task.data, schedule, order, report, stage, call)
+        fit(network, context.task.data, schedule, order, report, stage, call, updates)
 
 
 def reduced_form(

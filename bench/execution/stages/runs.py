@@ -12,7 +12,7 @@ from bench.costs.counter import price
 from bench.costs.measures import Measure
 from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
-from bench.execution.stages.allowance import finetuning_schedule
+from bench.execution.stages.allowance import finetuning_updates
 from bench.execution.stages.finetuning import compressed_network, finetune, reduced_form
 from bench.execution.stages.pretraining import pretrained_state
 from bench.execution.stages.search import MatchedSearch, check_reachable, matched_search, measure_of
@@ -37,7 +37,7 @@ def perform_run(context: UnitContext) -> None:
     matched = matched_search(context, method, unit.budget, knobs, state)
     with context.phase("prepare"):
         network = compressed_network(context, method, matched)
-    finetune(context, network, finetuning_schedule(context, matched.updates))
+    finetune(context, network, context.spec.finetune, finetuning_updates(context, matched.updates))
     data = context.task.data
     with context.phase("evaluate"):
         validation = evaluate(network, data, data.validation)
@@ -123,7 +123,7 @@ def _training(context: UnitContext, matched: MatchedSearch) -> dict[str, int]:
     search, finetuning = context.data_use.of("search"), context.data_use.of("finetune")
     return {
         "trained_updates": matched.updates + finetuning["training_batches"],
-        "training_images": search["training_images"] + finetuning["training_images"],
+        "training_images": (search["training_images"] + search["architecture_images"] + finetuning["training_images"]),
         "evaluated_images": search["evaluated_images"],
     }
 

@@ -43,8 +43,9 @@ class MatchedSearch:
 
     @property
     def repaired_gates(self) -> int:
-        """Number of decisions that repair changed."""
-        return 0 if self.repaired is None else self.repaired.moved
+        """Number of decisions that repair changed, with those that a search of several stages repaired between them."""
+        between = int(self.result.record.get("repaired_in_search", 0))
+        return between + (0 if self.repaired is None else self.repaired.moved)
 
     def kept_quantizers(self) -> dict[str, torch.Tensor]:
         """Return the parameters of the method's own quantizers, without those of layers whose bits repair changed."""

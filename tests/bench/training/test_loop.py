@@ -67,6 +67,32 @@ def test_steps_fall_by_ten_at_the_milestones_boundaries() -> None:
     assert found[:-1] == pytest.approx([0.5] * 8 + [0.05] * 12 + [0.005] * 4)
 
 
+def test_a_longer_training_stretches_the_course_of_its_rate() -> None:
+    schedule = Schedule(epochs=6, lr=0.5, decay="step", milestones=(2, 5))
+    optimizer = sgd([{"params": [nn.Parameter(torch.zeros(()))]}], schedule)
+    schedulers = rate_schedule(optimizer, schedule, 4, updates=36)  # one and a half times as long
+    found = []
+    for _ in range(36):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedulers.step()
+    assert found == pytest.approx([0.5] * 12 + [0.05] * 18 + [0.005] * 6)
+
+
+@pytest.mark.parametrize(("updates", "by_epoch"), [(None, [3, 3]), (6, [3, 3]), (7, [3, 3, 1]), (2, [2])])
+def test_a_training_has_the_number_of_updates_asked_for(
+    data: TaskData, model: nn.Module, updates: int | None, by_epoch: list[int]
+) -> None:
+    schedule = Schedule(epochs=2, batch_size=len(data.train) // 3, lr=0.01)
+    told: list[Mapping[str, float]] = []
+    before = data.drawn["training_batches"]
+    fit(model, data, schedule, generator("few"), told.append, updates=updates)
+    assert data.drawn["training_batches"] - before == sum(by_epoch)
+    assert [(entry["epoch"], entry["epochs"]) for entry in told] == [
+        (number + 1, len(by_epoch)) for number in range(len(by_epoch))
+    ]
+
+
 @pytest.mark.parametrize("total", [5, 8, 40, 101])
 def test_one_cycle_rises_to_its_peak_and_falls_below_its_start(total: int) -> None:
     found = rates(Schedule(epochs=total, lr=0.4, decay="one_cycle"), 1)
