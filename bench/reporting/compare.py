@@ -8,10 +8,12 @@ from itertools import product
 
 from bench.costs.measures import MEASURES
 from bench.errors import BenchError
+from bench.results.fairness import Conditions, breaches_between, conditions
 from bench.results.fairness import flags as fairness_flags
 from bench.results.groups import Flags, RunGroup, common_seeds, difference, p_to_correct, run_groups
 from bench.results.selection import Selection
 from bench.results.statistics import PairedDifference, holm
+from bench.results.tables import StudyResults
 
 MATCHED = ("method", "model", "dataset", "budget")
 """Fields of a group of runs that may have to agree on both sides of a line."""
@@ -96,10 +98,31 @@ def compare(
         for side, given in ((first, flags), (second, second_flags))
     )
     pairs = _partners(ours, theirs, strict)
+    if _origin(first.results) != _origin(second.results):
+        pairs = _with_terms(first.results, second.results, pairs)
     lines = [Line(label=label, first=a, second=b) for label, (a, b) in zip(_labels(pairs, strict), pairs, strict=True)]
     if first.kind != "study":
         lines += _pooled([line for line in lines if line.seeds and not line.flagged])
     return Comparison(first=first, second=second, lines=tuple(_tested(lines)))
+
+
+def _origin(results: StudyResults) -> tuple[object, str]:
+    """Return what identifies a study: its store and its name."""
+    return results.store.root, results.name
+
+
+def _with_terms(
+    first: StudyResults, second: StudyResults, pairs: Sequence[tuple[RunGroup, RunGroup]]
+) -> list[tuple[RunGroup, RunGroup]]:
+    """Add flags to the groups of two studies whose start or training differs from that of their partner."""
+    ours, theirs = ({row.place: row for row in conditions(results)} for results in (first, second))
+
+    def flagged(group: RunGroup, row: Conditions | None, other: Conditions | None) -> RunGroup:
+        found = () if row is None or other is None else breaches_between(row, other)
+        return replace(group, flags=tuple(dict.fromkeys((*group.flags, *found))))
+
+    terms = [(a, b, ours.get(a.key), theirs.get(b.key)) for a, b in pairs]
+    return [(flagged(a, of_a, of_b), flagged(b, of_b, of_a)) for a, b, of_a, of_b in terms]
 
 
 def _partners(

@@ -119,6 +119,11 @@ def flags(results: StudyResults) -> dict[Place, tuple[str, ...]]:
     return {place: breaches for place, breaches in found.items() if breaches}
 
 
+def breaches_between(row: Conditions, other: Conditions) -> tuple[str, ...]:
+    """Return the breaches of one row where its only partner is a row of another study."""
+    return (*_of_start(row, [other]), *_of_updates(row, [other]))
+
+
 def _breaches(row: Conditions, others: Sequence[Conditions]) -> list[str]:
     """List the breaches of one row.
 

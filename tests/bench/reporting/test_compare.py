@@ -210,6 +210,20 @@ def studies(tmp_path: Path) -> SimpleNamespace:
     return new
 
 
+def test_two_studies_of_unequal_training_get_no_verdict(tmp_path: Path) -> None:
+    stores = {}
+    for name, updates, values in (("short", 250, FIXED), ("long", 2500, [value + 1 for value in FIXED])):
+        fake = fake_store.FakeStore(tmp_path, name=name)
+        fake.seeds("sbs", values, metrics={"trained_updates": updates}, id_suffix=f"-{name}")
+        fake.document()
+        stores[name] = fake.store
+    found = compare(select(stores["short"], "short/sbs"), select(stores["long"], "long/sbs"))
+    assert only_verdict(found) == (
+        "no verdict: short/sbs: its networks saw 250 updates after pretraining, the others 2,500; "
+        "long/sbs: its networks saw 2,500 updates after pretraining, the others 250"
+    )
+
+
 def test_two_studies_have_a_line_for_what_both_have(studies: SimpleNamespace) -> None:
     found = compared(studies, "new", "old")
     assert [line.label for line in found.lines] == ["fixed 4bit", "sbs 4bit"]
