@@ -30,8 +30,9 @@ class TaskData:
         train, validation, test: The parts; `test` is read once per run, after the last epoch.
         checksum: Checksum of the data and of the split.
         faults: Images that proved unreadable so far.
-        drawn: Counts of batches and images drawn by all replicas together: "training_batches" and their "training_images" (and the
-            same for other purposes that a search names), "evaluated_images", and "calibration_images".
+        drawn: Counts of batches and images that all replicas drew together: "training_batches" and their
+            "training_images" (the same for other purposes that a search names), "evaluated_images", and
+            "calibration_images".
         num_classes: Number of classes.
         image_shape: Channels, height and width of an image.
         device: Device of the batches.
