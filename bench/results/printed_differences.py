@@ -5,16 +5,17 @@ decimal moves a mean and a deviation by up to 0.05, which is as much as many of 
 has a range: from the figures that make the difference clearest to those that make it least clear.
 """
 
-import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby
+from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from bench.results.published import Printed, printed
-from bench.results.statistics import LEVEL, MOST_PAIRS, Interval, holm
+from bench.results.statistics import LEVEL, Floats, Interval, fewest, holm
 
 PRINTED_RUNS = 5
 """Runs behind each printed mean and deviation (Section 4.2 of the paper)."""
@@ -87,8 +88,8 @@ def _pairs(rows: Sequence[Printed]) -> Iterator[tuple[Printed, Printed]]:
 
 def _difference(first: Printed, second: Printed, p: float, interval: Interval, corrected: float) -> PrintedDifference:
     points, deviations = round(first.top1 - second.top1, _PRECISION), (first.top1_std, second.top1_std)
-    clearest = min(_p_values(abs(points) + 2 * ROUNDING, deviations))
-    unclearest = max(_p_values(max(0.0, abs(points) - 2 * ROUNDING), deviations))
+    clearest = float(_p_values(abs(points) + 2 * ROUNDING, deviations).min())
+    unclearest = float(_p_values(max(0.0, abs(points) - 2 * ROUNDING), deviations).max())
     return PrintedDifference(
         first=first,
         second=second,
@@ -102,24 +103,31 @@ def _difference(first: Printed, second: Printed, p: float, interval: Interval, c
     )
 
 
-def _p_values(points: float, deviations: Sequence[float]) -> Iterator[float]:
-    """Yield the p-values of a difference for a grid of deviations that are printed as the given ones.
+def _p_values(points: float, deviations: Sequence[float]) -> Floats:
+    """Return the p-values of a difference for a grid of deviations that are printed as the given ones.
 
     The extremes may lie inside the grid: a smaller deviation of one side leaves fewer degrees of freedom.
     """
-    steps = [number / _GRID * ROUNDING for number in range(-_GRID, _GRID + 1)]
-    for first, second in product(steps, repeat=2):
-        p, _ = _welch(points, max(0.0, deviations[0] + first), max(0.0, deviations[1] + second))
-        yield float(points == 0) if math.isnan(p) else p
+    steps = np.arange(-_GRID, _GRID + 1) / _GRID * ROUNDING
+    first, second = np.meshgrid(*(np.maximum(0.0, deviation + steps) for deviation in deviations))
+    scatters = (first > 0) | (second > 0)
+    test = _test(points, first[scatters], second[scatters])
+    certain = np.full(np.count_nonzero(~scatters), float(points == 0))
+    return np.concatenate((test.pvalue, certain))
+
+
+def _test(points: float, first_std: Any, second_std: Any) -> Any:
+    """Make Welch's test for two samples of `PRINTED_RUNS`; deviations may be arrays."""
+    return stats.ttest_ind_from_stats(
+        round(points, _PRECISION), first_std, PRINTED_RUNS, 0.0, second_std, PRINTED_RUNS, equal_var=False
+    )
 
 
 def _welch(points: float, first_std: float, second_std: float) -> tuple[float, Interval]:
     """Return p-value and 95 % interval of Welch's test for two samples of `PRINTED_RUNS`; NaN without any deviation."""
     if first_std == second_std == 0:
         return math.nan, Interval(math.nan, math.nan)
-    test = stats.ttest_ind_from_stats(
-        round(points, _PRECISION), first_std, PRINTED_RUNS, 0.0, second_std, PRINTED_RUNS, equal_var=False
-    )
+    test = _test(points, first_std, second_std)
     variances = (first_std**2 / PRINTED_RUNS, second_std**2 / PRINTED_RUNS)
     freedom = sum(variances) ** 2 / (sum(variance**2 for variance in variances) / (PRINTED_RUNS - 1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(variances))
@@ -149,5 +157,4 @@ def runs_needed(points: float, first_std: float, second_std: float, *, power: fl
         critical = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
         return float(stats.nct.sf(critical, freedom, location)) >= power
 
-    runs = bisect.bisect_left(range(2, MOST_PAIRS + 1), True, key=enough) + 2
-    return runs if runs <= MOST_PAIRS else None
+    return fewest(enough)

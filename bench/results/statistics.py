@@ -6,7 +6,7 @@ The sign-flip test assumes only that paired differences are symmetric around zer
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -215,8 +215,17 @@ def pairs_needed(difference: float, deviation: float, *, power: float = 0.8, lev
     def enough(n: int) -> bool:
         return power_of_t_test(difference / deviation, n, level) >= power
 
-    pairs = bisect.bisect_left(range(2, MOST_PAIRS + 1), True, key=enough) + 2
-    return pairs if pairs <= MOST_PAIRS else None
+    return fewest(enough)
+
+
+def fewest(enough: Callable[[int], bool]) -> int | None:
+    """Return the smallest number from 2 to `MOST_PAIRS` that is enough; `None` when none is.
+
+    Args:
+        enough: Function that says whether a number is enough; if one is, all larger ones are.
+    """
+    number = bisect.bisect_left(range(2, MOST_PAIRS + 1), True, key=enough) + 2
+    return number if number <= MOST_PAIRS else None
 
 
 def deviation_interval(deviation: float, n: int, level: float = LEVEL) -> Interval:
