@@ -11,7 +11,7 @@ candidate to the one below is the effect of closing that gate. It is compared wi
 * the rise that HAWQ estimates from the Hessian.
 
 The script writes the points as CSV and a figure to `docs/results/gates`, and rank correlations to
-`docs/results/README.md`.
+`docs/results/earlier.md`.
 """
 
 import argparse

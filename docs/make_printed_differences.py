@@ -33,7 +33,7 @@ def joined() -> Table:
 def main() -> None:
     """Write the table."""
     section = Section(name="differences", title="", parts=(joined(),))
-    fill_in("printed differences", markdown(Document(study="", sections=(section,))), PAGE)
+    fill_in("printed differences", markdown(Document(study="", sections=(section,))), [PAGE])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Publish studies in `docs/results`: `.venv/bin/python docs/make_results.py STORE STUDY…`.
 
 Each study gets a folder with its numbers, specification, versions, and all tables and figures of its reports. The
-comparison of the study replaces the table between `<!-- results: STUDY -->` and `<!-- end -->` in
-`docs/results/README.md`. The answers to the questions in `docs/results/questions.toml` replace the table after
-`<!-- answers: STUDY -->`. So no number in these tables is typed by hand.
+comparison of the study replaces the table between `<!-- results: STUDY -->` and `<!-- end -->` in the page of
+`docs/results` that has this comment. The answers to the questions in `docs/results/questions.toml` replace the table
+after `<!-- answers: STUDY -->`. So no number in these tables is typed by hand.
 """
 
 import json
@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from bench.store.files import Store
 
 _DOCS = Path(__file__).resolve().parent
 _RESULTS = _DOCS / "results"
-_PAGE = _RESULTS / "README.md"
+RESULT_PAGES = sorted(_RESULTS.glob("*.md"))
+"""Pages with tables of published studies."""
 _WIDTH = 200
 
 
@@ -143,16 +144,17 @@ def markdown(document: Document) -> str:
     return text
 
 
-def fill_in(name: str, table: str, page: Path = _PAGE) -> None:
-    """Replace a table of the page.
+def fill_in(name: str, table: str, pages: Iterable[Path] = RESULT_PAGES) -> None:
+    """Replace a table in the page that has it.
 
     Args:
         name: Name in the comment before the table.
         table: New table, as Markdown.
-        page: Page to change.
+        pages: Pages that may have the table.
     """
     block = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(block.sub(lambda match: f"{match[1]}\n{table.strip()}\n\n{match[2]}", page.read_text()))
+    for page in pages:
+        page.write_text(block.sub(lambda match: f"{match[1]}\n{table.strip()}\n\n{match[2]}", page.read_text()))
 
 
 if __name__ == "__main__":

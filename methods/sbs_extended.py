@@ -1,4 +1,4 @@
-"""SBS with options beyond the paper. None of them improved accuracy in our studies (`docs/results/README.md`).
+"""SBS with options beyond the paper. None of them improved accuracy in our studies (`docs/results/earlier.md`).
 
 The search is Algorithm 1 of `methods/sbs.py`, changed at three points: the quantizers of the network, the start of the
 gates, and what happens before each update.

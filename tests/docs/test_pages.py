@@ -21,8 +21,13 @@ from bench.spec.sources import build, read_toml
 from tests.fake_store import FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), RESULTS]
+EARLIER = ROOT / "docs" / "results" / "earlier.md"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/results/*.md")),
+]
 MOST_COLUMNS = 100
 GROUPS = {"bench.methods", "bench.datasets", "bench.models", "bench.reports", "bench.forms", "bench.checks"}
 """Entry-point groups, which are written like modules."""
@@ -177,7 +182,7 @@ def test_the_finding_of_the_first_page_is_a_row_of_the_results() -> None:
     assert finding is not None
     mean, low, high = (number.replace("−", "-") for number in finding.groups())
     row = rf"\| sbs +\| fixed +\| 3bit +\| +5 \| +{re.escape(mean)} \| +\[{re.escape(low)}, {re.escape(high)}\] \|"
-    (table,) = re.findall(r"<!-- answers: evidence -->.*?<!-- end -->", RESULTS.read_text(), re.DOTALL)
+    (table,) = re.findall(r"<!-- answers: evidence -->.*?<!-- end -->", EARLIER.read_text(), re.DOTALL)
     assert re.search(row, table)
 
 
@@ -214,7 +219,7 @@ def test_the_questions_about_a_study_are_answered_from_its_runs(make_results: Mo
 def test_tables_of_results_are_replaced_in_place(make_results: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- answers: a -->\nold\n<!-- end -->\n<!-- answers: b -->\nkept\n<!-- end -->\n")
-    make_results.fill_in("answers: a", "| new |\n", page)
+    make_results.fill_in("answers: a", "| new |\n", [page])
     expected = "before\n<!-- answers: a -->\n\n| new |\n\n<!-- end -->\n<!-- answers: b -->\nkept\n<!-- end -->\n"
     assert page.read_text() == expected
 
