@@ -1,16 +1,36 @@
 """The comparison table: mean±std of every method at every budget, with the paired difference to the baseline."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.costs.measures import Measure
-from bench.results import statistics
+from bench.reporting.verdict import study_verdicts
 from bench.results.groups import Flags
 from bench.results.tables import section
-from reports.shared.comparison_notes import comparison_notes
+from reports.shared.comparison_notes import (
+    DETECTABLE_NOTE,
+    INTERVAL_NOTE,
+    REPAIR_NOTE,
+    SECONDS_NOTE,
+    SPREAD_NOTE,
+    comparison_notes,
+    difference_note,
+    test_note,
+)
 from reports.shared.comparison_rows import Row, comparison_rows
-from reports.shared.formatting import FLAGGED, anchor, count, difference, interval, measured, number, spread
+from reports.shared.formatting import (
+    FLAGGED,
+    anchor,
+    count,
+    difference,
+    interval,
+    measured,
+    number,
+    percent_interval,
+    spread,
+)
 from reports.shared.limits import limited_measures, shown_measures
 
 
@@ -39,8 +59,9 @@ def comparison_table(results: StudyResults, flags: Flags | None = None) -> Table
     return Table(
         name="table",
         title=_title(results),
-        columns=(*_task_columns(rows), *_columns(baseline, measures, len(limited_measures(results.runs)))),
+        columns=(*_task_columns(rows), *_columns(baseline, rows, measures, len(limited_measures(results.runs)))),
         rows=tuple((*_task_cells(row, rows), *_cells(row, baseline, measures)) for row in rows),
+        headline=tuple(study_verdicts([row.beside for row in rows if row.beside is not None])),
         notes=tuple(comparison_notes(rows, results)),
         links=tuple(anchor(row.result) for row in rows),
     )
@@ -61,23 +82,26 @@ def _task_cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     return row.task[: len(_task_columns(rows))]
 
 
-def _columns(baseline: str, measures: Sequence[type[Measure]], limited: int) -> tuple[Column, ...]:
+def _columns(baseline: str, rows: Sequence[Row], measures: Sequence[type[Measure]], limited: int) -> tuple[Column, ...]:
     """Make the headings; the first measures, which budgets limit, are shown at any width."""
+    delta = difference_note(rows, baseline)
     return (
         Column(title="Method", align="left"),
-        Column(title="Budget", align="left"),
-        Column(title="n"),
-        Column(title="Top-1 %"),
-        Column(title="95 % interval", drop=6),
-        Column(title=f"Δ {baseline}"),
-        Column(title="Δ 95 % interval", drop=3),
-        Column(title="p"),
+        Column(title="Budget", align="left", drop=1 if len({row.budget for row in rows if row.budget}) < 2 else 0),
+        Column(title="n", drop=1, note="n: finished runs"),
+        Column(title="Top-1 %", note=SPREAD_NOTE),
+        Column(title="95 % interval", drop=6, note=INTERVAL_NOTE),
+        Column(title=f"Δ {baseline}", note=delta),
+        Column(title="Δ 95 % interval", note=delta),
+        Column(title="p", drop=3, note=test_note(rows)),
+        Column(title="Detectable", drop=10, note=DETECTABLE_NOTE),
         Column(title="Top-5 %", drop=9),
         *(Column(title=measure.title, drop=7 if rank >= limited else 0) for rank, measure in enumerate(measures)),
         Column(title="% of budget", drop=5),
-        Column(title="In budget", drop=1),
-        Column(title="Search s", drop=2),
-        Column(title="Tuning s", drop=4),
+        Column(title="In budget", drop=4),
+        Column(title="Repaired", drop=4, note=REPAIR_NOTE),
+        Column(title="Search s", note=SECONDS_NOTE),
+        Column(title="Tuning s", drop=2, note=SECONDS_NOTE),
         Column(title="Peak MB", drop=8),
     )
 
@@ -89,23 +113,25 @@ def _cells(row: Row, baseline: str, measures: Sequence[type[Measure]]) -> tuple[
         row.budget,
         count(result["n"], result["n_failed"]),
         spread(result["top1_mean"], result["top1_std"]),
-        interval(statistics.t_interval(row.top1)),
+        interval(percent_interval(row.top1)),
         *_difference_cells(row, baseline),
         spread(result["top5_mean"], result["top5_std"]),
         *(_cost(result, measure) for measure in measures),
         number(100 * result["cost_mean"] / row.budget_cost, digits=1),
         row.in_budget,
+        number(row.repaired, digits=1),
         number(result["search_seconds_mean"], digits=1),
         number(result["tuning_seconds"], digits=1),
         number(result["peak_memory_mb"], digits=0),
     )
 
 
-def _difference_cells(row: Row, baseline: str) -> tuple[str, str, str]:
-    """Make the cells of the difference, its interval and p; a flagged row has its mark in place of p."""
+def _difference_cells(row: Row, baseline: str) -> tuple[str, str, str, str]:
+    """Make the cells of the difference, its interval, p and what is detectable; a flagged row has its mark as p."""
     delta, ends, p = ("baseline", "", "") if row.method == baseline else difference(row.difference, row.p)
     untested = row.beside is not None and row.beside.flags
-    return delta, ends, FLAGGED if row.flags else "" if untested else p
+    detectable = math.nan if row.difference is None else row.difference.detectable
+    return delta, ends, FLAGGED if row.flags else "" if untested else p, number(detectable)
 
 
 def _cost(result: Mapping[str, Any], measure: type[Measure]) -> str:

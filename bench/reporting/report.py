@@ -5,7 +5,7 @@ on how they are shown. Renderers turn the same parts into every form, so that al
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -37,14 +37,17 @@ class Column:
     Attributes:
         title: Heading.
         align: Alignment of the cells.
-        drop: Rank at which a narrow terminal drops the column, the highest first; 0 is never dropped.
+        drop: Rank at which a narrow terminal drops the column, the highest first; 0 is never dropped. Columns that
+            distinguish no rows go before all others.
         code: Whether the cells are for copying: commands, and names of folders.
+        note: Line below the table that explains the column, in forms that show the column.
     """
 
     title: str
     align: Literal["left", "right"] = "right"
     drop: int = 0
     code: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +59,8 @@ class Table:
         title: Line above the table.
         columns: Columns.
         rows: Cells of each row, one for each column; an unknown value is an empty cell.
-        notes: Lines below the table.
+        headline: Sentences above the table that state what it shows.
+        notes: Lines below the table, after those of the columns.
         anchors: Name of each row, to which rows of other tables can link; or empty.
         links: Anchor that each row links to, in forms with links; or empty.
     """
@@ -65,6 +69,7 @@ class Table:
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...] = ()
+    headline: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     anchors: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
@@ -76,6 +81,15 @@ class Table:
         for names in (self.anchors, self.links):
             if names and len(names) != len(self.rows):
                 raise ValueError(f"{len(names)} anchors or links for a table of {len(self.rows)} rows")
+
+    def explained(self, shown: Iterable[Column] | None = None) -> list[str]:
+        """Return all lines below the table: the notes of the columns that are shown, each once, then its own.
+
+        Args:
+            shown: Columns that are shown; all when absent.
+        """
+        about = (column.note for column in (self.columns if shown is None else shown))
+        return [*dict.fromkeys(filter(None, about)), *self.notes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

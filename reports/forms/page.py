@@ -47,7 +47,7 @@ class ShownTable:
 
     Attributes:
         identity: Id of the table in the page.
-        title, columns, notes: Texts of the table.
+        title, headline, columns, notes: Texts of the table.
         rows: Id in the page, empty for none, and cells of each row.
         long: Whether the cells are broken into lines, for each column.
         paged: Whether the table is divided into pages.
@@ -55,6 +55,7 @@ class ShownTable:
 
     identity: str
     title: str
+    headline: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...]
@@ -158,9 +159,10 @@ def _shown(part: Part, anchors: dict[str, str]) -> ShownTable | ShownFigure:
     return ShownTable(
         identity=identity,
         title=part.title,
+        headline=part.headline,
         columns=part.columns,
         rows=tuple(_row(part, number, anchors) for number in range(most)),
-        notes=(*([left_out] if len(part.rows) > most else []), *part.notes),
+        notes=(*([left_out] if len(part.rows) > most else []), *part.explained()),
         long=tuple(any(len(row[index]) > _LONG for row in part.rows) for index, _ in enumerate(part.columns)),
         paged=len(part.rows) > _UNPAGED and not part.anchors,
     )

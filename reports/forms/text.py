@@ -68,25 +68,28 @@ def renderable(table: Table, width: int) -> Group:
     """Render a table for a rich console. Columns that do not fit are left out and named below the table."""
     shown = _fitting(table, width)
     fits = _line_width(table, shown) <= width
-    grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(table.title, "bold"), title_justify="left")
+    grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index in shown:
         column = table.columns[index]
         wanted = _column_width(table, index) if fits else None
         grid.add_column(Text(column.title), justify=column.align, vertical="bottom", overflow="fold", width=wanted)
     for row in table.rows:
         grid.add_row(*(Text(row[index]) for index in shown))
-    return Group(grid, _bullets([*table.notes, *_left_out(table, shown)]))
+    above = [Text(table.title, "bold"), *(Text(f"  {sentence}") for sentence in table.headline)]
+    below = [*table.explained(table.columns[index] for index in shown), *_left_out(table, shown)]
+    return Group(*above, grid, _bullets(below))
 
 
 def markdown(table: Table) -> str:
-    """Render a table as GitHub-flavoured Markdown, with its title above and its notes below."""
+    """Render a table as GitHub-flavoured Markdown, with its title and headline above and its notes below."""
     head = [_escape_markdown(column.title) for column in table.columns]
     body = [[_escape_markdown(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[index]) for row in [head, *body])) for index in range(len(head))]
     lines = [_markdown_row(row, table.columns, widths) for row in [head, *body]]
     lines.insert(1, "| " + " | ".join(map(_rule, table.columns, widths)) + " |")
-    notes = [f"- {_escape_markdown(note)}" for note in table.notes]
-    blocks = [f"**{_escape_markdown(table.title)}**", "\n".join(lines), "\n".join(notes)]
+    headline = [f"- {_escape_markdown(sentence)}" for sentence in table.headline]
+    notes = [f"- {_escape_markdown(note)}" for note in table.explained()]
+    blocks = [f"**{_escape_markdown(table.title)}**", *map("\n".join, (headline, lines, notes))]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -103,12 +106,13 @@ def latex(table: Table) -> str:
     """Render a table as LaTeX; the document needs the package booktabs."""
     alignment = "".join(_latex_column(table, index) for index, _ in enumerate(table.columns))
     rows = [_latex_row(row) for row in table.rows]
-    notes = [rf"\par\footnotesize {escape_latex(note)}" for note in table.notes]
+    notes = [rf"\par\footnotesize {escape_latex(note)}" for note in table.explained()]
+    caption = ". ".join([table.title, *table.headline])
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{escape_latex(table.title)}}}",
+        rf"\caption{{{escape_latex(caption)}}}",
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
         _latex_row([column.title for column in table.columns]),
@@ -183,13 +187,18 @@ CSV = Form("headings and rows of tables alone", ".csv", _each(lambda table, _: c
 
 
 def _fitting(table: Table, width: int) -> list[int]:
-    """Return the columns to show: the least important ones are dropped until the others fit."""
+    """Return the columns to show: columns that distinguish no rows, then the least important ones, are dropped."""
     shown = list(range(len(table.columns)))
-    for index in sorted(shown, key=lambda index: (-table.columns[index].drop, -index)):
+    for index in sorted(shown, key=lambda index: (_distinguishes(table, index), -table.columns[index].drop, -index)):
         if _line_width(table, shown) <= width or not table.columns[index].drop:
             break
         shown.remove(index)
     return shown
+
+
+def _distinguishes(table: Table, index: int) -> bool:
+    """Whether a column has more than one value, or always stays."""
+    return not table.columns[index].drop or len({row[index] for row in table.rows if row[index]}) > 1
 
 
 def _line_width(table: Table, shown: Sequence[int]) -> int:
@@ -204,8 +213,15 @@ def _column_width(table: Table, index: int) -> int:
 
 
 def _left_out(table: Table, shown: Sequence[int]) -> list[str]:
-    missing = [column.title for index, column in enumerate(table.columns) if index not in shown]
+    missing = [_with_value(table, index) for index, _ in enumerate(table.columns) if index not in shown]
     return [f"Left out at this width: {', '.join(missing)}"] if missing else []
+
+
+def _with_value(table: Table, index: int) -> str:
+    """Return the heading of a column, with its value if that is the same in all rows that have one."""
+    values = {row[index] for row in table.rows if row[index]}
+    same = f" ({values.pop()} in all rows)" if len(values) == 1 and len(table.rows) > 1 else ""
+    return table.columns[index].title + same
 
 
 def _bullets(notes: Sequence[str]) -> RichTable:

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+SPREAD_NOTE = "±: sample standard deviation over seeds (ddof = 1)"
+INTERVAL_NOTE = "95 % interval: Student-t, cut at 0 and 100 %"
+DETECTABLE_NOTE = "Detectable: smallest true difference that so many pairs find with 80 % power"
+REPAIR_NOTE = "Repaired: choices of a policy that repair changed to meet the budget, mean of a run"
+SECONDS_NOTE = "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
+
 _Namer = Callable[[Mapping[Any, Any]], str]
 
 _TRIALS_PER_KNOB = 3
@@ -44,11 +50,9 @@ def comparison_notes(rows: Sequence[Row], results: StudyResults) -> Iterator[str
         results: Numbers of the study.
     """
     runs, spec, name = results.runs, results.spec, _namer(results)
-    yield "±: sample standard deviation over seeds (ddof = 1). Intervals: 95 % Student-t. n: finished runs"
-    yield from _comparison_notes(rows, str(spec.get("baseline", "")), name)
+    yield from _comparison_notes(rows, str(spec.get("baseline", "")))
     yield _protocol(spec)
     yield from _accelerator(runs, spec)
-    yield "Search s: mean of one search; Tuning s: all trials that brought the method onto the budget"
     yield from _terms(results)
     yield from _outside(rows, results, name)
     yield from _flagged(rows, name)
@@ -136,31 +140,30 @@ def _one_stage(rows: Sequence[Row], results: StudyResults) -> Iterator[str]:
         yield f"Trained once in their papers, here searched and then fine-tuned like all others: {', '.join(methods)}"
 
 
-def _comparison_notes(rows: Sequence[Row], baseline: str, name: _Namer) -> Iterator[str]:
-    if not any(row.method == baseline and row.top1 for row in rows):
-        yield f"No differences: the baseline '{baseline}' has no finished run in this study"
-        return
-    yield f"Δ: Top-1 minus that of {baseline} at the same budget, paired by seed"
+def difference_note(rows: Sequence[Row], baseline: str) -> str:
+    """Explain the differences; empty for a table without any."""
+    compared = _has_runs(rows, baseline)
+    return f"Δ: Top-1 minus that of {baseline} at the same budget, paired by seed" if compared else ""
+
+
+def test_note(rows: Sequence[Row]) -> str:
+    """Explain the column of p-values."""
     tests = sum(not math.isnan(row.p) for row in rows)
-    if tests:
-        yield (
-            f"p: two-sided sign-flip test (exact up to {EXACT_PAIRS} pairs), "
-            f"Holm-corrected over the table's {counted(tests, 'test')}"
-        )
-    if any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows):
-        yield f"{TOO_FEW}: too few pairs for a test"
-    if any(row.difference is not None and row.difference.all_equal for row in rows):
+    family = f"Holm-corrected over the table's {counted(tests, 'test')}"
+    test = f"p: two-sided sign-flip test (exact up to {EXACT_PAIRS} pairs), {family}" if tests else ""
+    few = any(row.difference is not None and row.difference.n < MIN_PAIRS for row in rows)
+    return "; ".join(filter(None, (test, f"{TOO_FEW}: too few pairs for a test" if few else "")))
+
+
+def _has_runs(rows: Sequence[Row], method: str) -> bool:
+    return any(row.method == method and row.top1 for row in rows)
+
+
+def _comparison_notes(rows: Sequence[Row], baseline: str) -> Iterator[str]:
+    if not _has_runs(rows, baseline):
+        yield f"No differences: the baseline '{baseline}' has no finished run in this study"
+    elif any(row.difference is not None and row.difference.all_equal for row in rows):
         yield ALL_EQUAL
-    yield from _detectable(rows, name)
-
-
-def _detectable(rows: Sequence[Row], name: _Namer) -> Iterator[str]:
-    """State what each comparison could have found, so that a reader does not take "no difference" for "equal"."""
-    pairs = [(row, row.difference) for row in rows if row.difference is not None]
-    known = [(row, pair) for row, pair in pairs if not math.isnan(pair.detectable)]
-    parts = [f"{name(row.result)} {pair.detectable:.2f} (n = {pair.n})" for row, pair in known]
-    if parts:
-        yield f"Smallest difference found with 80 % power at 5 %: {', '.join(parts)}"
 
 
 def _protocol(spec: Mapping[str, Any]) -> str:
@@ -184,32 +187,12 @@ def _accelerator(runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]
 
 
 def _matching(results: StudyResults, name: _Namer) -> Iterator[str]:
-    """State how methods were brought onto their budgets: trials, knobs, and gates that repair moved."""
+    """Name the methods whose tuning had few trials for its knobs."""
     done = [record for record in results.tunings() if record.get("status") == "done"]
-    if done:
-        yield f"Tuning: {'; '.join(_tuned(record, name) for record in done)}"
     knobs = [(name(record), len(section(record, "knobs")), int(record["trials_used"])) for record in done]
     few = [f"{row} ({n})" for row, n, trials in knobs if n > 1 and trials < _TRIALS_PER_KNOB * n]
     if few:
         yield f"Few trials for several knobs, more may well change the row: {', '.join(few)}"
-    yield from _repairs(results.runs, name)
-
-
-def _tuned(record: Mapping[str, Any], name: _Namer) -> str:
-    knobs = (f"{knob} {value:.3g}" for knob, value in section(record, "knobs").items())
-    return f"{name(record)} {record['trials_used']} trials, chosen {', '.join(knobs)}"
-
-
-def _repairs(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
-    repaired = runs[(runs["status"] == "done") & (runs["repaired_gates"] > 0) & (runs["budget_cost"] > 0)]
-    if len(repaired):
-        shares = repaired.assign(share=repaired["raw_cost"] / repaired["budget_cost"])
-        groups = shares.groupby(list(IDENTITY), sort=False, as_index=False)[["repaired_gates", "share"]].mean()
-        parts = [
-            f"{name(group)} {group['repaired_gates']:.1f} gates a run, from {group['share']:.2f} of the budget"
-            for group in groups.to_dict("records")
-        ]
-        yield f"Repair moved: {'; '.join(parts)}"
 
 
 def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:

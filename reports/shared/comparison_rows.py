@@ -29,6 +29,7 @@ class Row:
         budget_cost: Limit of the budget, in the unit of its measure; NaN without a budget.
         in_budget: Position of the finished runs relative to the budget window, in words.
         top1: Top-1 of the runs that are done.
+        repaired: Mean number of choices that repair changed in a finished run; NaN without a budget.
         beside: Difference to the baseline; `None` while no run is done.
     """
 
@@ -36,6 +37,7 @@ class Row:
     budget_cost: float
     in_budget: str
     top1: Sequence[float]
+    repaired: float = math.nan
     beside: BaselineDifference | None = None
 
     @property
@@ -111,20 +113,34 @@ def _pretrained_row(model: str, dataset: str, figures: Sequence[Mapping[str, Any
 
 
 def comparison_rows(results: StudyResults, flags: Flags | None) -> list[Row]:
-    """Make the rows of the table in the study's order, after those of the pretrained networks."""
+    """Make the rows of the table: by task and budget in the study's order, the most accurate first, references last."""
     groups = dict(iter(results.runs.groupby(list(IDENTITY), sort=False)))
     beside = {row.group.key: row for row in baseline_differences(results, flags)}
-    rows = pretrained_rows(results)
+    rows = []
     for line in results.lines.to_dict("records"):
         key = tuple(line[name] for name in IDENTITY)
         group = groups[key]
+        done = group[group["status"] == "done"]
         rows.append(
             Row(
                 result={str(name): value for name, value in line.items()},
                 budget_cost=group["budget_cost"].max(),
-                in_budget=in_budget(group[group["status"] == "done"]),
+                in_budget=in_budget(done),
                 top1=list(with_result(group)["top1"]),
+                repaired=done["repaired_gates"].mean() if key[-1] else math.nan,
                 beside=beside.get(key),
             )
         )
-    return rows
+    return _ranked([*rows, *pretrained_rows(results)])
+
+
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Sort rows by task and budget in the order of their first appearance, then by falling accuracy."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    budgets = [*dict.fromkeys(row.budget for row in rows if row.budget), ""]
+
+    def rank(row: Row) -> tuple[int, int, float]:
+        top1 = float(row.result["top1_mean"])
+        return tasks.index(row.task), budgets.index(row.budget), math.inf if math.isnan(top1) else -top1
+
+    return sorted(rows, key=rank)

@@ -36,7 +36,7 @@ def cell(table: Table, method: str, title: str, budget: str = "4bit") -> str:
 
 
 def notes(table: Table) -> str:
-    return "\n".join(table.notes)
+    return "\n".join(table.explained())
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_a_baseline_outside_the_window_is_no_baseline(tmp_path: Path) -> None:
     assert "so without difference and test, as nothing else has this cost: fixed 20KB (6 runs, 56.9 %)" in said
     assert "No difference because the baseline is outside the window: sbs 20KB" in said
     assert "Holm-corrected over the table's 1 test\n" in said
-    (detectable,) = [note for note in table.notes if note.startswith("Smallest difference")]
-    assert "sbs 4bit" in detectable and "20KB" not in detectable
+    assert cell(table, "sbs", "Detectable") and not cell(table, "sbs", "Detectable", "20KB")
+    assert table.headline == ("4bit: Better than fixed: sbs +1.33 [+0.90, +1.76].",)
 
 
 def test_only_pairs_inside_the_window_count(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_equal_pairs_have_no_interval_and_detect_nothing(tmp_path: Path) -> None
     table = table_of(fake)
     assert (cell(table, "sbs", "Δ fixed"), cell(table, "sbs", "Δ 95 % interval")) == ("+1.00", "")
     assert "all of them are equal, which shows no scatter" in notes(table)
-    assert "Smallest difference" not in notes(table)
+    assert cell(table, "sbs", "Detectable") == ""
 
 
 @pytest.mark.parametrize("measure", [Memory, Latency, Energy, Bops])
@@ -213,8 +213,8 @@ def test_few_pairs_get_no_p(mixed: SimpleNamespace) -> None:
     table = table_of(mixed)
     assert cell(table, "sbs", "p") == "n<6"
     assert cell(table, "fixed", "p") == ""
-    assert "n<6: too few pairs for a test" in table.notes
-    assert not any(note.startswith("p: ") for note in table.notes)
+    assert "n<6: too few pairs for a test" in table.explained()
+    assert not any(note.startswith("p: ") for note in table.explained())
 
 
 def test_differences_are_paired_by_seed_and_holm_corrected(tmp_path: Path) -> None:
@@ -268,12 +268,11 @@ def test_a_study_without_its_baseline_says_so(tmp_path: Path) -> None:
     assert "No differences: the baseline 'fixed' has no finished run in this study" in table.notes
 
 
-def test_the_smallest_detectable_difference_is_noted(tmp_path: Path) -> None:
+def test_the_smallest_detectable_difference_is_shown(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path)
     fake.seeds("fixed", [70.0, 70.0, 70.0])
     fake.seeds("sbs", [71.0, 72.0, 73.0])
-    expected = f"sbs 4bit {smallest_detectable(1.0, 3):.2f} (n = 3)"
-    assert expected in notes(table_of(fake))
+    assert cell(table_of(fake), "sbs", "Detectable") == f"{smallest_detectable(1.0, 3):.2f}"
 
 
 def test_nothing_run_yet_is_a_table_too(tmp_path: Path) -> None:
@@ -312,12 +311,12 @@ def with_pretrained(fake: SimpleNamespace, *identities: str, **document: object)
     return Comparison().build(StudyResults(fake.store, {**fake.document(), "pretrained": identities, **document}))[0]
 
 
-def test_without_a_reference_the_pretrained_networks_are_the_first_row(tmp_path: Path) -> None:
+def test_without_a_reference_the_pretrained_networks_are_the_last_row(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path)
     fake.seeds("fixed", [70.0, 71.0])
     known = [pretrained(fake, seed, top1) for seed, top1 in ((0, 68.0), (1, 69.0), (1_000_000, 0.0))]
     table = with_pretrained(fake, *known)
-    assert [row[0] for row in table.rows] == ["pretrained", "fixed"]
+    assert [row[0] for row in table.rows] == ["fixed", "pretrained"]
     assert cell(table, "pretrained", "Top-1 %", "") == "68.50±0.71" and cell(table, "pretrained", "n", "") == "2"
     assert cell(table, "pretrained", "BOPs (M)", "") == "2500.00±0.00"
     assert cell(table, "pretrained", "Memory KB", "") == "300.0"
@@ -385,9 +384,25 @@ def test_all_forms_show_the_same_cells(mixed: SimpleNamespace) -> None:
 
 def test_notes_are_in_every_form_with_notes(mixed: SimpleNamespace) -> None:
     table = table_of(mixed)
-    for note in table.notes:
+    assert table.headline
+    for note in (*table.headline, *table.explained()):
         assert note in plain(markdown(table)) and note in plain(terminal(table, 300))
         assert note in plain(latex(table)).replace("''", '"')
+
+
+def test_notes_explain_only_columns_that_are_shown() -> None:
+    columns = (Column(title="name", align="left"), Column(title="x" * 30, drop=1, note="x is wide"))
+    table = Table(name="t", title="t", columns=columns, rows=(("a", "1"), ("b", "2")), notes=("own",))
+    assert table.explained() == ["x is wide", "own"]
+    assert "x is wide" in terminal(table, 60) and "x is wide" not in terminal(table, 20)
+    assert "Left out at this width" in " ".join(terminal(table, 20).split())
+
+
+def test_columns_that_distinguish_nothing_are_dropped_first() -> None:
+    columns = (Column(title="name", align="left"), Column(title="same", drop=1), Column(title="other", drop=9))
+    table = Table(name="t", title="t", columns=columns, rows=(("a", "yes", "1"), ("b", "yes", "2")))
+    shown = terminal(table, 17)
+    assert "other" in shown and "same (yes in all rows)" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
@@ -395,14 +410,14 @@ def test_the_terminal_form_keeps_to_the_width(mixed: SimpleNamespace, width: int
     mixed.seeds("prune_then_quantize", [71.2, 71.9])
     lines = terminal(table_of(mixed), width).splitlines()
     assert max(map(len, lines)) <= width
-    row = next(line for line in lines if line.startswith(" prune_then_quantize"))
-    assert "71.55±0.49" in row and "39.50±0.00" in row
+    row = next(line for line in lines if "71.55±0.49" in line)
+    assert "+1.05 [-0.86, +2.96]" in " ".join(row.split()) and "39.50±0.00" in row and "10.5" in row
 
 
 def test_a_narrow_terminal_names_what_it_leaves_out(mixed: SimpleNamespace) -> None:
     table = table_of(mixed)
-    assert "Left out at this width: 95 % interval" in terminal(table, 100)
-    assert "Left out" not in terminal(table, 200)
+    assert "p (n<6 in all rows)" in " ".join(terminal(table, 100).split())
+    assert "Left out" not in terminal(table, 240)
     # Too narrow for even the columns that always stay: cells are folded, none is lost.
     assert max(map(len, terminal(table, 50).splitlines())) <= 50
 
@@ -462,11 +477,37 @@ def test_few_trials_for_several_knobs_are_told(tmp_path: Path, knobs: int, trial
     assert (said in table_of(fake).notes) == few
 
 
-def test_notes_say_what_matching_took(mixed: SimpleNamespace) -> None:
-    notes = " | ".join(table_of(mixed).notes)
-    assert re.search(r"Tuning: \w+ 4bit \d+ trials, chosen strength ", notes)
-    assert re.search(r"Repair moved: .*sbs 4bit 1\.0 gates a run, from 1\.02 of the budget", notes)
-    assert "full_precision" not in notes.partition("Repair moved: ")[2].partition(" | ")[0]
+def test_the_table_says_what_repair_did(mixed: SimpleNamespace) -> None:
+    table = table_of(mixed)
+    assert cell(table, "sbs", "Repaired") == "1.0"
+    assert cell(table, "full_precision", "Repaired", "") == ""
+    assert "Repaired: choices of a policy that repair changed to meet the budget, mean of a run" in notes(table)
+
+
+def test_rows_are_ranked_within_their_budget_and_references_come_last(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("full_precision", [80.0], budget=None)
+    for budget, values in (("3bit", {"fixed": 60.0, "sbs": 61.0}), ("4bit", {"sbs": 70.0, "fixed": 72.0})):
+        for method, top1 in values.items():
+            fake.seeds(method, [top1], budget=budget)
+    fake.run("dnas", 0, status="failed", budget="3bit")
+    assert [row[:2] for row in table_of(fake).rows] == [
+        ("sbs", "3bit"),
+        ("fixed", "3bit"),
+        ("dnas", "3bit"),
+        ("fixed", "4bit"),
+        ("sbs", "4bit"),
+        ("full_precision", ""),
+    ]
+
+
+def test_no_interval_of_an_accuracy_leaves_its_range(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [99.0, 97.0])
+    fake.seeds("fixed", [1.0, 3.0])
+    table = table_of(fake)
+    assert cell(table, "sbs", "95 % interval") == "[85.29, 100.00]"
+    assert cell(table, "fixed", "95 % interval") == "[0.00, 14.71]"
 
 
 def test_the_terms_of_the_comparison_are_stated(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_every_line_of_the_comparison_leads_to_its_origin(mixed: Any) -> None:
     assert tables["table"].links and set(tables["table"].links) == set(tables["provenance"].anchors)
     line = dict(zip(tables["provenance"].anchors, records(tables["provenance"]), strict=True))
     row = line[tables["table"].links[0]]
-    assert row["Runs: seed and id"] == "0: fixed-4bit-0, 1: fixed-4bit-1, 2: fixed-4bit-2"
+    assert row["Runs: seed and id"] == "0: sbs-4bit-0, 1: sbs-4bit-1, 2: sbs-4bit-2"
     assert row["Run s"] == "90"
 
 

@@ -70,10 +70,13 @@ def table_page(table: Table) -> str:
     lines = [
         "".join(start + escape(cell) + "</td>" for start, cell in zip(starts, row, strict=True)) for row in table.rows
     ]
-    return _page(table.title, [column.title for column in table.columns], lines, table.notes)
+    heads = [column.title for column in table.columns]
+    return _page(table.title, heads, lines, table.explained(), headline=table.headline)
 
 
-def _page(title: str, heads: Sequence[str], rows: Sequence[str], notes: Sequence[str]) -> str:
+def _page(
+    title: str, heads: Sequence[str], rows: Sequence[str], notes: Sequence[str], headline: Sequence[str] = ()
+) -> str:
     """Render a page with one table.
 
     Args:
@@ -81,13 +84,15 @@ def _page(title: str, heads: Sequence[str], rows: Sequence[str], notes: Sequence
         heads: Headings of the columns.
         rows: Cells of each row, as HTML.
         notes: Lines below the table.
+        headline: Lines above the table.
     """
+    above = "\n".join(f"<p><b>{escape(sentence)}</b></p>" for sentence in headline)
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     below = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h3>{escape(title)}</h3>\n"
+        f"<style>{_STYLE}</style></head>\n<body><h3>{escape(title)}</h3>\n{above}\n"
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n{below}\n</body></html>\n"
     )
 
