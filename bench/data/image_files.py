@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,12 +21,19 @@ from torch import Tensor
 
 from bench.errors import BenchError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".ppm", b".pgm", b".bmp", b".tif", b".tiff", b".webp")
 """Endings of image files in small or capital letters, the same as in torchvision's folders."""
 
 _JPEG = b"\xff\xd8\xff"
 _MOST_ELONGATED = 100
 """Largest ratio of an image's sides. Resized images with a larger one could take gigabytes."""
+_SCALED_TO_16_BITS = ("PNG", "PPM")
+"""Formats whose 16-bit pixels Pillow may give as 32-bit numbers from 0 to 65535."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF files."""
 _NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors that do not mean that the file is unreadable."""
 
@@ -144,7 +151,7 @@ def decode(content: bytearray) -> Tensor:
     in the file (EXIF) is ignored, as is common for ImageNet.
 
     Raises:
-        UnreadableError: The file is not an image, or is damaged.
+        UnreadableError: The file is not an image, is damaged, or has pixels without a fixed range.
     """
     try:
         pixels = _decode_jpeg(content) if content.startswith(_JPEG) else None
@@ -177,11 +184,26 @@ def _decode_any(content: bytearray) -> Tensor:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        if image.mode.startswith("I;16"):  # `convert` would clip values above 255
-            grey = torch.from_numpy((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-            return grey.expand(3, -1, -1)
+        if image.mode[0] in "IF":  # `convert` would clip values above 255
+            return torch.from_numpy(_upper_byte(image)).expand(3, -1, -1)
         pixels: NDArray[Any] = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _upper_byte(image: "Image.Image") -> NDArray[np.uint8]:
+    """Return the upper 8 bits of grey values with 9 to 16 bits, (H, W).
+
+    Raises:
+        UnreadableError: The values have no fixed range: floating-point, signed or 32-bit numbers.
+    """
+    scaled = image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SCALED_TO_16_BITS)
+    if not scaled:
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise UnreadableError(f"its pixels are {kind} numbers without a fixed range; convert it to 8 bits")
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    grey = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    return 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey  # 0: large values are dark
 
 
 def _in_short(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.errors import BenchError, unknown_name
 from bench.plugins import entry_points
-from bench.plugins.source_hash import hash_sources, imported_files, module_file, module_file_of_import
+from bench.plugins.source_hash import file_in, hash_sources, imported_files, module_file
 
 _ENTRY = re.compile(r"(?:(?P<name>[^=/\\]+)=)?(?P<file>.+?\.py)(?::(?P<kind>.*))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -181,15 +181,10 @@ def _imported(path: Path) -> Iterator[tuple[str, Path]]:
     packages = {entry.module.partition(".")[0] for entry in entry_points.available("methods").values()}
 
     def find(name: str) -> Path | None:
-        return module_file_of_import(name) if name.partition(".")[0] in packages else _beside(path.parent, name)
+        top = name.partition(".")[0]
+        if top in ("", "bench"):  # the harness itself
+            return None
+        return module_file(name) if top in packages else file_in(path.parent, name)
 
     _, *imported = imported_files(_ITSELF, path, find)
     yield from imported
-
-
-def _beside(folder: Path, name: str) -> Path | None:
-    """Find the file of a module of a folder; `None` when there is none, and for the harness itself."""
-    if name.partition(".")[0] in ("", "bench"):
-        return None
-    base = folder.joinpath(*name.split("."))
-    return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)

@@ -9,7 +9,7 @@ import bench
 from bench.errors import BenchError
 from bench.plugins import entry_points, method_files
 from bench.plugins.entry_points import Kind
-from bench.plugins.source_hash import hash_sources, imported_files, module_file, module_file_of_import
+from bench.plugins.source_hash import file_in, folders_of, hash_sources, imported_files, module_file
 
 
 @cache
@@ -49,8 +49,8 @@ def source_hash(kind: Kind, name: str) -> str:
     """Hash a plug-in's code; when the hash changes, results of the plug-in become stale.
 
     The code consists of the file that defines the plug-in and of every file that this one imports, directly or not,
-    from packages that bring plug-ins of the same kind. Building blocks that methods share are thus part of each of
-    them. The plug-in is not imported.
+    from its own folder and package, and from packages that bring plug-ins of the same kind. Building blocks that
+    methods share are thus part of each of them. The plug-in is not imported.
 
     Raises:
         BenchError: The name is unknown, or its module cannot be found.
@@ -67,15 +67,21 @@ def source_hash(kind: Kind, name: str) -> str:
 @cache
 def _source_hash(module: str, packages: frozenset[str]) -> str:
     own_package = f"{module.rpartition('.')[0]}."
+    file = module_file(module)
+    folders = [] if file is None or module.startswith("bench.") else folders_of(module, file)
 
     def find(name: str) -> Path | None:
+        top = name.partition(".")[0]
         # The harness itself is not part of a plug-in. Of the harness's own plug-ins, only their package is.
-        if f"{name}.".startswith("bench.") and not name.startswith(own_package):
+        if not top or (top == "bench" and not name.startswith(own_package)):
             return None
-        return module_file_of_import(name) if name.partition(".")[0] in packages else None
+        if top in packages and (found := module_file(name)) is not None:
+            return found
+        return next(filter(None, (file_in(folder, name) for folder in folders)), None)
 
-    files = dict(imported_files(module, module_file(module), find))
-    return hash_sources({name: file.read_bytes() for name, file in files.items()}, packages | {"bench"})
+    files = dict(imported_files(module, file, find))
+    sources = {name: path.read_bytes() for name, path in files.items()}
+    return hash_sources(sources, packages | {"bench", *files})
 
 
 def _check_own_packages() -> None:

@@ -17,6 +17,9 @@ _TEXTS = frozenset({"summary", "source", "deviations"})
 
 _SIMPLE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Names of folders in which packages of all kinds are installed."""
+
 VERSION = "syntax-1"
 """Prefix of every hash. It distinguishes a hash made by another rule from the hash of other code."""
 
@@ -160,22 +163,39 @@ def _base(node: ast.ImportFrom, module: str) -> str:
 
 
 def imported_modules(source: bytes, module: str) -> list[str]:
-    """List the names in import statements, also inside functions; `from a import b` may mean the module `a.b`."""
+    """List the names in import statements, also inside functions; `from a import b` may mean the module `a.b`.
+
+    Names that are given to `import_module` as text count too.
+    """
     names = []
-    for base, name, _ in _aliases(ast.parse(source), module):
+    tree = ast.parse(source)
+    for base, name, _ in _aliases(tree, module):
         names += [base, f"{base}.{name}"] if name else [base]
-    return names
+    return names + list(_named_in_calls(tree, module))
+
+
+def _named_in_calls(tree: ast.AST, module: str) -> Iterator[str]:
+    """Yield the names of modules in calls such as `importlib.import_module("helper")`."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+            continue
+        function, name = node.func, node.args[0].value
+        called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if called in ("import_module", "__import__") and isinstance(name, str):
+            inner = name.lstrip(".")
+            yield _base(ast.ImportFrom(module=inner, names=[], level=len(name) - len(inner)), module)
 
 
 def imported_files(module: str, file: Path | None, find: Callable[[str], Path | None]) -> Iterator[tuple[str, Path]]:
-    """Yield the names and files of a module and of all modules that it imports, directly or not.
+    """Yield the names and files of a module, of its packages, and of all modules that these import, directly or not.
 
     Args:
         module: Name of the module.
         file: File of the module; without one nothing is yielded.
         find: Function that returns the file of an imported name; `None` for names that are not to be followed.
     """
-    waiting, seen = [(module, file)], {module}
+    packages = list(_with_packages(module))[:-1]
+    waiting, seen = [*((name, find(name)) for name in packages), (module, file)], {module, *packages}
     while waiting:
         name, path = waiting.pop()
         if path is None:
@@ -193,24 +213,43 @@ def _names_in(file: Path, module: str) -> list[str]:
         names = imported_modules(file.read_bytes(), f"{module}.__init__" if file.name == "__init__.py" else module)
     except (SyntaxError, ValueError, OSError):
         return []  # loading the file reports the error
-    return [".".join(name.split(".")[: depth + 1]) for name in names for depth in range(len(name.split(".")))]
+    return [part for name in names for part in _with_packages(name)]
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    """Yield the names of a module's packages, the outermost first, and its own."""
+    parts = module.split(".")
+    return (".".join(parts[: depth + 1]) for depth in range(len(parts)))
 
 
 def module_file(module: str) -> Path | None:
-    """Find the file of a module; `None` when there is none, e.g. because the name is that of a function."""
+    """Find the file of a module; `None` when there is none, e.g. because the name is that of a function.
+
+    Nothing is imported to find out, not even packages.
+    """
+    top, _, inner = module.partition(".")
     try:
-        spec = find_spec(module)
+        spec = find_spec(top)
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None
+    if spec is None:
+        return None
+    if not inner:
+        return Path(spec.origin) if spec.origin is not None and spec.has_location else None
+    folders = spec.submodule_search_locations or ()
+    return next(filter(None, (file_in(Path(folder), inner) for folder in folders)), None)
 
 
-def module_file_of_import(name: str) -> Path | None:
-    """Find the file of a name in an import statement; `None` when the name is not that of a module."""
-    return module_file(name) if _may_be_module(name) else None
+def file_in(folder: Path, module: str) -> Path | None:
+    """Find the file of a module whose package begins in a folder; folders without `__init__.py` are packages too."""
+    base = folder.joinpath(*module.split("."))
+    return next((file for file in (base / "__init__.py", base.with_name(f"{base.name}.py")) if file.is_file()), None)
 
 
-def _may_be_module(name: str) -> bool:
-    """Whether a name can be that of a module: its parent is a package. Nothing but packages is imported to find out."""
-    parent = name.rpartition(".")[0]
-    return not parent or ((path := module_file(parent)) is not None and path.name == "__init__.py")
+def folders_of(module: str, file: Path) -> list[Path]:
+    """List the folders from which a module may import its own helpers: its file's, and the one of its package.
+
+    A folder into which packages are installed is left out.
+    """
+    above = file.parent if file.name == "__init__.py" else file
+    return [folder for folder in (file.parent, above.parents[module.count(".")]) if folder.name not in _INSTALLED]

@@ -4,6 +4,7 @@ Precedence, lowest first: defaults, the schedule that a preset names, preset or 
 `--set key=value`, flags.
 """
 
+import codecs
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,14 @@ from bench.spec.options import explain
 from bench.spec.schema import StudySpec
 
 _PRESETS = "bench.spec.presets"
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is the beginning of this one
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by byte-order mark."""
 
 
 def build(layers: Iterable[Mapping[str, Any]]) -> StudySpec:
@@ -78,7 +87,7 @@ def preset_summary(name: str) -> str:
 
 
 def _preset_text(name: str) -> str:
-    return resources.files(_PRESETS).joinpath(f"{name}.toml").read_text()
+    return resources.files(_PRESETS).joinpath(f"{name}.toml").read_text(encoding="utf-8")
 
 
 def schedule_names() -> list[str]:
@@ -116,7 +125,7 @@ def _read_schedule(name: str, family: str | None) -> dict[str, Any]:
     if family is not None and family not in families:
         raise unknown_name("family of schedules", str(family), families, "docs/paper.md")
     own = folder.joinpath(f"{family}-{name}.toml")
-    return tomllib.loads((own if own.is_file() else folder.joinpath(f"{name}.toml")).read_text())
+    return tomllib.loads((own if own.is_file() else folder.joinpath(f"{name}.toml")).read_text(encoding="utf-8"))
 
 
 def _only_known_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,18 +138,39 @@ def _only_known_options(values: Mapping[str, Any]) -> dict[str, Any]:
 # --- files and the command line ----------------------------------------------------------------------------------
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a specification file's values.
+def read_toml(path: Path, what: str = "specification") -> dict[str, Any]:
+    """Read the values of a TOML file: UTF-8, or UTF-16 and UTF-32 with a byte-order mark.
+
+    Args:
+        path: Path of the file.
+        what: Kind of content, for messages.
 
     Raises:
         BenchError: The file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(_decoded(path.read_bytes()))
     except OSError as error:
-        raise BenchError(f"cannot read the specification '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BenchError(f"the specification '{path}' is not valid TOML: {error}") from error
+        raise BenchError(f"cannot read the {what} '{path}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BenchError(f"the {what} '{path}' is not valid TOML: no UTF-8 text ({error}); save it as UTF-8") from error
+    except RecursionError as error:
+        raise BenchError(f"the {what} '{path}' is not valid TOML: its values are nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BenchError(f"the {what} '{path}' is not valid TOML: {error}") from error
+
+
+def _decoded(content: bytes) -> str:
+    """Decode text in the encoding of its byte-order mark, which editors of some systems write; UTF-8 without one.
+
+    Raises:
+        UnicodeDecodeError: The text has another encoding, e.g. UTF-16 without a mark.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in content:
+        at = content.index(b"\0")
+        raise UnicodeDecodeError("utf-8", content, at, at + 1, "zero byte, as in UTF-16 without a byte-order mark")
+    return content.decode(encoding)
 
 
 def parse_setting(text: str) -> dict[str, Any]:
@@ -154,7 +184,7 @@ def parse_setting(text: str) -> dict[str, Any]:
         raise BenchError(f"--set {text!r} is not of the form key=value, e.g. --set search.epochs=3")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value
     return nested(key.strip(), parsed)
 
@@ -170,7 +200,7 @@ def parse_ablation(text: str) -> tuple[str, list[Any]]:
         raise BenchError(f"--ablate {text!r} is not of the form key=a,b, e.g. --ablate group_size=1,2,4")
     try:
         values = tomllib.loads(f"value = [{text_of_values}]")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         values = [value.strip() for value in text_of_values.split(",")]
     if "" in values or any(values.count(value) > 1 for value in values):
         raise BenchError(f"--ablate {text!r} has an empty value, or one twice; give each once, e.g. group_size=1,2,4")

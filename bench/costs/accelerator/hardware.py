@@ -2,12 +2,14 @@
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, unknown_name
+from bench.spec.sources import read_toml
 
 _CONFIGURATIONS = resources.files("bench.costs.accelerator").joinpath("configurations")
 
@@ -71,28 +73,16 @@ def read_hardware(name: str | Path) -> Hardware:
         BenchError: There is no such configuration or file, or the file has an unknown key or a value that is not
             allowed.
     """
+    where = f"the hardware configuration '{name}'"
     if Path(name).suffix == ".toml":
-        return _hardware_from(_read_text(Path(name)), Path(name).stem, f"the hardware configuration '{name}'")
+        return _hardware_from(read_toml(Path(name), "hardware configuration"), Path(name).stem, where)
     if name not in hardware_names():
         raise unknown_name("hardware", str(name), hardware_names(), "docs/bitfusion.md")
     text = _CONFIGURATIONS.joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return _hardware_from(text, str(name), f"the hardware configuration '{name}'")
+    return _hardware_from(tomllib.loads(text), str(name), where)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot read the hardware configuration '{path}': {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BenchError(f"the hardware configuration '{path}' is not valid UTF-8: {error.reason}") from error
-
-
-def _hardware_from(text: str, name: str, where: str) -> Hardware:
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BenchError(f"{where} is not valid TOML: {error}") from error
+def _hardware_from(values: Mapping[str, Any], name: str, where: str) -> Hardware:
     types: dict[str, Any] = {field.name: field.type for field in fields(Hardware) if field.name != "name"}
     for key, value in values.items():
         if key not in types:

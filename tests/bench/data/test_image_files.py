@@ -1,9 +1,12 @@
 import io
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
@@ -57,6 +60,54 @@ def test_the_upper_byte_of_sixteen_bits_is_taken() -> None:
     values = np.arange(0, 65536, 128, dtype=np.uint16).reshape(16, 32)
     found = decode(_content(Image.fromarray(values), "PNG"))
     assert torch.equal(found, torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, -1, -1))
+
+
+GREY = np.arange(0, 65536, 128, dtype=np.uint16).reshape(16, 32)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("TIFF", "<u2"), ("TIFF", ">u2"), ("PPM", "<u2")])
+def test_it_is_taken_in_every_format_and_order_of_bytes(kind: str, order: str) -> None:
+    content = _content(Image.fromarray(GREY.astype(order)), kind)
+    assert torch.equal(decode(content)[0], torch.from_numpy(GREY // 256).to(torch.uint8))
+
+
+def _tiff(values: bytes, width: int, height: int, **tags: int) -> bytearray:
+    """Write a TIFF file of one strip, little-endian, with the given tags."""
+    numbers = {"bits": 258, "photometric": 262, "kind": 339}
+    own = {numbers[name]: value for name, value in tags.items()}
+    fields = {256: width, 257: height, 259: 1, 273: 8, 277: 1, 278: height, 279: len(values), **own}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(fields.items()))
+    start = 8 + len(values)
+    head = struct.pack("<2sHI", b"II", 42, start)
+    return bytearray(head + values + struct.pack("<H", len(fields)) + entries + bytes(4))
+
+
+def test_tiff_files_in_which_large_values_are_dark_and_of_twelve_bits() -> None:
+    content = _tiff(GREY.tobytes(), 32, 16, bits=16, photometric=0)
+    assert torch.equal(decode(content)[0], torch.from_numpy(255 - GREY // 256).to(torch.uint8))
+    pairs = [(0, 4095), (1024, 16), (2048, 255), (4080, 300)]
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    found = decode(_tiff(packed, 2, 4, bits=12, photometric=1))
+    assert found[0].tolist() == [[a // 16, b // 16] for a, b in pairs]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "told"),
+    [
+        ("TIFF", np.linspace(0, 1, 64, dtype=np.float32), "floating-point"),
+        ("TIFF", np.arange(64, dtype=np.int32) * 1000, "signed or 32-bit"),
+    ],
+)
+def test_pixels_without_a_fixed_range_are_unreadable(kind: str, values: NDArray[Any], told: str) -> None:
+    content = _content(Image.fromarray(values.reshape(8, 8)), kind)
+    with pytest.raises(UnreadableError, match=f"{told} numbers without a fixed range; convert it to 8 bits"):
+        decode(content)
+
+
+def test_signed_pixels_of_sixteen_bits_are_unreadable() -> None:
+    values = np.arange(-32, 32, dtype=np.int16).tobytes()
+    with pytest.raises(UnreadableError, match="signed or 32-bit"):
+        decode(_tiff(values, 8, 8, bits=16, photometric=1, kind=2))
 
 
 def test_orientation_is_ignored() -> None:

@@ -284,3 +284,75 @@ def test_a_model_may_be_named_by_its_location(tmp_path: Path, monkeypatch: pytes
     ):
         with pytest.raises(BenchError, match=message):
             plugins.load("models", wrong)
+
+
+# --- staleness of a model follows what it imports ---
+
+HELPERS = {
+    "beside": ("nets_beside.py", "from helper_beside import WIDTH\n", "helper_beside.py"),
+    "lazily": ("nets_lazily.py", "def later():\n    import helper_lazily\n", "helper_lazily.py"),
+    "by a call": (
+        "nets_by_call.py",
+        "import importlib\ndef later():\n    return importlib.import_module('helper_by_call')\n",
+        "helper_by_call.py",
+    ),
+    "in turn": ("nets_in_turn.py", "import helper_in_turn\n", "deep_in_turn.py"),
+    "of its package": ("pack_full/nets.py", "from pack_full.blocks import block\n", "pack_full/blocks.py"),
+    "of its package, relative": ("pack_near/nets.py", "from .blocks import block\n", "pack_near/blocks.py"),
+    "of a package beside it": ("pack_out/nets.py", "from parts_out.blocks import block\n", "parts_out/blocks.py"),
+    "in the package itself": ("pack_init/nets.py", "", "pack_init/__init__.py"),
+}
+
+
+@pytest.mark.parametrize("with_init", [True, False], ids=["__init__", "no __init__"])
+@pytest.mark.parametrize("case", HELPERS)
+def test_a_change_of_what_a_model_imports_changes_its_source(
+    case: str, with_init: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, text, helper = HELPERS[case]
+    if case == "in the package itself" and not with_init:
+        pytest.skip("there is no such file")
+    unused = "unused.py"
+    for name, content in ((helper, "block = WIDTH = 1\n"), (file, text), (unused, "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+        if with_init and "/" in name and not (tmp_path / name).with_name("__init__.py").exists():
+            (tmp_path / name).with_name("__init__.py").write_text("")
+    (tmp_path / "helper_in_turn.py").write_text("from deep_in_turn import block\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    location = f"{file.removesuffix('.py').replace('/', '.')}:make"
+
+    def now() -> str:
+        plugins._source_hash.cache_clear()
+        importlib.invalidate_caches()
+        return plugins.source_hash("models", location)
+
+    first = now()
+    (tmp_path / unused).write_text("changed = 1\n")
+    assert now() == first
+    (tmp_path / helper).write_text("block = WIDTH = 2\n")
+    assert now() != first
+    (tmp_path / helper).write_text("# a comment\nblock = WIDTH = 1\n")
+    assert now() == first
+
+
+def test_a_package_whose_import_fails_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pack_failing").mkdir()
+    (tmp_path / "pack_failing" / "__init__.py").write_text("[][1]\n")
+    (tmp_path / "pack_failing" / "nets.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert plugins.source_hash("models", "pack_failing.nets:make")
+
+
+def test_what_is_installed_beside_a_model_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    (site / "installed_nets.py").write_text("import installed_library\n")
+    (site / "installed_library.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(site)
+    first = plugins.source_hash("models", "installed_nets:make")
+    (site / "installed_library.py").write_text("x = 2\n")
+    plugins._source_hash.cache_clear()
+    assert plugins.source_hash("models", "installed_nets:make") == first

@@ -1,3 +1,4 @@
+import codecs
 import math
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,43 @@ def test_merging_leaves_both_sides_as_they_were() -> None:
     base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}
     assert merge(base, over) == {"a": {"b": 4, "c": 2}, "d": {"e": 5}}
     assert (base, over) == ({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}})
+
+
+# --- encodings of files ---
+
+TEXT = 'name = "größe"\r\nseeds = [3]\r\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_files_with_and_without_a_byte_order_mark_are_read(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_bytes(TEXT.encode(encoding))
+    assert read_toml(path) == {"name": "größe", "seeds": [3]}
+
+
+def test_big_endian_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    for mark, encoding in ((codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF32_BE, "utf-32-be")):
+        path.write_bytes(mark + TEXT.encode(encoding))
+        assert read_toml(path)["name"] == "größe"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (TEXT.encode("utf-16-le"), "zero byte, as in UTF-16 without a byte-order mark.*; save it as UTF-8"),
+        (TEXT.encode("latin-1"), "no UTF-8 text"),
+        (b"\xff\xfex", "no UTF-8 text"),  # half a character
+        (b"a = " + b"[" * 50_000, "nested too deeply"),
+    ],
+)
+def test_other_files_are_one_line(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_bytes(content)
+    with pytest.raises(BenchError, match=told) as caught:
+        read_toml(path)
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_values_that_are_nested_too_deeply_are_a_text() -> None:
+    assert parse_setting("a=" + "[" * 50_000) == {"a": "[" * 50_000}

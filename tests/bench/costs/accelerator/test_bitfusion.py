@@ -538,7 +538,7 @@ def test_hardware_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"cannot read the hardware configuration .*No such file"):
         read_hardware(tmp_path / "absent.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
-    with pytest.raises(BenchError, match="is not valid UTF-8"):
+    with pytest.raises(BenchError, match="is not valid TOML: no UTF-8 text"):
         read_hardware(tmp_path / "bytes.toml")
 
 
