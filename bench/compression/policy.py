@@ -1,8 +1,13 @@
-"""The policy: bits of weights and activations, and kept filters, layer by layer."""
+"""The policy: bits of weights and activations, and kept filters, layer by layer.
+
+`check` says which policies there are. It is called before a policy is priced, whether a file, a method or repair made
+it. Bits and indices are whole numbers of Python: a policy turns those of NumPy and PyTorch into them when it is made.
+"""
 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,6 +22,8 @@ if TYPE_CHECKING:  # shapes are traced by PyTorch; policies are read without it
 FULL_PRECISION_BITS = 32
 EDGE_BITS = 8
 """Bits of the first and the last layer in every quantized network (paper, Section 4.2)."""
+_MOST_SHOWN = 4
+"""Largest number of kept filters that a message shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +31,23 @@ class LayerPolicy:
     """Bits and kept filters of one layer.
 
     Attributes:
-        weight_bits: Bits of weights.
-        activation_bits: Bits of the layer's input.
+        weight_bits: Bits of weights, 1 to 32.
+        activation_bits: Bits of the layer's input, 1 to 32.
         kept_filters: Indices of the kept filters in rising order; `None` keeps all.
     """
 
     weight_bits: int
     activation_bits: int
     kept_filters: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            value = getattr(self, name)
+            if type(value) is not int:
+                object.__setattr__(self, name, whole_number(value))
+        kept = self.kept_filters
+        if kept is not None and not (type(kept) is tuple and {*map(type, kept)} <= {int}):
+            object.__setattr__(self, "kept_filters", _whole_numbers(kept))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +125,22 @@ def kept_outputs(policy: Policy, layer: LayerShape) -> tuple[int, ...] | None:
     return policy.layers[layer.leader or layer.name].kept_filters
 
 
+def whole_number(value: Any) -> Any:
+    """Return a whole number of NumPy or PyTorch as Python's own, which JSON can hold; other values unchanged."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # e.g. a tensor of floating-point numbers
+        return value
+
+
+def _whole_numbers(values: Any) -> Any:
+    """Return a sequence, array or tensor of whole numbers as a tuple of Python's own; other values unchanged."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return tuple(whole_number(value) for value in values) if isinstance(values, list | tuple | range) else values
+
+
 def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
@@ -148,21 +180,36 @@ def policy_from_json(document: Any, *, where: str = "the policy") -> Policy:
 
 
 def check(network: NetworkShape, policy: Policy) -> None:
-    """Check that a policy fits a network.
+    """Check that a policy fits a network, in types and meaning.
 
     Raises:
-        BenchError: A layer is missing or unknown, a layer is pruned that cannot be, or kept filters do not exist.
+        BenchError: A layer is missing or unknown, bits are not a whole number from 1 to 32, a layer is pruned that
+            cannot be, or kept filters do not exist.
     """
+    if not isinstance(policy, Policy) or not isinstance(policy.layers, Mapping):
+        raise BenchError(f"a policy must be a bench.api.Policy with a dictionary of layers, got {_kind(policy)}")
     names = {layer.name for layer in network.layers}
     for name in policy.layers:
         if name not in names:
-            raise unknown_name("layer in the policy", name, names, f"bench cost --model {network.model} --bits 8")
+            raise unknown_name("layer in the policy", str(name), names, f"bench cost --model {network.model} --bits 8")
     for layer in network.layers:
         if layer.name not in policy.layers:
             raise BenchError(f"the policy has no entry for layer '{layer.name}' of {network.model}; add it")
-        kept = policy.layers[layer.name].kept_filters
-        if kept is not None:
-            _check_kept(network, layer, kept)
+        _check_layer(network, layer, policy.layers[layer.name])
+
+
+def _check_layer(network: NetworkShape, layer: LayerShape, choice: LayerPolicy) -> None:
+    where = f"layer '{layer.name}' of {network.model}"
+    if not isinstance(choice, LayerPolicy):
+        raise BenchError(f"{where} must have a bench.api.LayerPolicy, got {_kind(choice)}")
+    _expect_bits(choice.weight_bits, f"{where}: weight_bits")
+    _expect_bits(choice.activation_bits, f"{where}: activation_bits")
+    if choice.kept_filters is not None:
+        _check_kept(network, layer, choice.kept_filters)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _check_kept(network: NetworkShape, layer: LayerShape, kept: tuple[int, ...]) -> None:
@@ -171,12 +218,22 @@ def _check_kept(network: NetworkShape, layer: LayerShape, kept: tuple[int, ...])
         raise BenchError(
             f"layer '{layer.name}' of {network.model} cannot be pruned{follows}; its kept_filters must be null"
         )
-    rising = all(low < high for low, high in pairwise(kept))
-    if not kept or not rising or kept[0] < 0 or kept[-1] >= layer.out_channels:
+    whole = type(kept) is tuple and {*map(type, kept)} == {int}
+    if not whole or not _rising(kept) or kept[0] < 0 or kept[-1] >= layer.out_channels:
         raise BenchError(
-            f"layer '{layer.name}' keeps filters {list(kept)[:4]}…; "
+            f"layer '{layer.name}' keeps filters {_shown(kept)}; "
             f"allowed: one or more of 0 to {layer.out_channels - 1}, in rising order"
         )
+
+
+def _rising(kept: tuple[int, ...]) -> bool:
+    return all(low < high for low, high in pairwise(kept))
+
+
+def _shown(kept: Any) -> str:
+    if not isinstance(kept, list | tuple):
+        return repr(kept)
+    return f"[{', '.join(map(repr, kept[:_MOST_SHOWN]))}{', …' if len(kept) > _MOST_SHOWN else ''}]"
 
 
 def _expect_keys(value: Any, keys: set[str], where: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel
@@ -147,10 +146,10 @@ class SearchRaises(Sound):
         raise ValueError("it was\ntold to")
 
 
-class PolicyOfNumpysIntegers(Sound):
+class PolicyOfFloats(Sound):
     def changed(self, job: SearchJob, result: SearchResult) -> SearchResult:
         name = job.task.network.middle[0].name
-        bits: Any = np.int64(result.policy.layers[name].weight_bits)
+        bits: Any = float(result.policy.layers[name].weight_bits)
         return (
             result
             if job.match == "lambda"

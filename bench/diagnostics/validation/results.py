@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.compression.compress import calibrate, compress
-from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, check, policy_from_json
+from bench.compression.policy import Policy, check, policy_from_json
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
 from bench.diagnostics.validation.under_test import MethodUnderTest
@@ -42,8 +42,6 @@ def valid_policy(under_test: MethodUnderTest, checked: Policy) -> str:
         Violation: The policy is not valid.
     """
     network = under_test.network
-    for name, layer in checked.layers.items():
-        _check_types(name, layer)
     try:
         check(network, checked)
     except BenchError as error:
@@ -53,25 +51,11 @@ def valid_policy(under_test: MethodUnderTest, checked: Policy) -> str:
             f"the policy is for {checked.model} on {checked.dataset}, not for {network.model} on {network.dataset}"
         )
     if policy_from_json(json.loads(json.dumps(checked.to_json()))) != checked:
-        raise Violation("the policy changes in a round trip through JSON; kept_filters must be tuples of ints")
+        raise Violation("the policy changes in a round trip through JSON; names of layers must be text")
     pairs = Counter(f"{layer.weight_bits}/{layer.activation_bits}" for layer in checked.layers.values())
     dropped = sum(layer.kept_filters is not None for layer in checked.layers.values())
     shown = ", ".join(f"{count} layers {bits}" for bits, count in pairs.most_common(3))
     return f"{shown} bits; filters removed from {dropped} layers"
-
-
-def _check_types(name: str, layer: LayerPolicy) -> None:
-    for what in ("weight_bits", "activation_bits"):
-        bits = getattr(layer, what)
-        if type(bits) is not int or not 1 <= bits <= FULL_PRECISION_BITS:
-            raise Violation(
-                f"{what} of layer '{name}' is {bits!r} ({type(bits).__name__}); an int from 1 to 32 is needed"
-            )
-    kept = layer.kept_filters
-    if kept is not None and (type(kept) is not tuple or any(type(filter_) is not int for filter_ in kept)):
-        raise Violation(
-            f"kept_filters of layer '{name}' is a {type(kept).__name__}; a tuple of ints, or None, is needed"
-        )
 
 
 def decisions(under_test: MethodUnderTest) -> str:

@@ -1,13 +1,17 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compression.policy import LayerPolicy, Policy, check, kept_inputs, load_policy, policy_from_json, uniform
 from bench.compression.shapes import NetworkShape, trace
+from bench.costs.measures import BOPS, Memory
 from bench.errors import BenchError
 from bench.models.resnet import resnet8
 
@@ -181,3 +185,63 @@ def test_file_error_names_the_file_and_the_layer(tmp_path: Path) -> None:
 def test_unreadable_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BenchError, match="cannot read the policy file"):
         load_policy(tmp_path / name)
+
+
+# --- policies of methods and of repair, checked before they are priced ---
+
+PRUNED = "stages.1.0.conv1"
+BITS: list[Any] = [1.5, True, 64, 33, 0, -8, math.nan, math.inf, "4", None, 4.0, np.float64(4), np.int64(0), (4,)]
+
+
+@pytest.mark.parametrize("bits", BITS, ids=repr)
+@pytest.mark.parametrize("key", ["weight_bits", "activation_bits"])
+@pytest.mark.parametrize("name", ["conv1", PRUNED])
+def test_bits_that_are_none_are_never_priced(network: NetworkShape, bits: Any, key: str, name: str) -> None:
+    policy = uniform(network, 4).with_layer(name, **{key: bits})
+    for measure in (BOPS, Memory()):
+        with pytest.raises(BenchError, match=f"layer '{name}' of resnet8: {key} is .*; allowed: a whole number from 1"):
+            measure.price(network, policy)
+
+
+KEPT: list[Any] = [(), (1, 1), (2, 1), (-1, 2), (0, 10**6), (0.0, 1.0), (True,), ("0",), "01", {0, 1}, 3, ((0,),)]
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=repr)
+def test_filters_that_are_none_are_never_priced(network: NetworkShape, kept: Any) -> None:
+    policy = uniform(network, 4).with_layer(PRUNED, kept_filters=kept)
+    with pytest.raises(BenchError, match=rf"layer '{PRUNED}' keeps filters .*; allowed: one or more of 0 to 31, in"):
+        BOPS.price(network, policy)
+
+
+def test_layers_must_be_those_of_the_network(network: NetworkShape) -> None:
+    layers = dict(uniform(network, 4).layers)
+    missing = {name: layer for name, layer in layers.items() if name != "fc"}
+    entries: list[tuple[Any, str]] = [
+        (missing, "no entry for layer 'fc' of resnet8"),
+        ({**layers, "cf": layers["fc"]}, "unknown layer in the policy 'cf': did you mean 'fc'"),
+        ({**layers, 3: layers["fc"]}, "unknown layer in the policy '3'"),
+        ({**layers, "fc": (4, 4)}, "layer 'fc' of resnet8 must have a bench.api.LayerPolicy, got tuple"),
+        (list(layers), "a policy must be a bench.api.Policy"),
+    ]
+    for entry, told in entries:
+        with pytest.raises(BenchError, match=told):
+            BOPS.price(network, Policy(model="resnet8", dataset="digits", layers=entry))
+    with pytest.raises(BenchError, match="a policy must be a bench.api.Policy with a dictionary of layers, got dict"):
+        check(network, layers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int8, np.uint16, torch.tensor], ids=repr)
+def test_whole_numbers_of_numpy_and_pytorch_become_pythons_own(network: NetworkShape, number: Any) -> None:
+    plain = uniform(network, 4).with_layer(PRUNED, weight_bits=3, kept_filters=(0, 5, 7))
+    forms: list[Any] = [
+        tuple(map(number, (0, 5, 7))),
+        [number(0), 5, 7],
+        np.array([0, 5, 7]),
+        torch.tensor([0, 5, 7]),
+    ]
+    for kept in forms:
+        policy = uniform(network, 4).with_layer(PRUNED, weight_bits=number(3), kept_filters=kept)
+        assert policy == plain
+        assert json.dumps(policy.to_json()) == json.dumps(plain.to_json())
+        assert {type(index) for index in policy.layers[PRUNED].kept_filters or ()} == {int}
+        assert BOPS.price(network, policy) == BOPS.price(network, plain)

@@ -89,7 +89,7 @@ SAID = {
     "CapabilitiesWithAnotherQuantizer": "own_quantizer=True, but the property 'quantizer' returns the common one",
     "SearchReturnsNothing": "search returned NoneType, not a bench.method.SearchResult",
     "SearchRaises": r"ValueError: it was told to \(.*faulty_methods.py:\d+\)",
-    "PolicyOfNumpysIntegers": r"weight_bits of layer '.*' is .*int64",
+    "PolicyOfFloats": r"layer '.*' of .*: weight_bits is \d+\.0; allowed: a whole number from 1 to 32",
     "PolicyForgetsALayer": "the policy has no entry for layer",
     "DecisionsOtherThanThePolicy": "decisions give layer '.*' LayerPolicy.*, the policy LayerPolicy.weight_bits=3",
     "NetworkWithoutAllWeights": "the state does not fit the float model; it must have all its names.*Missing key",
