@@ -1,13 +1,34 @@
 """The console script: runs the command line, and prints every error that a user can cause in one line."""
 
 import logging
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
-from bench.errors import CONTINUE, EXIT_INTERRUPTED, EXIT_USAGE, BenchError
+from bench.errors import (
+    CONTINUE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    BenchError,
+    ForeignCodeError,
+    described,
+    full_traceback,
+    is_foreign,
+    place,
+)
 
 
 def main() -> None:
     """Run `bench` and exit with one of the statuses that `docs/command-line.md` lists."""
+    with _exits_of_plugins_told():
+        sys.exit(_status())
+
+
+def _status() -> int:
+    """Run the command, print its errors, and return the exit status."""
     import click
 
     from bench.cli.main import bench
@@ -15,7 +36,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="bench: %(message)s")
     stdout = sys.stdout
     try:
-        status = bench.main(standalone_mode=False, prog_name="bench")
+        status: object = bench.main(standalone_mode=False, prog_name="bench")
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second kind into the first
         advice = CONTINUE if sys.argv[1:2] == ["run"] else "run the same command again to start over"
         sys.stderr.write(f"bench: interrupted; {advice}\n")
@@ -26,16 +47,57 @@ def main() -> None:
         sys.stderr.write(f"bench: {' '.join(error.format_message().split())}{hint}\n")
         status = EXIT_USAGE
     except BenchError as error:
-        sys.stderr.write(f"bench: {error}\n")
+        kept = f"; the traceback is in {_kept(error)}" if isinstance(error, ForeignCodeError) else ""
+        sys.stderr.write(f"bench: {error}{kept}\n")
         status = EXIT_USAGE
     except SystemExit as error:
         # Click replaces stdout and exits when its reader has ended, e.g. `bench list methods | head -1`.
-        status = error.code if sys.stdout is stdout else 0
-    except OSError as error:
+        ended = error.code if sys.stdout is stdout else 0
+        status = _told(error) if place(error, only_users=True) else ended
+    except Exception as error:
+        status = _told(error)
+    return status if isinstance(status, int) else 0
+
+
+def _told(error: BaseException) -> int:
+    """Print one line about an exception that is not of the harness; return the exit status."""
+    if isinstance(error, OSError) and not place(error, only_users=True):
         path = error.filename or "unknown file"
         sys.stderr.write(f"bench: {error.strerror or error}: {path}; nothing that had finished is lost\n")
-        status = EXIT_USAGE
-    sys.exit(status if isinstance(status, int) else 0)
+    else:
+        sys.stderr.write(f"bench: {described(error)}; the traceback is in {_kept(error)}\n")
+    return EXIT_USAGE
+
+
+def _kept(error: BaseException) -> str:
+    """Write the traceback of an error into a new temporary file, and return its path."""
+    with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".txt", encoding="utf-8", delete=False) as file:
+        file.write(full_traceback(error))
+    return file.name
+
+
+@contextmanager
+def _exits_of_plugins_told() -> Iterator[None]:
+    """During a `with` block, let `os._exit` in a plug-in's code end this process with a line and a status of failure.
+
+    It is asked to end at once, without any handler, so that the command would otherwise seem to have succeeded.
+    """
+    own, leave = os.getpid(), os._exit
+
+    def told(status: int) -> NoReturn:
+        caller = sys._getframe(1)
+        file, line = caller.f_code.co_filename, caller.f_lineno
+        if os.getpid() != own or not is_foreign(file):
+            leave(status)
+        sys.stderr.write(f"bench: {file}:{line} ended the command with os._exit({status})\n")
+        sys.stderr.flush()
+        leave(EXIT_USAGE)
+
+    os._exit = told
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 if __name__ == "__main__":

@@ -1,10 +1,19 @@
 """Errors of the harness, exit statuses, and the form of messages about wrong names."""
 
 import difflib
+import inspect
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 """Exit statuses of the command line besides 0: some run failed, bad usage or data, interrupted."""
+
+_LONGEST_LINE = 500
+_NOT_THE_USERS = (os.path.join(Path(__file__).parent, ""), os.path.join(sysconfig.get_path("stdlib"), ""))  # noqa: PTH118
+"""Folders of the harness and of Python's own library."""
 
 CONTINUE = "nothing that had finished is lost; run the same command again to continue"
 """Advice after an interruption of `bench run`."""
@@ -15,6 +24,14 @@ class BenchError(Exception):
 
     The message says what was wrong, the value, what is allowed, and what to type next.
     """
+
+
+class StudyHaltedError(BenchError):
+    """Something that all units of a study need is wrong: it cannot continue before the user corrects this."""
+
+
+class ForeignCodeError(BenchError):
+    """The code of a plug-in raised an exception, its cause; the command line keeps the traceback in a file."""
 
 
 class NonFiniteLossError(Exception):
@@ -49,5 +66,70 @@ def unknown_name(kind: str, name: str, known: Iterable[str], see: str) -> BenchE
 
 
 def first_line(error: object) -> str:
-    """Return the first line of what an error says, or its type's name when it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of what an error says, or its type's name when it says nothing or cannot say it.
+
+    The line can be shown and stored anywhere: characters that cannot be printed are escaped, and it is not too long.
+    """
+    lines = said(error).strip().splitlines()
+    return printable((lines or [type(error).__name__])[0])
+
+
+def said(error: object) -> str:
+    """Return what an error says; nothing if it fails to say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def printable(text: str) -> str:
+    """Return one line of text with escapes for control characters, halves of characters and the like, cut if long."""
+    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return shown if len(shown) <= _LONGEST_LINE else f"{shown[:_LONGEST_LINE]}…"
+
+
+def place(error: BaseException, *, only_users: bool = False) -> str:
+    """Return file and line of the innermost code outside of the harness and installed libraries that an error passed.
+
+    Args:
+        error: The error.
+        only_users: Whether to return an empty text if there is no such code; otherwise any innermost line is named.
+    """
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        frames.append((error.filename, error.lineno or 0))
+    own = [frame for frame in frames if is_foreign(frame[0])]
+    chosen = own or ([] if only_users else frames)
+    return f"{_shown(chosen[-1][0])}:{chosen[-1][1]}" if chosen else ""
+
+
+def place_of(function: object) -> str:
+    """Return the file and the first line of a function; an empty text for one without code of its own in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return "" if code is None else f"{_shown(code.co_filename)}:{code.co_firstlineno}"
+
+
+def described(error: BaseException) -> str:
+    """Describe an exception of foreign code in one line: its type, what it says, and the file and line."""
+    text = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    kind, where = printable(type(error).__name__), place(error)
+    return (text if text == kind else f"{kind}: {text}") + (f" ({where})" if where else "")
+
+
+def full_traceback(error: BaseException) -> str:
+    """Return an error's traceback as text that can be written as UTF-8."""
+    text = "".join(traceback.format_exception(error))
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_foreign(file: str) -> bool:
+    """Return whether a file of code belongs neither to the harness nor to Python or an installed library."""
+    return not file.startswith(("<", *_NOT_THE_USERS)) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
+
+
+def _shown(file: str) -> str:
+    """Return a path relative to the working directory if it is inside of it."""
+    try:
+        return printable(file.removeprefix(os.path.join(Path.cwd(), "")))  # noqa: PTH118
+    except OSError:  # the folder was deleted
+        return printable(file)

@@ -117,15 +117,18 @@ def _run_phases(study_run: StudyRun, plan: Plan, views: "_Views", watching: Stud
     try:
         with _showing_progress(study_run, plan, watching):
             for unit, outcome in chain.from_iterable(run_units(study_run, units) for units in needed):
-                watching.unit_finished(title(unit), _in_words(outcome), planned_epochs(unit))
+                watching.unit_finished(title(unit), _in_words(study_run, unit, outcome), planned_epochs(unit))
                 views.refresh()
     finally:
         wait_for_supervisors()
         views.write()
 
 
-def _in_words(outcome: Outcome) -> str:
-    return f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+def _in_words(study_run: StudyRun, unit: Unit, outcome: Outcome) -> str:
+    """Describe how a unit ended; after a failure, with the file that holds its traceback."""
+    words = f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+    file = study_run.settings.store.unit(kind_of(unit), unit.identity) / "error.txt"
+    return f"{words}; traceback: {file}" if outcome.status == "failed" and file.exists() else words
 
 
 # --- before the first unit -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.api import Arrays, Augmentation, Dataset
+from bench.api import Arrays, Augmentation, BenchError, Dataset
 from datasets.shared.files import Check, PublishedFiles, layout_check, locate, paths
 
 _FOLDER = "FashionMNIST/raw"
@@ -70,9 +70,34 @@ def _files(part: str) -> dict[str, Check]:
     images = struct.pack(">4I", _IMAGES_MAGIC, count, 28, 28)
     labels = struct.pack(">2I", _LABELS_MAGIC, count)
     return {
-        f"{part}-images-idx3-ubyte": layout_check(images, len(images) + count * 28 * 28),
-        f"{part}-labels-idx1-ubyte": layout_check(labels, len(labels) + count),
+        f"{part}-images-idx3-ubyte": _idx_check(images, count, 28 * 28),
+        f"{part}-labels-idx1-ubyte": _idx_check(labels, count, 1),
     }
+
+
+def _idx_check(header: bytes, count: int, item: int) -> Check:
+    """Make a check of a file in the idx format; one that is intact but holds other items is not called corrupt.
+
+    Args:
+        header: Header of the published file.
+        count: Number of its items.
+        item: Size of an item in bytes.
+    """
+    check = layout_check(header, len(header) + count * item)
+
+    def checked(path: Path) -> str | None:
+        with path.open("rb") as file:
+            found = file.read(len(header))
+        held = int.from_bytes(found[4:8], "big")
+        alike = found[:4] + found[8:] == header[:4] + header[8:]
+        if alike and held != count and path.stat().st_size == len(header) + held * item:
+            raise BenchError(
+                f"{path} is intact but holds {held:,} items, and the published file {count:,}; give a folder with the "
+                "published files with --data-dir DIR"
+            )
+        return check(path)
+
+    return checked
 
 
 def _published(torchvision_class: Any) -> PublishedFiles:

@@ -1,7 +1,8 @@
 """Runs without a usable result: the state of each, its reason, and the command that gets a result."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.api import Column, Report, StudyResults, Table
@@ -12,7 +13,7 @@ from reports.shared.commands import continuation, repetition
 _OPEN = "running"
 _ORPHANED, _OVER, _BELOW = "orphaned", "over budget", "below the window"
 _MEANING = {
-    "failed": "an exception; the traceback is in error.txt in the run's folder",
+    "failed": "an exception",
     "diverged": "the loss became infinite or NaN",
     "timeout": "over the time limit",
     "oom": "out of memory",
@@ -56,9 +57,22 @@ class Failures(Report):
                     Column(title="To get a result", align="left", drop=1, code=True),
                 ),
                 rows=tuple(_cells(results, run, state, reason) for run, state, reason in failures),
-                notes=tuple(f"{state} ({n}): {_MEANING.get(state, 'see the reason')}" for state, n in counts.items()),
+                notes=(
+                    *(f"{state} ({n}): {_MEANING.get(state, 'see the reason')}" for state, n in counts.items()),
+                    *(f"traceback of {_title(results, run)}: {file}" for run, file in _tracebacks(results, failures)),
+                ),
             )
         ]
+
+
+def _tracebacks(
+    results: StudyResults, failures: Sequence[tuple[Mapping[str, Any], str, str]]
+) -> Iterator[tuple[Mapping[str, Any], Path]]:
+    """Yield failed runs with the files that hold their tracebacks."""
+    for run, state, _ in failures:
+        file = results.store.unit("runs", str(run["id"])) / "error.txt"
+        if state == "failed" and file.exists():
+            yield run, file
 
 
 def _living(results: StudyResults) -> set[str]:

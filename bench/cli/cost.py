@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import FILE, data_option
+from bench.cli.options import FILE, WholeNumber, data_option
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     "--model", default=None, help=f"Name of a model, or package.module:function.  [default: {_TASK['model']}]"
 )
 @click.option("--dataset", default=None, help=f"Name of a data set.  [default: {_TASK['dataset']}]")
-@click.option(
-    "--bits", type=click.IntRange(1, 32), default=None, help="Bits of a uniform policy; 32 is full precision."
-)
+@click.option("--bits", type=WholeNumber(1, 32), default=None, help="Bits of a uniform policy; 32 is full precision.")
 @click.option("--policy", "policy_file", type=FILE, default=None, help="File with a policy.")
 @click.option("--diff", nargs=2, default=None, metavar="A B", help="Two policies: files, or names such as 4bit.")
 @click.option(
@@ -43,7 +41,7 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     metavar="NAME|FILE",
     help="Simulated accelerator; docs/bitfusion.md describes it.  [default: bf_e]",
 )
-@click.option("--batch", type=click.IntRange(1), default=None, help="Images that are computed together.  [default: 16]")
+@click.option("--batch", type=WholeNumber(1), default=None, help="Images that are computed together.  [default: 16]")
 @click.option(
     "--depthwise",
     type=click.Choice(["dense", "channelwise"]),
@@ -51,7 +49,7 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     help="Mapping of depthwise convolutions to the accelerator.  [default: dense]",
 )
 @click.option(
-    "--image-size", type=click.IntRange(8), default=None, help="Side of the images in pixels, for image folders."
+    "--image-size", type=WholeNumber(8), default=None, help="Side of the images in pixels, for image folders."
 )
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")

@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,8 +10,42 @@ from bench.errors import BenchError
 
 DEFAULT_STORE = "bench-store"
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+
+class _Path(click.Path):
+    """A path that is not empty; an empty one would mean the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path.
+
+        Raises:
+            click.BadParameter: It is empty, or not of the right kind.
+        """
+        if not str(value):
+            self.fail("the path is empty; give one, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in a range, written in the digits 0 to 9 alone."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number.
+
+        Raises:
+            click.BadParameter: It is not one, or out of range.
+        """
+        if isinstance(value, str) and not WHOLE.fullmatch(value):
+            self.fail(f"{value!r} is not a whole number; write it in the digits 0 to 9", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")
+"""Form of whole numbers on the command line; Python's own also allows `1_0` and the digits of all scripts."""
+MOST_PROCESSES = 1024
+"""Largest number of runs, threads or devices at a time that is not a slip of the finger."""
+
+FOLDER = _Path(file_okay=False, path_type=Path)
+FILE = _Path(dir_okay=False, path_type=Path)
 
 store_option = click.option(
     "--store",

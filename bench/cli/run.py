@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import FILE, data_option, names, store_option, tracking_option
+from bench.cli.options import (
+    FILE,
+    MOST_PROCESSES,
+    WHOLE,
+    WholeNumber,
+    data_option,
+    names,
+    store_option,
+    tracking_option,
+)
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -44,7 +53,9 @@ _MOST_SEEDS = 10_000
     help="Budgets, separated by commas: 4bit, 2.5bit, 630.6M, 0.016x, 395KB, 21.6ms or 29.8mJ.",
 )
 @click.option("--seeds", default=None, help="Number of seeds (5), or a list of seeds (0,1,2).")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of runs at the same time.")
+@click.option(
+    "--jobs", type=WholeNumber(1, MOST_PROCESSES), default=1, show_default=True, help="Number of runs at the same time."
+)
 @click.option(
     "--backend", default="threading", show_default=True, help="Backend that starts runs: threading, loky or dask."
 )
@@ -59,7 +70,7 @@ _MOST_SEEDS = 10_000
 )
 @click.option(
     "--runs-per-card",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     default=1,
     show_default=True,
     help="Number of runs that share a GPU, with --device cuda.",
@@ -68,7 +79,7 @@ _MOST_SEEDS = 10_000
 @click.option("--in-process", is_flag=True, help="Run everything in this process and without limits, for debuggers.")
 @click.option("--device", default=None, help="Device: auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--devices", type=click.IntRange(1), default=None, help="Number of GPUs of one host for each run.  [default: 1]"
+    "--devices", type=WholeNumber(1), default=None, help="Number of GPUs of one host for each run.  [default: 1]"
 )
 @click.option(
     "--ablate",
@@ -193,7 +204,9 @@ def make_specification(
 
     if preset is not None and spec_file is not None:
         raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
-    start = read_specification(spec_file) if spec_file is not None else read_preset(preset or "quick")
+    start = (
+        read_specification(spec_file) if spec_file is not None else read_preset("quick" if preset is None else preset)
+    )
     values: dict[str, Any] = {}
     for setting in settings:
         values = merge(values, parse_setting(setting))
@@ -268,10 +281,8 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         BenchError: The text is neither.
     """
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        numbers = []
+    parts = text.rstrip().removesuffix(",").split(",")
+    numbers = [int(part) for part in parts] if all(map(WHOLE.fullmatch, parts)) else []
     if not numbers or ("," not in text and not 1 <= numbers[0] <= _MOST_SEEDS):
         raise BenchError(
             f"--seeds '{text}' is not understood; give a count up to {_MOST_SEEDS}, e.g. 5, or a list, e.g. 0,1,2 or 7,"

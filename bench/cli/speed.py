@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import FILE, names
+from bench.cli.options import FILE, MOST_PROCESSES, WholeNumber, names
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ _MODES = {"off": (False,), "on": (True,), "both": (False, True)}
     show_default=True,
     help="Data set whose image shape is used; the images are random.",
 )
-@click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Images in each step.")
-@click.option("--rounds", type=click.IntRange(2), default=10, show_default=True, help="Timed steps of each training.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
+@click.option("--batch-size", type=WholeNumber(2), default=128, show_default=True, help="Images in each step.")
+@click.option("--rounds", type=WholeNumber(2), default=10, show_default=True, help="Timed steps of each training.")
+@click.option("--threads", type=WholeNumber(1, MOST_PROCESSES), default=2, show_default=True, help="CPU threads.")
 @click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision",

@@ -105,7 +105,7 @@ def report(study: str | None, wanted: str | None, form: str, out: Path | None, s
     store = Store(store_dir)
     results = StudyResults(store, store.load_study(study))
     everything = wanted == "all" or (wanted is None and (out is not None or renderer.page))
-    chosen = None if everything else names(wanted or DEFAULT_REPORT, "--report")
+    chosen = None if everything else names(DEFAULT_REPORT if wanted is None else wanted, "--report")
     document = make_document(results, chosen)
     if out is None:
         click.echo(renderer.render(document, make_console().width))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import store_option, tracking_option
+from bench.cli.options import WholeNumber, store_option, tracking_option
 from bench.errors import BenchError, first_line
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _LOCK_SECONDS = 60.0
 @click.command()
 @click.argument("study", required=False)
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port that the server listens on."
+    "--port", type=WholeNumber(1, 65535), default=5000, show_default=True, help="Port that the server listens on."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the server listens on.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")

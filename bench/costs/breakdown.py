@@ -21,7 +21,7 @@ from bench.costs.measures import MEASURES, MeasureName
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
-_UNIFORM = re.compile(r"(\d+)bit")
+_UNIFORM = re.compile(r"(\d+)bit", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

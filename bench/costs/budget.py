@@ -11,10 +11,10 @@ from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
-_ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)")
+_ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)", re.ASCII)
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Multiples in which bit operations are written."""
-_MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)")
+_MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)", re.ASCII)
 _SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
 _MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
@@ -102,12 +102,12 @@ def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tup
 
 def _relative(text: str, network: NetworkShape, measure: Measure) -> float | None:
     """Price `4bit`, uniform bits, or `0.5x`, a share of the costliest uniform network; `None` for other texts."""
-    if bits := re.fullmatch(r"(\d+(?:\.\d+)?)bit", text):
+    if bits := re.fullmatch(r"(\d+(?:\.\d+)?)bit", text, re.ASCII):
         number = Fraction(bits[1])
         if not 1 <= number <= measure.max_bits:
             raise BenchError(f"budget '{text}': bits go from 1 to {measure.max_bits}")
         return _uniform_cost(number, network, measure)
-    if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text):
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text, re.ASCII):
         return float(share[1]) * measure.price(network, uniform(network, measure.max_bits))
     return None
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from bench import replicas
 from bench.compression.shapes import NetworkShape
+from bench.execution.records import plain
 from bench.execution.task_loader import TaskLoader
 from bench.method import Task
 from bench.planning.units import Unit
@@ -130,7 +131,7 @@ class UnitContext:
     def write(self, name: str, document: Any) -> None:
         """Write a JSON file into the unit's folder and list it in the record."""
         if replicas.is_first():
-            write_json(self.folder / name, document)
+            write_json(self.folder / name, plain(document))
             self._list(name)
 
     def write_state(self, name: str, model: nn.Module) -> None:
@@ -252,7 +253,7 @@ class Curves:
 
     def add(self, phase: str, figures: Mapping[str, float]) -> None:
         """Add the figures of an epoch."""
-        self.entries.append({"phase": phase, **figures})
+        self.entries.append(plain({"phase": phase, **figures}))
         self._watcher.epoch(phase, figures)
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,9 +60,18 @@ def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None
 
 def close(record: dict[str, Any], outcome: Outcome) -> None:
     """Enter the outcome of the work into a record."""
-    record.update(status=outcome.status, reason=outcome.reason or None, finished=now())
+    record.update(plain(record), status=outcome.status, reason=outcome.reason or None, finished=now())
     if outcome.nearest is not None:
         record["nearest_cost"] = outcome.nearest
+
+
+def plain(value: Any) -> Any:
+    """Return a value in which every number is Python's own; JSON knows none of NumPy and PyTorch."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def recorded_outcome(record: Mapping[str, Any] | None) -> Outcome:

@@ -49,9 +49,9 @@ def perform_together(request: UnitRequest, unit: Unit, record: dict[str, Any], w
             raise
         return first
     except Exception as error:
-        return inbox.first_failure() or failure(error, record)
+        return inbox.first_failure() or failure(error, record, request)
     except BaseException as error:  # this process was asked to stop
-        return failure(error, record)
+        return failure(error, record, request)
     return inbox.results[0][1]
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -143,7 +144,9 @@ def run_unit(study_run: StudyRun, unit: Unit) -> tuple[str, Outcome | None]:
         return unit.identity, None
     except Exception as error:
         _log.debug("running %s failed", title(unit), exc_info=True)
-        return unit.identity, outcome_of_error(error)
+        outcome = outcome_of_error(error, study_run.settings.store.root)
+        # Nothing of the unit itself: its folder cannot be prepared, or there is no device for it.
+        return unit.identity, replace(outcome, error="user") if isinstance(error, BenchError) else outcome
     finally:
         _at_work.discard(me)
 

@@ -15,14 +15,15 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
+from bench.errors import full_traceback
 from bench.execution.context import UnitRequest
 from bench.execution.records import close, new_record, recorded_outcome
 from bench.execution.settings import Limits
 from bench.execution.worker import HeldError, process_main, work_on_unit
 from bench.planning.builder import stored_unit
-from bench.store.files import Store, read_checked
-from bench.store.leases import Leases
-from bench.store.outcomes import INTERRUPTED, Outcome
+from bench.store.files import Store, read_checked, write_text
+from bench.store.leases import Leases, LostLeaseError
+from bench.store.outcomes import INTERRUPTED, Outcome, outcome_of_error
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,16 @@ def work_in_this_process(request: UnitRequest) -> Outcome:
     def lost() -> None:
         _log.error("%s was taken over by another process", request.title)
 
-    outcome = work_on_unit(request, lost)
+    attempts_before = _attempts(request)
+    try:
+        outcome = work_on_unit(request, lost)
+    except (HeldError, LostLeaseError):
+        raise
+    except Exception as error:  # e.g. its record cannot be written
+        outcome = outcome_of_error(error, request.store)
+        if not outcome.error:
+            write_text(request.folder / "error.txt", full_traceback(error))
+            outcome = _record_outcome(request, outcome, attempts_before)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return outcome
@@ -105,7 +115,8 @@ def _attempt(request: UnitRequest, limits: Limits, stop: Stop, preload: Sequence
     if report is _HELD:
         raise HeldError(request.title)
     if isinstance(report, Outcome):
-        return report
+        complete = report.status == "done" or report.error
+        return report if complete else _record_outcome(request, report, attempts_before)
     _end(process, grace=0)  # if the server of processes died, its children may still be alive
     outcome = verdict or _cause_of_death(process, _kernel_kills() - kernel_kills)
     return _record_outcome(request, outcome, attempts_before)

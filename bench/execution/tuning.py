@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bench.errors import full_traceback
 from bench.execution.records import close, new_record, recorded_outcome
 from bench.execution.stages.search import check_reachable
 from bench.execution.study_run import StudyRun
@@ -16,9 +17,9 @@ from bench.matching.tune import Tuning, tune
 from bench.planning.methods import method_of_study
 from bench.planning.units import TuningUnit, Unit, title, trial_of
 from bench.spec.seeds import derive
-from bench.store.files import read_json
+from bench.store.files import read_json, write_text
 from bench.store.leases import Heartbeat, Lease, ignore_loss
-from bench.store.outcomes import Outcome, SkippedError, outcome_of_error
+from bench.store.outcomes import INTERRUPTED, Outcome, SkippedError, outcome_of_error
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ def run_tuning(study_run: StudyRun, unit: TuningUnit) -> Outcome:
             record.update(_tuned(study_run, unit, lease))
             outcome = Outcome(status="done")
         except BaseException as error:
-            outcome = _outcome_of(error, unit)
-            interruption = None if isinstance(error, Exception) else error
+            outcome = _outcome_of(error, study_run, unit)
+            interruption = error if outcome == INTERRUPTED else None
         lease.check()
         close(record, outcome)
         if outcome.error != "system":
@@ -66,12 +67,13 @@ def run_tuning(study_run: StudyRun, unit: TuningUnit) -> Outcome:
     return outcome
 
 
-def _outcome_of(error: BaseException, unit: TuningUnit) -> Outcome:
+def _outcome_of(error: BaseException, study_run: StudyRun, unit: TuningUnit) -> Outcome:
     if isinstance(error, _TrialEndedError):
         return error.outcome
-    outcome = outcome_of_error(error)
+    store = study_run.settings.store
+    outcome = outcome_of_error(error, store.root)
     if outcome.status == "failed" and not outcome.error:
-        _log.warning("%s failed", title(unit), exc_info=error)
+        write_text(store.unit("tuning", unit.identity) / "error.txt", full_traceback(error))
     return outcome
 
 

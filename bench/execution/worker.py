@@ -6,14 +6,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 import torch
 
-from bench.errors import BenchError
+from bench.errors import StudyHaltedError, full_traceback
 from bench.execution.context import UnitContext, UnitRequest
 from bench.execution.records import close, new_record, recorded_outcome, valid_result
 from bench.execution.replica_worker import perform_together
@@ -24,7 +23,7 @@ from bench.planning.units import Unit
 from bench.replicas import ReplicaLostError
 from bench.store.files import Store, read_checked, remove, write_text
 from bench.store.leases import Heartbeat, Lease, Leases, LostLeaseError
-from bench.store.outcomes import Outcome, outcome_of_error
+from bench.store.outcomes import Outcome, StoppedError, outcome_of_error
 from bench.training.checkpoints import Checkpoints
 
 _log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def _work_with_lease(request: UnitRequest, lease: Lease) -> Outcome:
 def _requested_unit(request: UnitRequest) -> Unit:
     stored = read_checked(request.folder / "spec.json")
     if stored is None:
-        raise BenchError(
+        raise StudyHaltedError(
             f"the specification in '{request.folder}' is missing or damaged; run the study's command again"
         )
     if stored["specification"].get("devices", 1) > 1:
@@ -97,7 +96,7 @@ def _perform(request: UnitRequest, unit: Unit, record: dict[str, Any], watcher: 
     try:
         loader = TaskLoader(unit.spec, request.data_dir, device)
     except BaseException as error:  # tracing the network takes long enough to be interrupted
-        return failure(error, record)
+        return failure(error, record, request)
     return perform(UnitContext(request, unit, record, watcher, loader))
 
 
@@ -136,8 +135,10 @@ def process_main(request: UnitRequest, report: Connection) -> None:
     except ReplicaLostError as lost:
         _end_like(lost)
     except BaseException as error:
-        traceback.print_exc()
-        outcome = outcome_of_error(error)
+        sys.stderr.write(full_traceback(error))
+        outcome = outcome_of_error(error, request.store)
+        if outcome.status == "failed" and not outcome.error:
+            write_text(request.folder / "error.txt", full_traceback(error))
     report.send(outcome)
 
 
@@ -156,8 +157,10 @@ def _become_worker(request: UnitRequest) -> None:
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (
+        os.fdopen(stream, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+        for stream in (1, 2)
+    )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
     threading.Thread(target=_watch_parent, name="parent", daemon=True).start()
 
@@ -174,7 +177,7 @@ def _end_like(lost: ReplicaLostError) -> NoReturn:
 
 def _stop(_: int, __: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise StoppedError
 
 
 def _watch_parent() -> None:

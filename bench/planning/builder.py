@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.costs.budget import Budget, parse_budget
-from bench.errors import BenchError
+from bench.errors import BenchError, StudyHaltedError
 from bench.matching.tune import largest_trials
 from bench.method import Method
 from bench.models.weights import checkpoint_of
@@ -170,7 +170,7 @@ def stored_unit(stored: Mapping[str, Any]) -> Unit:
     spec = StudySpec.model_validate_json(json.dumps(stored["specification"]))
     unit = _unit_at(stored["unit"], spec)
     if unit.identity != stored["id"]:
-        raise BenchError(
+        raise StudyHaltedError(
             f"the specification stored for {title(unit)} is that of unit {unit.identity} now, not of {stored['id']}; "
             "run the study's command again"
         )
@@ -188,6 +188,6 @@ def _unit_at(address: Mapping[str, Any], spec: StudySpec) -> Unit:
     if address["kind"] == "runs":
         return builder.run(address["method"], method, budget, address["seed"])
     if budget is None:
-        raise BenchError(f"the stored tuning of {address['method']} has no budget; run the study's command again")
+        raise StudyHaltedError(f"the stored tuning of {address['method']} has no budget; run the study's command again")
     tuning = builder.tuning(address["method"], method, budget)
     return tuning if address["kind"] == "tuning" else trial_of(tuning, address["number"], address["knobs"])

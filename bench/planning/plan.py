@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bench import replicas
 from bench.compression.shapes import NetworkShape
+from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.budget import Budget, parse_budget
 from bench.errors import BenchError
 from bench.method import Method
@@ -14,6 +15,7 @@ from bench.planning.methods import method_of_study
 from bench.planning.networks import task_network
 from bench.planning.units import RunUnit, TuningUnit, Unit
 from bench.planning.variants import Variant, in_words, variants
+from bench.plugins.entry_points import find
 from bench.spec.schema import StudySpec
 from bench.store.files import UnitKind
 
@@ -69,6 +71,7 @@ def make_plan(spec: StudySpec) -> Plan:
             budget is above the costliest network of every method.
     """
     _check_devices(spec)
+    _check_names(spec)
     pretrainings: dict[str, Unit] = {}
     tunings: dict[str, TuningUnit] = {}
     runs: dict[str, RunUnit] = {}
@@ -125,6 +128,13 @@ def _check_measure(name: str, method: Method, budget: Budget) -> None:
             f"budget '{budget.text}': {name} prunes at full precision, which the accelerator cannot compute; leave it "
             "out with --methods, or give a budget of BOPs or of memory, e.g. '4bit' or '395KB'"
         )
+
+
+def _check_names(spec: StudySpec) -> None:
+    """Make sure that what is needed only when a run ends, or in the report, exists."""
+    read_hardware(spec.accelerator.hardware)
+    if spec.baseline not in spec.methods:
+        find("methods", spec.baseline)
 
 
 def _check_devices(spec: StudySpec) -> None:

@@ -9,14 +9,13 @@ import hashlib
 import importlib.util
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench.errors import BenchError, unknown_name
+from bench.errors import BenchError, ForeignCodeError, described, unknown_name
 from bench.plugins import entry_points
 from bench.plugins.source_hash import file_in, hash_sources, imported_files, module_file
 
@@ -123,16 +122,8 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise BenchError(f"cannot load '{path}': {_in_one_line(error, path)}") from error
+        raise ForeignCodeError(f"cannot load '{path}': {described(error)}") from error
     return module
-
-
-def _in_one_line(error: BaseException, path: Path) -> str:
-    """Describe an exception, with the number of the file's line that raised it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" + (f" (line {line})" if line else "")
 
 
 def _check_neighbours(path: Path) -> None:

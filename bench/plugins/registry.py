@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.errors import BenchError
+from bench.errors import BenchError, ForeignCodeError, described, first_line, place
 from bench.plugins import entry_points, method_files
 from bench.plugins.entry_points import Kind
 from bench.plugins.source_hash import file_in, folders_of, hash_sources, imported_files, module_file
@@ -28,8 +28,9 @@ def load(kind: Kind, name: str) -> Any:
     _check_own_packages()
     try:
         return entry.load()
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise BenchError(f"cannot load {kind.removesuffix('s')} '{name}' from {entry.value}: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = described(error) if place(error, only_users=True) else first_line(error)
+        raise ForeignCodeError(f"cannot load {kind.removesuffix('s')} '{name}' from {entry.value}: {text}") from error
 
 
 def _is_file(kind: Kind, name: str) -> bool:

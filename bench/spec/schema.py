@@ -17,6 +17,7 @@ Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Processes = Annotated[int, Field(ge=1, le=1024)]
 _UNNAMED = Field(exclude_if=lambda value: value is None)
 """For fields added after release: omit them when unset, so that existing ids do not change."""
 
@@ -200,8 +201,8 @@ class StudySpec(Options):
     recipe: Recipe = "common"
     baseline: str = "fixed"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: Count = 2
-    devices: Count = 1
+    threads: Processes = 2
+    devices: Processes = 1
     compile: Compile = "auto"
     precision: Precision = "fp32"
     accelerator: AcceleratorSpec = AcceleratorSpec()

@@ -1,11 +1,24 @@
 """Outcomes of units of work, and which of them are final."""
 
 import errno
+import os
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError, first_line, unknown_name
+from bench.errors import (
+    BenchError,
+    NonFiniteLossError,
+    StudyHaltedError,
+    UnreachableBudgetError,
+    described,
+    first_line,
+    place,
+    said,
+    unknown_name,
+)
 from bench.store.files import Status
 
 RESULTS: frozenset[Status] = frozenset({"done", "unreachable"})
@@ -66,21 +79,55 @@ def is_final(status: Any, retry: Iterable[Status] = ()) -> bool:
     return status in RESULTS or (status in RETRIABLE and status not in retry)
 
 
-def outcome_of_error(error: BaseException) -> Outcome:
-    """Translate an exception that ended the work on a unit."""
+class StoppedError(KeyboardInterrupt):
+    """The process of a unit was asked to stop."""
+
+
+def outcome_of_error(error: BaseException, store: Path) -> Outcome:
+    """Translate an exception that ended the work on a unit.
+
+    Whatever the code of a method, model or data set raises is the end of the unit. The study ends too if its store
+    cannot be written, or if the harness says that all units need a correction.
+
+    Args:
+        error: The exception.
+        store: Folder of the store.
+    """
     text = first_line(error)
     if isinstance(error, UnreachableBudgetError):
         return Outcome(status="unreachable", reason=text, nearest=error.nearest)
-    if isinstance(error, KeyboardInterrupt | SystemExit):
+    if _is_interruption(error):
         return INTERRUPTED
-    if isinstance(error, BenchError):
+    if isinstance(error, StudyHaltedError):
         return Outcome(status="failed", reason=text, error="user")
-    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+    if isinstance(error, BenchError):
+        where = place(error, only_users=True)
+        return Outcome(status="failed", reason=f"{text} ({where})" if where else text)
+    if isinstance(error, OSError) and _is_of_the_store(error, store):
         return Outcome(status="failed", reason=f"{error.strerror}: {error.filename or 'unknown file'}", error="system")
     status = _status_of(error)
-    kind = type(error).__name__
-    says_all = text == kind or status in ("diverged", "skipped")
-    return Outcome(status=status, reason=text if says_all else f"{kind}: {text}")
+    return Outcome(status=status, reason=text if status in ("diverged", "skipped") else described(error))
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Return whether a user or the system interrupted the process.
+
+    Where Ctrl-C is ignored, as in the processes of units, only foreign code raises a plain `KeyboardInterrupt`.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return isinstance(error, StoppedError) or (isinstance(error, KeyboardInterrupt) and not ignored)
+
+
+def _is_of_the_store(error: OSError, store: Path) -> bool:
+    """Return whether an error means that the store cannot be written; full disks do not always name a file."""
+    if error.errno not in _UNWRITABLE:
+        return False
+    if error.filename is None:
+        return error.errno not in _REFUSED
+    if isinstance(error.filename, int):  # a descriptor
+        return False
+    file = Path(os.fsdecode(error.filename)).absolute()
+    return file.is_relative_to(store.absolute()) or file.is_relative_to(store.resolve())
 
 
 def _status_of(error: BaseException) -> Status:
@@ -95,9 +142,13 @@ class SkippedError(Exception):
     """A unit cannot be worked on because a unit that it needs did not finish."""
 
 
-_UNWRITABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP),  # a folder or a link is in the way of a file
+}
+_UNWRITABLE = {
+    *_REFUSED,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG),
 }
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
@@ -109,4 +160,4 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(phrase in said(error) for phrase in _OUT_OF_MEMORY)

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.api import StudyResults
+from bench.store.files import UnitKind, read_checked
 from bench.store.outcomes import RETRIABLE
 
 _AGAIN = "-again"
 _LONGEST_NAME = 100
+_STAGES = ("pretrain", "search", "finetune")
+_MAX_GRAD_NORM = 5.0
+"""Limit of the gradients' norm that is proposed first."""
 
 
 def repetition(results: StudyResults, runs: Iterable[Mapping[str, Any]]) -> str:
@@ -32,8 +36,29 @@ def continuation(results: StudyResults, run: Mapping[str, Any]) -> str:
     store = ["--store", str(results.store.root)]
     if not run["method"] or results.record("runs", str(run["id"])) is None:
         return _joined(["--spec", str(_study_file(results)), *_data(results), *store])
-    retry = ["--retry", str(run["status"])] if run["status"] in RETRIABLE else []
-    return _command(results, [run], [*retry, *store])
+    cause = _cause(results, run)
+    retry = ["--retry", cause] if cause in RETRIABLE else []
+    limits = _smaller_gradients(results) if cause == "diverged" else []
+    return _command(results, [run], [*retry, *limits, *store])
+
+
+def _cause(results: StudyResults, run: Mapping[str, Any]) -> str:
+    """Return the status of a run, or that of the tuning or pretraining that it was skipped for."""
+    if run["status"] != "skipped":
+        return str(run["status"])
+    needs = (read_checked(results.store.unit("runs", str(run["id"])) / "spec.json") or {}).get("depends_on") or {}
+    kinds: tuple[UnitKind, ...] = ("pretrained", "tuning")
+    identities = (needs.get("pretraining"), needs.get("tuning"))
+    records = (results.store.record(kind, str(unit)) for kind, unit in zip(kinds, identities, strict=True) if unit)
+    statuses = [str(record["status"]) for record in records if record is not None]
+    return next((status for status in statuses if status in RETRIABLE), "skipped")
+
+
+def _smaller_gradients(results: StudyResults) -> list[str]:
+    """Limit the gradients of all trainings, or limit them more than the study did; the same again would diverge."""
+    present = {stage: (results.spec.get(stage) or {}).get("max_grad_norm") for stage in _STAGES}
+    limits = {stage: _MAX_GRAD_NORM if limit is None else limit / 2 for stage, limit in present.items()}
+    return [part for stage, limit in limits.items() for part in ("--set", f"{stage}.max_grad_norm={limit:g}")]
 
 
 def _command(results: StudyResults, runs: list[Mapping[str, Any]], options: Iterable[str]) -> str:

@@ -339,7 +339,9 @@ def test_a_failing_method_does_not_stop_the_others(
 ) -> None:
     plugin("methods", "broken", Broken)
     worked = tiny.work(tiny.spec({"methods": ["broken", "fixed"]}), copied)
-    assert worked.watcher.outcomes["run broken 4bit seed 0"] == "failed: ValueError: something is"
+    told = worked.watcher.outcomes["run broken 4bit seed 0"]
+    assert told.startswith("failed: ValueError: something is (tests/bench/test_study.py:")
+    assert "wrong here" in Path(told.partition("; traceback: ")[2]).read_text()
     assert worked.watcher.outcomes["run broken 4bit seed 1"] == "done"
     assert worked.watcher.outcomes["run fixed 4bit seed 0"] == "done"
     lines = StudyResults(worked.store, worked.document).lines.set_index("method")

@@ -114,6 +114,18 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path, part: str) ->
     assert f"{folder / name} of data set 'fashion_mnist' is corrupt: expected {size} bytes, found {size - 7}" in message
 
 
+@pytest.mark.parametrize(("part", "item"), [("images-idx3", 28 * 28), ("labels-idx1", 1)])
+def test_a_short_file_that_is_intact_is_not_called_corrupt(tmp_path: Path, part: str, item: int) -> None:
+    name = f"train-{part}-ubyte"
+    folder = _put(tmp_path, _contents())
+    whole = _contents()[name]
+    count = int.from_bytes(whole[4:8], "big")
+    (folder / name).write_bytes(whole[:4] + (count - 3).to_bytes(4, "big") + whole[8 : len(whole) - 3 * item])
+    message = _refusal(tmp_path)
+    assert f"{folder / name} is intact but holds {count - 3} items, and the published file {count};" in message
+    assert "corrupt" not in message
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     name = "t10k-labels-idx1-ubyte"
     folder = _put(tmp_path, _contents())

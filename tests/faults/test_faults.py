@@ -185,7 +185,7 @@ def test_lost_workers_are_counted_since_the_latest_unit_that_ended(
 
 
 def test_a_limit_on_the_size_of_files_ends_a_study_as_a_full_disk_does() -> None:
-    assert outcome_of_error(OSError(errno.EFBIG, "File too large", "network.pt")).error == "system"
+    assert outcome_of_error(OSError(errno.EFBIG, "File too large", "s/network.pt"), Path("s")).error == "system"
 
 
 def test_a_record_of_another_unit_is_no_record(tmp_path: Path) -> None:

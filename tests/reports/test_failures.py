@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bench.cli.main import bench as command_line
 from bench.results.tables import StudyResults
 from bench.store.files import Store
 from bench.store.leases import Leases
@@ -70,3 +73,40 @@ def test_the_costliest_network_of_a_method_is_no_failure(tmp_path: Path) -> None
     most = {"model": "resnet8", "dataset": "digits", "method": "sbs", "budget": "4bit", "cost": 20e6}
     assert len(Failures().build(results_of(fake))) == 1
     assert Failures().build(results_of(fake, costliest=[most])) == []
+
+
+@pytest.mark.parametrize("by_tuning", [False, True], ids=["the run", "its tuning"])
+def test_the_command_for_what_diverged_does_not_repeat_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, by_tuning: bool
+) -> None:
+    """It limits the gradients, so that it asks for another run; if they were limited, it limits them more."""
+    store = Store(copied)
+    study = store.load_study(None)
+    name = next(run for run in study["runs"] if (store.record("runs", run) or {})["method"] == "sbs")
+    record = dict(store.record("runs", name) or {})
+    if by_tuning:
+        tuned = dict(store.record("tuning", record["tuning"]) or {})
+        store.write_record("tuning", record["tuning"], tuned | {"status": "diverged", "reason": "the only trial"})
+    status = "skipped" if by_tuning else "diverged"
+    store.write_record("runs", name, record | {"status": status, "reason": "the loss became nan", "metrics": {}})
+    plans: list[Any] = []
+    monkeypatch.setattr("bench.cli.run._run", lambda console, plan, *_: plans.append(plan) or 0)
+    present: float | None = None
+    for limit in (5.0, 2.5):
+        spec = {**study["spec"]}
+        for stage in ("pretrain", "search", "finetune"):
+            spec[stage] = {**spec[stage], **({} if present is None else {"max_grad_norm": present})}
+        (row,) = records(Failures().build(StudyResults(store, {**study, "spec": spec}))[0])
+        words = shlex.split(row["To get a result"])
+        assert words[words.index("--retry") + 1] == "diverged"
+        assert command_line.main(words[1:], standalone_mode=False) == 0
+        asked = plans.pop().spec
+        assert asked.pretrain.max_grad_norm == asked.search.max_grad_norm == asked.finetune.max_grad_norm == limit
+        present = limit
+
+
+def test_the_traceback_of_a_failure_is_named(mixed: Any) -> None:
+    file = mixed.root / "runs" / "dnas-4bit-2" / "error.txt"
+    file.write_text("Traceback")
+    notes = table_of(Failures(), mixed, "failures").notes
+    assert [note for note in notes if note.endswith(f": {file}") and note.startswith("traceback of dnas 4bit seed 2")]

@@ -1,12 +1,11 @@
 """Performing a unit: its stages, and the outcome when one of them fails."""
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError
-from bench.execution.context import UnitContext
+from bench.errors import StudyHaltedError, full_traceback
+from bench.execution.context import UnitContext, UnitRequest
 from bench.execution.stages.pretraining import perform_pretraining
 from bench.execution.stages.runs import perform_run
 from bench.execution.stages.trials import perform_trial
@@ -50,22 +49,22 @@ def perform(context: UnitContext) -> WorkResult:
     try:
         if context.task.data.checksum != context.request.data_checksum:
             name = context.spec.task.dataset
-            raise BenchError(f"the data of {name} changed while the study ran; run its command again")
+            raise StudyHaltedError(f"the data of {name} changed while the study ran; run its command again")
         _STAGES[context.request.kind](context)
         context.record["data_use"] = context.data_use.state_dict()
     except LostLeaseError:
         raise
     except BaseException as error:
         context.record["seconds"] = context.clock.total()
-        return failure(error, context.record)
+        return failure(error, context.record, context.request)
     context.record.update(unreadable_images(context.task.data.faults))
     return WorkResult(outcome=Outcome(status="done"), record=context.record)
 
 
-def failure(error: BaseException, record: dict[str, Any]) -> WorkResult:
+def failure(error: BaseException, record: dict[str, Any], request: UnitRequest) -> WorkResult:
     """Make the result of work that an error ended."""
-    text = "".join(traceback.format_exception(error))
-    return WorkResult(outcome=outcome_of_error(error), record=record, traceback=text)
+    outcome = outcome_of_error(error, request.store)
+    return WorkResult(outcome=outcome, record=record, traceback=full_traceback(error))
 
 
 def unreadable_images(faults: "Sequence[Fault]") -> dict[str, Any]:

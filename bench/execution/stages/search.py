@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from bench import replicas
-from bench.compression.policy import Policy, policy_from_json
+from bench.compression.policy import Policy, check, policy_from_json
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import Budget
 from bench.costs.measures import BOPS, Measure
-from bench.errors import UnreachableBudgetError
+from bench.errors import BenchError, UnreachableBudgetError, place_of
 from bench.execution.context import UnitContext
+from bench.execution.records import plain
 from bench.execution.stages.allowance import handed_on, updates_of_weights
 from bench.matching.repair import Repair, repair
 from bench.method import Decision, Method, SearchJob, SearchResult
@@ -137,16 +138,32 @@ def _search(
             forward=context.forward,
         )
         with context.phase("search"), peak_memory(context.device) as peak:
-            finished.result = method.search(job)
+            finished.result = _checked(context.network, method, method.search(job))
             if context.device.type == "cuda":
                 torch.cuda.synchronize(context.device)
         finished.peak_memory_mb = peak.megabytes
         if context.clock.seconds("search") > INTERVAL_SECONDS:
             context.checkpoints.write("searched", 1, {"searched": finished})
     if finished.result is None:
-        raise TypeError(f"the search of {type(method).__name__} returned nothing")
+        raise ValueError("the checkpoint of the finished search holds no result")
     context.record["peak_memory_mb"] = finished.peak_memory_mb
     return finished.result
+
+
+def _checked(network: NetworkShape, method: Method, result: Any) -> SearchResult:
+    """Return what a search returned, after a check of its policy; nothing of it has been priced or stored yet.
+
+    Raises:
+        BenchError: It is no result, or its policy does not fit the network.
+    """
+    try:
+        if not isinstance(result, SearchResult):
+            raise BenchError(f"it is a {type(result).__name__}; expected a bench.api.SearchResult")
+        check(network, result.policy)
+    except BenchError as error:
+        name, where = type(method).__name__, place_of(type(method).search)
+        raise BenchError(f"the search of {name} ({where}) returned what is not valid: {error}") from error
+    return result
 
 
 @dataclass(kw_only=True)
@@ -176,7 +193,7 @@ class _FinishedSearch:
         return {
             "state": dict(self.result.state),
             "quantizers": dict(self.result.quantizers),
-            "document": json.dumps(document),
+            "document": json.dumps(plain(document)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -201,5 +218,5 @@ def _check_replicas(method: str, result: SearchResult) -> None:
         RuntimeError: They did not.
     """
     decisions = [(decision.layer, decision.what, decision.chosen) for decision in result.decisions]
-    choice = json.dumps([result.policy.to_json(), decisions])
+    choice = json.dumps(plain([result.policy.to_json(), decisions]))
     replicas.check_alike(method, choice, result.state.values())

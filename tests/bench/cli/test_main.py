@@ -67,6 +67,14 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
             "list everything",
             "'everything' is not one of 'methods', 'models', 'datasets', 'presets', 'reports', 'forms'",
         ),
+        ("ui --port ٥٠٠٠", "'٥٠٠٠' is not a whole number; write it in the digits 0 to 9"),
+        ("run --jobs 1_0", "'1_0' is not a whole number"),
+        ("run --jobs 1000000", "1000000 is not in the range 1<=x<=1024"),
+        ("run --set threads=1000000 --dry-run", "'threads' is 1000000"),
+        ("run --budget ٤bit --methods fixed --dry-run", "budget '٤bit' is not understood"),
+        ("run --preset=", "unknown preset ''"),
+        ("report --out=", "the path is empty; give one, or leave the option out"),
+        ("run --store=", "the path is empty"),
         ("rum", "No such command 'rum'"),
         ("run --methodes sbs", "No such option '--methodes'"),
         ("run --seeds", "Option '--seeds' requires an argument"),
@@ -155,3 +163,49 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
     with os.fdopen(writing, "w") as gone:
         ran = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+# --- code of plug-ins that fails ---
+
+NET = "from bench.models.resnet import resnet8\ndef make(in_channels, num_classes):\n    ACT\n"
+FAILING = {
+    "an index": ("{}[3]", "KeyError: 3 ({file}:3)"),
+    "a lazy import": ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all' ({file}:3)"),
+    "a missing argument": ("return resnet8()", "({file}:3)"),
+    "an exit": ("raise SystemExit(0)", "SystemExit: 0 ({file}:3)"),
+    "no end": ("return make(1, 2)", "RecursionError: maximum recursion depth exceeded"),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_what_a_model_raises_is_one_line_with_its_place_and_a_traceback_in_a_file(
+    case: str, bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act, told = FAILING[case]
+    name = f"failing_{case.replace(' ', '_')}"
+    (tmp_path / "here" / f"{name}.py").write_text(NET.replace("ACT", act))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    refusal = bench("cost", "--model", f"{name}:make", "--dataset", "digits", "--bits", "4").refusal
+    assert told.format(file=f"{name}.py") in refusal
+    assert "Traceback" in Path(refusal.rpartition("; the traceback is in ")[2]).read_text()
+
+
+@pytest.mark.parametrize("act", ["raise SystemExit(0)", "[][1]", "import nowhere_at_all", "raise KeyError('x')"])
+def test_so_is_what_its_module_raises(
+    act: str, bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"failing_module_{abs(hash(act))}"
+    (tmp_path / "here" / f"{name}.py").write_text(f"x = 1\n{act}\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    refusal = bench("cost", "--model", f"{name}:make", "--dataset", "digits", "--bits", "4").refusal
+    assert refusal.startswith(f"cannot load model '{name}:make' from {name}:make: ")
+    assert f"({name}.py:2); the traceback is in " in refusal
+
+
+def test_a_model_that_ends_the_process_does_not_end_the_command_silently(tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text("import os\nos._exit(0)\n")
+    command = [sys.executable, "-m", "bench", "cost", "--model", "ending:make", "--dataset", "digits", "--bits", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"bench: {tmp_path}/ending.py:2 ended the command with os._exit(0)\n"

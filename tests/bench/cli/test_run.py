@@ -30,6 +30,14 @@ def test_seeds_are_a_count_or_a_list(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
 
+@pytest.mark.parametrize(
+    "text", ["0,1,,2", "1_0", "1_0,", "٣", "٣,", ",", "", "0,,", ",0", "1.5", "-1", "0", "9" * 5000, "1,²"]
+)
+def test_other_seeds_are_refused(text: str) -> None:
+    with pytest.raises(BenchError, match="is not understood; give a count up to"):
+        parse_seeds(text)
+
+
 def asked(monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any], *arguments: object) -> Any:
     """The specification that a command line stands for."""
     found = []

@@ -226,7 +226,9 @@ def test_layers_must_be_those_of_the_network(network: NetworkShape) -> None:
     for entry, told in entries:
         with pytest.raises(BenchError, match=told):
             BOPS.price(network, Policy(model="resnet8", dataset="digits", layers=entry))
-    with pytest.raises(BenchError, match="a policy must be a bench.api.Policy with a dictionary of layers, got dict"):
+    with pytest.raises(
+        BenchError, match=r"a policy must be a bench\.api\.Policy with a dictionary of layers, got dict"
+    ):
         check(network, layers)  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ from bench.costs.accelerator.pricing import price_on
 from bench.costs.budget import parse_budget
 from bench.costs.counter import price
 from bench.costs.measures import BOPS, Energy, Latency, Memory
-from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
+from bench.errors import BenchError, NonFiniteLossError, StudyHaltedError, UnreachableBudgetError
 from bench.execution import context as unit_context
 from bench.execution.context import Clock, DataUse
 from bench.execution.stages import finetuning, pretraining, search
@@ -32,7 +32,7 @@ from bench.spec.schema import REPORT_SEEDS, AcceleratorSpec, canonical_hash
 from bench.spec.seeds import derive, tuning_seed
 from bench.store import staleness
 from bench.store.files import file_hash, load_state, read_checked, read_json, save_state
-from bench.store.outcomes import RETRIABLE
+from bench.store.outcomes import RETRIABLE, StoppedError
 from bench.store.staleness import COUNTER_VERSION
 from bench.training.loop import evaluate
 
@@ -482,7 +482,9 @@ def test_a_failure_is_recorded_with_its_traceback(attempt: Attempt, error: Excep
     record = read_checked(folder / "record.json")
     assert record is not None
     assert record["status"] == status
-    assert record["reason"] == f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    reason, _, where = record["reason"].partition(" (tests/bench/execution/test_stages.py:")
+    assert reason == f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    assert where[:-1].isdigit() and where.endswith(")")
     assert record["finished"] and record["metrics"] == {}
     trace = (folder / "error.txt").read_text()
     assert trace.startswith("Traceback") and "raise self.outcome" in trace
@@ -524,7 +526,7 @@ def test_a_budget_out_of_reach_is_an_outcome_of_its_own(attempt: Attempt) -> Non
     assert again == record  # a result: it is not tried again
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StoppedError()], ids=repr)
 def test_an_interruption_is_recorded_and_goes_on_to_the_caller(
     attempt: Attempt, error: BaseException, copied: Path
 ) -> None:
@@ -545,9 +547,16 @@ def test_a_search_starts_from_its_own_seed_and_threads_whatever_came_before(atte
     assert torch.initial_seed() == derive("finetune", 0)
 
 
-def test_a_users_mistake_goes_on_to_the_caller(attempt: Attempt, copied: Path) -> None:
+def test_a_mistake_of_a_method_is_the_end_of_its_unit(attempt: Attempt) -> None:
+    folder = attempt(BenchError("your mistake"))
+    record = read_checked(folder / "record.json") or {}
+    assert record["status"] == "failed" and record["reason"].startswith("your mistake (tests/bench/")
+    assert "your mistake" in (folder / "error.txt").read_text()
+
+
+def test_what_all_units_need_goes_on_to_the_caller(attempt: Attempt, copied: Path) -> None:
     with pytest.raises(BenchError, match="your mistake"):
-        attempt(BenchError("your mistake"))
+        attempt(StudyHaltedError("your mistake"))
     records = [read_checked(path) or {} for path in copied.glob("runs/*/record.json")]
     (record,) = [record for record in records if record["status"] != "done"]
     assert (record["status"], record["reason"]) == ("failed", "your mistake")
@@ -555,9 +564,9 @@ def test_a_users_mistake_goes_on_to_the_caller(attempt: Attempt, copied: Path) -
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_a_full_disk_goes_on_to_the_caller_and_the_run_is_not_done(attempt: Attempt, number: int) -> None:
+def test_a_full_disk_goes_on_to_the_caller_and_the_run_is_not_done(attempt: Attempt, copied: Path, number: int) -> None:
     with pytest.raises(BenchError, match=rf"{os.strerror(number)}: .*model\.pt"):
-        attempt(OSError(number, os.strerror(number), "model.pt"))
+        attempt(OSError(number, os.strerror(number), str(copied / "model.pt")))
     record = read_checked(attempt(None) / "record.json")
     assert record is not None and record["status"] == "done"
 
@@ -566,7 +575,8 @@ def test_a_search_that_returns_nothing_has_failed(attempt: Attempt, monkeypatch:
     monkeypatch.setattr(Direct, "search", lambda *_: None)
     record = read_checked(attempt(None) / "record.json")
     assert record is not None
-    assert (record["status"], record["reason"]) == ("failed", "TypeError: the search of Direct returned nothing")
+    assert record["status"] == "failed" and record["reason"].startswith("the search of Direct (tests/bench/execution/")
+    assert record["reason"].endswith("it is a NoneType; expected a bench.api.SearchResult")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(workshop: Callable[..., Any]) -> None:

@@ -151,7 +151,11 @@ def test_what_cannot_be_used_is_one_line_that_says_why(bench: Callable[..., Any]
     path = tmp_path / "wrong.py"
     path.write_text(text)
     refusal = bench("run", "--methods", f"{path}:FourBits", "--dry-run").refusal
-    assert NOT_A_METHOD[text] in refusal and str(path) in refusal
+    told, _, line = NOT_A_METHOD[text].partition(" (line ")
+    assert told in refusal and str(path) in refusal
+    if line:
+        assert f"({path}:{line}; the traceback is in " in refusal
+        assert "Traceback" in Path(refusal.rpartition(" ")[2]).read_text()
 
 
 def test_a_file_that_is_not_there(bench: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """What every way in which work can end is called, and which outcomes are final."""
 
 import errno
+import json
 import os
+import signal
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
-from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
+from bench.errors import BenchError, NonFiniteLossError, StudyHaltedError, UnreachableBudgetError, printable
 from bench.store.files import Status
 from bench.store.outcomes import (
     LOST,
@@ -15,12 +18,14 @@ from bench.store.outcomes import (
     RETRIABLE,
     Outcome,
     SkippedError,
+    StoppedError,
     is_final,
     outcome_of_error,
     parse_retry,
 )
 
 STATUSES = set(get_args(Status))
+STORE = Path("/a store")
 
 
 def test_every_status_is_a_result_a_failure_or_says_nothing() -> None:
@@ -86,8 +91,17 @@ CONTINUE = "interrupted; run the same command again to continue"
         (UnreachableBudgetError("too dear", 2.5), Outcome(status="unreachable", reason="too dear", nearest=2.5)),
         (SkippedError("no pretraining"), Outcome(status="skipped", reason="no pretraining")),
         (KeyboardInterrupt(), Outcome(status="interrupted", reason=CONTINUE)),
-        (SystemExit(3), Outcome(status="interrupted", reason=CONTINUE)),
-        (BenchError("no such file"), Outcome(status="failed", reason="no such file", error="user")),
+        (StoppedError(), Outcome(status="interrupted", reason=CONTINUE)),
+        (SystemExit(3), Outcome(status="failed", reason="SystemExit: 3")),
+        (BenchError("no such file"), Outcome(status="failed", reason="no such file")),
+        (StudyHaltedError("other data"), Outcome(status="failed", reason="other data", error="user")),
+        (ValueError("\x1b[31m\ud800\u202e"), Outcome(status="failed", reason=r"ValueError: \x1b[31m\ud800\u202e")),
+        (ValueError("x" * 9999), Outcome(status="failed", reason=f"ValueError: {'x' * 500}…")),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/elsewhere/a"),
+            Outcome(status="failed", reason="PermissionError: [Errno 13] Permission denied: '/elsewhere/a'"),
+        ),
+        (PermissionError(errno.EPERM, "no"), Outcome(status="failed", reason="PermissionError: [Errno 1] no")),
         (MemoryError(), Outcome(status="oom", reason="MemoryError")),
         (OSError(errno.ENOMEM, "no"), Outcome(status="oom", reason="OSError: [Errno 12] no")),
         (
@@ -99,16 +113,53 @@ CONTINUE = "interrupted; run the same command again to continue"
     ids=repr,
 )
 def test_what_an_exception_means(error: BaseException, expected: Outcome) -> None:
-    assert outcome_of_error(error) == expected
+    assert outcome_of_error(error, STORE) == expected
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
 def test_where_nothing_can_be_written_nothing_can_go_on(number: int) -> None:
     text = os.strerror(number)
-    assert outcome_of_error(OSError(number, text, "a.pt")) == Outcome(
-        status="failed", reason=f"{text}: a.pt", error="system"
+    file = str(STORE / "runs" / "a.pt")
+    assert outcome_of_error(OSError(number, text, file), STORE) == Outcome(
+        status="failed", reason=f"{text}: {file}", error="system"
     )
-    assert outcome_of_error(OSError(number, text)).reason == f"{text}: unknown file"
+    assert outcome_of_error(OSError(number, text, os.fsencode(file)), STORE).error == "system"
+    nameless = outcome_of_error(OSError(number, text), STORE)
+    assert (nameless.reason == f"{text}: unknown file") == (number != errno.EACCES) == (nameless.error == "system")
+    for other in ("a.pt", "/dev/full", 3):  # of the method or the data: the end of the unit only
+        assert outcome_of_error(OSError(number, text, other), STORE).error == ""
+
+
+def test_an_exception_that_cannot_say_what_it_is() -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    for kind in (SpeechlessError, type("Speechless\nError", (SpeechlessError,), {})):
+        outcome = outcome_of_error(kind(), STORE)
+        assert outcome == Outcome(status="failed", reason=printable(kind.__name__))
+        assert outcome.reason.isprintable()
+
+
+def test_the_place_is_that_of_the_users_code() -> None:
+    """It called a library, which raised the error."""
+    try:
+        torch.zeros(2) @ torch.zeros(3)
+    except RuntimeError as error:
+        line = error.__traceback__.tb_lineno  # type: ignore[union-attr]
+        reason = outcome_of_error(error, STORE).reason
+    assert reason.endswith(f"({Path(__file__).relative_to(Path.cwd())}:{line})")
+    try:
+        json.loads("{")
+    except ValueError as error:
+        line = error.__traceback__.tb_lineno  # type: ignore[union-attr]
+        assert f"test_outcomes.py:{line})" in outcome_of_error(error, STORE).reason
+
+
+def test_where_ctrl_c_is_ignored_only_foreign_code_raises_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)
+    assert outcome_of_error(KeyboardInterrupt(), STORE) == Outcome(status="failed", reason="KeyboardInterrupt")
+    assert outcome_of_error(StoppedError(), STORE).status == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -121,12 +172,12 @@ def test_where_nothing_can_be_written_nothing_can_go_on(number: int) -> None:
     ],
 )
 def test_libraries_say_in_words_that_memory_ran_out(text: str) -> None:
-    assert outcome_of_error(RuntimeError(text)).status == "oom"
-    assert outcome_of_error(torch.OutOfMemoryError(text)).status == "oom"
-    assert outcome_of_error(ValueError(text)).status == "failed"
+    assert outcome_of_error(RuntimeError(text), STORE).status == "oom"
+    assert outcome_of_error(torch.OutOfMemoryError(text), STORE).status == "oom"
+    assert outcome_of_error(ValueError(text), STORE).status == "failed"
 
 
 def test_more_than_there_is_runs_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert outcome_of_error(caught.value).status == "oom"
+    assert outcome_of_error(caught.value, STORE).status == "oom"
