@@ -15,11 +15,10 @@ from typing import Any, Protocol
 from bench.execution.records import valid_result
 from bench.execution.scheduler import run_units, wait_for_supervisors
 from bench.execution.settings import RunSettings
-from bench.execution.stages.pretraining import load_checkpoint
 from bench.execution.study_run import StudyRun, session
 from bench.execution.task_loader import TaskLoader
-from bench.models.weights import checkpoint_of
 from bench.planning.budgets import Reach, budget_notes
+from bench.planning.checkpoints import check_checkpoints
 from bench.planning.methods import method_of_study
 from bench.planning.plan import Plan, phases
 from bench.planning.units import RunUnit, TuningUnit, Unit, kind_of, planned_epochs, title
@@ -224,20 +223,17 @@ def _row_key(unit: TuningUnit | RunUnit) -> dict[str, Any]:
 
 
 def _checked_data(plan: Plan, settings: RunSettings) -> str:
-    """Load data and checkpoint, so that a study without them ends before anything is written.
+    """Load data and checkpoints, so that a study without them ends before anything is written.
 
     Returns:
         Checksum of data and split.
 
     Raises:
-        BenchError: The data or the checkpoint are missing or unfit.
+        BenchError: The data or a checkpoint are missing or unfit.
     """
     on_cpu = plan.spec.model_copy(update={"device": "cpu"})  # the device may be that of another machine
-    task = TaskLoader(on_cpu, settings.data_dir).task
-    checkpoint = checkpoint_of(plan.spec.task)
-    if checkpoint is not None:
-        load_checkpoint(task.make_model(), checkpoint, plan.spec.task.model)
-    return task.data.checksum
+    check_checkpoints(plan.spec)
+    return TaskLoader(on_cpu, settings.data_dir).task.data.checksum
 
 
 def _needed_units(study_run: StudyRun, plan: Plan) -> list[list[Unit]]:

@@ -28,9 +28,9 @@ from make_results import fill_in, markdown
 from torch import Tensor
 
 from bench.compression.compress import calibrate
-from bench.execution.stages.pretraining import load_checkpoint
 from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob
+from bench.planning.checkpoints import load_checkpoint
 from bench.reporting.charts import save
 from bench.reporting.report import Column, Document, Section, Table
 from bench.spec.seeds import derive, start_process_deterministically

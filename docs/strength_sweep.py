@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bench.compression.policy import Policy, uniform
 from bench.costs.counter import price
-from bench.execution.stages.pretraining import load_checkpoint
 from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob
+from bench.planning.checkpoints import load_checkpoint
 from bench.planning.methods import make_method
 from bench.reporting.charts import save
 from bench.spec.seeds import derive, generator, start_process_deterministically

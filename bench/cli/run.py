@@ -295,6 +295,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
     from bench.cli.console import simple_table
+    from bench.planning.checkpoints import check_checkpoints
     from bench.planning.plan import phases
     from bench.planning.units import title
     from bench.reporting.wording import duration
@@ -302,6 +303,7 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     from bench.store.outcomes import RESULTS
     from bench.study import notes_before, study_document
 
+    check_checkpoints(plan.spec)
     estimates = _estimates(plan, data_dir)
     checksum = next(iter(estimates.values())).data.checksum
     document = study_document(plan, checksum)

@@ -3,6 +3,8 @@
 from functools import cache
 from pathlib import Path
 
+from torch import nn
+
 from bench.compression.shapes import NetworkShape, trace
 from bench.data.dataset import Dataset
 from bench.models.build import build_model
@@ -36,6 +38,17 @@ def task_network(task: TaskSpec) -> NetworkShape:
         BenchError: A name is unknown, or the data set has no images of the requested size.
     """
     return model_shape(task.model, task.dataset, image_size=task.image_size, classes=task.classes)
+
+
+def task_model(task: TaskSpec) -> nn.Module:
+    """Build the model of a task, initialised from PyTorch's global generator.
+
+    Raises:
+        BenchError: A name is unknown, or the data set has no images of the requested size.
+    """
+    kind: type[Dataset] = load("datasets", task.dataset)
+    data = kind.described(image_size=task.image_size, classes=task.classes)
+    return build_model(task.model, data.image_shape, data.num_classes)
 
 
 def model_shape(

@@ -15,6 +15,7 @@ trial's id is made of its tuning's id and its number.
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -248,16 +249,44 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         BenchError: The file is missing or damaged, or it holds something else.
     """
-    import pickle
+    import warnings
 
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
+            warnings.simplefilter("ignore")  # that it is an archive of another kind; what cannot be read is told below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BenchError(f"there is no checkpoint '{path}'; check the path") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise BenchError(f"the checkpoint '{path}' cannot be read: it is damaged or holds more than tensors") from error
+    except Exception as error:  # PyTorch's reader raises errors of any type for bytes that it does not expect
+        raise BenchError(
+            f"the checkpoint '{path}' cannot be read: it is damaged or holds more than tensors{_forbidden(error)}"
+        ) from error
     if not isinstance(state, dict):
         raise BenchError(f"the checkpoint '{path}' holds a {type(state).__name__}; expected a dictionary of tensors")
     return state
+
+
+def _harmless() -> list[Any]:
+    """Return what trainings keep beside tensors and PyTorch does not read by itself: options, and numbers of NumPy.
+
+    None of them can execute code when it is read.
+    """
+    import argparse
+
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]  # in files of NumPy 1 and 2
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    return [argparse.Namespace, np.dtype, *((scalar, name) for name in names), *dtypes]
+
+
+def _forbidden(error: Exception) -> str:
+    """Name the class that PyTorch refused to make, and what to do about it; empty if that is not the reason."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    if found is None:
+        return ""
+    advice = "save the tensors alone: torch.save(model.state_dict(), FILE)"
+    return f" ({found[1]} is not read, as it could execute code); {advice}"

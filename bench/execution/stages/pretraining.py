@@ -1,17 +1,15 @@
 """Pretraining: the network that all methods of a seed start from."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bench import replicas
 from bench.compression.policy import FULL_PRECISION_BITS, uniform
 from bench.costs.counter import price
-from bench.errors import BenchError
 from bench.execution.context import UnitContext
 from bench.models.weights import checkpoint_of
+from bench.planning.checkpoints import load_checkpoint
 from bench.planning.units import Unit
 from bench.spec.schema import REPORT_SEEDS
 from bench.spec.seeds import derive, generator, start_process_deterministically
@@ -60,36 +58,6 @@ def _reference(context: UnitContext, model: nn.Module) -> dict[str, float]:
     data, cost = context.task.data, price(context.network, uniform(context.network, FULL_PRECISION_BITS))
     test = evaluate(model, data, data.test)
     return {"top1": test.top1, "top5": test.top5, "bops": cost.bops, "memory_kb": cost.memory_kb}
-
-
-def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
-    """Load a user's checkpoint into a model.
-
-    Args:
-        model: Model to load into.
-        path: Path of the checkpoint.
-        name: Name of the model, for the message.
-
-    Raises:
-        BenchError: The file cannot be read, is not a checkpoint, or is that of another model.
-    """
-    state = load_state(path)
-    expected = model.state_dict()
-    wrong = [f"lacks '{key}'" for key in expected if key not in state]
-    wrong += [f"has '{key}', which is unknown" for key in state if key not in expected]
-    wrong += [
-        f"has '{key}' in shape {_shape(state[key])}, not {_shape(expected[key])}"
-        for key in expected
-        if key in state and _shape(state[key]) != _shape(expected[key])
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 1} more entries differ" if wrong[1:] else ""
-        raise BenchError(f"the checkpoint '{path}' does not fit {name}: it {wrong[0]}{more}")
-    model.load_state_dict(state)
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def pretrained_state(context: UnitContext, unit: Unit) -> tuple[dict[str, Any], float]:

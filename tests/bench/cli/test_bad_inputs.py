@@ -139,7 +139,7 @@ def _write_checkpoint(kind: str, path: Path, proof: Path) -> None:
         ("truncated", "is damaged or holds more than tensors"),
         ("empty", "is damaged or holds more than tensors"),
         ("list", "holds a list; expected a dictionary of tensors"),
-        ("other model", "does not fit resnet8: it lacks 'bn1.weight' and "),
+        ("other model", "does not fit resnet8: it lacks 'bn1.weight', 'bn1.bias', 'bn1.running_mean' and "),
         ("folder", "cannot read the checkpoint"),
     ],
 )

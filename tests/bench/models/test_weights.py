@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bench.errors import BenchError
-from bench.execution.stages.pretraining import load_checkpoint
 from bench.models.build import build_model
 from bench.models.weights import checkpoint_of
+from bench.planning.checkpoints import load_checkpoint
 from bench.spec.schema import TaskSpec
 
 
