@@ -100,6 +100,9 @@ STRENGTH = Knob(low=1e-3, high=10.0, log=True)
 class Decision:
     """One discrete choice of a search that repair may change.
 
+    All groups of filters of a layer may be up for decision. A search must keep one of them, and repair never drops the
+    last one that is left.
+
     Attributes:
         layer: Name of the layer.
         what: Subject of the choice: bits of weights, bits of activations, or one group of filters.

@@ -103,7 +103,8 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
     Single moves are tried first, then pairs; of those that end in the window, the one of largest gain is made. If none
     does, one step is made towards the window, and both are tried again from there: of moves that the search prefers,
     the one of largest gain for the cost that it moves, and otherwise the one of smallest margin. A policy that cannot
-    be brought into the window becomes the costliest one seen on the way that costs no more than the budget.
+    be brought into the window becomes the costliest one seen on the way that costs no more than the budget. No move
+    takes the last filters of a layer, even if all of them are up for decision.
 
     Args:
         network: Shapes of the network.
@@ -165,7 +166,7 @@ class _Ledger:
             for name, layers in self._priced.items()
         }
         self._policy = policy_of(base, decisions)
-        self._changes: dict[tuple[tuple[int, int], ...], float] = {}
+        self._changes: dict[tuple[tuple[int, int], ...], float | None] = {}
 
     def state(self) -> tuple[int, ...]:
         """Return the index of every chosen option."""
@@ -175,19 +176,37 @@ class _Ledger:
         """Return the policy of the present decisions."""
         return self._policy
 
-    def change(self, *moves: Move) -> float:
-        """Return the change of cost when moves are made together."""
+    def change(self, *moves: Move) -> float | None:
+        """Return the change of cost when moves are made together; `None` if they would leave a layer no filter."""
         key = tuple((move.index, move.chosen) for move in moves)
         if key not in self._changes:
             self._changes[key] = self._change(moves)
         return self._changes[key]
 
-    def change_of_both(self, first: Move, second: Move) -> float:
-        """Return the change of cost when two moves are made together."""
+    def change_of_both(self, first: Move, second: Move) -> float | None:
+        """Return the change of cost when two moves, each possible alone, are made together; see `change`."""
         layers = self.decisions[first.index].layer, self.decisions[second.index].layer
         if self._involved[layers[0]].isdisjoint(self._involved[layers[1]]):
-            return self.change(first) + self.change(second)
+            alone = self.change(first), self.change(second)
+            return None if alone[0] is None or alone[1] is None else alone[0] + alone[1]
         return self.change(first, second)
+
+    def effect(self, move: Move) -> float:
+        """Return the change of cost by one move; 0 if it is not possible."""
+        return self.change(move) or 0.0
+
+    def compatible(self, moves: Sequence[Move]) -> list[Move]:
+        """Return moves without those of least effect that would take the last filters of a layer if all were made."""
+        taken: dict[str, list[Move]] = {}
+        left_out = set()
+        for move in sorted(moves, key=lambda move: -abs(self.effect(move))):
+            layer = self.decisions[move.index].layer
+            together = [*taken.get(layer, ()), move]
+            if self._empties(self._after(together), {layer}):
+                left_out.add(move)
+            else:
+                taken[layer] = together
+        return [move for move in moves if move not in left_out]
 
     def make(self, move: Move) -> None:
         """Make a move."""
@@ -201,12 +220,18 @@ class _Ledger:
             if outdated.isdisjoint(self.decisions[index].layer for index, _ in key)
         }
 
-    def _change(self, moves: Sequence[Move]) -> float:
+    def _change(self, moves: Sequence[Move]) -> float | None:
         after = self._after(moves)
         moved = {self.decisions[move.index].layer for move in moves}
+        if self._empties(after, moved):
+            return None
         layers = {layer.name: layer for name in moved for layer in self._priced[name]}.values()
         price = self._budget.measure.price_layer
         return sum(price(after, layer) - price(self._policy, layer) for layer in layers)
+
+    @staticmethod
+    def _empties(policy: Policy, layers: Iterable[str]) -> bool:
+        return any(policy.layers[name].kept_filters == () for name in layers)
 
     def _after(self, moves: Sequence[Move]) -> Policy:
         """Return the policy after some moves."""
@@ -228,14 +253,14 @@ def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
         if 0 <= chosen < len(decision.options):
             boundary = min(decision.chosen, chosen)
             possible.append(Move(index=index, chosen=chosen, gain=step * decision.margins[boundary]))
-    effective = [move for move in possible if step * ledger.change(move) > 0]
+    effective = [move for move in possible if step * ledger.effect(move) > 0]
     return sorted(effective, key=lambda move: (-move.gain, move.index))
 
 
 def _best_step(ledger: _Ledger, moves: Sequence[Move]) -> Move:
     """Choose the step towards a window that is out of reach of one or two moves, from moves by falling gain."""
     wanted = [move for move in moves if move.gain > 0]
-    return max(wanted, key=lambda move: move.gain / abs(ledger.change(move)), default=moves[0])
+    return max(wanted, key=lambda move: move.gain / abs(ledger.effect(move)), default=moves[0])
 
 
 def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> bool:
@@ -244,20 +269,24 @@ def _within_reach(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: B
     Far from the budget this saves computing the cost of every pair. It assumes that a move which changes the cost in
     the wanted direction does so in combination with the others too.
     """
-    after = cost + ledger.change(*moves)
+    after = cost + (ledger.change(*ledger.compatible(moves)) or 0.0)
     return after <= budget.limit if cost > budget.limit else after >= budget.low
 
 
 def _landing(ledger: _Ledger, cost: float, moves: Sequence[Move], budget: Budget) -> Sequence[Move] | None:
     """Find one or two moves that end in the window: as few as possible, then of largest sum of gains."""
     for move in moves:
-        if budget.matches(cost + ledger.change(move)):
+        if _lands(cost, ledger.change(move), budget):
             return [move]
     candidates = moves[:_PAIR_CANDIDATES]
     if not _within_reach(ledger, cost, candidates, budget):
         return None
     pairs = sorted(combinations(candidates, 2), key=lambda pair: -pair[0].gain - pair[1].gain)
     for pair in pairs:
-        if budget.matches(cost + ledger.change_of_both(*pair)):
+        if _lands(cost, ledger.change_of_both(*pair), budget):
             return pair
     return None
+
+
+def _lands(cost: float, change: float | None, budget: Budget) -> bool:
+    return change is not None and budget.matches(cost + change)

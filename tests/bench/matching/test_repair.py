@@ -3,14 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from bench.compression.policy import Policy, uniform
+from bench.compression.policy import Policy, check, uniform
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.budget import Budget
 from bench.costs.counter import price
@@ -300,3 +303,88 @@ def test_more_than_two_moves_are_made_when_they_are_needed() -> None:
     result = repaired(eight, cost(FOUR))
     assert budget(cost(FOUR)).matches(result.cost)
     assert result.moved > 2
+
+
+# --- no layer without filters ---
+
+
+class Mixed(nn.Module):
+    """A layer that feeds a depthwise convolution, and the same channels through a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.expand = nn.Conv2d(4, 6, 1)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.squeeze, self.excite = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
+        self.project = nn.Conv2d(6, 4, 1)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        channels = F.relu(self.depthwise(F.relu(self.expand(F.relu(self.stem(images))))))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(channels, 1)))))
+        return self.fc(self.project(channels * gate).mean((2, 3)))
+
+
+@cache
+def mixed() -> NetworkShape:
+    return trace(Mixed(), (3, 8, 8), name="mixed", dataset="none")
+
+
+def all_groups(chosen: Sequence[int], margins: Sequence[float], widths: Sequence[int]) -> list[Decision]:
+    """Decisions about every pair of the six filters, and every filter of the gate, and about bits."""
+    members = [("expand", (0, 1)), ("expand", (2, 3)), ("expand", (4, 5)), *(("squeeze", (i,)) for i in range(3))]
+    groups = [
+        Decision(layer=layer, what="filters", options=(0, 1), chosen=kept, margins=(margin,), filters=filters)
+        for (layer, filters), kept, margin in zip(members, chosen, margins, strict=True)
+    ]
+    return [*groups, bits("expand", "weight_bits", widths[0]), bits("depthwise", "activation_bits", widths[1])]
+
+
+def mixed_policy(decisions: Sequence[Decision]) -> Policy:
+    listed = uniform(mixed(), 4)
+    for name in ("expand", "squeeze"):
+        listed = listed.with_layer(name, kept_filters=tuple(range(mixed()[name].out_channels)))
+    return policy_of(listed, decisions)
+
+
+@cache
+def possible_costs(width: int) -> list[int]:
+    """Costs of all states of the decisions in which no layer is empty, by enumeration."""
+    return [
+        price(mixed(), mixed_policy(all_groups(chosen, [0.1] * 6, widths))).bops
+        for chosen in product((0, 1), repeat=6)
+        if any(chosen[:3]) and any(chosen[3:])
+        for widths in product(range(width), repeat=2)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    chosen=st.lists(st.integers(0, 1), min_size=6, max_size=6).filter(lambda c: any(c[:3]) and any(c[3:])),
+    margins=st.lists(MARGINS, min_size=6, max_size=6),
+    widths=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    share=st.floats(0.001, 1.5),
+    tolerance=st.sampled_from([1e-6, 0.03, 0.3]),
+)
+def test_no_layer_is_ever_left_without_a_filter(
+    chosen: list[int], margins: list[float], widths: tuple[int, int], share: float, tolerance: float
+) -> None:
+    decisions = all_groups(chosen, margins, widths)
+    policy, costs = mixed_policy(decisions), possible_costs(3)
+    window = budget(share * max(costs), tolerance)
+    result = repair(mixed(), policy, decisions, window)
+    check(mixed(), result.policy)
+    assert result.cost == price(mixed(), result.policy).bops and result.cost in costs
+    if window.limit < min(costs):
+        assert result.cost == min(costs)
+    elif result.raw_cost > window.limit:
+        assert result.cost <= window.limit
+
+
+def test_the_last_group_stays_however_little_the_search_wants_it() -> None:
+    decisions = all_groups([0, 1, 0, 1, 1, 1], [-9.0, -9.0, -9.0, 0.1, 0.1, 0.1], (0, 0))
+    result = repair(mixed(), mixed_policy(decisions), decisions, budget(1.0))
+    assert result.policy.layers["expand"].kept_filters == (2, 3)
+    assert len(result.policy.layers["squeeze"].kept_filters or ()) == 1
+    assert result.cost == min(possible_costs(3))
