@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compression.channel_groups import Role, Structure, analyse
+from bench.compression.failures import told_in_one_line
 from bench.errors import BenchError
 
 Position = Literal["first", "middle", "last"]
@@ -107,16 +108,17 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         dataset: Name of the data set.
 
     Raises:
-        BenchError: The model has fewer than two weighted layers, runs one of them more than once, has weights in a
-            layer of another type, or lists a layer in `prunable` that cannot lose filters.
+        BenchError: The model cannot compute such an image, has fewer than two weighted layers, runs one of them more
+            than once, has weights in a layer of another type, or lists a layer in `prunable` that cannot lose filters.
     """
     _check_layers(model, name)
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.zeros(()))
     image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training
     try:
         model.eval()
-        seen = _executed(model, image)
+        with told_in_one_line(model, name, input_shape):
+            seen = _executed(model, image)
         structure = analyse(model, image, name=name)
     finally:
         model.train(was_training)

@@ -5,6 +5,7 @@ import inspect
 from torch import nn
 
 from bench.errors import BenchError
+from bench.plugins.failures import described
 from bench.plugins.registry import load
 
 
@@ -17,10 +18,19 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         num_classes: Number of logits.
 
     Raises:
-        BenchError: The name is unknown, or does not name a model.
+        BenchError: The name is unknown, does not name a model, or the model cannot be built.
     """
     make = load("models", name)
-    model = make(*_arguments(name, make, image_shape, num_classes))
+    arguments = _arguments(name, make, image_shape, num_classes)
+    try:
+        model = make(*arguments)
+    except BenchError:
+        raise
+    except Exception as error:
+        raise BenchError(
+            f"model '{name}' cannot be built for images of {image_shape[1]}×{image_shape[2]} pixels and "
+            f"{image_shape[0]} channels, and {num_classes} classes: {described(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise BenchError(f"model '{name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
