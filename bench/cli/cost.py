@@ -52,6 +52,9 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     "--image-size", type=WholeNumber(8), default=None, help="Side of the images in pixels, for image folders."
 )
 @data_option
+@click.option(
+    "--long", "long_form", is_flag=True, help="Also show which layers may lose filters, and why others may not."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
 def cost(
     model: str | None,
@@ -61,6 +64,7 @@ def cost(
     diff: tuple[str, str] | None,
     by: MeasureName | None,
     as_json: bool,
+    long_form: bool,
     image_size: int | None,
     data_dir: Path | None,
     **accelerator: Any,
@@ -77,7 +81,8 @@ def cost(
     import json
 
     from bench.cli.console import show
-    from bench.reporting.cost_tables import table
+    from bench.costs.breakdown import CostBreakdown
+    from bench.reporting.cost_tables import filters_table, table
 
     if sum(given is not None for given in (bits, policy_file, diff)) != 1:
         raise BenchError(
@@ -85,6 +90,8 @@ def cost(
         )
     if as_json and by is not None:
         raise BenchError(f"--by {by} chooses what the table shows; it has no effect with --json")
+    if long_form and (as_json or diff is not None):
+        raise BenchError(f"--long adds a table for one policy; leave it out with {'--json' if as_json else '--diff'}")
     task = {"model": model, "dataset": dataset}
     images = {"image_size": image_size, "data_dir": data_dir}
     spec = _accelerator(accelerator)
@@ -94,7 +101,8 @@ def cost(
     if as_json:
         click.echo(json.dumps(costs.to_json(), indent=1))
     else:
-        show([table(costs, by or "bops")])
+        further = [filters_table(costs.network)] if long_form and isinstance(costs, CostBreakdown) else []
+        show([table(costs, by or "bops"), *further])
 
 
 def _accelerator(options: dict[str, Any]) -> AcceleratorSpec:

@@ -157,14 +157,13 @@ class _Reader:
         prunable, norms, obstacles = [], {}, {}
         for path, node in self._layers.items():
             channels = self._outputs(node)
-            if self._first_producer(channels) != path:
-                continue
-            reason = self._obstacle(path, channels)
-            if reason is None:
+            first = self._first_producer(channels) or path
+            reason = self._obstacle(first, channels)
+            if reason is not None:
+                obstacles[path] = reason
+            elif first == path:
                 prunable.append(path)
                 norms.update(dict.fromkeys(channels.norms, path))
-            else:
-                obstacles[path] = reason
         roles = {path: self._role(path, node, prunable) for path, node in self._layers.items()}
         return Structure(roles=roles, prunable=tuple(prunable), norms=norms, obstacles=obstacles)
 

@@ -1,7 +1,7 @@
 """Shapes of a network's layers, from which every cost is computed."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -74,6 +74,8 @@ class NetworkShape:
         layers: Convolutions and linear layers.
         norms: Batch normalisations that lose channels with a prunable layer, as pairs of path and layer.
         group_size: Default number of filters that are pruned together (the paper's B).
+        obstacles: Reasons why layers lose filters neither by themselves nor with another one, by layer; "it" in them is
+            the layer, "they" are its filters.
     """
 
     model: str
@@ -81,6 +83,7 @@ class NetworkShape:
     layers: tuple[LayerShape, ...]
     norms: tuple[tuple[str, str], ...] = ()
     group_size: int = DEFAULT_GROUP_SIZE
+    obstacles: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 
     def __getitem__(self, name: str) -> LayerShape:
         for layer in self.layers:
@@ -124,7 +127,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         model.train(was_training)
     _check_executions(name, [path for path, *_ in seen])
     last = len(seen) - 1
-    allowed = _allowed(model, name, structure, _edge_obstacles(seen[0][0], seen[last][0], structure))
+    edges = _edge_obstacles(seen[0][0], seen[last][0], structure)
+    allowed = _allowed(model, name, structure, edges)
     layers = []
     for index, (path, module, inputs, outputs) in enumerate(seen):
         position: Position = "first" if index == 0 else "last" if index == last else "middle"
@@ -135,6 +139,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         layers=tuple(layers),
         norms=tuple((norm, layer) for norm, layer in structure.norms.items() if layer in allowed),
         group_size=getattr(model, "group_size", DEFAULT_GROUP_SIZE),
+        obstacles=_obstacles(layers, structure, edges),
     )
 
 
@@ -187,6 +192,15 @@ def _edge_obstacles(first: str, last: str, structure: Structure) -> dict[str, st
     if role is not None and role.producer is not None:
         obstacles.setdefault(role.producer, f"the last layer, '{last}', reads them")
     return obstacles
+
+
+def _obstacles(layers: Sequence[LayerShape], structure: Structure, edges: Mapping[str, str]) -> dict[str, str]:
+    """Return why layers lose filters neither by themselves nor with another layer."""
+    known = {**structure.obstacles, **edges}
+    other = "the model does not list it in `prunable`" if structure.roles else "the forward pass cannot be read"
+    blocked = [layer.name for layer in layers if not layer.prunable and layer.leader is None]
+    leaders = {path: structure.roles.get(path, Role()).leader or path for path in blocked}
+    return {path: known.get(path) or known.get(leader) or other for path, leader in leaders.items()}
 
 
 def _allowed(model: nn.Module, name: str, structure: Structure, edges: Mapping[str, str]) -> set[str]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from bench.compression.shapes import LayerShape
+from bench.compression.shapes import LayerShape, NetworkShape
 from bench.compression.space_size import CANDIDATES, in_words, policies
 from bench.costs.breakdown import CostBreakdown, Difference, Side
 from bench.costs.counter import LayerCost
@@ -140,6 +140,39 @@ def _notes(costs: CostBreakdown) -> Iterator[str]:
         f"Search space: {in_words(policies(costs.network))} policies with candidates {listed(CANDIDATES)} "
         f"and groups of {costs.network.group_size}"
     )
+
+
+def filters_table(network: NetworkShape) -> Table:
+    """Make the table of which layers may lose filters, with which others, and why the rest may not.
+
+    Args:
+        network: Shapes of the full network.
+    """
+    able = [layer for layer in network.layers if layer.prunable]
+    return Table(
+        name="filters",
+        title=f"{network.model} on {network.dataset}: filters that may be removed",
+        columns=(
+            Column(title="Layer", align="left"),
+            Column(title="Filters"),
+            Column(title="May lose filters", align="left"),
+        ),
+        rows=[(layer.name, str(layer.out_channels), _may_lose_filters(network, layer)) for layer in network.layers],
+        notes=(
+            f"{sum(layer.out_channels for layer in able):,} filters of {count(len(able), 'layer')} may be removed, by "
+            f"default in groups of {network.group_size}",
+        ),
+    )
+
+
+def _may_lose_filters(network: NetworkShape, layer: LayerShape) -> str:
+    """Say whether a layer may lose filters; in a reason "they" are its filters."""
+    if layer.leader is not None:
+        return f"only with {layer.leader}"
+    if not layer.prunable:
+        return f"no: {network.obstacles[layer.name]}"
+    followers = [other.name for other in network.layers if other.leader == layer.name]
+    return f"yes, together with {listed(followers)}" if followers else "yes"
 
 
 def _exactly(costs: CostBreakdown) -> str:

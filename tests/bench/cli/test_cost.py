@@ -20,6 +20,8 @@ Command = Callable[..., Any]
         ("cost", "give one of --bits N, --policy FILE and --diff A B"),
         ("cost --bits 4 --policy p.json", "give one of --bits N, --policy FILE and --diff A B"),
         ("cost --bits 4 --diff 4bit 8bit", "give one of --bits N, --policy FILE and --diff A B"),
+        ("cost --bits 4 --json --long", "--long adds a table for one policy; leave it out with --json"),
+        ("cost --diff 4bit 8bit --long", "--long adds a table for one policy; leave it out with --diff"),
         ("cost --bits 33", "'--bits': 33 is not in the range"),
         ("cost --bits 4 --model resnet21", "unknown model 'resnet21'"),
         ("cost --bits 4 --dataset cifar", "unknown dataset 'cifar': did you mean 'cifar10"),
@@ -147,6 +149,108 @@ def test_as_a_table(bench: Command) -> None:
     assert "Latency and energy: bf_e, batch 16, depthwise dense" in answer.out
     assert "not known for 22 layers; the first is 'conv1': weight_bits is 32" in answer.out
     assert "policies with candidates 2, 4, 8 and groups of 4" in answer.out
+
+
+def long_lines(bench: Command, monkeypatch: pytest.MonkeyPatch, *options: object) -> dict[str, str]:
+    """Return, by layer, the number of filters and whether they may go."""
+    monkeypatch.setenv("COLUMNS", "200")
+    answer = bench("cost", "--bits", 4, "--long", *options)
+    assert answer.status == 0, answer.err
+    lines = [line.split(maxsplit=1) for line in answer.out.partition("May lose filters")[2].splitlines()]
+    return {line[0]: " ".join(line[1].split()) for line in lines if len(line) == 2}
+
+
+def test_which_layers_may_lose_filters(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = long_lines(bench, monkeypatch, "--model", "resnet8", "--dataset", "digits")
+    network = model_shape("resnet8", "digits")
+    assert {name: found[name] for name in (layer.name for layer in network.layers)} == {
+        "conv1": "16 no: it is the first layer",
+        "stages.0.0.conv1": "16 yes",
+        "stages.0.0.conv2": "16 no: they are added to those of another layer",
+        "stages.1.0.conv1": "32 yes",
+        "stages.1.0.conv2": "32 no: they are added to those of another layer",
+        "stages.1.0.downsample.0": "32 no: they are added to those of another layer",
+        "stages.2.0.conv1": "64 yes",
+        "stages.2.0.conv2": "64 no: they are added to those of another layer",
+        "stages.2.0.downsample.0": "64 no: they are added to those of another layer",
+        "fc": "10 no: it is the last layer",
+    }
+    assert found["·"].startswith("112 filters of 3 layers may be removed, by default in groups of 4")
+
+
+KINDS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Kinds(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 8, 3, padding=1)
+        self.expand = nn.Conv2d(8, 12, 1)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.squeeze, self.excite = nn.Conv2d(12, 3, 1), nn.Conv2d(3, 12, 1)
+        self.grouped = nn.Conv2d(12, 8, 1, groups=4)
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.last_but_one = nn.Conv2d(8, 6, 1)
+        self.after = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, images):
+        x = self.depthwise(self.expand(self.stem(images)))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        x = self.grouped(x) if self.with_groups else self.expand.weight.new_zeros(1) + x[:, :8]
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.fc(self.after(self.last_but_one(x)).mean((2, 3)))
+
+    with_groups = True
+
+
+def make(channels, classes):
+    return Kinds(channels, classes)
+
+
+def listed(channels, classes):
+    model = nn.Sequential(
+        nn.Conv2d(channels, 4, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(),
+        nn.Linear(256, classes),
+    )
+    model.prunable = ["1"]
+    return model
+
+
+class Unreadable(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images * 2 if images.sum() > 0 else images)
+
+
+def unreadable(channels, classes):
+    return Unreadable(nn.Conv2d(channels, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(256, classes))
+"""
+
+
+def test_why_layers_may_not_lose_filters(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("nets_of_all_kinds.py").write_text(KINDS)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+
+    def lines(function: str) -> dict[str, str]:
+        return long_lines(bench, monkeypatch, "--model", f"nets_of_all_kinds:{function}", "--dataset", "digits")
+
+    found = lines("make")
+    assert found["expand"] == found["depthwise"] == found["excite"]
+    assert found["expand"] == "12 no: 'grouped' is a convolution in 4 groups"
+    assert found["squeeze"] == "3 yes"
+    assert found["grouped"] == "8 no: 'grouped' is a convolution in 4 groups"
+    assert found["left"] == found["right"] == "4 no: the operation 'cat' reads them"
+    assert found["last_but_one"] == found["after"] == "6 no: the last layer, 'fc', reads them"
+    found = lines("listed")
+    assert (found["1"], found["2"]) == ("8 yes", "4 no: the model does not list it in `prunable`")
+    assert lines("unreadable")["1"] == "4 no: the forward pass cannot be read"
+    found = long_lines(bench, monkeypatch, "--model", "mobilenet_v3_large")
+    expansion = next(name for name, words in found.items() if "yes, together with" in words)
+    follower = found[expansion].rpartition(" ")[2]
+    assert found[follower].endswith(f"only with {expansion}")
 
 
 def test_a_model_of_ones_own(bench: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,8 @@ def test_bottleneck() -> None:
     assert found.prunable == ("conv1", "conv2")
     assert found.norms == {"bn1": "conv1", "bn2": "conv2"}
     assert [found.roles[name].producer for name in ("conv1", "conv2", "conv3")] == [None, "conv1", "conv2"]
-    # The stem decides for conv3 too, which is carried out later; no 1×1 convolution here is a shortcut's.
-    assert found.obstacles.keys() == {"stem", "head"}
+    # conv3 shares the channels of the stem; no 1×1 convolution here is a shortcut's.
+    assert found.obstacles.keys() == {"stem", "conv3", "head"}
     assert not any(role.shortcut for role in found.roles.values())
 
 
