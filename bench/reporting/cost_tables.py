@@ -157,7 +157,9 @@ def filters_table(network: NetworkShape) -> Table:
             Column(title="Filters"),
             Column(title="May lose filters", align="left"),
         ),
-        rows=[(layer.name, str(layer.out_channels), _may_lose_filters(network, layer)) for layer in network.layers],
+        rows=tuple(
+            (layer.name, str(layer.out_channels), _may_lose_filters(network, layer)) for layer in network.layers
+        ),
         notes=(
             f"{sum(layer.out_channels for layer in able):,} filters of {count(len(able), 'layer')} may be removed, by "
             f"default in groups of {network.group_size}",

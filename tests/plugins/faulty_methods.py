@@ -352,6 +352,44 @@ class StrengthWorksBackwards(Sound):
         return strength
 
 
+class OtherLayersEmptied(Sound):
+    """At a high strength, it drops every group of a layer that feeds a depthwise convolution."""
+
+    capabilities = Capabilities(budget="strength", mixed_precision=True, prunes=True)
+
+    def cheapest(self, network: NetworkShape) -> Policy | None:
+        return None
+
+    def decisions(self, job: SearchJob) -> list[Decision]:
+        layers = job.task.network.layers
+        leaders = {layer.leader for layer in layers if layer.depthwise} - {None}
+        kept = int(job.knobs.get("strength", 1.0) < 7)
+        groups = [
+            Decision(
+                layer=layer.name,
+                what="filters",
+                options=(0, 1),
+                chosen=kept,
+                margins=(kept - 0.5,),
+                filters=tuple(range(first, first + 4)),
+            )
+            for layer in layers
+            if layer.name in leaders
+            for first in range(0, layer.out_channels, 4)
+        ]
+        return [*super().decisions(job), *groups]
+
+    def search(self, job: SearchJob) -> SearchResult:
+        model, decisions = self.trained(job), self.decisions(job)
+        base = uniform(job.task.network, 8)
+        for decision in decisions:
+            if decision.what == "filters":
+                base = base.with_layer(
+                    decision.layer, kept_filters=tuple(range(job.task.network[decision.layer].out_channels))
+                )
+        return SearchResult(policy=policy_of(base, decisions), state=model.state_dict(), decisions=decisions)
+
+
 def faulty() -> Iterator[tuple[str, type[Sound]]]:
     """Every method with a fault, by the name of the check that its class begins with."""
     for name, kind in globals().items():

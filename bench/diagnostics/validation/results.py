@@ -134,7 +134,12 @@ def check_finite(result: SearchResult) -> None:
     """
     kept: Mapping[str, torch.Tensor] = {**result.state, **result.quantizers}
     wrong = [name for name, value in kept.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    wrong += [name for name, value in result.clips.items() if not (math.isfinite(value) and value > 0)]
+    signed = (".offset",)  # of a quantizer for inputs that can be negative
+    wrong += [
+        name
+        for name, value in result.clips.items()
+        if not math.isfinite(value) or (value <= 0 and not name.endswith(signed))
+    ]
     if wrong:
         raise Violation(f"NaN, infinite or unusable after the search: {some(wrong)}")
 

@@ -1,11 +1,11 @@
 """A small task on which methods are checked within seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.compression.shapes import trace
 from bench.data.dataset import Dataset
@@ -63,8 +63,20 @@ def make_small_task(model: str = "resnet8", dataset: str = "digits", data_dir: P
     draws = generator("validation images")
     data.validation = data.validation.take(torch.randperm(len(data.validation), generator=draws)[:_VALIDATION_IMAGES])
     shape, classes = described.image_shape, described.num_classes
-    network = trace(build_model(model, shape, classes), shape, name=model, dataset=dataset)
-    task = Task(data=data, network=network, make_model=lambda: build_model(model, shape, classes))
+    return task_of(data, lambda: build_model(model, shape, classes), model, dataset)
+
+
+def task_of(data: TaskData, make_model: Callable[[], nn.Module], model: str, dataset: str = "digits") -> SmallTask:
+    """Train a network for a few updates.
+
+    Args:
+        data: Images to train on.
+        make_model: Function that builds the model.
+        model: Name of the model.
+        dataset: Name of the data set.
+    """
+    network = trace(make_model(), data.image_shape, name=model, dataset=dataset)
+    task = Task(data=data, network=network, make_model=make_model)
     trained = task.make_model()
     fit(trained, data, _PRETRAINING, generator("pretraining"), ignore)
     state = {name: value.detach().clone() for name, value in trained.state_dict().items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.diagnostics.validation import behaviour, budgets, declarations, results
+from bench.diagnostics.validation.other_layers import other_layers
 from bench.diagnostics.validation.under_test import MethodUnderTest
 from bench.diagnostics.validation.verdicts import NotApplicable, Violation
 
@@ -68,6 +69,7 @@ CHECKS: Sequence[Check] = (
     Check(name="extremes", run=budgets.extremes, topic="Knobs"),
     Check(name="strength", run=budgets.strength, topic="Knobs"),
     Check(name="cheapest", run=budgets.cheapest, topic="Cheapest"),
+    Check(name="other layers", run=other_layers, topic="Layers"),
     Check(name="capabilities", run=declarations.capabilities, topic="Capabilities"),
     Check(name="memory", run=behaviour.memory, topic="Memory"),
 )

@@ -1,8 +1,10 @@
 """`bench validate`: every method of ours passes, and each check finds what it is there for, and only that."""
 
 import json
+import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,11 @@ import torch
 
 from bench.diagnostics import validation
 from bench.diagnostics.validation.behaviour import difference
+from bench.diagnostics.validation.results import check_finite
 from bench.diagnostics.validation.small_task import SmallTask, make_small_task
 from bench.diagnostics.validation.suite import CHECKS, GUIDE, CheckResult, validate
 from bench.diagnostics.validation.under_test import MethodUnderTest, at_most
-from bench.diagnostics.validation.verdicts import EndlessError
+from bench.diagnostics.validation.verdicts import EndlessError, Violation
 from bench.plugins import entry_points
 from bench.plugins.method_files import snake_case
 from tests.plugins import faulty_methods
@@ -113,6 +116,7 @@ SAID = {
     "CheapestIsTooDear": "the highest strength search found a policy of .* BOPs, but cheapest.. says",
     "CheapestIsOutOfReach": "cheapest.. costs .* BOPs, but with a budget of .* the search ends at",
     "CheapestIsNoPolicy": "cannot be pruned",
+    "OtherLayersEmptied": r"on a network with depthwise .*'expand.0' keeps filters \[\]…; allowed: one or",
     "ExtremesDiverge": "NaN, infinite or unusable after the search",
     "StrengthWorksBackwards": "a larger strength must mean a cheaper network",
 }
@@ -164,6 +168,14 @@ def test_any_bit_makes_a_difference(small_task: SmallTask) -> None:
     assert difference(one, one) is None
 
 
+def test_offsets_of_signed_inputs_may_be_negative_and_clip_values_may_not(small_task: SmallTask) -> None:
+    result = MethodUnderTest(name="fixed", small_task=small_task).search_plainly()
+    check_finite(replace(result, clips={"a.offset": -0.5, "a.weight": 0.5}))
+    for clips in ({"a.offset": math.nan}, {"a.weight": 0.0}, {"a.activation": -0.5}):
+        with pytest.raises(Violation, match=next(iter(clips))):
+            check_finite(replace(result, clips=clips))
+
+
 # --- the command ---
 
 
@@ -202,7 +214,7 @@ def test_a_methods_file_with_what_is_wrong_in_it(bench: Callable[..., Any]) -> N
         "FAIL  search             AttributeError: 'SearchJob' object has no attribute 'undefined' (loud.py:13) "
         "[see docs/adding-a-method.md, 'Result']"
     ) in answer.out
-    assert "1 of 22 checks failed" in answer.out
+    assert "1 of 23 checks failed" in answer.out
     found = json.loads(bench("validate", "loud.py:Loud", "--json").out)
     assert (found["method"], found["failed"], len(found["checks"])) == ("loud", 1, len(CHECKS))
     assert found["checks"][3]["verdict"] == "FAIL"
