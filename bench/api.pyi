@@ -2,9 +2,9 @@ from . import replicas as replicas
 from .compression.compress import QuantizedLayer as QuantizedLayer
 from .compression.compress import calibrate as calibrate
 from .compression.compress import compress as compress
-from .compression.compress import geometry_of as geometry_of
 from .compression.compress import input_quantizer as input_quantizer
 from .compression.compress import replace_layer as replace_layer
+from .compression.geometry import geometry_of as geometry_of
 from .compression.policy import EDGE_BITS as EDGE_BITS
 from .compression.policy import FULL_PRECISION_BITS as FULL_PRECISION_BITS
 from .compression.policy import LayerPolicy as LayerPolicy

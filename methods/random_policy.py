@@ -93,7 +93,8 @@ class Combinations:
         self._pairs = list(product(bits, bits))
         network = job.task.network
         edge = uniform(network, EDGE_BITS)
-        rest = sum(job.measure.price_layer(edge, layer) for layer in network.layers if layer.position != "middle")
+        edges = [layer for layer in network.layers if layer.position != "middle"]
+        rest = sum(job.measure.price_layer(edge, layer) for layer in edges) + job.measure.constant(network)
         self._cell = job.budget / _CELLS
         self._costs = [self._cells(layer) for layer in network.middle]
         slack = len(self._costs)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from bench.compression.geometry import has_own_forward
+
 _log = logging.getLogger(__name__)
 
 _NON_NEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid"}
@@ -87,16 +89,30 @@ def analyse(model: nn.Module, image: Tensor, *, name: str) -> Structure:
 
     Returns:
         The structure. If the forward pass depends on its data and cannot be traced symbolically, no layer can lose
-        filters and every input counts as signed.
+        filters, no normalisation is known to follow a layer, and every input counts as signed.
     """
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.GraphModule(model, _Tracer().trace(model))
         ShapeProp(graph).propagate(image)  # type: ignore[no-untyped-call]
     except Exception as error:
         # A user's forward function may raise any exception when it gets a proxy instead of a tensor.
-        _log.warning("model '%s' cannot be traced symbolically, so its filters cannot be pruned: %s", name, error)
+        _log.warning(
+            "model '%s' cannot be traced symbolically, so its filters cannot be pruned, its weights are not "
+            "standardised and all inputs count as signed: %s",
+            name,
+            error,
+        )
         return Structure(roles={}, prunable=(), norms={}, obstacles={})
     return _Reader(graph).structure()
+
+
+class _Tracer(fx.Tracer):
+    """A tracer that does not look into layers, also where their class is the user's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        plain_norm = isinstance(m, nn.BatchNorm2d) and type(m).forward is nn.BatchNorm2d.forward
+        layer = isinstance(m, nn.Conv2d | nn.Linear) or plain_norm
+        return layer or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(eq=False)
@@ -184,7 +200,7 @@ class _Reader:
             producer=producer if producer in prunable else None,
             leader=leader if leader in prunable and leader != path else None,
             signed_input=self._marks[source].signed,
-            normalized=norm is not None,
+            normalized=norm is not None and not has_own_forward(self._modules[path]),
             shortcut=self._is_shortcut(path, source, norm or node),
         )
 
@@ -225,7 +241,11 @@ class _Reader:
         self._layers[path] = node
         module = self._modules[path]
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
-        if groups == 1:
+        if has_own_forward(module):
+            reason = f"'{path}' is a {type(module).__name__}, which has a forward of its own"
+            source.channels.block(reason)
+            self._marks[node] = _Mark(_Channels(producers=[path], obstacle=reason), signed=True)
+        elif groups == 1:
             source.channels.root().readers.append(path)
             self._marks[node] = _Mark(_Channels(producers=[path]), signed=True)
         elif isinstance(module, nn.Conv2d) and groups == module.in_channels == module.out_channels:

@@ -1,61 +1,17 @@
 """Build the compressed network of a policy: remove filters physically, and quantize the remaining tensors."""
 
 import copy
-from dataclasses import dataclass
-from typing import Self
+from collections import Counter
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import replicas
+from bench.compression.geometry import geometry_of
 from bench.compression.policy import FULL_PRECISION_BITS, Policy, kept_inputs, kept_outputs
 from bench.compression.quantizer import Clips, QuantizerFactory, Shifted, UniformQuantizer, clips_of, restore_clips
 from bench.compression.shapes import LayerShape, NetworkShape
-
-
-@dataclass(frozen=True, slots=True)
-class ConvGeometry:
-    """Stride, padding, dilation and groups of a convolution."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
-    groups: int
-
-    @classmethod
-    def from_layer(cls, conv: nn.Conv2d) -> Self:
-        """Read the geometry of a layer."""
-        return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve (N, C, H, W) with a weight (out, in/groups, kh, kw)."""
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-@dataclass(frozen=True, slots=True)
-class LinearGeometry:
-    """Geometry of a linear layer, which has no settings."""
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply (N, in) by a weight (out, in)."""
-        return F.linear(x, weight, bias)
-
-
-Geometry = ConvGeometry | LinearGeometry
-
-
-def geometry_of(module: nn.Module) -> Geometry:
-    """Return the geometry of a convolution or a linear layer.
-
-    Raises:
-        TypeError: The module is neither.
-    """
-    if isinstance(module, nn.Conv2d):
-        return ConvGeometry.from_layer(module)
-    if isinstance(module, nn.Linear):
-        return LinearGeometry()
-    raise TypeError(f"cannot quantize a {type(module).__name__}")
+from bench.errors import BenchError
 
 
 class QuantizedLayer(nn.Module):
@@ -88,9 +44,16 @@ class QuantizedLayer(nn.Module):
 
 
 def replace_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Replace the module at a dotted path of a model."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
+    """Replace the module at a dotted path of a model, under all its names."""
+    for place in names_of(model, path):
+        parent, _, name = place.rpartition(".")
+        setattr(model.get_submodule(parent), name, layer)
+
+
+def names_of(model: nn.Module, path: str) -> list[str]:
+    """List the dotted paths under which a model has the module at one of them."""
+    wanted = model.get_submodule(path)
+    return [name for name, module in model.named_modules(remove_duplicate=False) if module is wanted]
 
 
 def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module:
@@ -120,10 +83,15 @@ def _slice_layer(module: nn.Module, kept_out: tuple[int, ...] | None, kept_in: t
         bias = None if bias is None else bias.detach()[index]
     if kept_in is not None:
         weight = weight[:, torch.tensor(kept_in, device=weight.device)]
-    sliced.weight = nn.Parameter(weight.clone())
-    sliced.bias = None if bias is None else nn.Parameter(bias.clone())
+    sliced.weight = _like(module.weight, weight)
+    sliced.bias = None if module.bias is None or bias is None else _like(module.bias, bias)
     _set_channels(sliced, outputs=weight.shape[0], inputs=weight.shape[1])
     return sliced
+
+
+def _like(parameter: Tensor, values: Tensor) -> nn.Parameter:
+    """Make a parameter of some values, which is trained only if another one is."""
+    return nn.Parameter(values.detach().clone(), requires_grad=parameter.requires_grad)
 
 
 def _set_channels(module: nn.Module, *, outputs: int, inputs: int) -> None:
@@ -144,7 +112,7 @@ def _slice_norm(norm: nn.Module, kept: tuple[int, ...]) -> nn.Module:
     for name, tensor in (*sliced.named_parameters(), *sliced.named_buffers()):
         if tensor.ndim == 1:
             values = tensor.detach()[torch.tensor(kept, device=tensor.device)].clone()
-            setattr(sliced, name, nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values)
+            setattr(sliced, name, _like(tensor, values) if isinstance(tensor, nn.Parameter) else values)
     sliced.num_features = len(kept)
     return sliced
 
@@ -193,26 +161,43 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     """Set every quantizer's parameters from one batch, layer by layer in the order of execution.
 
     The method `calibrate` of each layer is called with the layer's input, which comes from layers that are calibrated
-    already.
+    already. Layers that are left out at random in training are calibrated in a second pass in evaluation mode.
 
     Args:
         model: Network with quantized layers.
         images: Batch of normalised training images.
+
+    Raises:
+        BenchError: A quantized layer is not executed, or more than once.
     """
+    layers = {
+        module: path
+        for path, module in model.named_modules()
+        if hasattr(module, "calibrate") and hasattr(module, "weight")
+    }
+    missing, runs = set(layers), Counter[nn.Module]()
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        module.calibrate(inputs[0])  # type: ignore[operator]
+        runs[module] += 1
+        if module in missing:
+            missing.remove(module)
+            module.calibrate(inputs[0])  # type: ignore[operator]
 
-    layers = [module for module in model.modules() if hasattr(module, "calibrate") and hasattr(module, "weight")]
     hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     was_training = model.training
     try:
         # Normalisations use batch statistics: the stored ones are those of the float network, whose weights have
         # another scale.
-        with replicas.alone():
-            model.train()(images)
+        for training in (True, False):
+            if missing:
+                runs.clear()
+                with replicas.alone():
+                    model.train(training)(images)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+    for layer, path in layers.items():
+        if layer in missing or runs[layer] > 1:
+            raise BenchError(f"the quantized layer '{path}' was executed {runs[layer]} times in one pass, not once")
     replicas.share_state(model)

@@ -98,20 +98,27 @@ def _quantize_to(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Te
 def standardize(weight: Tensor, mask: Tensor | None = None) -> Tensor:
     """Standardise weights: (w − mean)/std over the tensor, with statistics that have no gradient.
 
+    A single weight has no deviation. It is divided by its absolute value: a normalisation that follows undoes that.
+
     Args:
         weight: Weights of any shape.
         mask: 1 for kept and 0 for pruned weights, broadcastable to `weight`. The statistics are those of the kept
             weights, so that a searched network agrees with its reduced form. All are kept by default.
     """
     with torch.no_grad():
-        if mask is None:
-            mean, std = weight.mean(), weight.std()
-        else:
-            kept = mask.expand_as(weight)
-            count = kept.sum()
-            mean = (weight * kept).sum() / count
-            std = (((weight - mean).square() * kept).sum() / (count - 1)).sqrt()
+        mean, std = _mean_and_std(weight, mask)
     return (weight - mean) / std.clamp_min(_WEIGHT_STD_FLOOR)
+
+
+def _mean_and_std(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the kept weights; 0 and the absolute value where a single one is kept."""
+    if mask is None and weight.numel() > 1:
+        return weight.mean(), weight.std()
+    kept = torch.ones_like(weight) if mask is None else mask.expand_as(weight)
+    count, total = kept.sum(), (weight * kept).sum()
+    mean = total / count
+    std = (((weight - mean).square() * kept).sum() / (count - 1)).sqrt()
+    return torch.where(count == 1, 0, mean), torch.where(count == 1, total.abs(), std)
 
 
 def positive(clip: Tensor) -> Tensor:

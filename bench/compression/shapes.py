@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from bench.compression.channel_groups import Role, Structure, analyse
 from bench.compression.failures import told_in_one_line
+from bench.compression.geometry import has_own_forward
+from bench.compression.operations import Counts, Operation, count_multiplications
+from bench.compression.requirements import check_executions, check_logits, check_modules
 from bench.errors import BenchError
 
 Position = Literal["first", "middle", "last"]
@@ -63,6 +66,16 @@ class LayerShape:
         """Whether every channel is convolved by itself: there are as many groups as channels."""
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
+    def parameters(self, in_channels: int, out_channels: int) -> int:
+        """Count the weights of the layer with so many channels, without biases."""
+        groups = in_channels if self.depthwise else self.groups
+        return in_channels * out_channels * self.kernel[0] * self.kernel[1] // groups
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of the full layer for one image."""
+        return self.parameters(self.in_channels, self.out_channels) * self.out_size[0] * self.out_size[1]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkShape:
@@ -73,6 +86,7 @@ class NetworkShape:
         dataset: Name of the data set.
         layers: Convolutions and linear layers.
         norms: Batch normalisations that lose channels with a prunable layer, as pairs of path and layer.
+        unquantized: Multiplications outside of the layers, in order of execution; they have full precision.
         group_size: Default number of filters that are pruned together (the paper's B).
         obstacles: Reasons why layers lose filters neither by themselves nor with another one, by layer; "it" in them is
             the layer, "they" are its filters.
@@ -82,6 +96,7 @@ class NetworkShape:
     dataset: str
     layers: tuple[LayerShape, ...]
     norms: tuple[tuple[str, str], ...] = ()
+    unquantized: tuple[Operation, ...] = ()
     group_size: int = DEFAULT_GROUP_SIZE
     obstacles: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 
@@ -97,35 +112,40 @@ class NetworkShape:
         return tuple(layer for layer in self.layers if layer.position == "middle")
 
 
-def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dataset: str) -> NetworkShape:
-    """Record shapes and structure of all convolutions and linear layers in one forward pass of a zero image.
+def trace(
+    model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dataset: str, classes: int | None = None
+) -> NetworkShape:
+    """Record shapes and structure of all convolutions and linear layers in one forward pass of zero images.
 
     A model may list in an attribute `prunable` the layers that may lose filters (by default all that can), and in
     `group_size` the number of filters that are pruned together. The first and the last layer, which are not searched,
-    keep all their channels.
+    keep all their channels. What is multiplied outside of these layers is recorded too.
 
     Args:
         model: Network; it is not changed, and in evaluation mode during the pass.
         input_shape: Channels, height and width of one image.
         name: Name of the model.
         dataset: Name of the data set.
+        classes: Number of logits that the model must return; any by default.
 
     Raises:
-        BenchError: The model cannot compute such an image, has fewer than two weighted layers, runs one of them more
-            than once, has weights in a layer of another type, or lists a layer in `prunable` that cannot lose filters.
+        BenchError: The model cannot compute such images, has fewer than two weighted layers, runs one of them more
+            than once, has a layer that cannot be quantized or counted, returns something else than logits, or lists a
+            layer in `prunable` that cannot lose filters.
     """
-    _check_layers(model, name)
+    check_modules(model, name)
     parameter = next(model.parameters(), torch.zeros(()))
-    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    images = torch.zeros(_IMAGES, *input_shape, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training
     try:
         model.eval()
         with told_in_one_line(model, name, input_shape):
-            seen = _executed(model, image)
-        structure = analyse(model, image, name=name)
+            seen = _executed(model, images, name, classes)
+            check_executions(name, [path for path, *_ in seen])
+            counts = count_multiplications(model, images[:1])
+        structure = analyse(model, images, name=name)
     finally:
         model.train(was_training)
-    _check_executions(name, [path for path, *_ in seen])
     last = len(seen) - 1
     edges = _edge_obstacles(seen[0][0], seen[last][0], structure)
     allowed = _allowed(model, name, structure, edges)
@@ -138,51 +158,87 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dat
         dataset=dataset,
         layers=tuple(layers),
         norms=tuple((norm, layer) for norm, layer in structure.norms.items() if layer in allowed),
+        unquantized=_unquantized(model, layers, counts),
         group_size=getattr(model, "group_size", DEFAULT_GROUP_SIZE),
         obstacles=_obstacles(layers, structure, edges),
     )
 
 
+_IMAGES = 2
+"""Number of images in the pass; with a single one, what squeezes a tensor would lose the dimension of the batch."""
 _Execution = tuple[str, nn.Module, torch.Size, torch.Size]
 
 
-def _executed(model: nn.Module, image: Tensor) -> list[_Execution]:
-    """List weighted layers with the shapes of their input and output, in the order of execution."""
+def _executed(model: nn.Module, images: Tensor, name: str, classes: int | None) -> list[_Execution]:
+    """List weighted layers with the shapes of their input and output, in the order of execution.
+
+    Raises:
+        BenchError: A layer is called in an unusual way, or the result is no tensor of logits.
+    """
     seen: list[_Execution] = []
     names = {module: path for path, module in model.named_modules()}
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, object], output: Tensor) -> None:
+        if len(inputs) != 1 or keywords:
+            raise BenchError(
+                f"layer '{names[module]}' of model '{name}' is called with keywords or several arguments; "
+                "call it with its input only"
+            )
         seen.append((names[module], module, inputs[0].shape, output.shape))
 
     hooks = [
-        module.register_forward_hook(record) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+        module.register_forward_hook(record, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
     ]
     try:
         with torch.no_grad():
-            model(image)
+            outputs = model(images)
     finally:
         for hook in hooks:
             hook.remove()
+    check_logits(outputs, len(images), classes, name)
     return seen
 
 
-def _check_layers(model: nn.Module, name: str) -> None:
-    """Check that no layer has weights that costs would not count."""
-    for path, module in model.named_modules():
-        matrices = [key for key, value in module.named_parameters(recurse=False) if value.ndim > 1]
-        if matrices and not isinstance(module, nn.Conv2d | nn.Linear):
-            raise BenchError(
-                f"layer '{path}' of model '{name}' is a {type(module).__name__}, whose cost is not known; "
-                "allowed with weights: Conv2d, Linear and normalisations"
-            )
+def _unquantized(model: nn.Module, layers: Sequence[LayerShape], counts: Counts) -> tuple[Operation, ...]:
+    """Return all multiplications but those of the layers.
+
+    Raises:
+        BenchError: The layers multiply more often or less often than counted, or the image is multiplied before the
+            first layer reads it.
+    """
+    priced = {layer.name: layer for layer in layers}
+    rest: list[Operation] = []
+    for path, own in counts.items():
+        left = priced[path].macs if path in priced else 0
+        for name, macs in own.items():
+            taken = min(left, macs)
+            left -= taken
+            if macs > taken:
+                rest.append(Operation(path=path, name=name, macs=macs - taken))
+        _check_count(path, left, rest, model.get_submodule(path))
+    missing = next((name for name in priced if name not in counts), None)
+    if missing is not None:
+        raise BenchError(f"layer '{missing}' multiplies nothing in PyTorch's count, so its cost is not known")
+    early = next(iter(counts))
+    if early != layers[0].name:
+        raise BenchError(
+            f"'{next(iter(counts[early]))}' in '{early}' multiplies before the first layer, '{layers[0].name}', whose "
+            "input must be the image; make it a Conv2d or a Linear layer"
+        )
+    return tuple(rest)
 
 
-def _check_executions(name: str, paths: Sequence[str]) -> None:
-    twice = sorted({path for path in paths if paths.count(path) > 1})
-    if twice:
-        raise BenchError(f"model '{name}' runs layer '{twice[0]}' more than once; each may run once")
-    if len(paths) < 2:
-        raise BenchError(f"model '{name}' must run at least two convolution or linear layers; it runs {len(paths)}")
+def _check_count(path: str, left: int, rest: Sequence[Operation], module: nn.Module) -> None:
+    """Check the count of one module's own operations; only a layer with a forward of its own may have further ones."""
+    plain = isinstance(module, nn.Conv2d | nn.Linear) and not has_own_forward(module)
+    further = rest[-1].macs if rest and rest[-1].path == path else 0
+    if left or (plain and further):
+        raise BenchError(
+            f"layer '{path}' multiplies {'more' if further else 'less'} often than its shape says: the difference is "
+            f"{left or further:,} for one image"
+        )
 
 
 def _edge_obstacles(first: str, last: str, structure: Structure) -> dict[str, str]:
@@ -230,7 +286,7 @@ def _layer_shape(
     structure: Structure,
     allowed: Collection[str],
 ) -> LayerShape:
-    role = structure.roles.get(path, Role(normalized=isinstance(module, nn.Conv2d)))
+    role = structure.roles.get(path, Role())
     plain = LayerShape(
         name=path,
         kind="linear",
@@ -244,6 +300,11 @@ def _layer_shape(
         normalized=role.normalized,
         shortcut=role.shortcut,
     )
+    if inputs[0] != _IMAGES or (isinstance(module, nn.Conv2d) and len(inputs) != 4):
+        raise BenchError(
+            f"layer '{path}' reads a tensor of shape {tuple(inputs)} for {_IMAGES} images; its first dimension must be "
+            "the images"
+        )
     if isinstance(module, nn.Conv2d):
         return replace(
             plain,

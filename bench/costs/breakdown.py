@@ -15,7 +15,7 @@ from bench.compression.shapes import NetworkShape
 from bench.compression.space_size import policies
 from bench.costs.accelerator.bitfusion import Execution
 from bench.costs.accelerator.hardware import read_hardware
-from bench.costs.accelerator.pricing import execute_layer
+from bench.costs.accelerator.pricing import NOT_A_LAYER, execute_layer
 from bench.costs.counter import BITS_PER_KB, LayerCost, NetworkCost, price
 from bench.costs.measures import MEASURES, MeasureName
 from bench.errors import BenchError
@@ -33,7 +33,7 @@ class CostBreakdown:
         cost: Operations and memory for one image.
         accelerator: Accelerator that latency and energy are estimated on.
         executions: Execution of each layer on the accelerator for a batch, by name, as far as it is known.
-        unknown: Reason for each layer whose execution is not known, by name.
+        unknown: Reason for each layer, or operation outside of the layers, whose execution is not known, by name.
     """
 
     network: NetworkShape
@@ -113,6 +113,7 @@ def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Polic
             executions[layer.name] = execute_layer(accelerator, shape, *bits, layer.in_channels, layer.out_channels)
         except BenchError as error:
             unknown[layer.name] = str(error)
+    unknown |= dict.fromkeys((operation.label for operation in network.unquantized), NOT_A_LAYER)
     return CostBreakdown(network=network, cost=cost, accelerator=accelerator, executions=executions, unknown=unknown)
 
 

@@ -10,12 +10,14 @@ The conventions are those of all tables of the paper:
 * Peak memory: all weights, but only the largest input. A device that computes layer after layer must hold so much at
   once.
 * Parameters: weights of convolutions and linear layers, without biases.
+* Multiplications outside of the layers, such as those of `F.conv2d` or of two activations, have 32 bits on both sides.
+  Their MACs and BOPs are part of every policy's cost. Their tensors are not part of memory and parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.compression.policy import Policy, check, kept_inputs, kept_outputs
+from bench.compression.policy import FULL_PRECISION_BITS, Policy, check, kept_inputs, kept_outputs
 from bench.compression.shapes import LayerShape, NetworkShape
 
 BITS_PER_KB = 8000
@@ -49,22 +51,44 @@ class LayerCost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OperationCost:
+    """Exact cost of an operation outside of the layers, for one image; the same under every policy.
+
+    Attributes:
+        name: Path of the module, a colon, and the operation.
+        macs: Multiplications.
+        bops: Bit operations at full precision.
+    """
+
+    name: str
+    macs: int
+    bops: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkCost:
-    """Exact cost of a network under a policy, for one image."""
+    """Exact cost of a network under a policy, for one image.
+
+    Attributes:
+        model, dataset: Names of the model and of the data set.
+        layers: Costs of the layers.
+        unquantized: Costs of operations outside of the layers.
+    """
 
     model: str
     dataset: str
     layers: tuple[LayerCost, ...]
+    unquantized: tuple[OperationCost, ...] = ()
 
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations for one image."""
-        return sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in self.layers) + sum(rest.macs for rest in self.unquantized)
 
     @property
     def bops(self) -> int:
         """Bit operations for one image."""
-        return sum(layer.bops for layer in self.layers)
+        return sum(layer.bops for layer in self.layers) + sum(rest.bops for rest in self.unquantized)
 
     @property
     def parameters(self) -> int:
@@ -103,6 +127,7 @@ class NetworkCost:
             "memory_kb": self.memory_kb,
             "peak_memory_bits": self.peak_memory_bits,
             "parameters": self.parameters,
+            "unquantized": [asdict(operation) for operation in self.unquantized],
             "layers": [{key: getattr(layer, key) for key in _LAYER_KEYS} for layer in self.layers],
         }
 
@@ -118,6 +143,15 @@ def price(network: NetworkShape, policy: Policy) -> NetworkCost:
         model=network.model,
         dataset=network.dataset,
         layers=tuple(price_layer(policy, layer) for layer in network.layers),
+        unquantized=price_unquantized(network),
+    )
+
+
+def price_unquantized(network: NetworkShape) -> tuple[OperationCost, ...]:
+    """Price what a network multiplies outside of its layers."""
+    return tuple(
+        OperationCost(name=operation.label, macs=operation.macs, bops=operation.macs * FULL_PRECISION_BITS**2)
+        for operation in network.unquantized
     )
 
 
@@ -125,8 +159,7 @@ def price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
     """Price one layer under a policy that fits its network."""
     choice = policy.layers[layer.name]
     in_channels, out_channels = channels(policy, layer)
-    groups = in_channels if layer.depthwise else layer.groups
-    parameters = in_channels * out_channels * layer.kernel[0] * layer.kernel[1] // groups
+    parameters = layer.parameters(in_channels, out_channels)
     macs = parameters * layer.out_size[0] * layer.out_size[1]
     input_elements = in_channels * layer.in_size[0] * layer.in_size[1]
     return LayerCost(

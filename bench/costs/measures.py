@@ -62,7 +62,11 @@ class Measure(ABC):
 
     @abstractmethod
     def price_layer(self, policy: Policy, layer: "LayerShape") -> float:
-        """Return one layer's share of the cost, in `unit`; all shares add up to the total, apart from rounding."""
+        """Return one layer's share of the cost, in `unit`; shares and `constant` add up to the total (rounded)."""
+
+    def constant(self, network: "NetworkShape") -> float:
+        """Return the cost of what is multiplied outside of the layers, in `unit`; no policy changes it."""
+        return 0
 
     @abstractmethod
     def relaxed(
@@ -106,6 +110,12 @@ class Bops(Measure):
         from bench.costs.counter import price_layer
 
         return price_layer(policy, layer).bops
+
+    def constant(self, network: "NetworkShape") -> float:
+        """Return the bit operations outside of the layers, at full precision."""
+        from bench.costs.counter import price_unquantized
+
+        return sum(operation.bops for operation in price_unquantized(network))
 
     def relaxed(
         self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.compression.policy import EDGE_BITS, LayerPolicy, LayerSpace, Policy
 from bench.compression.shapes import LayerShape, NetworkShape
-from bench.costs.counter import BITS_PER_KB, LayerCost, price_layer
+from bench.costs.counter import BITS_PER_KB, LayerCost, price_layer, price_unquantized
 
 _CHANNEL_COUNTS = 9
 """Largest number of channel counts of a layer in a table."""
@@ -124,7 +124,12 @@ class _RelaxedFormula(RelaxedCost):
         names = [layer.name for layer in network.layers]
         policy = Policy(model=network.model, dataset=network.dataset, layers=dict.fromkeys(names, edge))
         edges = [layer for layer in network.layers if layer.position != "middle"]
-        self._edge = sum(self._counted(price_layer(policy, layer)) for layer in edges)
+        self._edge = sum(self._counted(price_layer(policy, layer)) for layer in edges) + self._constant(network)
+
+    @staticmethod
+    def _constant(network: NetworkShape) -> int:
+        """Return the figure of what no policy reaches."""
+        return 0
 
     @staticmethod
     @abstractmethod
@@ -136,7 +141,14 @@ class _RelaxedFormula(RelaxedCost):
 
 
 class RelaxedBops(_RelaxedFormula):
-    """BOPs: R = R_edge + Σ_l MACs_l · b_w,l · b_x,l with the MACs of the kept channels, the joint form of Eq. 14."""
+    """BOPs: R = R_edge + Σ_l MACs_l · b_w,l · b_x,l with the MACs of the kept channels, the joint form of Eq. 14.
+
+    What is multiplied outside of the layers is part of R_edge.
+    """
+
+    @staticmethod
+    def _constant(network: NetworkShape) -> int:
+        return sum(operation.bops for operation in price_unquantized(network))
 
     @staticmethod
     def _counted(layer: LayerCost) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from bench.compression.function_check import check_function
 from bench.compression.shapes import NetworkShape, trace
 from bench.data.dataset import Dataset
 from bench.models.build import build_model
@@ -78,5 +79,8 @@ def model_shape(
 
 @cache
 def _traced(model: str, images: tuple[int, int, int], classes: int, dataset: str) -> NetworkShape:
-    """Build and trace a network once; every unit of a plan asks for it."""
-    return trace(build_model(model, images, classes), images, name=model, dataset=dataset)
+    """Build, trace and check a network once; every unit of a plan asks for it."""
+    built = build_model(model, images, classes)
+    network = trace(built, images, name=model, dataset=dataset, classes=classes)
+    check_function(built, network, images)
+    return network

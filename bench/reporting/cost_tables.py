@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator
 
+from bench.compression.policy import FULL_PRECISION_BITS
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.compression.space_size import CANDIDATES, in_words, policies
 from bench.costs.breakdown import CostBreakdown, Difference, Side
-from bench.costs.counter import LayerCost
+from bench.costs.counter import LayerCost, OperationCost
 from bench.costs.measures import MEASURES, Bops, Measure, MeasureName
 from bench.errors import BenchError
 from bench.reporting.report import Column, Table
@@ -45,6 +46,7 @@ def cost_table(costs: CostBreakdown, by: MeasureName) -> Table:
     largest = max(shares.values())
     shapes = zip(costs.network.layers, costs.cost.layers, strict=True)
     rows = [_row(costs, shape, layer, _share(shares[layer.name], largest)) for shape, layer in shapes]
+    rows += [_unquantized_row(costs, operation, by) for operation in costs.cost.unquantized]
     totals = ("total", "", "", "", _millions(costs.cost.macs), *_figures(costs, None), "")
     return Table(
         name="cost",
@@ -77,6 +79,14 @@ def _row(costs: CostBreakdown, shape: LayerShape, layer: LayerCost, share: str) 
     bits = f"{layer.weight_bits}/{layer.activation_bits}"
     figures = _figures(costs, layer)
     return (layer.name, _shape(shape, layer), str(groups), bits, _millions(layer.macs), *figures, share)
+
+
+def _unquantized_row(costs: CostBreakdown, operation: OperationCost, by: MeasureName) -> tuple[str, ...]:
+    """Make the row of multiplications outside of the layers, which only bit operations count."""
+    figures = (_figure(measure, operation.bops if name == "bops" else None) for name, measure in MEASURES.items())
+    share = f"{operation.bops / costs.cost.bops:5.1%}" if by == "bops" else ""
+    bits = f"{FULL_PRECISION_BITS}/{FULL_PRECISION_BITS}"
+    return (operation.name, "not quantized", "", bits, _millions(operation.macs), *figures, share)
 
 
 def _shape(shape: LayerShape, layer: LayerCost) -> str:

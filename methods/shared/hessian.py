@@ -75,7 +75,9 @@ def loss_graph(job: SearchJob, images: int) -> LossGraph:
 
     for layer in job.task.network.middle:
         module = model.get_submodule(layer.name)
-        tensors[layer.name, "weight_bits"] = module.weight  # type: ignore[assignment]
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        # A frozen weight has a Hessian too.
+        tensors[layer.name, "weight_bits"] = weight.requires_grad_()
         module.register_forward_pre_hook(keep(layer.name))
     order = generator("hessian", job.seed)
     data = job.task.data

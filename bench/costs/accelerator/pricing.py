@@ -13,6 +13,9 @@ from bench.costs.counter import channels
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
+NOT_A_LAYER = "it multiplies outside of the layers at full precision, which the accelerator does not"
+"""Reason why the execution of an operation outside of the layers is not known."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AcceleratorCost:
@@ -46,10 +49,13 @@ def price_on(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
     """Execute a network under a policy.
 
     Raises:
-        BenchError: The policy does not fit the network, has more bits than the accelerator computes with, or a layer
-            is not square.
+        BenchError: The policy does not fit the network, has more bits than the accelerator computes with, a layer is
+            not square, or the network multiplies outside of its layers.
     """
     check(network, policy)
+    if network.unquantized:
+        label = network.unquantized[0].label
+        raise BenchError(f"latency and energy of '{network.model}' are not known because of '{label}': {NOT_A_LAYER}")
     layers = {}
     for layer in network.layers:
         choice = policy.layers[layer.name]
@@ -60,10 +66,10 @@ def price_on(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
 
 
 def computes(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy) -> bool:
-    """Whether the accelerator computes with all bits of a policy, and all layers are square."""
+    """Whether the accelerator computes with all bits of a policy, all layers are square, and there is nothing else."""
     highest = _hardware(accelerator.hardware).max_bits
     supported = all(max(layer.weight_bits, layer.activation_bits) <= highest for layer in policy.layers.values())
-    return supported and all(_is_square(layer) for layer in network.layers)
+    return supported and not network.unquantized and all(_is_square(layer) for layer in network.layers)
 
 
 def execute_layer(

@@ -33,6 +33,7 @@ from bench.api import (
     policy_of,
     uniform,
 )
+from bench.compression.compress import names_of
 from bench.compression.quantizer import clips_of, positive, read_clips
 from methods.shared.decisions import bits_decision
 from methods.shared.options import RISING, ChoosesBits
@@ -85,7 +86,8 @@ class MixedLayer(nn.Module):
         self.geometry = geometry_of(module)
         self.bits = bits
         weight: Tensor = module.weight  # type: ignore[assignment]
-        copies = [nn.Parameter(weight.detach().clone()) for _ in (bits[:1] if shared else bits)]
+        trained = weight.requires_grad
+        copies = [nn.Parameter(weight.detach().clone(), trained) for _ in (bits[:1] if shared else bits)]
         self.weight = nn.ParameterList(copies * len(bits) if shared else copies)
         self.bias = module.bias  # type: ignore[assignment]
         of_weights = [quantizer(bits=path, kind="weight", normalized=shape.normalized) for path in bits]
@@ -185,11 +187,11 @@ class PathNetwork(TrainedNetwork):
 
     def state(self, policy: Policy, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy the weights of the chosen paths, under the names of the float model."""
-        weights = {f"{name}.weight" for name in self.layers}
+        weights = {f"{alias}.weight": name for name in self.layers for alias in names_of(self.model, name)}
         state = super().state(policy, {name: names[name] for name in names if name not in weights})
-        for name, layer in self.layers.items():
+        for alias, name in weights.items():
             chosen = self.bits.index(policy.layers[name].weight_bits)
-            state[f"{name}.weight"] = layer.weight[chosen].detach().clone()
+            state[alias] = self.layers[name].weight[chosen].detach().clone()
         return state
 
     def clips(self, policy: Policy) -> dict[str, float]:

@@ -87,7 +87,7 @@ def test_as_json_integers_are_exact(bench: Command) -> None:
     found = json.loads(bench("cost", "--model", "resnet20", "--dataset", "cifar100", "--bits", 4, "--json").out)
     assert list(found) == [
         *("model", "dataset", "macs", "bops", "memory_bits", "memory_kb", "peak_memory_bits", "parameters"),
-        *("latency_ms", "energy_mj", "hardware", "batch", "depthwise", "search_space", "layers"),
+        *("unquantized", "latency_ms", "energy_mj", "hardware", "batch", "depthwise", "search_space", "layers"),
     ]
     assert (found["macs"], found["bops"], found["memory_bits"]) == (40_818_944, 674_643_968, 1_994_624)
     assert (found["memory_kb"], found["parameters"]) == (249.328, 276_656)

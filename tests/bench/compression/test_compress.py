@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.compression.compress import ConvGeometry, LinearGeometry, QuantizedLayer, calibrate, compress, reduce
+from bench.compression.compress import QuantizedLayer, calibrate, compress, reduce
+from bench.compression.geometry import ConvGeometry, LinearGeometry
 from bench.compression.policy import Policy, uniform
 from bench.compression.quantizer import Shifted, UniformQuantizer, best_clip, quantize, standardize
 from bench.compression.shapes import NetworkShape, trace

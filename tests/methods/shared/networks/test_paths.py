@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.compression.compress import ConvGeometry, calibrate, compress
+from bench.compression.compress import calibrate, compress
+from bench.compression.geometry import ConvGeometry
 from bench.compression.policy import LayerPolicy, Policy, uniform
 from bench.compression.quantizer import QuantizerFactory, Shifted, UniformQuantizer
 from bench.compression.shapes import LayerShape

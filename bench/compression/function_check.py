@@ -1,0 +1,288 @@
+"""The check that a compressed network is the network: it is built with quantizers that do nothing, and compared.
+
+Weights are drawn at random for the check, so that a layer that starts at zero is compared too. Afterwards every layer
+is quantized to few bits, and each must compute something else than the float layer does. At last, filters are removed
+from every layer that may lose some, and the outputs are compared with those of the network in which no weight reads
+these filters.
+"""
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.compression.compress import compress, reduce, replace_layer
+from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, kept_inputs, uniform
+from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
+from bench.compression.requirements import check_logits
+from bench.compression.shapes import NetworkShape
+from bench.errors import BenchError
+from bench.plugins.failures import described
+
+Build = Callable[[nn.Module, NetworkShape, Policy, QuantizerFactory], nn.Module]
+"""Builds a compressed network of a float one."""
+
+_IMAGES = 2
+_FEW_BITS = 2
+_TOLERANCE = 1e-4
+"""Largest difference, as a share of the largest value. The same operations are carried out, so nearly nothing is."""
+
+
+def check_function(
+    model: nn.Module, network: NetworkShape, input_shape: tuple[int, int, int], build: Build | None = None
+) -> None:
+    """Check that compression keeps a network's function and its gradients, and that it reaches every layer.
+
+    Args:
+        model: Float network on the CPU; it is not changed.
+        network: Shapes of the network.
+        input_shape: Channels, height and width of one image.
+        build: Function that builds the compressed network; `compress` by default.
+
+    Raises:
+        BenchError: The model cannot be executed in training mode, or cannot be compressed.
+    """
+    build = build or _compressed
+    with _random_numbers(0):
+        original = _with_random_weights(model, network)
+        images = torch.randn(_IMAGES, *input_shape).to(next(model.parameters()))
+        _outputs(_sealed(original, network), network, images, False, "cannot be compressed")
+        _check_same(original, _built(build, original, network, _nothing), network, images)
+        _check_reached(original, _built(build, original, network, UniformQuantizer), network, images)
+        _check_reduced(original, network, images)
+
+
+def _compressed(model: nn.Module, network: NetworkShape, policy: Policy, quantizer: QuantizerFactory) -> nn.Module:
+    return compress(model, network, policy, quantizer=quantizer)
+
+
+def _nothing(*, bits: int, kind: str, normalized: bool) -> nn.Module:
+    """Make a quantizer that does nothing."""
+    return nn.Identity()
+
+
+def _built(build: Build, original: nn.Module, network: NetworkShape, quantizer: QuantizerFactory) -> nn.Module:
+    few = LayerPolicy(weight_bits=_FEW_BITS, activation_bits=_FEW_BITS)
+    layers = dict.fromkeys((layer.name for layer in network.layers), few)
+    return build(original, network, Policy(model=network.model, dataset=network.dataset, layers=layers), quantizer)
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Fix the random numbers of PyTorch and Python, and give both generators their states back."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+@torch.no_grad()
+def _with_random_weights(model: nn.Module, network: NetworkShape) -> nn.Module:
+    """Copy a network with random weights of its layers, and with noise on its vectors and scalars."""
+    drawn = copy.deepcopy(model)
+    for parameter in drawn.parameters():
+        if parameter.ndim < 2:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for layer in network.layers:
+        weight: Tensor = drawn.get_submodule(layer.name).weight  # type: ignore[assignment]
+        weight.normal_(std=weight[0].numel() ** -0.5)
+    return drawn
+
+
+class _Sealed(nn.Module):
+    """A layer that can be called, and nothing else: searched layers need not have a weight or a number of channels."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.__dict__.update(_layer=layer, _name=name)  # not a submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.__dict__["_layer"](x)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"layer '{self._name}' is asked for '{name}' outside of its own forward pass")
+
+
+def _sealed(original: nn.Module, network: NetworkShape) -> nn.Module:
+    """Copy a network, and hide everything of its layers but what they compute."""
+    sealed = copy.deepcopy(original).eval()
+    for layer in network.layers:
+        replace_layer(sealed, layer.name, _Sealed(sealed.get_submodule(layer.name), layer.name))
+    return sealed
+
+
+# --- the same function ------------------------------------------------------------------------------------------------
+
+
+def _check_same(original: nn.Module, rebuilt: nn.Module, network: NetworkShape, images: Tensor) -> None:
+    """Compare outputs in both modes, and gradients in training mode.
+
+    Raises:
+        BenchError: They differ, or a layer is not executed once.
+    """
+    runs: Counter[str] = Counter()
+    hooks = [
+        rebuilt.get_submodule(layer.name).register_forward_hook(lambda *_, name=layer.name: runs.update([name]))
+        for layer in network.layers
+    ]
+    for training in (True, False):
+        runs.clear()
+        mode = "training" if training else "evaluation"
+        wanted = _outputs(original, network, images, training, f"cannot be executed in {mode} mode")
+        found = _outputs(rebuilt, network, images, training, "cannot be compressed")
+        _check_runs(network, runs, training)
+        if not _close(found, wanted):
+            raise _differing(original, rebuilt, network, images, mode)
+        if training:
+            _check_gradients(original, rebuilt, network, found, wanted)
+    for hook in hooks:
+        hook.remove()
+
+
+def _outputs(model: nn.Module, network: NetworkShape, images: Tensor, training: bool, failure: str) -> Tensor:
+    """Compute the logits, with the same random numbers in every call.
+
+    Raises:
+        BenchError: That is not possible, or the result is no tensor of logits.
+    """
+    with _random_numbers(1), torch.set_grad_enabled(training):
+        try:
+            outputs = model.train(training)(images)
+        except Exception as error:
+            # A user's forward function may raise any exception, e.g. where it reads an attribute of a layer.
+            raise BenchError(f"model '{network.model}' {failure}: {described(error)}") from error
+    check_logits(outputs, len(images), None, network.model)
+    result: Tensor = outputs
+    return result
+
+
+def _check_runs(network: NetworkShape, runs: Counter[str], training: bool) -> None:
+    """Check that every layer runs once; in training, whole blocks may be left out."""
+    allowed = (0, 1) if training else (1,)
+    for layer in network.layers:
+        if runs[layer.name] not in allowed:
+            raise BenchError(
+                f"layer '{layer.name}' of model '{network.model}' runs {runs[layer.name]} times once it is replaced by "
+                "a quantized layer, not once: modules must be called as attributes or from containers of PyTorch"
+            )
+
+
+def _check_gradients(
+    original: nn.Module, rebuilt: nn.Module, network: NetworkShape, found: Tensor, wanted: Tensor
+) -> None:
+    direction = torch.randn_like(wanted)
+    for logits in (wanted, found):
+        (logits * direction).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in rebuilt.named_parameters()}
+    for name, parameter in original.named_parameters():
+        reached = gradients.get(name)
+        same = reached is None if parameter.grad is None else reached is not None and _close(reached, parameter.grad)
+        if not same:
+            raise BenchError(
+                f"parameter '{name}' of model '{network.model}' has another gradient once layers are replaced by "
+                "quantized ones, so the model cannot be compressed"
+            )
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors agree up to rounding; what is not a number must be the same on both sides."""
+    scale = float(wanted.detach().nan_to_num().abs().max()) if wanted.numel() else 0.0
+    return found.shape == wanted.shape and torch.allclose(
+        found, wanted, rtol=0, atol=_TOLERANCE * scale, equal_nan=True
+    )
+
+
+def _differing(original: nn.Module, rebuilt: nn.Module, network: NetworkShape, images: Tensor, mode: str) -> BenchError:
+    """Describe a difference by the first layer that computes something else than its float form."""
+    equal = _layers_equal(original, rebuilt, network, images)
+    layer = next((name for name, same in equal.items() if not same), None)
+    where = f"layer '{layer}' of model" if layer else "model"
+    return BenchError(
+        f"{where} '{network.model}' computes something else in {mode} mode once layers are replaced by quantized ones, "
+        "so the model cannot be compressed"
+    )
+
+
+# --- every layer is reached -------------------------------------------------------------------------------------------
+
+
+def _check_reached(original: nn.Module, quantized: nn.Module, network: NetworkShape, images: Tensor) -> None:
+    """Check that every layer of a network with few bits computes something else than its float form."""
+    equal = _layers_equal(original, quantized, network, images)
+    unreached = next((layer.name for layer in network.layers if equal.get(layer.name, True)), None)
+    if unreached is not None:
+        raise BenchError(
+            f"layer '{unreached}' of model '{network.model}' computes the same at {_FEW_BITS} bits as in full "
+            "precision, so quantization does not reach it"
+        )
+
+
+@torch.no_grad()
+def _layers_equal(original: nn.Module, quantized: nn.Module, network: NetworkShape, images: Tensor) -> dict[str, bool]:
+    """Compare each layer with its float form, on the input that it has in the quantized network.
+
+    A layer that reads zeros only counts as different, since its output says nothing.
+    """
+    equal: dict[str, bool] = {}
+
+    def compare(name: str, x: Tensor, output: Tensor) -> None:
+        equal[name] = bool(x.any()) and _close(output, original.get_submodule(name)(x))
+
+    hooks = [
+        quantized.get_submodule(layer.name).register_forward_hook(
+            lambda _, inputs, output, name=layer.name: compare(name, inputs[0], output)
+        )
+        for layer in network.layers
+    ]
+    original.eval()
+    _outputs(quantized, network, images, False, "cannot be compressed")
+    for hook in hooks:
+        hook.remove()
+    return equal
+
+
+# --- removed filters are not read -------------------------------------------------------------------------------------
+
+
+def _check_reduced(original: nn.Module, network: NetworkShape, images: Tensor) -> None:
+    """Remove the last group of filters of every layer, and compare with weights of zero for their channels.
+
+    Raises:
+        BenchError: The reduced network cannot be executed, or computes something else.
+    """
+    policy = uniform(network, FULL_PRECISION_BITS)
+    for layer in network.layers:
+        if layer.prunable and layer.out_channels > 1:
+            kept = tuple(range(max(1, layer.out_channels - network.group_size)))
+            policy = policy.with_layer(layer.name, kept_filters=kept)
+    reduced = reduce(original, network, policy)
+    found = _outputs(reduced, network, images, False, "cannot lose filters; set its attribute `prunable` to ()")
+    if not _close(found, _outputs(_masked(original, network, policy), network, images, False, "cannot be executed")):
+        raise BenchError(
+            f"model '{network.model}' computes something else once filters are removed; list the layers that may lose "
+            "filters in its attribute `prunable`"
+        )
+
+
+@torch.no_grad()
+def _masked(original: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module:
+    """Copy a network, and set the weights to zero that read a filter which a policy removes."""
+    masked = copy.deepcopy(original)
+    for layer in network.layers:
+        kept = kept_inputs(policy, layer)
+        if kept is not None and not layer.depthwise:
+            weight: Tensor = masked.get_submodule(layer.name).weight  # type: ignore[assignment]
+            mask = torch.zeros(weight.shape[1], dtype=weight.dtype)
+            mask[list(kept)] = 1
+            weight.mul_(mask.view(1, -1, *[1] * (weight.ndim - 2)))
+    return masked
