@@ -47,6 +47,10 @@ UnitKind = Literal["pretrained", "tuning", "trials", "runs"]
 CHECKSUM = "checksum"
 """Field of a JSON object that holds the checksum of its other fields."""
 
+_PATHS_INSIDE = 250
+"""Bytes that the longest path inside a store may have."""
+_LONGEST_PATH = 4096 - 1 - _PATHS_INSIDE
+"""Largest length of a store's own path in bytes, on Linux."""
 _HASHED_BYTES = 1 << 20
 """Largest size of files that are hashed whenever they are checked; larger ones are hashed on request."""
 
@@ -132,8 +136,14 @@ class Store:
         """Make the store's folder.
 
         Raises:
-            BenchError: The folder cannot be made or written to.
+            BenchError: The folder cannot be made or written to, or its path is too long for the files in it.
         """
+        length = len(os.fsencode(self.root.absolute()))
+        if length > _LONGEST_PATH:
+            raise BenchError(
+                f"the path of the store has {length:,} bytes, and files in it need {_PATHS_INSIDE} more than that; "
+                f"choose one of at most {_LONGEST_PATH:,} with --store DIR"
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):

@@ -60,7 +60,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tracked(tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store's folder with an empty database of MLflow."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "a store%20"
+    folder = tmp_path / "a störe%20 ?#"
     folder.mkdir()
     shutil.copy(mlflow_database, folder / "mlflow.db")
     return folder

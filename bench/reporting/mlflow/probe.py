@@ -124,7 +124,7 @@ def is_database(uri: str) -> bool:
 
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of an SQLite URI; `None` for any other URI."""
-    if not uri.startswith("sqlite:"):
+    if re.match(r"sqlite(\+\w+)?:", uri) is None:
         return None
     from sqlalchemy.engine import make_url
 

@@ -8,6 +8,7 @@ through the client API. The fluent API keeps a current run in global state and r
 import logging
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError, first_line
+from bench.errors import BenchError, first_line, printable
 from bench.reporting.mlflow.mirror import STORE, Connection, Counts, Mirror
 from bench.reporting.mlflow.probe import is_database, is_server, open_sqlite, probe, sqlite_file
 from bench.reporting.mlflow.views import experiment_tags
@@ -223,14 +224,26 @@ def resolve_uri(uri: str | None, store_root: Path, environment: Mapping[str, str
             f"'{without_password(chosen)}' is not a tracking URI; give a server such as http://HOST:5000 or a "
             "database such as sqlite:////FOLDER/mlflow.db, with --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    return with_driver(chosen) if chosen else _sqlite_uri(store_root.resolve() / "mlflow.db")
+    return with_driver(chosen) if chosen else _sqlite_uri(str(store_root.resolve() / "mlflow.db"))
 
 
-def _sqlite_uri(path: Path) -> str:
-    """Return the URI of an SQLite file, with special characters of URIs escaped."""
-    from sqlalchemy.engine import URL
+def _sqlite_uri(path: str) -> str:
+    """Return the URI of an SQLite file, with special characters of URIs escaped.
 
-    return URL.create("sqlite", database=str(path)).render_as_string()
+    MLflow makes the folder of a URI of the plain form without unescaping it, beside the one that is meant.
+
+    Raises:
+        BenchError: The path is not text in UTF-8, which a URI needs.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise BenchError(
+            f"MLflow cannot use a database '{printable(path)}', whose path is not UTF-8; choose another "
+            "with --store DIR"
+        ) from error
+    escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):02X}", path)
+    return f"{'sqlite' if escaped == path else 'sqlite+pysqlite'}:///{escaped}"
 
 
 def _make_database(file: Path) -> None:
@@ -248,7 +261,8 @@ def _make_database(file: Path) -> None:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         open_sqlite(temporary, write=True)  # fails at once, whereas MLflow would try for minutes
-        MlflowClient(tracking_uri=_sqlite_uri(temporary), registry_uri=_sqlite_uri(temporary)).search_experiments()
+        uri = _sqlite_uri(str(temporary))
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -274,10 +288,8 @@ def _current_uri(uri: str) -> str:
     _spellings[file] = inode, number
     if not number:
         return uri
-    from sqlalchemy.engine import make_url
-
-    database = f"{file.parent}/{'./' * number}{file.name}"
-    return make_url(uri).set(database=database).render_as_string(hide_password=False)
+    _, mark, options = uri.partition("?")
+    return _sqlite_uri(f"{file.parent}/{'./' * number}{file.name}") + mark + options
 
 
 def _note_failure(uri: str, error: Exception) -> None:

@@ -313,3 +313,15 @@ def test_removing_takes_files_folders_and_links_but_not_what_a_link_points_to(tm
     for name in ("link", "folder", "file", "nothing"):
         remove(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("length", [3846, 4090, 9000])
+def test_a_path_that_is_too_long_is_one_line(tmp_path: Path, length: int) -> None:
+    """Also one that could be made, but would have no room for the files of units."""
+    below = length - len(str(tmp_path)) - 1
+    parts = "/".join("x" * 200 for _ in range(below // 201))
+    root = tmp_path / f"{parts}/{'y' * (below - len(parts) - 1)}"
+    assert len(str(root)) == length
+    with pytest.raises(BenchError, match=f"the path of the store has {length:,} bytes.*choose one of at most 3,845"):
+        Store(root).prepare()
+    assert list(tmp_path.iterdir()) == []

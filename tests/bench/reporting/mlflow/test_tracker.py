@@ -13,7 +13,7 @@ import pytest
 from bench.errors import BenchError
 from bench.reporting.mlflow import tracker as tracking
 from bench.reporting.mlflow.entries import curve_points
-from bench.reporting.mlflow.probe import is_database
+from bench.reporting.mlflow.probe import is_database, sqlite_file
 from bench.reporting.mlflow.tracker import Tracker, resolve_uri
 from bench.reporting.report import make_document
 from bench.results.tables import StudyResults
@@ -361,3 +361,19 @@ def read_rows(fake: Any) -> dict[tuple[str, str], dict[str, str]]:
     titles = [column.title for column in table.columns]
     rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
     return {(row["Method"], row["Budget"]): row for row in rows}
+
+
+def test_nothing_is_made_beside_a_store_with_a_strange_name(tracked: Path) -> None:
+    """MLflow itself would make a folder with the escaped name."""
+    assert any(sign in tracked.name for sign in "%?#") and not tracked.name.isascii()
+    before = {path.name for path in tracked.parent.iterdir()}
+    tracker = Tracker(None, tracked)
+    assert tracker.prepare({"name": "strange"})
+    assert tracker.find_experiment("strange") is not None
+    assert {path.name for path in tracked.parent.iterdir()} == before
+    assert sqlite_file(tracker.uri) == tracked / "mlflow.db"
+
+
+def test_a_store_whose_path_is_not_utf_8_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"cannot use a database '.*/a\\udcff/mlflow\.db', whose path is not UTF-8"):
+        Tracker("", tmp_path / "a\udcff")
