@@ -12,8 +12,11 @@ EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 """Exit statuses of the command line besides 0: some run failed, bad usage or data, interrupted."""
 
 _LONGEST_LINE = 500
-_NOT_THE_USERS = (os.path.join(Path(__file__).parent, ""), os.path.join(sysconfig.get_path("stdlib"), ""))  # noqa: PTH118
-"""Folders of the harness and of Python's own library."""
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Names of folders into which libraries are installed."""
+_TORCH = f"{os.sep}torch{os.sep}"
+_HARNESS, _PYTHON = (os.path.join(path, "") for path in (Path(__file__).parent, sysconfig.get_path("stdlib")))  # noqa: PTH118
+"""Folders of the harness and of Python's own library, with the closing separator."""
 
 CONTINUE = "nothing that had finished is lost; run the same command again to continue"
 """Advice after an interruption of `bench run`."""
@@ -93,13 +96,18 @@ def place(error: BaseException, *, only_users: bool = False) -> str:
 
     Args:
         error: The error.
-        only_users: Whether to return an empty text if there is no such code; otherwise any innermost line is named.
+        only_users: Whether to return an empty text if there is no such code. Otherwise the innermost line of a library
+            other than PyTorch, of the harness, or of anything is named.
     """
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename is not None:
         frames.append((error.filename, error.lineno or 0))
     own = [frame for frame in frames if is_foreign(frame[0])]
-    chosen = own or ([] if only_users else frames)
+    if only_users or own:
+        chosen = own
+    else:
+        libraries = [frame for frame in frames if _INSTALLED & {*Path(frame[0]).parts} and _TORCH not in frame[0]]
+        chosen = libraries or [frame for frame in frames if frame[0].startswith(_HARNESS)] or frames
     return f"{_shown(chosen[-1][0])}:{chosen[-1][1]}" if chosen else ""
 
 
@@ -124,7 +132,7 @@ def full_traceback(error: BaseException) -> str:
 
 def is_foreign(file: str) -> bool:
     """Return whether a file of code belongs neither to the harness nor to Python or an installed library."""
-    return not file.startswith(("<", *_NOT_THE_USERS)) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
+    return not file.startswith(("<", _HARNESS, _PYTHON)) and not _INSTALLED & {*Path(file).parts}
 
 
 def _shown(file: str) -> str:

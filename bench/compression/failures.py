@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from bench.errors import BenchError
-from bench.plugins.failures import described
+from bench.errors import BenchError, ForeignCodeError, described
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def told_in_one_line(model: nn.Module, name: str, image: tuple[int, int, int]) -
     except Exception as error:
         layer = entered[-1] if entered else ""
         words = f" in layer '{layer}' ({type(model.get_submodule(layer)).__name__})" if layer else ""
-        raise BenchError(
+        raise ForeignCodeError(
             f"model '{name}' cannot compute an image of {image[1]}×{image[2]} pixels and {image[0]} channels: it "
             f"fails{words} with {described(error)}; give a model for this size, or larger images where the data set "
             "allows it, e.g. --set task.image_size=64"

@@ -202,8 +202,8 @@ def _upper_byte(image: "Image.Image") -> NDArray[np.uint8]:
         raise UnreadableError(f"its pixels are {kind} numbers without a fixed range; convert it to 8 bits")
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    grey = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
-    return 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey  # 0: large values are dark
+    grey: NDArray[np.uint8] = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    return np.invert(grey) if tags.get(_PHOTOMETRIC) == 0 else grey  # 0: large values are dark
 
 
 def _in_short(error: Exception) -> str:

@@ -4,8 +4,7 @@ import inspect
 
 from torch import nn
 
-from bench.errors import BenchError
-from bench.plugins.failures import described
+from bench.errors import BenchError, ForeignCodeError, described
 from bench.plugins.registry import load
 
 
@@ -26,8 +25,8 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         model = make(*arguments)
     except BenchError:
         raise
-    except Exception as error:
-        raise BenchError(
+    except (Exception, SystemExit) as error:
+        raise ForeignCodeError(
             f"model '{name}' cannot be built for images of {image_shape[1]}×{image_shape[2]} pixels and "
             f"{image_shape[0]} channels, and {num_classes} classes: {described(error)}"
         ) from error

@@ -168,12 +168,22 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
 # --- code of plug-ins that fails ---
 
 NET = "from bench.models.resnet import resnet8\ndef make(in_channels, num_classes):\n    ACT\n"
+NET += """
+from torch import nn
+
+class Late(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    def forward(self, images):
+        return [][3]
+"""
 FAILING = {
     "an index": ("{}[3]", "KeyError: 3 ({file}:3)"),
     "a lazy import": ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all' ({file}:3)"),
     "a missing argument": ("return resnet8()", "({file}:3)"),
     "an exit": ("raise SystemExit(0)", "SystemExit: 0 ({file}:3)"),
     "no end": ("return make(1, 2)", "RecursionError: maximum recursion depth exceeded"),
+    "its forward pass": ("return Late()", "IndexError: list index out of range ({file}:11)"),
 }
 
 

@@ -62,7 +62,7 @@ class Raising(nn.Module):
 def test_any_failure_of_a_forward_pass_is_one_line(model: nn.Module, told: str) -> None:
     words = refusal(model, 8)
     assert told in words
-    assert "Raising" not in told or f"({Path(__file__)}:" in words
+    assert "Raising" not in told or f"({Path(__file__).relative_to(Path.cwd())}:" in words
 
 
 MODULE = """
