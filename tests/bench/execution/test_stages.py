@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
@@ -634,7 +635,8 @@ def test_a_trial_that_fails_ends_its_tuning_with_its_number_and_reason(
         patch.setattr(finetuning, "calibrate", None)
         outcome = shop.run(unit)
     assert (outcome.status, shop.record(unit)["status"]) == ("failed", "failed")
-    assert shop.record(unit)["reason"] == outcome.reason == "trial 0: TypeError: 'NoneType' object is not callable"
+    assert shop.record(unit)["reason"] == outcome.reason
+    assert outcome.reason.startswith("trial 0: TypeError: 'NoneType' object is not callable (bench/execution/stages/")
     assert shop.run(run).reason == f"tuning of sbs did not finish: {outcome.reason}"
     assert shop.run(unit).status == "failed"  # it stands
     again = workshop({"tuning": {"trials": 3}, "methods": ["sbs"], "seeds": [0]}, retry=RETRIABLE)
@@ -774,9 +776,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 ) -> None:
     torch.save(content(tmp_path), tmp_path / "wrong.pt")
     shop = workshop(checkpoint_study(tmp_path / "wrong.pt"))
-    with pytest.raises(BenchError, match=told) as caught:
-        shop.run(shop.plan.pretrainings[0])
-    assert "\n" not in str(caught.value)
+    outcome = shop.run(shop.plan.pretrainings[0])
+    assert (outcome.status, outcome.error) == ("failed", "")
+    assert re.search(told, outcome.reason) and outcome.reason.isprintable()
     assert not (tmp_path / "made").exists()
 
 
