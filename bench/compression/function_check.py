@@ -21,8 +21,7 @@ from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, k
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.requirements import check_logits
 from bench.compression.shapes import NetworkShape
-from bench.errors import BenchError
-from bench.plugins.failures import described
+from bench.errors import BenchError, ForeignCodeError, described
 
 Build = Callable[[nn.Module, NetworkShape, Policy, QuantizerFactory], nn.Module]
 """Builds a compressed network of a float one."""
@@ -160,7 +159,7 @@ def _outputs(model: nn.Module, network: NetworkShape, images: Tensor, training: 
             outputs = model.train(training)(images)
         except Exception as error:
             # A user's forward function may raise any exception, e.g. where it reads an attribute of a layer.
-            raise BenchError(f"model '{network.model}' {failure}: {described(error)}") from error
+            raise ForeignCodeError(f"model '{network.model}' {failure}: {described(error)}") from error
     check_logits(outputs, len(images), None, network.model)
     result: Tensor = outputs
     return result
