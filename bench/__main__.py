@@ -1,5 +1,6 @@
 """The console script: runs the command line, and prints every error that a user can cause in one line."""
 
+import errno
 import logging
 import os
 import sys
@@ -19,6 +20,9 @@ from bench.errors import (
     is_foreign,
     place,
 )
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk, whoever writes to it."""
 
 
 def main() -> None:
@@ -61,7 +65,7 @@ def _status() -> int:
 
 def _told(error: BaseException) -> int:
     """Print one line about an exception that is not of the harness; return the exit status."""
-    if isinstance(error, OSError) and not place(error, only_users=True):
+    if isinstance(error, OSError) and (error.errno in _DISK or not place(error, only_users=True)):
         path = error.filename or "unknown file"
         sys.stderr.write(f"bench: {error.strerror or error}: {path}; nothing that had finished is lost\n")
     else:
