@@ -28,7 +28,7 @@ from bench.reporting.report import write_views
 from bench.results.status import stale_notes, unit_states
 from bench.results.tables import StudyResults
 from bench.store.contents import UnitKey, units_of
-from bench.store.files import Store, read_checked, write_checked
+from bench.store.files import Store, write_checked
 from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.store.outcomes import RESULTS, Outcome
 
@@ -186,7 +186,7 @@ def unused_results(store: Store, document: Mapping[str, Any]) -> list[str]:
     """
     lines = stale_notes(unit_states(store, document))
     name = str(document["name"])
-    stored = read_checked(store.study(name) / "study.json") or {}
+    stored = store.study_document(name) or {}
     dropped = [unit for unit in units_of(stored) - units_of(document) if _has_result(store, unit)]
     if dropped:
         lines.append(

@@ -96,7 +96,9 @@ class FakeStore:
     def damaged(self, identity: str) -> None:
         """Add a run whose record was cut off."""
         self.runs.append(identity)
-        write_text(self.store.unit("runs", identity) / "record.json", '{"id": "x", "status": "do')
+        folder = self.store.unit("runs", identity)
+        write_checked(folder / "spec.json", {"id": identity, "unit": {}, "depends_on": {}, "specification": {}})
+        write_text(folder / "record.json", '{"id": "x", "status": "do')
 
     def failed(self, method: str, seed: int, reason: str, **fields: Any) -> str:
         """Add a run that failed, with its traceback."""

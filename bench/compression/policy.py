@@ -6,7 +6,6 @@ it. Bits and indices are whole numbers of Python: a policy turns those of NumPy 
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, unknown_name
+from bench.inputs.reading import JSON_BYTES, parse_json, printable, read_bytes
 
 if TYPE_CHECKING:  # shapes are traced by PyTorch; policies are read without it
     from bench.compression.shapes import LayerShape, NetworkShape
@@ -148,10 +148,11 @@ def load_policy(path: Path) -> Policy:
         BenchError: The file is missing, is not JSON, or does not have the form of a policy.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = read_bytes(path, JSON_BYTES)
+        document = printable(parse_json(content), content)
     except OSError as error:
         raise BenchError(f"cannot read the policy file '{path}': {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long, nested too deeply
+    except ValueError as error:
         raise BenchError(f"the policy file '{path}' is not valid JSON: {error}") from error
     return policy_from_json(document, where=f"the policy file '{path}'")
 

@@ -21,7 +21,7 @@ from bench.execution.records import close, new_record, recorded_outcome
 from bench.execution.settings import Limits
 from bench.execution.worker import HeldError, process_main, work_on_unit
 from bench.planning.builder import stored_unit
-from bench.store.files import Store, read_checked, write_text
+from bench.store.files import Store, read_stored_specification, write_text
 from bench.store.leases import Leases, LostLeaseError
 from bench.store.outcomes import INTERRUPTED, Outcome, outcome_of_error
 
@@ -267,7 +267,7 @@ def _record_outcome(request: UnitRequest, outcome: Outcome, attempts_before: int
         store = Store(request.store)
         record = store.record(request.kind, request.identity)
         if record is None or record["attempt"] == attempts_before:  # the process died before it wrote anything
-            stored = read_checked(request.folder / "spec.json")
+            stored = read_stored_specification(request.folder)
             if stored is None:
                 return outcome
             record = new_record(stored_unit(stored), request.data_checksum, record)

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from bench.errors import full_traceback
@@ -20,6 +21,7 @@ from bench.spec.seeds import derive
 from bench.store.files import read_json, write_text
 from bench.store.leases import Heartbeat, Lease, ignore_loss
 from bench.store.outcomes import INTERRUPTED, Outcome, SkippedError, outcome_of_error
+from bench.store.schemas import StoredTrial, fitting
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, 
             return None
         if outcome.status != "done":
             raise _TrialEndedError(number, outcome)
-        return Trial(**read_json(store.unit("trials", trial.identity) / "trial.json"))
+        return _stored_trial(store.unit("trials", trial.identity) / "trial.json", number)
 
     chosen, trials = tune(
         Tuning(
@@ -117,6 +119,19 @@ def _tuned(study_run: StudyRun, unit: TuningUnit, lease: Lease) -> Mapping[str, 
         "trials_diverged": len(diverged),
         "tuning_seconds": sum(trial.seconds for trial in trials) + sum(diverged),
     }
+
+
+def _stored_trial(path: Path, number: int) -> Trial:
+    """Read what a trial found.
+
+    Raises:
+        _TrialEndedError: The file is damaged or something else.
+    """
+    document = fitting(read_json(path), StoredTrial)
+    if document is None:
+        reason = f"'{path}' is damaged; remove its folder and run the same command again"
+        raise _TrialEndedError(number, Outcome(status="failed", reason=reason))
+    return Trial(**{field.name: document[field.name] for field in fields(Trial)})
 
 
 def _run_trial(study_run: StudyRun, trial: Unit) -> Outcome:

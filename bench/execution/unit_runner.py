@@ -11,7 +11,7 @@ from bench.execution.supervisor import supervise, work_in_this_process
 from bench.execution.worker import HeldError
 from bench.planning.builder import stored_specification
 from bench.planning.units import Unit, kind_of, title
-from bench.store.files import read_checked, write_checked
+from bench.store.files import read_stored_specification, write_checked
 from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.outcomes import Outcome
 
@@ -69,7 +69,7 @@ def prepare_folder(study_run: StudyRun, unit: Unit) -> Outcome | None:
         if holder is not None:
             leases.remove_dead(holder)
         valid, reason = valid_result(store, unit, study_run.data_checksum, study_run.settings.retry)
-        stored = read_checked(path)
+        stored = read_stored_specification(path.parent)
         if stored is not None and stored["depends_on"] != json.loads(json.dumps(unit.document)):
             valid, reason = False, "its stored specification is that of another unit"
         if valid:

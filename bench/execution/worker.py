@@ -21,7 +21,7 @@ from bench.execution.task_loader import TaskLoader
 from bench.planning.builder import stored_unit
 from bench.planning.units import Unit
 from bench.replicas import ReplicaLostError
-from bench.store.files import Store, read_checked, remove, write_text
+from bench.store.files import Store, read_stored_specification, remove, write_text
 from bench.store.leases import Heartbeat, Lease, Leases, LostLeaseError
 from bench.store.outcomes import Outcome, StoppedError, outcome_of_error
 from bench.training.checkpoints import Checkpoints
@@ -77,7 +77,7 @@ def _work_with_lease(request: UnitRequest, lease: Lease) -> Outcome:
 
 
 def _requested_unit(request: UnitRequest) -> Unit:
-    stored = read_checked(request.folder / "spec.json")
+    stored = read_stored_specification(request.folder)
     if stored is None:
         raise StudyHaltedError(
             f"the specification in '{request.folder}' is missing or damaged; run the study's command again"

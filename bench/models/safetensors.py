@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.inputs.reading import CHECKPOINT_BYTES, read_bytes
 
 SUFFIX = ".safetensors"
 """Ending of the names of such files."""
@@ -49,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         BenchError: The file is missing, or does not follow the format.
     """
     try:
-        return _tensors(path.read_bytes())
+        return _tensors(read_bytes(path, CHECKPOINT_BYTES))
     except OSError as error:
         raise BenchError(f"cannot read the checkpoint '{path}': {error.strerror}") from error
     except _FormatError as error:

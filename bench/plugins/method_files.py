@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from bench.errors import BenchError, ForeignCodeError, described, unknown_name
+from bench.inputs.reading import TEXT_BYTES, read_bytes
 from bench.plugins import entry_points
 from bench.plugins.source_hash import file_in, hash_sources, imported_files, module_file
 
@@ -157,7 +158,7 @@ def source_hash(location: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, TEXT_BYTES)
     except OSError as error:
         raise BenchError(f"cannot read the method's file '{path}': {error.strerror}") from error
 

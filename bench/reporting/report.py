@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.errors import BenchError
+from bench.inputs.names import FileName, inside
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.results.differences import write_numbers
@@ -236,7 +237,8 @@ def write_document(document: Document, folder: Path) -> list[Path]:
 
         for figure in document.figures:
             chart = (figure.still or figure.draw)()
-            files += [save(chart, folder / f"{figure.name}.{ending}") for ending in FIGURE_ENDINGS]
+            names = [FileName(f"{figure.name}.{ending}") for ending in FIGURE_ENDINGS]
+            files += [save(chart, inside(folder, name)) for name in names]
     return files
 
 
@@ -249,7 +251,7 @@ def write_tables(document: Document, folder: Path) -> list[Path]:
             alone = Document(study=document.study, sections=(Section(name=section.name, title="", parts=(table,)),))
             for form in forms:
                 if isinstance(table, Table) and form.suffix and not form.page:
-                    files.append(folder / f"{table.name}{form.suffix}")
+                    files.append(inside(folder, FileName(f"{table.name}{form.suffix}")))
                     write_text(files[-1], form.render(alone, DEFAULT_WIDTH))
     return files
 

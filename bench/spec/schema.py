@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from bench.inputs.names import STUDY_NAME
 from bench.spec.options import Options
 
 Match = Literal["dual", "hinge", "lambda"]
@@ -188,7 +189,7 @@ class StudySpec(Options):
             single precision.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "quick"
+    name: Annotated[str, Field(pattern=f"^{STUDY_NAME}$")] = "quick"
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("sbs", "dnas", "fixed", "full_precision")
     method_files: Mapping[str, str] = Field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.errors import BenchError, unknown_name
+from bench.inputs.reading import TEXT_BYTES, read_bytes
 from bench.plugins.method_files import with_files
 from bench.spec.options import explain
 from bench.spec.schema import StudySpec
@@ -149,14 +150,14 @@ def read_toml(path: Path, what: str = "specification") -> dict[str, Any]:
         BenchError: The file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(_decoded(path.read_bytes()))
+        return tomllib.loads(_decoded(read_bytes(path, TEXT_BYTES)))
     except OSError as error:
         raise BenchError(f"cannot read the {what} '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BenchError(f"the {what} '{path}' is not valid TOML: no UTF-8 text ({error}); save it as UTF-8") from error
     except RecursionError as error:
         raise BenchError(f"the {what} '{path}' is not valid TOML: its values are nested too deeply") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number with too many digits
         raise BenchError(f"the {what} '{path}' is not valid TOML: {error}") from error
 
 
@@ -184,7 +185,7 @@ def parse_setting(text: str) -> dict[str, Any]:
         raise BenchError(f"--set {text!r} is not of the form key=value, e.g. --set search.epochs=3")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         parsed = value
     return nested(key.strip(), parsed)
 
@@ -200,7 +201,7 @@ def parse_ablation(text: str) -> tuple[str, list[Any]]:
         raise BenchError(f"--ablate {text!r} is not of the form key=a,b, e.g. --ablate group_size=1,2,4")
     try:
         values = tomllib.loads(f"value = [{text_of_values}]")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         values = [value.strip() for value in text_of_values.split(",")]
     if "" in values or any(values.count(value) > 1 for value in values):
         raise BenchError(f"--ablate {text!r} has an empty value, or one twice; give each once, e.g. group_size=1,2,4")

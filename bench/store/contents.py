@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.store.files import Store, UnitKind
+from bench.inputs.names import StudyName, UnitId
+from bench.store.files import Store, UnitKind, read_record, read_stored_specification
 
 UnitKey = tuple[UnitKind, str]
 """Kind and identity of a pretraining, tuning or run; trials belong to their tuning."""
@@ -19,22 +20,23 @@ KINDS: tuple[UnitKind, ...] = ("pretrained", "tuning", "runs")
 STALE_FOLDER = re.compile(r"(?P<base>.+)\.stale-\d+")
 """Name of the archived folder of a stale or damaged unit."""
 
-_UNIT_FILES = ("spec.json", "record.json")
-
 
 def units_of(document: Mapping[str, Any]) -> frozenset[UnitKey]:
     """Return the units that a study refers to.
 
     Args:
         document: Content of the study's `study.json`.
+
+    Raises:
+        BenchError: It lists something that is not an id.
     """
     listed: tuple[tuple[UnitKind, str], ...] = (("pretrained", "pretrained"), ("tuning", "tunings"), ("runs", "runs"))
-    return frozenset((kind, str(identity)) for kind, key in listed for identity in document.get(key) or ())
+    return frozenset((kind, UnitId(identity)) for kind, key in listed for identity in document.get(key) or ())
 
 
 def units(store: Store) -> list[UnitKey]:
     """Return every pretraining, tuning and run that a store holds."""
-    return [(kind, path.name) for kind, path in unit_folders(store) if is_unit(path)]
+    return [(kind, path.name) for kind, path in unit_folders(store) if _looks_like_unit(path)]
 
 
 def unit_folders(store: Store) -> Iterator[tuple[UnitKind, Path]]:
@@ -43,15 +45,33 @@ def unit_folders(store: Store) -> Iterator[tuple[UnitKind, Path]]:
         yield from ((kind, path) for path in folders(store.root / kind))
 
 
-def is_unit(path: Path) -> bool:
-    """Return whether a folder holds a unit: not an archived one, and not something that the harness did not make."""
-    made = any((path / name).is_file() for name in _UNIT_FILES)
-    return made and not path.is_symlink() and STALE_FOLDER.fullmatch(path.name) is None
+def _looks_like_unit(path: Path) -> bool:
+    """Return whether a folder has the name and the files of a unit, readable or not."""
+    return UnitId.is_valid(path.name) and any((path / name).is_file() for name in ("spec.json", "record.json"))
+
+
+def is_unit(path: Path, identity: str) -> bool:
+    """Return whether a folder certainly holds a unit: its record or its specification says that it has that id.
+
+    Only such folders are ever removed: never a link, and never what a user has put beside the units.
+
+    Args:
+        path: Path of the folder.
+        identity: Id that the unit must have.
+    """
+    if path.is_symlink() or not UnitId.is_valid(identity):
+        return False
+    record = read_record(path)
+    if record is not None and record.get("id") == identity:
+        return True
+    stored = read_stored_specification(path)
+    return stored is not None and stored["id"] == identity
 
 
 def study_folders(store: Store) -> list[Path]:
     """Return the folders of all studies, also of those that have lost their document."""
-    return [path for path in folders(store.root / "studies") if any(file.name[0] != "." for file in path.iterdir())]
+    named = [path for path in folders(store.root / "studies") if StudyName.is_valid(path.name)]
+    return [path for path in named if any(file.name[0] != "." for file in path.iterdir())]
 
 
 def folders(folder: Path) -> list[Path]:

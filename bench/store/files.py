@@ -12,6 +12,7 @@ An id is the hash of the unit's part of the specification, so the same unit is f
 trial's id is made of its tuning's id and its number.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,16 @@ import re
 import secrets
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from bench.errors import BenchError
+from bench.inputs.names import FileName, StudyName, UnitId, inside
+from bench.inputs.reading import CHECKPOINT_BYTES, JSON_BYTES, open_regular, parse_json, printable, read_bytes
+from bench.store.schemas import Record, StoredSpecification, Study, fitting
 
 Status = Literal[
     "running",
@@ -66,19 +71,27 @@ class Store:
         self.root = root
 
     def unit(self, kind: UnitKind, identity: str) -> Path:
-        """Return the folder of a unit."""
+        """Return the folder of a unit.
+
+        Raises:
+            BenchError: The id is none, or there is a link in its place that leads out of the store.
+        """
         if kind == "trials":
             tuning, _, number = identity.rpartition("-")
-            return self.root / "tuning" / tuning / "trials" / number
-        return self.root / kind / identity
+            return inside(self.root / "tuning", UnitId(tuning), FileName("trials"), UnitId(number))
+        return inside(self.root / kind, UnitId(identity))
 
     def study(self, name: str) -> Path:
-        """Return the folder of a study."""
-        return self.root / "studies" / name
+        """Return the folder of a study.
+
+        Raises:
+            BenchError: The name is none, or there is a link in its place that leads out of the store.
+        """
+        return inside(self.root / "studies", StudyName(name))
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
         """Read the record of a unit; `None` when there is none, or when it is damaged or another unit's."""
-        record = read_checked(self.unit(kind, identity) / "record.json")
+        record = read_record(self.unit(kind, identity))
         return None if record is None or record.get("id", identity) != identity else record
 
     def write_record(self, kind: UnitKind, identity: str, record: Mapping[str, Any]) -> None:
@@ -97,11 +110,14 @@ class Store:
         folder = self.unit(kind, identity)
         for name, expected in record.get("files", {}).items():
             try:
-                size = (folder / name).stat().st_size
+                path = inside(folder, FileName(name))
+                size = path.stat().st_size
                 hashed = thorough or size <= _HASHED_BYTES
-                intact = size == expected["bytes"] and (not hashed or file_hash(folder / name) == expected["sha256"])
+                intact = size == expected["bytes"] and (not hashed or file_hash(path) == expected["sha256"])
             except OSError:
                 return f"{name} is missing"
+            except BenchError as error:
+                return str(error)
             if not intact:
                 return f"{name} is damaged"
         return None
@@ -110,7 +126,12 @@ class Store:
         """Return the names of all studies, the most recently run last."""
         folder = self.root / "studies"
         documents = list(folder.glob("*/study.json")) if folder.is_dir() else []
-        return [path.parent.name for path in sorted(documents, key=lambda path: path.stat().st_mtime)]
+        named = [path for path in documents if StudyName.is_valid(path.parent.name) and path.is_file()]
+        return [path.parent.name for path in sorted(named, key=lambda path: path.stat().st_mtime)]
+
+    def study_document(self, name: str) -> dict[str, Any] | None:
+        """Read the document of a study; `None` when there is none, or when it is damaged."""
+        return fitting(read_checked(self.study(name) / "study.json"), Study)
 
     def load_study(self, name: str | None) -> dict[str, Any]:
         """Read the document of a study; that of the latest one when no name is given.
@@ -124,7 +145,7 @@ class Store:
         chosen = known[-1] if name is None else name
         if chosen not in known:
             raise BenchError(f"no study '{chosen}' in the store '{self.root}'; there are: {', '.join(sorted(known))}")
-        document = read_checked(self.study(chosen) / "study.json")
+        document = self.study_document(chosen)
         if document is None:
             raise BenchError(
                 f"'{self.study(chosen) / 'study.json'}' is damaged; run the study's `bench run` command again, which "
@@ -158,9 +179,9 @@ def file_hash(path: Path) -> str:
     """Compute the SHA-256 of a file.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is not a regular one.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -173,10 +194,16 @@ def manifest(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def read_checked(path: Path) -> dict[str, Any] | None:
     """Read a JSON object that was written with its checksum; `None` when it is missing or has been changed."""
-    document = read_json(path)
+    document, content = _parsed(path)
     if not isinstance(document, dict) or document.get(CHECKSUM) != _checksum(document):
         return None
-    return document
+    checked: dict[str, Any] = printable(document, content)
+    return checked
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Read the record in a unit's folder; `None` when it is missing, damaged or not a record."""
+    return fitting(read_checked(folder / "record.json"), Record)
 
 
 def write_checked(path: Path, document: Mapping[str, Any]) -> None:
@@ -190,11 +217,21 @@ def _checksum(document: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; `None` when it is missing or damaged."""
+    """Read a JSON file; `None` when it is missing, damaged, or not one that `parse_json` accepts."""
+    return printable(*_parsed(path))
+
+
+def _parsed(path: Path) -> tuple[Any, bytes]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
+        content = read_bytes(path, JSON_BYTES)
+        return parse_json(content), content
+    except (OSError, ValueError):
+        return None, b""
+
+
+def read_stored_specification(folder: Path) -> dict[str, Any] | None:
+    """Read the `spec.json` in a unit's folder; `None` when it is missing, damaged or something else."""
+    return fitting(read_checked(folder / "spec.json"), StoredSpecification)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -259,23 +296,58 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         BenchError: The file is missing or damaged, or it holds something else.
     """
+    try:
+        with open_regular(path) as file:
+            state = unpack_state(file)
+    except FileNotFoundError as error:
+        raise BenchError(f"there is no checkpoint '{path}'; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BenchError(f"the checkpoint '{path}' cannot be read: {reason}") from error
+    if not isinstance(state, dict):
+        raise BenchError(f"the checkpoint '{path}' holds a {type(state).__name__}; expected a dictionary of tensors")
+    return state
+
+
+def unpack_state(file: IO[bytes]) -> Any:
+    """Read what `save_state` or `torch.save` wrote, without executing code and in no more memory than the file has.
+
+    Raises:
+        ValueError: The file is damaged or holds more than tensors and plain values.
+        OSError: It cannot be read.
+    """
     import warnings
 
     import torch
 
     try:
+        _check_unpacked_size(file)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # that it is an archive of another kind; what cannot be read is told below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BenchError(f"there is no checkpoint '{path}'; check the path") from error
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # PyTorch's reader raises errors of any type for bytes that it does not expect
-        raise BenchError(
-            f"the checkpoint '{path}' cannot be read: it is damaged or holds more than tensors{_forbidden(error)}"
-        ) from error
-    if not isinstance(state, dict):
-        raise BenchError(f"the checkpoint '{path}' holds a {type(state).__name__}; expected a dictionary of tensors")
-    return state
+        raise ValueError(f"it is damaged or holds more than tensors{_forbidden(error)}") from error
+
+
+def _check_unpacked_size(file: IO[bytes]) -> None:
+    """Refuse packed content, which could have any size; PyTorch stores tensors as they are.
+
+    Raises:
+        ValueError: The content takes more than the file.
+        OSError: The file is larger than any checkpoint.
+    """
+    unpacked = 0
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as entries:
+            unpacked = sum(entry.file_size for entry in entries.infolist())
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if unpacked > size:
+        raise ValueError("its content takes more than the file")
+    if size > CHECKPOINT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {CHECKPOINT_BYTES >> 30} GB")
 
 
 def _harmless() -> list[Any]:

@@ -110,7 +110,8 @@ def _take_free_slots(leases: Leases, gpus: list[str], request: GpuRequest, title
         for gpu in gpus:
             if gpu in held:
                 continue
-            lease = leases.acquire(f"card-{socket.gethostname()}-{gpu}-{slot}", title)
+            entry = gpu.replace("/", "_")  # parts of a GPU may have slashes in their names
+            lease = leases.acquire(f"card-{socket.gethostname()}-{entry}-{slot}", title)
             if lease is not None:
                 held[gpu] = lease
             if len(held) == request.gpus:

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.errors import BenchError
+from bench.inputs.names import FileName
 from bench.store.files import read_json, write_bytes
+from bench.store.schemas import StoredLease, fitting
 
 BEAT_SECONDS = 2.0
 """Seconds between two signs of life."""
@@ -65,11 +67,7 @@ class Holder:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read the fields of a lease file.
-
-        Raises:
-            KeyError, TypeError: Something is missing.
-        """
+        """Read the fields of a lease file."""
         host, boot, pid, start = (document[key] for key in ("host", "boot", "pid", "born"))
         return cls(host=host, boot=boot, pid=pid, start_time=start)
 
@@ -178,11 +176,10 @@ class Leases:
 
     def read(self, name: str) -> LeaseView | None:
         """Read a lease; return `None` when it does not exist or its file is damaged."""
-        document = read_json(self._path(name))
-        try:
-            return LeaseView(**{**document, "holder": Holder.from_json(document["holder"])})
-        except (TypeError, KeyError):
+        document = fitting(read_json(self.path(name)), StoredLease)
+        if document is None or document["name"] != name:
             return None
+        return LeaseView(**{**document, "holder": Holder.from_json(document["holder"])})
 
     def all(self) -> Iterator[LeaseView]:
         """Yield every lease, of living and dead holders."""
@@ -208,10 +205,15 @@ class Leases:
 
     def remove_dead(self, view: LeaseView) -> None:
         """Remove the lease of a dead holder, so that other processes need not wait for it; call it under the lock."""
-        self._path(view.name).unlink(missing_ok=True)
+        self.path(view.name).unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+    def path(self, name: str) -> Path:
+        """Return the path of a lease's file.
+
+        Raises:
+            BenchError: The name cannot be that of a file.
+        """
+        return self.folder / FileName(f"{name}.json")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -246,7 +248,7 @@ class Leases:
         except OSError:  # a read-only store can still be inspected
             now = time.time()
         try:
-            return max(0.0, now - self._path(view.name).stat().st_mtime)
+            return max(0.0, now - self.path(view.name).stat().st_mtime)
         except OSError:
             return 0.0  # it was renewed or released a moment ago
 
@@ -285,7 +287,7 @@ class Lease:
     @property
     def path(self) -> Path:
         """Path of the lease file."""
-        return self._leases.folder / f"{self.name}.json"
+        return self._leases.path(self.name)
 
     def write(self) -> None:
         """Write the lease file; call it under the lock."""

@@ -18,7 +18,7 @@ from bench.store.contents import (
     units,
     units_of,
 )
-from bench.store.files import Store, read_checked
+from bench.store.files import Store, read_record
 from bench.store.outcomes import RESULTS
 from bench.store.usage import OLD_SECONDS, StoreUsage, age_of, file_system_now, read_usage
 
@@ -87,7 +87,8 @@ def survey(store: Store, study: str | None = None) -> Survey:
     else:
         items, doubt = _items_without_study(store), usage.doubt()
     free = (item for item in items if is_free(store, item, usage))
-    return Survey(items=_outermost(free), notes=[*_linked_folders(store), *([] if doubt is None else [doubt])])
+    notes = [*_linked_folders(store), *_unproven_folders(store), *([] if doubt is None else [doubt])]
+    return Survey(items=_outermost(free), notes=notes)
 
 
 def existing(store: Store) -> Store:
@@ -113,13 +114,15 @@ def _items_of_study(store: Store, name: str, usage: StoreUsage) -> Iterator[Item
     """Yield a study's folder first: a cleaning that is killed after it leaves units that no study refers to."""
     yield Item(category=STUDY, path=store.study(name), study=name)
     for kind, identity in sorted(units_of(usage.studies.get(name, {}))):
-        if is_unit(path := store.unit(kind, identity)):
+        if is_unit(path := store.unit(kind, identity), identity):
             yield Item(category=OWN_UNITS, path=path, unit=(kind, identity), study=name)
 
 
 def _items_without_study(store: Store) -> Iterator[Item]:
     yield from _stale_results(store)
-    yield from (Item(category=UNREFERENCED, path=store.unit(*unit), unit=unit) for unit in units(store))
+    for kind, identity in units(store):
+        if is_unit(path := store.unit(kind, identity), identity):
+            yield Item(category=UNREFERENCED, path=path, unit=(kind, identity))
     yield from _checkpoints(store)
     yield from _temporary_files(store)
     yield from _lease_files(store)
@@ -128,12 +131,17 @@ def _items_without_study(store: Store) -> Iterator[Item]:
 
 def _stale_results(store: Store) -> Iterator[Item]:
     for kind, path in unit_folders(store):
-        match = STALE_FOLDER.fullmatch(path.name)
-        if match is not None:
-            yield Item(category=STALE_RESULTS, path=path, unit=(kind, match["base"]))
-        elif kind == "tuning":
-            trials = (trial for trial in folders(path / "trials") if STALE_FOLDER.fullmatch(trial.name))
-            yield from (Item(category=STALE_RESULTS, path=trial, unit=(kind, path.name)) for trial in trials)
+        if STALE_FOLDER.fullmatch(path.name) is None:
+            for trial in folders(path / "trials") if kind == "tuning" else ():
+                if _is_stale(trial, f"{path.name}-"):
+                    yield Item(category=STALE_RESULTS, path=trial, unit=(kind, path.name))
+        elif _is_stale(path):
+            yield Item(category=STALE_RESULTS, path=path, unit=(kind, _base_name(path.name)))
+
+
+def _is_stale(path: Path, prefix: str = "") -> bool:
+    """Return whether a folder certainly is an archived unit, whose id begins with the prefix."""
+    return STALE_FOLDER.fullmatch(path.name) is not None and is_unit(path, prefix + _base_name(path.name))
 
 
 def _checkpoints(store: Store) -> Iterator[Item]:
@@ -192,6 +200,13 @@ def _linked_folders(store: Store) -> Iterator[str]:
             yield f"'{store.root / name}' is a link and is left alone"
 
 
+def _unproven_folders(store: Store) -> Iterator[str]:
+    paths = [path for _, path in unit_folders(store) if not is_unit(path, _base_name(path.name))]
+    if paths:
+        more = f" and {len(paths) - 1} more folders are" if paths[1:] else " is"
+        yield f"'{paths[0]}'{more} left alone: no record and no spec.json in there is that of a unit of this name"
+
+
 # --- whether an item may be removed now ----------------------------------------------------------------------------
 
 
@@ -209,7 +224,7 @@ def is_free(store: Store, item: Item, usage: StoreUsage) -> bool:
 
 
 def _status(folder: Path) -> Any:
-    return (read_checked(folder / "record.json") or {}).get("status")
+    return (read_record(folder) or {}).get("status")
 
 
 def _is_abandoned(path: Path, usage: StoreUsage) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.store.contents import KINDS, UnitKey, study_folders, units_of
-from bench.store.files import Store, read_checked
+from bench.store.files import Store
 from bench.store.leases import SESSION, Leases, LeaseView
 
 OLD_SECONDS = 600.0
@@ -93,7 +93,7 @@ def read_usage(store: Store) -> StoreUsage:
             unreadable.append(path.stem)
         elif view is not None and not is_gone(leases, view):
             living.append(view)
-    documents = {path.name: read_checked(path / "study.json") for path in study_folders(store)}
+    documents = {path.name: store.study_document(path.name) for path in study_folders(store)}
     return StoreUsage(
         living=living,
         unreadable=unreadable,

@@ -13,7 +13,6 @@ damaged file is skipped, and the one before it is used.
 import hashlib
 import io
 import logging
-import pickle
 import random
 import shutil
 import time
@@ -25,8 +24,9 @@ import numpy as np
 import torch
 
 from bench import replicas
+from bench.inputs.reading import open_regular
 from bench.spec.environment import seconds_from_environment
-from bench.store.files import write_bytes
+from bench.store.files import unpack_state, write_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Checkpoints:
 
     def _files(self, stage: str) -> list[Path]:
         """List the checkpoints of a stage, the latest first."""
-        return sorted(self._folder.glob(f"{stage}.??????.*.pt"), reverse=True)
+        return sorted(self._folder.glob(f"{stage}.{'[0-9]' * 6}.*.pt"), reverse=True)
 
 
 class FileStage:
@@ -202,10 +202,10 @@ class FileStage:
 def _read_checked(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint; return `None` if it is damaged."""
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:16] != path.name.split(".")[-2]:
-            return None
-        values: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+        with open_regular(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.name.split(".")[-2]:
+                return None
+            values = unpack_state(file)
+    except (OSError, ValueError):
         return None
-    return values
+    return values if isinstance(values, dict) else None

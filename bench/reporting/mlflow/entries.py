@@ -125,7 +125,7 @@ def run_entry(study: Mapping[str, Any], folder: Path, identity: str, record: Map
         tags=params | _status_and_reason(study, record) | _within_budget(record),
         metrics=_numbers(metrics),
         curves=read_json(folder / "curves.json"),
-        files=tuple(file for file in (folder / "policy.json", folder / "error.txt") if file.is_file()),
+        files=_present(folder, "policy.json", "error.txt"),
         texts=policy_artifact([read_json(folder / "policy.json")], name),
         **_times(record),
     )
@@ -144,7 +144,6 @@ def trial_entry(study: Mapping[str, Any], folder: Path, identity: str, record: M
     document = read_json(folder / "trial.json") if record.get("status") == "done" else None
     trial = document if isinstance(document, dict) else {}
     figures = ("raw_cost", "cost", "repaired_gates", "validation_top1", "seconds")
-    error = folder / "error.txt"
     name = f"{_name(params)} trial {identity.rpartition('/')[2]}"
     texts = {"policy.json": json.dumps(trial["policy"], indent=1)} if trial.get("policy") else {}
     return Entry(
@@ -155,10 +154,15 @@ def trial_entry(study: Mapping[str, Any], folder: Path, identity: str, record: M
         tags=params | _status_and_reason(study, record) | _within_budget(trial),
         metrics=_numbers({key: trial.get(key) for key in figures}),
         curves=trial.get("curves"),
-        files=(error,) if error.is_file() else (),
+        files=_present(folder, "error.txt"),
         texts=texts | policy_artifact([trial.get("policy")], name),
         **_times(record),
     )
+
+
+def _present(folder: Path, *names: str) -> tuple[Path, ...]:
+    """Return the files that a folder has, without links, which could lead to anything."""
+    return tuple(file for name in names if (file := folder / name).is_file() and not file.is_symlink())
 
 
 def stamp(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:

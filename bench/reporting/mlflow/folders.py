@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.inputs.reading import JSON_BYTES, read_text
 from bench.reporting.mlflow.entries import (
     LABEL,
     Entry,
@@ -104,7 +105,7 @@ class StudyFolders:
     def tables(self) -> dict[str, str]:
         """Return the study's tables, by the names of their files."""
         file = self._store.study(str(self._study["name"])) / "table.md"
-        texts = {file.name: file.read_text()} if file.is_file() else {}
+        texts = {file.name: read_text(file, JSON_BYTES)} if file.is_file() else {}
         results = StudyResults(self._store, self._study)
         pages = {f"{table.name}.html": table_page(table) for table in make_document(results, [DEFAULT_REPORT]).tables}
         return texts | pages | {"results.csv": result_lines(results).to_csv(index=False)}

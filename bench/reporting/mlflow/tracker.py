@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, first_line, printable
+from bench.inputs.reading import read_text
 from bench.reporting.mlflow.mirror import STORE, Connection, Counts, Mirror
 from bench.reporting.mlflow.probe import is_database, is_server, open_sqlite, probe, sqlite_file
 from bench.reporting.mlflow.views import experiment_tags
@@ -35,6 +36,8 @@ VIEWS_LOCK = ".views.lock"
 STORE_ID = ".tracking-id"
 """File in a store with the id that marks its runs on a server among those of other stores."""
 
+_LONGEST_ID = 1000
+"""Bytes that the file with a store's id may have."""
 _REFRESH_SECONDS = 5.0
 """Time after which an update that is not thorough leaves the rest to the next one."""
 
@@ -207,7 +210,7 @@ class Tracker:
         try:
             if not file.is_file():
                 write_text(file, secrets.token_hex(16) + "\n")
-            return file.read_text().strip()
+            return read_text(file, _LONGEST_ID).strip()
         except OSError:  # a read-only store
             return str(self.root)
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.inputs.names import UNIT_ID
 from bench.store.contents import UnitKey, folders
 from bench.store.files import UnitKind
 
@@ -12,9 +13,8 @@ FORMAT = 1
 PROJECT = "sbs-bench"
 MANIFEST = "MANIFEST.json"
 
-STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.,+=@() -]{0,199}"
-_ID = r"(?!.*\.stale-)[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}"
+_ID = rf"(?!.*\.stale-){UNIT_ID}"
 LAYOUT = re.compile(
     rf"studies/{_PART}(/{_PART}){{1,5}}"
     rf"|(?P<kind>pretrained|tuning|runs)/(?P<id>{_ID})/(checkpoints/)?{_PART}"

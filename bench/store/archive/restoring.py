@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.errors import BenchError
-from bench.store.archive.layout import MANIFEST, STUDY_NAME, files_below, unit_of
+from bench.inputs.names import StudyName
+from bench.store.archive.layout import MANIFEST, files_below, unit_of
 from bench.store.archive.verifying import RefusedError, Verified, blocks, members, verify
 from bench.store.cleanup import make_scratch
 from bench.store.contents import UnitKey, free_bytes, units_of
-from bench.store.files import Store, read_checked, write_checked
+from bench.store.files import Store, read_record, write_checked
 from bench.store.leases import Heartbeat, Leases, ignore_loss
 from bench.store.outcomes import RESULTS, RETRIABLE
 from bench.store.usage import read_usage
@@ -49,7 +50,7 @@ def restore(store: Store, source: Path, name: str | None = None) -> Restored:
     Raises:
         BenchError: The archive is not accepted, or the store has another study of that name.
     """
-    if name is not None and STUDY_NAME.fullmatch(name) is None:
+    if name is not None and not StudyName.is_valid(name):
         raise BenchError(
             f"--name '{name}' is not a valid name of a study; use letters, digits, '_', '.' and '-', e.g. --name s2"
         )
@@ -71,7 +72,7 @@ def _check_conflict(store: Store, name: str, document: Mapping[str, Any]) -> Non
     path = store.study(name) / "study.json"
     if not path.exists():
         return
-    present = read_checked(path)
+    present = store.study_document(name)
     if present is None:
         raise BenchError(f"'{path}' is damaged; remove that study with `bench clean {name} --yes`, or add --name NEW")
     if _identity(present) != _identity(document):
@@ -130,7 +131,7 @@ def _write_file(path: Path, file: IO[bytes] | None) -> dict[str, Any]:
 
 
 def _rename_study(unpacked: Store, old: str, new: str) -> None:
-    document = read_checked(unpacked.study(old) / "study.json")
+    document = unpacked.study_document(old)
     if document is None:
         raise RefusedError(f"the study.json of '{old}' in it does not have its checksum")
     if old != new:
@@ -142,7 +143,7 @@ def _rename_study(unpacked: Store, old: str, new: str) -> None:
 def _check_records(unpacked: Store, verified: Verified) -> None:
     """Make sure that every readable record is that of the unit in whose folder it lies."""
     for kind, identity in units_of(verified.document):
-        record = read_checked(unpacked.unit(kind, identity) / "record.json")
+        record = read_record(unpacked.unit(kind, identity))
         if record is not None and record.get("id") != identity:
             raise RefusedError(f"the record in {kind}/{identity} is that of {record.get('id')!r}")
 

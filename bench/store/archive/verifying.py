@@ -2,28 +2,26 @@
 
 import gzip
 import hashlib
-import json
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from bench.store.archive.layout import FORMAT, LAYOUT, MANIFEST, PROJECT, STUDY_NAME, unit_of
+from bench.inputs.names import StudyName
+from bench.inputs.reading import JSON_BYTES, open_regular, parse_json, printable
+from bench.store.archive.layout import FORMAT, LAYOUT, MANIFEST, PROJECT, unit_of
 from bench.store.contents import size_in_words, units_of
+from bench.store.schemas import Study, fitting
 
 MAX_FILES = 200_000
 """More files than any study has."""
-MAX_DOCUMENT_BYTES = 64 << 20
-"""Largest size of the manifest and of a study's document, which are read into memory as a whole."""
 
 _BLOCK = 1 << 20
 _LARGEST_READ = 4 << 20
 """Largest number of bytes in one read; the headers of a tar file can ask for any number."""
-_UNREADABLE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError, RecursionError)
 
 
 class RefusedError(Exception):
@@ -99,7 +97,12 @@ def members(source: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     Raises:
         RefusedError: The archive cannot be read to its end.
     """
-    with _refusing(), _BoundedGzip(source, "rb") as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
+    with (
+        _refusing(),
+        open_regular(source) as file,
+        _BoundedGzip(fileobj=file, mode="rb") as packed,
+        tarfile.open(fileobj=packed, mode="r:") as tar,
+    ):
         for member in tar:
             yield member, tar.extractfile(member) if member.isreg() else None
             tar.members.clear()  # type: ignore[attr-defined]
@@ -110,10 +113,14 @@ def members(source: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn the standard library's errors about damaged or hostile content into a refusal."""
+    """Turn the standard library's errors about damaged or hostile content, whichever they are, into a refusal."""
     try:
         yield
-    except _UNREADABLE as error:
+    except RefusedError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise  # the disk, not the content
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RefusedError(f"it is damaged or not an archive of this harness ({reason!r})") from error
 
@@ -136,8 +143,8 @@ def _read_member(member: tarfile.TarInfo, file: IO[bytes] | None, contents: _Con
     """Hash one file, and keep its content if it is the manifest or a study's document."""
     name, kept = member.name, bytearray()
     is_document = name == MANIFEST or re.fullmatch(r"studies/[^/]+/study\.json", name) is not None
-    if is_document and member.size > MAX_DOCUMENT_BYTES:
-        size, limit = size_in_words(member.size), size_in_words(MAX_DOCUMENT_BYTES)
+    if is_document and member.size > JSON_BYTES:
+        size, limit = size_in_words(member.size), size_in_words(JSON_BYTES)
         raise RefusedError(f"{name!r} in it has {size}; at most {limit} are allowed")
     digest = hashlib.sha256()
     for block in blocks(file):
@@ -183,7 +190,7 @@ def _manifest(contents: _Contents) -> dict[str, Any]:
         raise RefusedError(f"its {MANIFEST} is not one of this harness")
     if manifest["format"] > FORMAT:
         raise RefusedError(f"it was written by a newer harness ({manifest.get('version')}); update this one")
-    if not isinstance(study := manifest.get("study"), str) or STUDY_NAME.fullmatch(study) is None:
+    if not StudyName.is_valid(manifest.get("study")):
         raise RefusedError(f"its {MANIFEST} names no study")
     listed = manifest.get("files")
     if not isinstance(listed, dict):
@@ -204,8 +211,8 @@ def _check_listed(files: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
 
 def _parsed(content: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
+        document = printable(parse_json(content), content)
+    except ValueError:
         document = None
     if not isinstance(document, dict):
         raise RefusedError(f"{name!r} in it is damaged")
@@ -216,9 +223,8 @@ def _study_document(contents: _Contents, study: str) -> dict[str, Any]:
     name = f"studies/{study}/study.json"
     if name not in contents.documents:
         raise RefusedError(f"{name!r} is missing in it")
-    document = _parsed(contents.documents[name], name)
-    lists = [document.get(key) for key in ("runs", "tunings", "pretrained")]
-    if document.get("name") != study or not all(isinstance(entry, list) for entry in lists):
+    document = fitting(_parsed(contents.documents[name], name), Study)
+    if document is None or document["name"] != study:
         raise RefusedError(f"{name!r} in it is not the document of study '{study}'")
     return document
 

@@ -15,9 +15,10 @@ from typing import IO, Any
 
 import bench
 from bench.errors import BenchError
+from bench.inputs.reading import open_regular
 from bench.store.archive.layout import FORMAT, LAYOUT, MANIFEST, PROJECT, files_below, regular_files, unit_of
 from bench.store.contents import folders, units_of
-from bench.store.files import Store, read_checked
+from bench.store.files import Store, read_record
 from bench.store.outcomes import RESULTS
 
 
@@ -76,7 +77,7 @@ def _files_of_study(store: Store, document: Mapping[str, Any]) -> tuple[dict[str
 
 def _files_of_unit(folder: Path, name: str) -> dict[str, Path]:
     paths = {f"{name}/{path.name}": path for path in regular_files(folder)}
-    if (read_checked(folder / "record.json") or {}).get("status") not in RESULTS:
+    if (read_record(folder) or {}).get("status") not in RESULTS:
         paths |= {f"{name}/checkpoints/{path.name}": path for path in regular_files(folder / "checkpoints")}
     for trial in folders(folder / "trials"):
         if trial.name.isdecimal():
@@ -125,7 +126,7 @@ def _write(file: IO[bytes], study: str, files: Mapping[str, Path]) -> None:
 
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> dict[str, Any]:
     """Add a file with its present content; return its size and checksum."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         info = _entry(name, os.fstat(file.fileno()).st_size)
         hashing = _HashingReader(file)
         tar.addfile(info, hashing)  # type: ignore[arg-type]

@@ -105,9 +105,9 @@ def test_strange_records_do_not_stop_the_table(tmp_path: Path) -> None:
     fake.run("sbs", 0, 70.0, times=None, knobs=[], metrics={"top1": "many", "note": "text"})
     identity = fake.run("sbs", 1, 71.0)
     (fake.store.unit("runs", identity) / "record.json").write_text("[1, 2]")
-    frame = StudyResults(fake.store, fake.document()).lines
-    assert list(frame["n"]) == [1]
-    assert pd.isna(frame.loc[0, "top1_mean"])
+    results = StudyResults(fake.store, fake.document())
+    assert list(results.runs["status"]) == ["damaged", "damaged"]
+    assert results.lines.empty
 
 
 def test_files_hold_the_same_numbers(tmp_path: Path) -> None:

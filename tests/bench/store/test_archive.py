@@ -454,7 +454,7 @@ def test_too_many_files_and_too_large_ones_are_refused(
         patch.setattr(verifying, "MAX_FILES", 20)
         assert "it has more than 20 files" in refusal(file, tmp_path / "there")
     with monkeypatch.context() as patch:
-        patch.setattr(verifying, "MAX_DOCUMENT_BYTES", 100)
+        patch.setattr(verifying, "JSON_BYTES", 100)
         assert "at most 100 B are allowed" in refusal(file, tmp_path / "there")
     with monkeypatch.context() as patch:
         patch.setattr(restoring, "free_bytes", lambda _: 5000)

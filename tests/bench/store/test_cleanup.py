@@ -72,7 +72,7 @@ def old(path: Path) -> Path:
 def leftovers(fake: FakeStore) -> dict[str, Path]:
     """One thing of each kind that nobody needs."""
     aside = fake.root / "runs" / "fixed-4bit-0.stale-1"
-    write_text(aside / "record.json", "{}")
+    write_checked(aside / "record.json", {"id": "fixed-4bit-0", "status": "done"})
     temporary = fake.root / "runs" / "fixed-4bit-1" / ".record.json.0a1b2c3d.tmp"
     temporary.write_text("{")
     checkpoint = fake.root / "runs" / "fixed-4bit-1" / "checkpoints"
@@ -148,7 +148,7 @@ def test_checkpoints_go_with_a_result_only(fake: FakeStore) -> None:
 def test_checkpoints_and_stale_folders_of_trials_are_found(fake: FakeStore) -> None:
     trials = fake.root / "tuning" / "tuning-sbs-4bit" / "trials"
     write_text(trials / "0" / "checkpoints" / "search.000001.aa.pt", "x")
-    write_text(trials / "1.stale-1" / "trial.json", "{}")
+    write_checked(trials / "1.stale-1" / "record.json", {"id": "tuning-sbs-4bit-1", "status": "done"})
     assert set(found(fake)) == {CHECKPOINTS, STALE_RESULTS}
 
 

@@ -249,7 +249,7 @@ def test_an_empty_store_names_the_command_that_fills_it(tmp_path: Path) -> None:
 def test_the_latest_study_unless_one_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for age, name in enumerate(("b", "c", "a")):
-        write_checked(store.study(name) / "study.json", {"name": name})
+        write_checked(store.study(name) / "study.json", {"name": name, "spec": {}, "runs": []})
         os.utime(store.study(name) / "study.json", (1000 + age, 1000 + age))
     (tmp_path / "studies" / "half-made").mkdir()
     assert store.studies() == ["b", "c", "a"]

@@ -1,0 +1,1 @@
+"""Input from outside: names and files that are checked before they are used."""

@@ -1,0 +1,133 @@
+"""Reading of files of unknown origin: a limited number of bytes, of regular files only, and JSON that code can handle.
+
+Whatever a path leads to, the functions return what was asked for or raise an `OSError` or a `ValueError` at once. They
+do not wait for a pipe, do not read devices without end, and do not fill the memory.
+"""
+
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+JSON_BYTES = 64 << 20
+"""Largest size of a JSON file; the document of a study with 100,000 runs is half as large."""
+CHECKPOINT_BYTES = 8 << 30
+"""Largest size of a checkpoint; those of the largest networks here have a twentieth of it."""
+TEXT_BYTES = 4 << 20
+"""Largest size of a specification or another file that a person writes."""
+DEEPEST = 100
+"""Largest number of JSON objects and lists inside each other."""
+LARGEST_NUMBER = 1 << 64
+"""Whole numbers in JSON are smaller, so that each of them can be a float too."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: It cannot be opened, or is a folder, pipe, device or socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a file.
+
+    Args:
+        path: Path of the file.
+        limit: Largest number of bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit >> 20} MB", str(path))
+        return file.read(size)
+
+
+def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
+    """Read a text file.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger than the limit.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    return read_bytes(path, limit).decode()
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse a JSON document; halves of characters that text cannot have stay in it, see `printable`.
+
+    Raises:
+        ValueError: It is not UTF-8 or not JSON, is nested too deeply, has a number that is too large, or has a key
+            twice.
+    """
+    try:
+        document = json.loads(content.decode(), parse_int=_whole_number, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if _is_deep(document):
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    return document
+
+
+def printable(document: Any, content: bytes) -> Any:
+    """Return a document in which halves of characters are replaced, so that every text can be printed and written.
+
+    Args:
+        document: Document.
+        content: Bytes that it was parsed from; most of them have no such halves, and the document is returned as it is.
+    """
+    return _without_surrogates(document) if _ESCAPED_SURROGATE.search(content) else document
+
+
+def _without_surrogates(item: Any) -> Any:
+    if isinstance(item, str):
+        return _LONE_SURROGATE.sub("�", item)
+    if isinstance(item, list):
+        return [_without_surrogates(inner) for inner in item]
+    if isinstance(item, dict):
+        return {_without_surrogates(key): _without_surrogates(inner) for key, inner in item.items()}
+    return item
+
+
+def _whole_number(text: str) -> int:
+    number = int(text) if len(text) <= len(str(LARGEST_NUMBER)) + 1 else LARGEST_NUMBER
+    if abs(number) >= LARGEST_NUMBER:
+        raise ValueError(f"the number {text[:30]} is too large")
+    return number
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key is in one object twice")
+    return made
+
+
+def _is_deep(document: Any) -> bool:
+    level = [document]
+    for _ in range(DEEPEST):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
