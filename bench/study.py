@@ -1,7 +1,6 @@
 """Running of a study: every unit of its plan, phase by phase, then the tables and the tracking view."""
 
 import logging
-import shlex
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from bench.store.contents import UnitKey, units_of
 from bench.store.files import Store, write_checked
 from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.store.outcomes import RESULTS, Outcome
+from bench.store.urls import command_without_secrets
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
         "method_sources": {name: source_hash("methods", file) for name, file in plan.spec.method_files.items()},
         "one_stage": [name for name in plan.spec.methods if method_of_study(plan.spec, name).capabilities.one_stage],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["bench", *sys.argv[1:]]),
+        "command": command_without_secrets(["bench", *sys.argv[1:]]),
     }
 
 

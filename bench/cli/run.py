@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,13 @@ _MOST_SEEDS = 10_000
     show_default=True,
     help="Number of runs that share a GPU, with --device cuda.",
 )
-@click.option("--optuna-storage", default=None, metavar="URL", help="Database for Optuna's dashboard.")
+@click.option(
+    "--optuna-storage",
+    envvar="BENCH_OPTUNA_STORAGE",
+    default=None,
+    metavar="URL",
+    help="Database for Optuna's dashboard.",
+)
 @click.option("--in-process", is_flag=True, help="Run everything in this process and without limits, for debuggers.")
 @click.option("--device", default=None, help="Device: auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -160,13 +167,14 @@ def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str 
     from bench.reporting.report import DEFAULT_REPORT, make_document
     from bench.results.tables import StudyResults
     from bench.store.outcomes import RESULTS
+    from bench.store.urls import without_password
     from bench.study import run_study
 
     store = settings.store
     tracker = Tracker(tracking_uri, store.root)
     results = StudyResults(store, run_study(plan, settings, tracker, LiveWatcher(console)))
     click.echo(load("forms", "terminal").render(make_document(results, [DEFAULT_REPORT]), console.width))
-    server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    server = f" --tracking-uri {shlex.quote(without_password(tracking_uri))}" if tracking_uri else ""
     click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui{server}")
     return 0 if results.runs["status"].isin(RESULTS).all() else EXIT_SOME_FAILED
 

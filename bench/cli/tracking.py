@@ -90,14 +90,15 @@ def _documents(store: Store, study: str | None, *, every: bool) -> tuple[list[di
 
 def _synchronise(tracker: Tracker, store: Store, document: dict[str, Any], *, rebuild: bool) -> str:
     """Bring one study up to date, and return one line on what was sent."""
-    from bench.store.urls import without_password
+    from bench.store.urls import without_password, without_secrets
 
     uri = without_password(tracker.uri)
     try:
         counts = tracker.sync(store, document, rebuild=rebuild)
     except Exception as error:
+        reason = without_secrets(first_line(error))
         raise BenchError(
-            f"cannot bring MLflow at {uri} up to date: {first_line(error)}; when it can be reached again, type "
+            f"cannot bring MLflow at {uri} up to date: {reason}; when it can be reached again, type "
             f"`bench sync {document['name']} --store {store.root} --tracking-uri {uri}`, which sends the rest"
         ) from error
     removed = f", {counts.removed} removed" if counts.removed else ""

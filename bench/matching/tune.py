@@ -28,7 +28,7 @@ from bench.matching.trial import Trial, alike, choose
 from bench.method import Knob
 from bench.spec.schema import TuningSpec
 from bench.spec.seeds import derive
-from bench.store.urls import without_password
+from bench.store.urls import without_password, without_secrets
 
 if TYPE_CHECKING:
     import optuna
@@ -115,7 +115,7 @@ def tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
     try:
         return _tune(tuning, search)
     except (StorageInternalError, SQLAlchemyError) as error:
-        reason = first_line(error.__cause__ or error)
+        reason = without_secrets(first_line(error.__cause__ or error))
         _log.warning("Optuna's storage %s is not up to date: %s", without_password(tuning.storage), reason)
         return _tune(replace(tuning, storage=None), search)
 

@@ -30,6 +30,7 @@ from bench.errors import BenchError
 from bench.inputs.names import FileName, StudyName, UnitId, inside
 from bench.inputs.reading import CHECKPOINT_BYTES, JSON_BYTES, open_regular, parse_json, printable, read_bytes
 from bench.store.schemas import Record, StoredSpecification, Study, fitting
+from bench.store.urls import without_secrets
 
 Status = Literal[
     "running",
@@ -131,7 +132,10 @@ class Store:
 
     def study_document(self, name: str) -> dict[str, Any] | None:
         """Read the document of a study; `None` when there is none, or when it is damaged."""
-        return fitting(read_checked(self.study(name) / "study.json"), Study)
+        document = fitting(read_checked(self.study(name) / "study.json"), Study)
+        if document is not None and document.get("command"):  # those of older versions may have passwords
+            document["command"] = without_secrets(document["command"])
+        return document
 
     def load_study(self, name: str | None) -> dict[str, Any]:
         """Read the document of a study; that of the latest one when no name is given.

@@ -1,6 +1,8 @@
 """Addresses of databases: their drivers, their time limits, and how they may be shown."""
 
 import re
+import shlex
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from bench.errors import BenchError
@@ -57,6 +59,42 @@ def _with_limits(uri: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """Return an address that may be shown to others."""
-    shown = uri.partition("?")[0] if uri.startswith("postgres") else uri
-    return re.sub(r"(://[^:/@]*):[^/]+@", r"\1:***@", shown)
+    """Return an address that may be shown to others: with `***` for its password, and without its parameters.
+
+    Parameters may be secret too. A password may have any characters, also those that divide an address, as people do
+    not always escape them. What stands before the last "@" and after the first ":" is therefore taken for a password.
+    """
+    scheme, divider, rest = uri.partition("://")
+    user, at, place = rest.rpartition("@")
+    if rest.startswith("/") or ":" not in user:  # a file, or nothing that has a password
+        user, at, place = "", "", rest
+    elif "/" in user.partition(":")[0] or (scheme in _SERVERS and _PORT_AND_PATH.match(user.partition(":")[2])):
+        user, at, place = "", "", rest  # a host, with an "@" in the path behind it
+    name = f"{user.partition(':')[0]}:***" if at else ""
+    return scheme + divider + name + at + re.split(r"[?#]", place, maxsplit=1)[0]
+
+
+_SERVERS = ("http", "https")
+_PORT_AND_PATH = re.compile(r"\d{1,5}/")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_SETTING = re.compile(r"(?i)((?:password|passwd|pwd|token|secret|api_?key)\s*=\s*)[^&\s'\"]+")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text in which every address may be shown to others, and no password is set."""
+    return _SETTING.sub(r"\1***", _ADDRESS.sub(lambda found: without_password(found[0]), text))
+
+
+def command_without_secrets(words: Iterable[str]) -> str:
+    """Write a command so that it may be stored: its addresses have no passwords.
+
+    Args:
+        words: Words of the command, from which the shell has removed quotation marks.
+    """
+    return shlex.join(map(_word_without_secrets, words))
+
+
+def _word_without_secrets(word: str) -> str:
+    """Remove the password from a word that is an address, or `--option=` and an address; it may have blanks."""
+    found = re.match(r"(?s)(--[a-z-]+=)?([A-Za-z][A-Za-z0-9+.-]*://.*)", word)
+    return without_secrets(word) if found is None else (found[1] or "") + without_password(found[2])

@@ -57,8 +57,8 @@ def server(root: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = ui_command(root, resolve_uri(None, root, {}), "127.0.0.1", port)
-    with Ui("", _start_server(command, "127.0.0.1", port, 120)):
+    command = ui_command(root, "127.0.0.1", port)
+    with Ui("", _start_server(command, resolve_uri(None, root, {}), "127.0.0.1", port, 120)):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import bench
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import first_line
+from bench.store.urls import without_password
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -168,7 +169,9 @@ def tracking(_: DoctorRequest) -> Iterator[Finding]:
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if parts.hostname is None or scheme not in _PORTS:
-        yield Finding(check="tracking", status=OK, found=f"MLFLOW_TRACKING_URI is {uri}, on this machine")
+        yield Finding(
+            check="tracking", status=OK, found=f"MLFLOW_TRACKING_URI is {without_password(uri)}, on this machine"
+        )
         return
     shown = f"{parts.scheme}://{parts.hostname}:{parts.port or _PORTS[scheme]}"  # without the password
     try:

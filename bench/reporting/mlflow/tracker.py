@@ -22,7 +22,7 @@ from bench.reporting.mlflow.mirror import STORE, Connection, Counts, Mirror
 from bench.reporting.mlflow.probe import is_database, is_server, open_sqlite, probe, sqlite_file
 from bench.reporting.mlflow.views import experiment_tags
 from bench.store.files import Store, write_text
-from bench.store.urls import with_driver, without_password
+from bench.store.urls import with_driver, without_password, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -137,7 +137,7 @@ class Tracker:
             self._mirrors.clear()  # what arrived is not known
             _note_failure(self.uri, error)
             level = logging.DEBUG if self._warned else logging.WARNING
-            uri, reason = without_password(self.uri), first_line(error)
+            uri, reason = without_password(self.uri), without_secrets(first_line(error))
             log.log(level, "MLflow at %s is not up to date: %s; the next update sends what is missing", uri, reason)
             self._warned = True
             return False

@@ -20,7 +20,7 @@ from bench.errors import BenchError, first_line
 from bench.reporting.mlflow.probe import is_server, sqlite_file
 from bench.reporting.mlflow.tracker import Tracker, artifact_root
 from bench.reporting.mlflow.views import VIEWS, experiment_url, view_url
-from bench.store.urls import without_password
+from bench.store.urls import without_password, without_secrets
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -65,6 +65,10 @@ class Ui:
         self.stop()
 
 
+DATABASE = "MLFLOW_BACKEND_STORE_URI"
+"""Environment variable from which MLflow's server takes its database."""
+
+
 def launch_ui(
     store_root: Path,
     uri: str | None,
@@ -95,7 +99,7 @@ def launch_ui(
     if not is_server(server):
         server = f"http://{host}:{port}"
         _require_free_port(host, port)
-        process = _start_server(ui_command(store_root, tracker.uri, host, port), host, port, timeout)
+        process = _start_server(ui_command(store_root, host, port), tracker.uri, host, port, timeout)
     url, views = _pages(server, experiment)
     ui = Ui(url, process, views)
     if open_browser:
@@ -103,11 +107,14 @@ def launch_ui(
     return ui
 
 
-def ui_command(store_root: Path, uri: str, host: str, port: int) -> list[str]:
-    """Return the command that serves MLflow's user interface, with one worker for one person."""
+def ui_command(store_root: Path, host: str, port: int) -> list[str]:
+    """Return the command that serves MLflow's user interface, with one worker for one person.
+
+    Every user of the machine can read commands, so the database is not in it: it is in the variable `DATABASE`.
+    """
     artifacts = artifact_root(store_root).as_uri()
     return [
-        *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
+        *(sys.executable, "-m", "mlflow", "ui"),
         *("--default-artifact-root", artifacts, "--artifacts-destination", artifacts),
         *("--host", host, "--port", str(port), "--workers", "1"),
     ]
@@ -135,7 +142,7 @@ def _require_experiment(tracker: Tracker, study: str) -> "Experiment":
         experiment = tracker.get_experiment(study)
     except Exception as error:
         raise BenchError(
-            f"cannot read MLflow's data at {without_password(tracker.uri)}: {first_line(error)}"
+            f"cannot read MLflow's data at {without_password(tracker.uri)}: {without_secrets(first_line(error))}"
         ) from error
     if experiment is None:
         raise missing
@@ -152,9 +159,10 @@ def _require_free_port(host: str, port: int) -> None:
             raise BenchError(f"cannot listen on {host}:{port}: {error.strerror}; {hint}") from error
 
 
-def _start_server(command: list[str], host: str, port: int, timeout: float) -> "subprocess.Popen[bytes]":
+def _start_server(command: list[str], uri: str, host: str, port: int, timeout: float) -> "subprocess.Popen[bytes]":
     """Start the server in a process group of its own, so that its workers can be stopped with it."""
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_RUN_ID"}
+    environment[DATABASE] = uri
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603 - the command is ours
@@ -193,4 +201,4 @@ def _answers(host: str, port: int) -> bool:
 def _last_line(output: IO[bytes]) -> str:
     output.seek(0)
     lines = output.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it printed no message"
+    return without_secrets(lines[-1]) if lines else "it printed no message"

@@ -229,8 +229,8 @@ def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def mlflow_server(database: str, folder: Path, port: int) -> Iterator[str]:
     folder.mkdir(exist_ok=True)
-    command = interface.ui_command(folder, with_driver(database), "127.0.0.1", port)
-    with interface.Ui("", interface._start_server(command, "127.0.0.1", port, 180)):
+    command = interface.ui_command(folder, "127.0.0.1", port)
+    with interface.Ui("", interface._start_server(command, with_driver(database), "127.0.0.1", port, 180)):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -106,8 +106,8 @@ def test_what_the_user_set_stays(fake: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def served(root: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """An MLflow server on an SQLite file of its own."""
     root.mkdir(exist_ok=True)
-    command = interface.ui_command(root, resolve_uri(None, root, {}), "127.0.0.1", port)
-    with interface.Ui("", interface._start_server(command, "127.0.0.1", port, 180)) as ui:
+    command = interface.ui_command(root, "127.0.0.1", port)
+    with interface.Ui("", interface._start_server(command, resolve_uri(None, root, {}), "127.0.0.1", port, 180)) as ui:
         assert ui.process is not None
         yield ui.process
 

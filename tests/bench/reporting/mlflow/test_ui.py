@@ -95,4 +95,4 @@ def test_a_server_that_is_down_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('first'); print('no such option')"]
     with pytest.raises(BenchError, match="did not start: no such option"):
-        interface._start_server(command, "127.0.0.1", free_port(), 20)
+        interface._start_server(command, "sqlite://", "127.0.0.1", free_port(), 20)
