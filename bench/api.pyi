@@ -11,6 +11,7 @@ from .compression.policy import LayerPolicy as LayerPolicy
 from .compression.policy import LayerSpace as LayerSpace
 from .compression.policy import Policy as Policy
 from .compression.policy import uniform as uniform
+from .compression.products import MatMul as MatMul
 from .compression.quantizer import Quantizer as Quantizer
 from .compression.quantizer import QuantizerFactory as QuantizerFactory
 from .compression.quantizer import UniformQuantizer as UniformQuantizer

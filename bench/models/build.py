@@ -5,11 +5,12 @@ import inspect
 from torch import nn
 
 from bench.errors import BenchError, ForeignCodeError, described
+from bench.models.normal_form import normal_form
 from bench.plugins.registry import load
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Build a model, initialised from PyTorch's global generator.
+    """Build a model in its normal form, initialised from PyTorch's global generator.
 
     Args:
         name: Name of the model.
@@ -32,7 +33,7 @@ def build_model(name: str, image_shape: tuple[int, int, int], num_classes: int) 
         ) from error
     if not isinstance(model, nn.Module):
         raise BenchError(f"model '{name}' returned a {type(model).__name__}; it must return a torch.nn.Module")
-    return model
+    return normal_form(model, name)
 
 
 def _arguments(name: str, make: object, image_shape: tuple[int, int, int], num_classes: int) -> tuple[int, ...]:

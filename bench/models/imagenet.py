@@ -13,6 +13,8 @@ from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3
 from torchvision.ops import SqueezeExcitation
 
+from bench.models.stem import stating, with_inputs
+
 _RESNET_GROUP = 16
 _MOBILENET_GROUP = 8
 _SMALL_IMAGE = 64
@@ -50,15 +52,15 @@ def resnet50(in_channels: int, num_classes: int) -> nn.Module:
 
 
 def _resnet(model: torchvision.models.ResNet, in_channels: int) -> nn.Module:
-    model.conv1 = _with_inputs(model.conv1, in_channels)
-    return _stating(model, group_size=_RESNET_GROUP)
+    model.conv1 = with_inputs(model.conv1, in_channels)
+    return stating(model, group_size=_RESNET_GROUP)
 
 
 def mobilenet_v2(in_channels: int, num_classes: int) -> nn.Module:
     """Build MobileNetV2, in which expansions can be pruned, and with them the depthwise convolutions that follow."""
     model = torchvision.models.mobilenet_v2(num_classes=num_classes)
     stem = model.features[0]
-    stem[0] = _with_inputs(stem[0], in_channels)
+    stem[0] = with_inputs(stem[0], in_channels)
     return _mobilenet(model, expansion="conv.0.0")
 
 
@@ -75,7 +77,7 @@ def mobilenet_v3_large(in_channels: int, num_classes: int, image_size: int) -> n
         _small_v3(num_classes) if small else torchvision.models.mobilenet_v3_large(num_classes=num_classes)
     )
     stem = model.features[0]
-    stem[0] = _with_inputs(stem[0], in_channels)
+    stem[0] = with_inputs(stem[0], in_channels)
     return _mobilenet(model, expansion="block.0.0")
 
 
@@ -98,27 +100,4 @@ def _mobilenet(model: nn.Module, *, expansion: str) -> nn.Module:
         for path, module in model.named_modules()
         if path.endswith(f".{expansion}") and isinstance(module, nn.Conv2d) and module.groups == 1
     )
-    return _stating(model, prunable=prunable, group_size=_MOBILENET_GROUP)
-
-
-def _stating(model: nn.Module, **statements: object) -> nn.Module:
-    """Set attributes of a model that `bench.compression.shapes.trace` reads."""
-    for name, value in statements.items():
-        setattr(model, name, value)
-    return model
-
-
-def _with_inputs(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """Return the stem for a number of input channels, initialised as in torchvision."""
-    if conv.in_channels == in_channels:
-        return conv
-    stem = nn.Conv2d(
-        in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        stride=conv.stride,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
-        bias=False,
-    )
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    return stem
+    return stating(model, prunable=prunable, group_size=_MOBILENET_GROUP)
