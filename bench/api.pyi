@@ -1,9 +1,12 @@
 from . import replicas as replicas
 from .compression.compress import QuantizedLayer as QuantizedLayer
+from .compression.compress import QuantizedProduct as QuantizedProduct
 from .compression.compress import calibrate as calibrate
 from .compression.compress import compress as compress
 from .compression.compress import input_quantizer as input_quantizer
+from .compression.compress import quantized_layer as quantized_layer
 from .compression.compress import replace_layer as replace_layer
+from .compression.geometry import MatMul as MatMul
 from .compression.geometry import geometry_of as geometry_of
 from .compression.policy import EDGE_BITS as EDGE_BITS
 from .compression.policy import FULL_PRECISION_BITS as FULL_PRECISION_BITS
@@ -11,7 +14,6 @@ from .compression.policy import LayerPolicy as LayerPolicy
 from .compression.policy import LayerSpace as LayerSpace
 from .compression.policy import Policy as Policy
 from .compression.policy import uniform as uniform
-from .compression.products import MatMul as MatMul
 from .compression.quantizer import Quantizer as Quantizer
 from .compression.quantizer import QuantizerFactory as QuantizerFactory
 from .compression.quantizer import UniformQuantizer as UniformQuantizer

@@ -49,7 +49,7 @@ from bench.api import (
     Stateful,
     compress,
     evaluate,
-    input_quantizer,
+    quantized_layer,
     reestimate_norms,
     weight_groups,
 )
@@ -323,12 +323,11 @@ def calibrated(job: SearchJob, bits: Sequence[int]) -> Calibrated:
 
     def keep(layer: LayerShape) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            weight: Tensor = module.weight  # type: ignore[assignment]
             for candidate in bits if layer.position == "middle" else [EDGE_BITS]:
-                of_weight = linear_quantizer(bits=candidate, kind="weight", normalized=False)
-                of_input = input_quantizer(layer, candidate, linear_quantizer)
-                states[layer.name, "weight_bits", candidate] = _calibrated_on(of_weight, weight)
-                states[layer.name, "activation_bits", candidate] = _calibrated_on(of_input, inputs[0])
+                own = quantized_layer(module, layer, (candidate, candidate), linear_quantizer, normalized=False)
+                own.to(inputs[0].device).calibrate(*inputs)
+                for what, quantizer in zip(WHAT, (own.weight_quantizer, own.activation_quantizer), strict=True):
+                    states[layer.name, what, candidate] = quantizer.state_dict()
 
         return hook
 
@@ -336,10 +335,3 @@ def calibrated(job: SearchJob, bits: Sequence[int]) -> Calibrated:
         model.get_submodule(layer.name).register_forward_pre_hook(keep(layer))
     model(job.task.data.calibration_batches(1, job.schedule.batch_size)[0])
     return states
-
-
-def _calibrated_on(quantizer: nn.Module, x: Tensor) -> Mapping[str, Tensor]:
-    quantizer = quantizer.to(x.device)
-    if not isinstance(quantizer, nn.Identity):
-        quantizer.calibrate(x)  # type: ignore[operator]
-    return quantizer.state_dict()

@@ -6,6 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
+
+from bench.models.normal_form import normal_form
 
 IMAGE = (3, 12, 12)
 CLASSES = 4
@@ -252,6 +256,21 @@ def bare_norm(channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
 
 
+def vision_transformer() -> nn.Module:
+    model = VisionTransformer(12, 4, 2, 2, 8, 16, num_classes=CLASSES)
+    nn.init.normal_(model.heads.head.weight)  # it starts at zero
+    return normal_form(model, "net")
+
+
+def shifted_windows() -> nn.Module:
+    model = SwinTransformer([2, 2], 8, [2], [2], [4, 4], stochastic_depth_prob=0.0, num_classes=CLASSES)
+    return normal_form(model, "net")
+
+
+def channels_last() -> nn.Module:
+    return ConvNeXt([CNBlockConfig(8, 8, 1), CNBlockConfig(8, None, 1)], layer_scale=0.5, num_classes=CLASSES)
+
+
 HANDLED: Mapping[str, Maker] = {
     "plain": Base,
     "aliased": Aliased,
@@ -286,5 +305,8 @@ HANDLED: Mapping[str, Maker] = {
     "one weight": OneWeight,
     "frozen": frozen_first,
     "bare norms": lambda: stack(norm=bare_norm),
+    "vision transformer": vision_transformer,
+    "shifted windows": shifted_windows,
+    "channels last": channels_last,
 }
 """Networks that are compressed, by name."""

@@ -4,6 +4,9 @@ A filter can be pruned if its channel is used in these ways only: by normalisati
 depthwise convolutions and gates (squeeze-excite), which lose the same channel; and by layers that mix channels, which
 lose an input. It cannot be pruned if its channel is added to that of another layer, concatenated, reshaped into another
 dimension, or part of the network's output.
+
+The filters of a linear layer are its hidden units. Its channels are the last dimension of a tensor, those of a
+convolution the second.
 """
 
 import logging
@@ -14,16 +17,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from bench.compression.geometry import has_own_forward
+from bench.compression.geometry import MatMul, has_own_forward
 
 _log = logging.getLogger(__name__)
 
 _NON_NEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid"}
 _SIGNED = {"hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "hardtanh", "mish"}
-_SIGN_KEEPING = {
-    *("identity", "dropout", "dropout2d", "stochastic_depth", "contiguous", "clone", "detach"),
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
-}
+_COPIES = {"identity", "dropout", "stochastic_depth", "contiguous", "clone", "detach"}
+_POOLING = {"dropout2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"}
+"""Operations on maps whose second dimension are the channels."""
+_PROBABILITIES = {"softmax"}
+"""Operations whose result is not negative, and of which every number depends on several channels."""
+_REORDERING = {"transpose", "permute"}
+_SIGN_KEEPING = _COPIES | _POOLING
 _FUNCTION_OF_MODULE = {
     "LeakyReLU": "leaky_relu",
     "MaxPool2d": "max_pool2d",
@@ -39,18 +45,20 @@ _GATES = {"mul", "imul"}
 _RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 _REDUCTIONS = {"mean", "sum", "amax"}
 _CHANNELWISE = _NON_NEGATIVE | _SIGNED | _SIGN_KEEPING | _RESHAPES | _REDUCTIONS | _DIVISIONS
-"""Operations whose result has the channels of their one input."""
+"""Operations whose result has the channels of their one input, where the channels are the second dimension."""
+_POINTWISE = _NON_NEGATIVE | _SIGNED | _COPIES | _DIVISIONS | _ADDITIONS | _SUBTRACTIONS | _GATES
+"""Operations whose result has the channels of their inputs in the same dimension, whichever it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Role:
-    """Relations of a layer to the others.
+    """Relations of a layer, or of a product of activations, to the others.
 
     Attributes:
         producer: Prunable layer whose filters are this layer's inputs.
         leader: Prunable layer that this layer loses filters with: a depthwise convolution, or the last layer of a
             squeeze-excite gate, has one.
-        signed_input: Whether the layer's input can be negative.
+        signed_input: Whether the layer's input, or the left operand of a product, can be negative.
         normalized: Whether a batch normalisation, and nothing else, reads the layer's output.
         shortcut: Whether it is the convolution of a residual block's shortcut.
     """
@@ -67,7 +75,7 @@ class Structure:
     """Structure of a network's layers.
 
     Attributes:
-        roles: Roles by layer.
+        roles: Roles by layer or product.
         prunable: Layers that can lose filters, in order of execution.
         norms: Prunable layer by the path of each batch normalisation that loses channels with it.
         obstacles: Reasons why other layers cannot lose filters, by layer.
@@ -111,7 +119,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         plain_norm = isinstance(m, nn.BatchNorm2d) and type(m).forward is nn.BatchNorm2d.forward
-        layer = isinstance(m, nn.Conv2d | nn.Linear) or plain_norm
+        layer = isinstance(m, nn.Conv2d | nn.Linear | MatMul) or plain_norm
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -150,10 +158,11 @@ class _Channels:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A tensor's channels, and whether it can be negative."""
+    """A tensor's channels, whether it can be negative, and the dimension of the channels."""
 
     channels: _Channels
     signed: bool
+    dimension: int = 1
 
 
 class _Reader:
@@ -163,6 +172,7 @@ class _Reader:
         self._modules = dict(graph.named_modules())
         self._marks: dict[fx.Node, _Mark] = {}
         self._layers: dict[str, fx.Node] = {}
+        self._products: dict[str, Role] = {}
         self._norms: dict[str, _Channels] = {}
         self._nodes = list(graph.graph.nodes)
 
@@ -181,11 +191,9 @@ class _Reader:
                 prunable.append(path)
                 norms.update(dict.fromkeys(channels.norms, path))
         roles = {path: self._role(path, node, prunable) for path, node in self._layers.items()}
-        return Structure(roles=roles, prunable=tuple(prunable), norms=norms, obstacles=obstacles)
+        return Structure(roles=roles | self._products, prunable=tuple(prunable), norms=norms, obstacles=obstacles)
 
     def _obstacle(self, path: str, channels: _Channels) -> str | None:
-        if not isinstance(self._modules[path], nn.Conv2d):
-            return "it is not a convolution"
         if channels.obstacle is None and not channels.readers:
             return "no layer reads them"
         return channels.obstacle
@@ -233,30 +241,39 @@ class _Reader:
         elif node.op == "call_module" and isinstance(self._modules[str(node.target)], nn.Conv2d | nn.Linear):
             self._layer(node, str(node.target), inputs[0])
         elif self._is_norm(node):
-            self._norm(node, str(node.target), inputs[0].channels)
+            self._norm(node, str(node.target), inputs[0])
         else:
             self._operate(node, inputs)
 
     def _layer(self, node: fx.Node, path: str, source: _Mark) -> None:
         self._layers[path] = node
-        module = self._modules[path]
+        module, shape = self._modules[path], _shape(node)
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        dimension = 1 if isinstance(module, nn.Conv2d) or shape is None else len(shape) - 1
+        if source.dimension != dimension:
+            source.channels.block(f"'{path}' reads another dimension")
         if has_own_forward(module):
-            reason = f"'{path}' is a {type(module).__name__}, which has a forward of its own"
-            source.channels.block(reason)
-            self._marks[node] = _Mark(_Channels(producers=[path], obstacle=reason), signed=True)
+            outputs = self._blocked(path, source, f"a {type(module).__name__}, which has a forward of its own")
         elif groups == 1:
             source.channels.root().readers.append(path)
-            self._marks[node] = _Mark(_Channels(producers=[path]), signed=True)
+            outputs = _Channels(producers=[path])
         elif isinstance(module, nn.Conv2d) and groups == module.in_channels == module.out_channels:
             source.channels.root().followers.append(path)
-            self._marks[node] = _Mark(source.channels, signed=True)
+            outputs = source.channels
         else:
-            reason = f"'{path}' is a convolution in {groups} groups"
-            source.channels.block(reason)
-            self._marks[node] = _Mark(_Channels(producers=[path], obstacle=reason), signed=True)
+            outputs = self._blocked(path, source, f"a convolution in {groups} groups")
+        self._marks[node] = _Mark(outputs, signed=True, dimension=dimension)
 
-    def _norm(self, node: fx.Node, path: str, channels: _Channels) -> None:
+    def _blocked(self, path: str, source: _Mark, kind: str) -> _Channels:
+        """Block what a layer reads, and return its channels, which are blocked too."""
+        reason = f"'{path}' is {kind}"
+        source.channels.block(reason)
+        return _Channels(producers=[path], obstacle=reason)
+
+    def _norm(self, node: fx.Node, path: str, source: _Mark) -> None:
+        channels = source.channels
+        if source.dimension != 1:
+            channels.block(f"the normalisation '{path}' reads another dimension")
         first = self._norms.setdefault(path, channels)
         if first.root() is not channels.root():
             for shared in (first, channels):
@@ -268,20 +285,23 @@ class _Reader:
         """Propagate channels through an operation without weights."""
         name = self._name(node)
         channels = self._kept_channels(node, name, inputs)
+        dimension = inputs[0].dimension if channels is not None else 1
         if channels is None:
             channels = self._obstruct(node, inputs)
-        if name in _NON_NEGATIVE:
+        if node.op == "call_module" and isinstance(self._modules[str(node.target)], MatMul):
+            self._products[str(node.target)] = Role(signed_input=inputs[0].signed)
+        if name in _NON_NEGATIVE | _PROBABILITIES:
             signed = False
-        elif name in _SIGN_KEEPING | _RESHAPES | _REDUCTIONS:
+        elif name in _SIGN_KEEPING | _RESHAPES | _REDUCTIONS | _REORDERING:
             signed = any(mark.signed for mark in inputs)
         else:  # unknown for one tensor and a number, and for a sum with a negative factor
             two = name in _ADDITIONS | _GATES and len(inputs) > 1 and "alpha" not in node.kwargs
             signed = not two or any(mark.signed for mark in inputs)
-        self._marks[node] = _Mark(channels, signed)
+        self._marks[node] = _Mark(channels, signed, dimension)
 
     def _kept_channels(self, node: fx.Node, name: str, inputs: list[_Mark]) -> _Channels | None:
         """Return the channels of the result if they are those of the inputs; otherwise `None`."""
-        if not inputs or not self._same_channels(node, name):
+        if len({mark.dimension for mark in inputs}) != 1 or not self._same_channels(node, name, inputs[0].dimension):
             return None
         first, *others = (mark.channels for mark in inputs)
         if name in _GATES:
@@ -297,14 +317,16 @@ class _Reader:
             return None
         return first
 
-    def _same_channels(self, node: fx.Node, name: str) -> bool:
-        """Whether channel i of the result is computed from channel i of every input."""
+    def _same_channels(self, node: fx.Node, name: str, dimension: int) -> bool:
+        """Whether channel i of the result, in the same dimension, is computed from channel i of every input."""
         shape = _shape(node)
+        if dimension != 1 and name not in _POINTWISE:
+            return False
         for source in node.all_input_nodes:
             before = _shape(source)
             if before is None or source not in self._marks:
                 continue
-            if shape is None or len(before) < 2 or len(shape) < 2 or before[1] != shape[1]:
+            if shape is None or min(len(before), len(shape)) <= dimension or before[dimension] != shape[dimension]:
                 return False
             if name in _RESHAPES and any(size != 1 for size in (*before[2:], *shape[2:])):
                 return name != "squeeze" and before == shape

@@ -43,8 +43,34 @@ class QuantizedLayer(nn.Module):
                 quantizer.calibrate(tensor)  # type: ignore[operator]
 
 
+class QuantizedProduct(nn.Module):
+    """A product whose operands are quantized; the right one takes the place of a layer's weight.
+
+    Args:
+        product: Module that multiplies.
+        weight_quantizer: Quantizer of the right operand.
+        activation_quantizer: Quantizer of the left operand.
+    """
+
+    def __init__(self, product: nn.Module, weight_quantizer: nn.Module, activation_quantizer: nn.Module) -> None:
+        super().__init__()
+        self.product = product
+        self.weight_quantizer = weight_quantizer
+        self.activation_quantizer = activation_quantizer
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiply the quantized operands."""
+        return self.product(self.activation_quantizer(left), self.weight_quantizer(right))  # type: ignore[no-any-return]
+
+    def calibrate(self, left: Tensor, right: Tensor) -> None:
+        """Set both quantizers' parameters from two operands."""
+        self.activation_quantizer.calibrate(left)  # type: ignore[operator]
+        self.weight_quantizer.calibrate(right)  # type: ignore[operator]
+
+
 def replace_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Replace the module at a dotted path of a model, under all its names."""
+    """Replace the module at a dotted path of a model, under all its names; it is moved to the model's device."""
+    layer.to(next(model.parameters()).device)
     for place in names_of(model, path):
         parent, _, name = place.rpartition(".")
         setattr(model.get_submodule(parent), name, layer)
@@ -141,11 +167,32 @@ def compress(
         choice = policy.layers[layer.name]
         if choice.weight_bits == choice.activation_bits == FULL_PRECISION_BITS:
             continue
-        weight = quantizer(bits=choice.weight_bits, kind="weight", normalized=normalized_weights and layer.normalized)
-        activation = input_quantizer(layer, choice.activation_bits, quantizer)
-        replace_layer(compressed, layer.name, QuantizedLayer(compressed.get_submodule(layer.name), weight, activation))
-        restore_clips(clips_of(layer.name, weight, activation), clips or {})
+        module = compressed.get_submodule(layer.name)
+        bits = choice.weight_bits, choice.activation_bits
+        quantized = quantized_layer(module, layer, bits, quantizer, normalized=normalized_weights)
+        replace_layer(compressed, layer.name, quantized)
+        restore_clips(clips_of(layer.name, quantized.weight_quantizer, quantized.activation_quantizer), clips or {})
     return compressed
+
+
+def quantized_layer(
+    module: nn.Module, layer: LayerShape, bits: tuple[int, int], quantizer: QuantizerFactory, *, normalized: bool
+) -> QuantizedLayer | QuantizedProduct:
+    """Make the quantized form of a layer or of a product of activations.
+
+    Args:
+        module: The float layer.
+        layer: Shape of the layer.
+        bits: Bits of the weight, or of the right operand, and of the input, or of the left operand.
+        quantizer: Factory of the quantizers.
+        normalized: Whether weights that a batch normalisation follows are standardised before quantization.
+    """
+    of_input = input_quantizer(layer, bits[1], quantizer)
+    if layer.kind == "matmul":
+        return QuantizedProduct(module, Shifted(quantizer(bits=bits[0], kind="activation", normalized=False)), of_input)
+    return QuantizedLayer(
+        module, quantizer(bits=bits[0], kind="weight", normalized=normalized and layer.normalized), of_input
+    )
 
 
 def input_quantizer(layer: LayerShape, bits: int, quantizer: QuantizerFactory) -> nn.Module:
@@ -160,7 +207,7 @@ def input_quantizer(layer: LayerShape, bits: int, quantizer: QuantizerFactory) -
 def calibrate(model: nn.Module, images: Tensor) -> None:
     """Set every quantizer's parameters from one batch, layer by layer in the order of execution.
 
-    The method `calibrate` of each layer is called with the layer's input, which comes from layers that are calibrated
+    The method `calibrate` of each layer is called with the layer's operands, which come from layers that are calibrated
     already. Layers that are left out at random in training are calibrated in a second pass in evaluation mode.
 
     Args:
@@ -173,7 +220,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     layers = {
         module: path
         for path, module in model.named_modules()
-        if hasattr(module, "calibrate") and hasattr(module, "weight")
+        if hasattr(module, "calibrate") and (hasattr(module, "weight") or isinstance(module, QuantizedProduct))
     }
     missing, runs = set(layers), Counter[nn.Module]()
 
@@ -181,7 +228,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
         runs[module] += 1
         if module in missing:
             missing.remove(module)
-            module.calibrate(inputs[0])  # type: ignore[operator]
+            module.calibrate(*inputs)  # type: ignore[operator]
 
     hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     was_training = model.training

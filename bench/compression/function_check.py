@@ -86,14 +86,14 @@ def _random_numbers(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def _with_random_weights(model: nn.Module, network: NetworkShape) -> nn.Module:
-    """Copy a network with random weights of its layers, and with noise on its vectors and scalars."""
+    """Copy a network with random weights of its layers, and with noise on its other parameters."""
     drawn = copy.deepcopy(model)
     for parameter in drawn.parameters():
-        if parameter.ndim < 2:
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        parameter.add_(0.1 * torch.randn_like(parameter))
     for layer in network.layers:
-        weight: Tensor = drawn.get_submodule(layer.name).weight  # type: ignore[assignment]
-        weight.normal_(std=weight[0].numel() ** -0.5)
+        if layer.kind != "matmul":
+            weight: Tensor = drawn.get_submodule(layer.name).weight  # type: ignore[assignment]
+            weight.normal_(std=weight[0].numel() ** -0.5)
     return drawn
 
 
@@ -104,8 +104,8 @@ class _Sealed(nn.Module):
         super().__init__()
         self.__dict__.update(_layer=layer, _name=name)  # not a submodule
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.__dict__["_layer"](x)
+    def forward(self, *operands: Tensor) -> Tensor:
+        result: Tensor = self.__dict__["_layer"](*operands)
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -230,16 +230,16 @@ def _check_reached(original: nn.Module, quantized: nn.Module, network: NetworkSh
 def _layers_equal(original: nn.Module, quantized: nn.Module, network: NetworkShape, images: Tensor) -> dict[str, bool]:
     """Compare each layer with its float form, on the input that it has in the quantized network.
 
-    A layer that reads zeros only counts as different, since its output says nothing.
+    A layer that reads zeros only counts as different, since its output says nothing. So does a product of zeros.
     """
     equal: dict[str, bool] = {}
 
-    def compare(name: str, x: Tensor, output: Tensor) -> None:
-        equal[name] = bool(x.any()) and _close(output, original.get_submodule(name)(x))
+    def compare(name: str, operands: tuple[Tensor, ...], output: Tensor) -> None:
+        equal[name] = all(map(torch.any, operands)) and _close(output, original.get_submodule(name)(*operands))
 
     hooks = [
         quantized.get_submodule(layer.name).register_forward_hook(
-            lambda _, inputs, output, name=layer.name: compare(name, inputs[0], output)
+            lambda _, inputs, output, name=layer.name: compare(name, inputs, output)
         )
         for layer in network.layers
     ]

@@ -1,6 +1,9 @@
-"""Geometry of layers: how a convolution or a linear layer applies a weight to its input.
+"""Geometry of layers: how a convolution or a linear layer applies a weight to its input; and products of activations.
 
 Quantized and searched layers hold the weight and the bias of a layer, and its geometry in place of the layer itself.
+
+A network computes products of two activations, such as those of attention, by calling a module `MatMul` for each. So
+they have names, are counted, and can be quantized.
 """
 
 import copy
@@ -10,6 +13,14 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+
+
+class MatMul(nn.Module):
+    """The matrix product of two activations; it has no parameters."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiply (…, rows, contraction) by (…, contraction, columns)."""
+        return left @ right
 
 
 @dataclass(frozen=True, slots=True)

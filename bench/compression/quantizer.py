@@ -31,7 +31,7 @@ _OFFSET_SAMPLE = 2**12
 
 Clips = Mapping[str, float]
 """Parameters of the common quantizers, by "<layer>.weight" and "<layer>.activation", and by "<layer>.offset" for inputs
-that can be negative."""
+that can be negative. The right operand of a product of activations has "<layer>.weight" and "<layer>.weight.offset"."""
 
 
 def discretize(z: Tensor, bits: int) -> Tensor:
@@ -263,11 +263,13 @@ class Shifted(nn.Module):
 
 def clips_of(name: str, weight: nn.Module, activation: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """List the parameters of a layer's common quantizers with their keys in `Clips`."""
-    parameters = [(f"{name}.offset", activation.offset)] if isinstance(activation, Shifted) else []
-    inner = activation.quantizer if isinstance(activation, Shifted) else activation
-    for kind, quantizer in (("weight", weight), ("activation", inner)):
-        if isinstance(quantizer, UniformQuantizer):
-            parameters.append((f"{name}.{kind}", quantizer.clip))
+    parameters: list[tuple[str, nn.Parameter]] = []
+    for key, offset, quantizer in (("weight", "weight.offset", weight), ("activation", "offset", activation)):
+        if isinstance(quantizer, Shifted):
+            parameters.append((f"{name}.{offset}", quantizer.offset))
+        inner = quantizer.quantizer if isinstance(quantizer, Shifted) else quantizer
+        if isinstance(inner, UniformQuantizer):
+            parameters.append((f"{name}.{key}", inner.clip))
     return parameters
 
 

@@ -120,12 +120,13 @@ def check_logits(outputs: object, images: int, classes: int | None, name: str) -
         )
 
 
-def check_executions(name: str, paths: Sequence[str]) -> None:
+def check_executions(name: str, paths: Sequence[str], weighted: int) -> None:
     """Check that each layer runs once, and that there are two layers at least.
 
     Args:
         name: Name of the model, for messages.
-        paths: Paths of the layers in the order of execution.
+        paths: Paths of the layers and products in the order of execution.
+        weighted: Number of layers among them.
 
     Raises:
         BenchError: A layer runs twice, or there are too few.
@@ -133,5 +134,5 @@ def check_executions(name: str, paths: Sequence[str]) -> None:
     twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
         raise BenchError(f"model '{name}' runs layer '{twice[0]}' more than once; each may run once")
-    if len(paths) < 2:
-        raise BenchError(f"model '{name}' must run at least two convolution or linear layers; it runs {len(paths)}")
+    if weighted < 2:
+        raise BenchError(f"model '{name}' must run at least two convolution or linear layers; it runs {weighted}")

@@ -2,19 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from math import prod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.compression.channel_groups import Role, Structure, analyse
 from bench.compression.failures import told_in_one_line
-from bench.compression.geometry import has_own_forward
+from bench.compression.geometry import MatMul, has_own_forward
 from bench.compression.operations import Counts, Operation, count_multiplications
 from bench.compression.requirements import check_executions, check_logits, check_modules
 from bench.errors import BenchError
 
-Position = Literal["first", "middle", "last"]
+Position = Literal["first", "middle", "last", "product"]
 
 DEFAULT_GROUP_SIZE = 4
 """Default number of filters that are pruned together (paper, Section 4.2: ResNet-20 and ResNet-56)."""
@@ -22,30 +23,34 @@ DEFAULT_GROUP_SIZE = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerShape:
-    """Shape of one convolution or linear layer for one image.
+    """Shape of one convolution, linear layer or product of two activations for one image.
 
-    A linear layer is a 1×1 convolution on a 1×1 map.
+    A linear layer is a 1×1 convolution on a map of as many rows as there are tokens; a vector is one token. So is a
+    product, and it multiplies several pairs of matrices: the rows of the left ones are its tokens. The right operand,
+    of shape (in_channels, out_channels), takes the place of the weight.
 
     Attributes:
         name: Module path of the layer.
-        kind: Kind of layer.
-        position: Position of the layer in the network; the first and the last are not searched.
+        kind: Kind of layer; "matmul" is a product of two activations.
+        position: Position of the layer in the network; only middle layers are searched. That of a product is
+            "product", wherever it is.
         in_channels, out_channels: Numbers of channels.
         kernel: Height and width of the kernel.
         groups: Number of groups of the convolution.
         in_size, out_size: Height and width of the input and of the output.
         stride: Vertical and horizontal stride.
+        products: Number of pairs of matrices that a product multiplies, e.g. heads times windows; 1 for layers.
         producer: Prunable layer whose filters are this layer's inputs; `None` if the number of inputs is fixed.
         leader: Prunable layer that this layer loses filters with: a depthwise convolution, or the last layer of a
             squeeze-excite gate, has one.
         prunable: Whether filters can be pruned for this layer itself.
-        signed_input: Whether the layer's input can be negative.
+        signed_input: Whether the layer's input, or the left operand of a product, can be negative.
         normalized: Whether a batch normalisation follows, so that the scale of the weights has no effect.
         shortcut: Whether it is the convolution of a residual block's shortcut.
     """
 
     name: str
-    kind: Literal["conv", "linear"]
+    kind: Literal["conv", "linear", "matmul"]
     position: Position
     in_channels: int
     out_channels: int
@@ -54,6 +59,7 @@ class LayerShape:
     in_size: tuple[int, int] = (1, 1)
     out_size: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
+    products: int = 1
     producer: str | None = None
     leader: str | None = None
     prunable: bool = False
@@ -66,15 +72,15 @@ class LayerShape:
         """Whether every channel is convolved by itself: there are as many groups as channels."""
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
-    def parameters(self, in_channels: int, out_channels: int) -> int:
-        """Count the weights of the layer with so many channels, without biases."""
+    def right_elements(self, in_channels: int, out_channels: int) -> int:
+        """Count the weights of the layer with so many channels, without biases, or a product's right operand."""
         groups = in_channels if self.depthwise else self.groups
-        return in_channels * out_channels * self.kernel[0] * self.kernel[1] // groups
+        return self.products * in_channels * out_channels * self.kernel[0] * self.kernel[1] // groups
 
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of the full layer for one image."""
-        return self.parameters(self.in_channels, self.out_channels) * self.out_size[0] * self.out_size[1]
+        return self.right_elements(self.in_channels, self.out_channels) * self.out_size[0] * self.out_size[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +90,7 @@ class NetworkShape:
     Attributes:
         model: Name of the model.
         dataset: Name of the data set.
-        layers: Convolutions and linear layers.
+        layers: Convolutions, linear layers and products of activations.
         norms: Batch normalisations that lose channels with a prunable layer, as pairs of path and layer.
         unquantized: Multiplications outside of the layers, in order of execution; they have full precision.
         group_size: Default number of filters that are pruned together (the paper's B).
@@ -108,14 +114,14 @@ class NetworkShape:
 
     @property
     def middle(self) -> tuple[LayerShape, ...]:
-        """Layers that are searched: all but the first and the last."""
+        """Layers that are searched: all but the first, the last and products of activations."""
         return tuple(layer for layer in self.layers if layer.position == "middle")
 
 
 def trace(
     model: nn.Module, input_shape: tuple[int, int, int], *, name: str, dataset: str, classes: int | None = None
 ) -> NetworkShape:
-    """Record shapes and structure of all convolutions and linear layers in one forward pass of zero images.
+    """Record shapes and structure of all convolutions, linear layers and products in one forward pass of zero images.
 
     A model may list in an attribute `prunable` the layers that may lose filters (by default all that can), and in
     `group_size` the number of filters that are pruned together. The first and the last layer, which are not searched,
@@ -141,18 +147,16 @@ def trace(
         model.eval()
         with told_in_one_line(model, name, input_shape):
             seen = _executed(model, images, name, classes)
-            check_executions(name, [path for path, *_ in seen])
+            check_executions(name, [execution.path for execution in seen], len(_weighted(seen)))
             counts = count_multiplications(model, images[:1])
         structure = analyse(model, images, name=name)
     finally:
         model.train(was_training)
-    last = len(seen) - 1
-    edges = _edge_obstacles(seen[0][0], seen[last][0], structure)
+    first, last = _weighted(seen)[0], _weighted(seen)[-1]
+    ends: Mapping[str, Position] = {first: "first", last: "last"}
+    edges = _edge_obstacles(first, last, structure)
     allowed = _allowed(model, name, structure, edges)
-    layers = []
-    for index, (path, module, inputs, outputs) in enumerate(seen):
-        position: Position = "first" if index == 0 else "last" if index == last else "middle"
-        layers.append(_layer_shape(path, module, inputs, outputs, position, structure, allowed))
+    layers = [_layer_shape(execution, ends.get(execution.path, "middle"), structure, allowed) for execution in seen]
     return NetworkShape(
         model=name,
         dataset=dataset,
@@ -166,11 +170,24 @@ def trace(
 
 _IMAGES = 2
 """Number of images in the pass; with a single one, what squeezes a tensor would lose the dimension of the batch."""
-_Execution = tuple[str, nn.Module, torch.Size, torch.Size]
+
+
+class _Execution(NamedTuple):
+    """One call of a layer or product, with the shapes of its operands and of its result."""
+
+    path: str
+    module: nn.Module
+    inputs: tuple[torch.Size, ...]
+    outputs: torch.Size
+
+
+def _weighted(seen: Sequence[_Execution]) -> list[str]:
+    """Return the paths of layers, without those of products."""
+    return [execution.path for execution in seen if not isinstance(execution.module, MatMul)]
 
 
 def _executed(model: nn.Module, images: Tensor, name: str, classes: int | None) -> list[_Execution]:
-    """List weighted layers with the shapes of their input and output, in the order of execution.
+    """List layers and products in the order of execution.
 
     Raises:
         BenchError: A layer is called in an unusual way, or the result is no tensor of logits.
@@ -179,17 +196,18 @@ def _executed(model: nn.Module, images: Tensor, name: str, classes: int | None) 
     names = {module: path for path, module in model.named_modules()}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, object], output: Tensor) -> None:
-        if len(inputs) != 1 or keywords:
+        wanted = 2 if isinstance(module, MatMul) else 1
+        if len(inputs) != wanted or keywords:
             raise BenchError(
                 f"layer '{names[module]}' of model '{name}' is called with keywords or several arguments; "
-                "call it with its input only"
+                f"call it with its {'two operands' if wanted == 2 else 'input'} only"
             )
-        seen.append((names[module], module, inputs[0].shape, output.shape))
+        seen.append(_Execution(names[module], module, tuple(given.shape for given in inputs), output.shape))
 
     hooks = [
         module.register_forward_hook(record, with_kwargs=True)
         for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.Linear | MatMul)
     ]
     try:
         with torch.no_grad():
@@ -221,18 +239,18 @@ def _unquantized(model: nn.Module, layers: Sequence[LayerShape], counts: Counts)
     missing = next((name for name in priced if name not in counts), None)
     if missing is not None:
         raise BenchError(f"layer '{missing}' multiplies nothing in PyTorch's count, so its cost is not known")
-    early = next(iter(counts))
-    if early != layers[0].name:
+    early, first = next(iter(counts)), next(layer.name for layer in layers if layer.position == "first")
+    if early != first:
         raise BenchError(
-            f"'{next(iter(counts[early]))}' in '{early}' multiplies before the first layer, '{layers[0].name}', whose "
-            "input must be the image; make it a Conv2d or a Linear layer"
+            f"'{next(iter(counts[early]))}' in '{early}' multiplies before the first layer, '{first}', whose input "
+            "must be the image; make it a Conv2d or a Linear layer"
         )
     return tuple(rest)
 
 
 def _check_count(path: str, left: int, rest: Sequence[Operation], module: nn.Module) -> None:
     """Check the count of one module's own operations; only a layer with a forward of its own may have further ones."""
-    plain = isinstance(module, nn.Conv2d | nn.Linear) and not has_own_forward(module)
+    plain = isinstance(module, MatMul) or (isinstance(module, nn.Conv2d | nn.Linear) and not has_own_forward(module))
     further = rest[-1].macs if rest and rest[-1].path == path else 0
     if left or (plain and further):
         raise BenchError(
@@ -252,7 +270,8 @@ def _edge_obstacles(first: str, last: str, structure: Structure) -> dict[str, st
 
 def _obstacles(layers: Sequence[LayerShape], structure: Structure, edges: Mapping[str, str]) -> dict[str, str]:
     """Return why layers lose filters neither by themselves nor with another layer."""
-    known = {**structure.obstacles, **edges}
+    products = {layer.name: "it multiplies two activations" for layer in layers if layer.kind == "matmul"}
+    known = {**structure.obstacles, **edges, **products}
     other = "the model does not list it in `prunable`" if structure.roles else "the forward pass cannot be read"
     blocked = [layer.name for layer in layers if not layer.prunable and layer.leader is None]
     leaders = {path: structure.roles.get(path, Role()).leader or path for path in blocked}
@@ -269,30 +288,34 @@ def _allowed(model: nn.Module, name: str, structure: Structure, edges: Mapping[s
     stated: Collection[str] | None = getattr(model, "prunable", None)
     if stated is None:
         return prunable
-    obstacles = {**edges, **structure.obstacles}
+    obstacles = {**structure.obstacles, **edges}
     for path in stated:
         if path not in prunable:
-            reason = obstacles.get(path, "it is not a convolution with filters of its own")
+            reason = obstacles.get(path, "it is no layer with filters of its own")
             raise BenchError(f"model '{name}' lists '{path}' in `prunable`, but {reason}")
     return set(stated)
 
 
 def _layer_shape(
-    path: str,
-    module: nn.Module,
-    inputs: torch.Size,
-    outputs: torch.Size,
-    position: Position,
-    structure: Structure,
-    allowed: Collection[str],
+    execution: _Execution, position: Position, structure: Structure, allowed: Collection[str]
 ) -> LayerShape:
+    path, module, inputs, outputs = execution
     role = structure.roles.get(path, Role())
+    if any(shape[:1] != (_IMAGES,) for shape in inputs) or (isinstance(module, nn.Conv2d) and len(inputs[0]) != 4):
+        raise BenchError(
+            f"layer '{path}' reads a tensor of shape {_in_words(inputs)} for {_IMAGES} images; its first dimension "
+            "must be the images"
+        )
+    if isinstance(module, MatMul):
+        return _product_shape(path, inputs[0], inputs[1], role)
     plain = LayerShape(
         name=path,
         kind="linear",
         position=position,
-        in_channels=inputs[1],
-        out_channels=outputs[1],
+        in_channels=inputs[0][-1],
+        out_channels=outputs[-1],
+        in_size=(prod(inputs[0][1:-1]), 1),
+        out_size=(prod(outputs[1:-1]), 1),
         producer=role.producer if role.producer in allowed else None,
         leader=role.leader if role.leader in allowed else None,
         prunable=path in allowed,
@@ -300,21 +323,41 @@ def _layer_shape(
         normalized=role.normalized,
         shortcut=role.shortcut,
     )
-    if inputs[0] != _IMAGES or (isinstance(module, nn.Conv2d) and len(inputs) != 4):
-        raise BenchError(
-            f"layer '{path}' reads a tensor of shape {tuple(inputs)} for {_IMAGES} images; its first dimension must be "
-            "the images"
-        )
-    if isinstance(module, nn.Conv2d):
-        return replace(
-            plain,
-            kind="conv",
-            kernel=(module.kernel_size[0], module.kernel_size[1]),
-            groups=module.groups,
-            in_size=(inputs[2], inputs[3]),
-            out_size=(outputs[2], outputs[3]),
-            stride=(module.stride[0], module.stride[1]),
-        )
-    if len(inputs) == 2:
+    if not isinstance(module, nn.Conv2d):
         return plain
-    raise BenchError(f"layer '{path}' reads a tensor of shape {tuple(inputs)}; linear layers must read one vector")
+    return replace(
+        plain,
+        kind="conv",
+        in_channels=inputs[0][1],
+        out_channels=outputs[1],
+        kernel=(module.kernel_size[0], module.kernel_size[1]),
+        groups=module.groups,
+        in_size=(inputs[0][2], inputs[0][3]),
+        out_size=(outputs[2], outputs[3]),
+        stride=(module.stride[0], module.stride[1]),
+    )
+
+
+def _product_shape(path: str, left: torch.Size, right: torch.Size, role: Role) -> LayerShape:
+    """Return the shape of the product of (images, …, rows, in_channels) and (images, …, in_channels, out_channels)."""
+    if len(left) < 3 or left[:-2] != right[:-2]:
+        raise BenchError(
+            f"product '{path}' multiplies tensors of shape {_in_words((left, right))} for {_IMAGES} images; both must "
+            "hold equally many matrices for each image"
+        )
+    return LayerShape(
+        name=path,
+        kind="matmul",
+        position="product",
+        in_channels=left[-1],
+        out_channels=right[-1],
+        in_size=(left[-2], 1),
+        out_size=(left[-2], 1),
+        products=prod(left[1:-2]),
+        signed_input=role.signed_input,
+        normalized=False,
+    )
+
+
+def _in_words(shapes: Sequence[torch.Size]) -> str:
+    return " and ".join(str(tuple(shape)) for shape in shapes)

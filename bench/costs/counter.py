@@ -2,14 +2,16 @@
 
 The conventions are those of all tables of the paper:
 
-* MACs of a layer: (in/groups) · out · kernel area · output positions, for one image. Biases, normalisation,
-  activations, additions and pooling are not counted.
+* MACs of a layer: (in/groups) · out · kernel area · output positions, for one image. Positions of a linear layer are
+  its tokens. Biases, normalisation, activations, additions and pooling are not counted.
 * BOPs: MACs · weight bits · activation bits.
 * Memory footprint: weights · weight bits + elements of the input · activation bits, summed over the layers. An input
   that two layers read counts twice. 1 KB is 1,000 bytes.
 * Peak memory: all weights, but only the largest input. A device that computes layer after layer must hold so much at
   once.
 * Parameters: weights of convolutions and linear layers, without biases.
+* Products of two activations: MACs · bits of the left operand · bits of the right one. Both operands are inputs in
+  memory, and neither is a weight.
 * Multiplications outside of the layers, such as those of `F.conv2d` or of two activations, have 32 bits on both sides.
   Their MACs and BOPs are part of every policy's cost. Their tensors are not part of memory and parameters.
 """
@@ -31,7 +33,7 @@ _LAYER_KEYS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCost:
-    """Exact cost of one layer, for one image."""
+    """Exact cost of one layer, for one image; `weight_bits` of a product are those of its right operand."""
 
     name: str
     macs: int
@@ -159,18 +161,20 @@ def price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
     """Price one layer under a policy that fits its network."""
     choice = policy.layers[layer.name]
     in_channels, out_channels = channels(policy, layer)
-    parameters = layer.parameters(in_channels, out_channels)
-    macs = parameters * layer.out_size[0] * layer.out_size[1]
-    input_elements = in_channels * layer.in_size[0] * layer.in_size[1]
+    right_elements = layer.right_elements(in_channels, out_channels)
+    macs = right_elements * layer.out_size[0] * layer.out_size[1]
+    input_bits = layer.products * in_channels * layer.in_size[0] * layer.in_size[1] * choice.activation_bits
+    right_bits = right_elements * choice.weight_bits
+    product = layer.kind == "matmul"
     return LayerCost(
         name=layer.name,
         macs=macs,
         weight_bits=choice.weight_bits,
         activation_bits=choice.activation_bits,
         bops=macs * choice.weight_bits * choice.activation_bits,
-        parameters=parameters,
-        weight_memory_bits=parameters * choice.weight_bits,
-        activation_memory_bits=input_elements * choice.activation_bits,
+        parameters=0 if product else right_elements,
+        weight_memory_bits=0 if product else right_bits,
+        activation_memory_bits=input_bits + (right_bits if product else 0),
         in_channels=in_channels,
         out_channels=out_channels,
     )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from bench.compression.products import MatMul
+from bench.compression.geometry import MatMul
 from bench.errors import BenchError
 from bench.models.attention import Attention, join_heads, split_heads
 
@@ -26,7 +26,7 @@ _GROUP = 16
 
 
 def cct_2_3x2(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """Build CCT-2/3×2, in which the first convolution and the hidden units of each block can be pruned.
+    """Build CCT-2/3×2, in which the hidden units of each block can be pruned.
 
     Args:
         in_channels: Channels of an image.

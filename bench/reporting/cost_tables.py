@@ -93,7 +93,9 @@ def _shape(shape: LayerShape, layer: LayerCost) -> str:
     """Describe a layer with its remaining channels: "3×3/2 16→32 at 16×16"."""
     channels = f"{layer.in_channels}→{layer.out_channels}"
     if shape.kind == "linear":
-        return f"linear {channels}"
+        return f"linear {channels}" + (f", {shape.out_size[0]} tokens" if shape.out_size != (1, 1) else "")
+    if shape.kind == "matmul":
+        return f"{shape.products} products {shape.in_size[0]}×{layer.in_channels}×{layer.out_channels}"
     stride = "" if set(shape.stride) == {1} else f"/{_sides(shape.stride, '×')}"
     return f"{shape.kernel[0]}×{shape.kernel[1]}{stride} {channels} at {shape.out_size[0]}×{shape.out_size[1]}"
 

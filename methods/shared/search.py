@@ -16,14 +16,13 @@ from bench.api import (
     LayerShape,
     NetworkShape,
     Policy,
-    QuantizedLayer,
     QuantizerFactory,
     SearchJob,
     SearchResult,
     UniformQuantizer,
     calibrate,
     evaluate,
-    input_quantizer,
+    quantized_layer,
     reestimate_norms,
     replace_layer,
 )
@@ -32,7 +31,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class SearchNetwork(ABC):
-    """A model whose layers are searched, except the first and the last.
+    """A model whose layers are searched, except the first, the last and products of activations.
 
     Attributes:
         network: Shapes of the model.
@@ -74,16 +73,17 @@ class SearchNetwork(ABC):
 def edge_layer(
     module: nn.Module, shape: LayerShape, *, normalized: bool = True, quantizer: QuantizerFactory = UniformQuantizer
 ) -> nn.Module:
-    """Quantize the first or the last layer to 8 bits; the pixels of the first one's input are on an 8-bit grid already.
+    """Quantize the first or the last layer, or a product of activations, to 8 bits.
+
+    The pixels of the first layer's input are on an 8-bit grid already.
 
     Args:
-        module: A convolution or a linear layer.
+        module: A convolution, a linear layer, or a product.
         shape: Shape of the layer.
         normalized: Whether weights that a normalisation follows are standardised.
         quantizer: Factory of the quantizers of weight and input.
     """
-    weight = quantizer(bits=EDGE_BITS, kind="weight", normalized=normalized and shape.normalized)
-    return QuantizedLayer(module, weight, input_quantizer(shape, EDGE_BITS, quantizer))
+    return quantized_layer(module, shape, (EDGE_BITS, EDGE_BITS), quantizer, normalized=normalized)
 
 
 def replace_layers(
@@ -98,7 +98,7 @@ def replace_layers(
         model: The float model; it is changed.
         network: Shapes of the model.
         searched: Builds a searched layer from the float one, its shape, and the searched layers before it by name.
-        edge: Builds the first and the last layer.
+        edge: Builds the first and the last layer, and products of activations.
 
     Returns:
         The searched layers by name.

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from bench.compression.compress import calibrate, compress, replace_layer
 from bench.compression.policy import Policy, uniform
@@ -17,6 +18,7 @@ from bench.costs.counter import price
 from bench.data.dataset import Arrays
 from bench.data.task_data import TaskData
 from bench.method import Method, SearchJob, Task
+from bench.models.cct import CompactTransformer
 from bench.models.resnet import resnet8, resnet20
 from bench.spec.schema import Schedule, SearchSchedule
 from bench.spec.seeds import generator
@@ -84,6 +86,18 @@ class Mobile(nn.Module):
         return self.fc(F.hardswish(self.middle(x)))  # type: ignore[no-any-return]
 
 
+def compact() -> CompactTransformer:
+    """A transformer of four tokens: hidden units, products of activations, a linear layer of one output.
+
+    Nothing is left out at random, so that two forms of it can be compared in training.
+    """
+    model = CompactTransformer(1, 10, 4)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
+    return model
+
+
 MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "mobile": Mobile,
     "resnet8": lambda: resnet8(1, 10),
@@ -112,8 +126,9 @@ def digits_data(count: int | None = None) -> TaskData:
 
 def task_of(data: TaskData, model: str) -> Task:
     """One of the models on digits."""
-    shapes = trace(MODELS[model](), data.image_shape, name=model, dataset="digits")
-    return Task(data=data, network=shapes, make_model=MODELS[model])
+    make = {**MODELS, "compact": compact}[model]
+    shapes = trace(make(), data.image_shape, name=model, dataset="digits")
+    return Task(data=data, network=shapes, make_model=make)
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +176,18 @@ def scramble(model: nn.Module, seed: int) -> nn.Module:
 def scrambled_job(request: pytest.FixtureRequest, small_task: Task) -> SearchJob:
     """A job on a network of random weights and norms, of each kind."""
     return _scrambled(small_task, request.param)
+
+
+@pytest.fixture(scope="session", params=[*sorted(MODELS), "compact"])
+def pruned_job(request: pytest.FixtureRequest, small_task: Task) -> SearchJob:
+    """The same, and a transformer, whose layers lose hidden units, which no norm follows."""
+    return _scrambled(small_task, request.param)
+
+
+@pytest.fixture(scope="session")
+def compact_job(small_task: Task) -> SearchJob:
+    """The transformer alone."""
+    return _scrambled(small_task, "compact")
 
 
 @pytest.fixture(scope="session")

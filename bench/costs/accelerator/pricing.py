@@ -50,7 +50,7 @@ def price_on(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
 
     Raises:
         BenchError: The policy does not fit the network, has more bits than the accelerator computes with, a layer is
-            not square, or the network multiplies outside of its layers.
+            not square or a product of activations, or the network multiplies outside of its layers.
     """
     check(network, policy)
     if network.unquantized:
@@ -69,7 +69,7 @@ def computes(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
     """Whether the accelerator computes with all bits of a policy, all layers are square, and there is nothing else."""
     highest = _hardware(accelerator.hardware).max_bits
     supported = all(max(layer.weight_bits, layer.activation_bits) <= highest for layer in policy.layers.values())
-    return supported and not network.unquantized and all(_is_square(layer) for layer in network.layers)
+    return supported and not network.unquantized and all(_is_known(layer) for layer in network.layers)
 
 
 def execute_layer(
@@ -83,8 +83,14 @@ def execute_layer(
     """Execute one layer with the channels that it keeps.
 
     Raises:
-        BenchError: A number of bits is above the accelerator's highest precision, or the layer is not square.
+        BenchError: A number of bits is above the accelerator's highest precision, or the layer is not square, or a
+            product of activations.
     """
+    if layer.kind == "matmul":
+        raise BenchError(
+            f"'{layer.name}' multiplies two activations; latency and energy can be estimated for layers with weights "
+            "only, since the accelerator's model keeps one operand for a whole batch"
+        )
     if not _is_square(layer):
         raise BenchError(
             f"layer '{layer.name}' has a {layer.kernel[0]}×{layer.kernel[1]} kernel with stride {layer.stride} on a "
@@ -106,6 +112,10 @@ def _form(accelerator: AcceleratorSpec, layer: LayerShape) -> Form:
     if layer.position == "first" and layer.kind == "conv":
         return "image"
     return "channelwise" if layer.depthwise and accelerator.depthwise == "channelwise" else "conv"
+
+
+def _is_known(layer: LayerShape) -> bool:
+    return layer.kind != "matmul" and _is_square(layer)
 
 
 def _is_square(layer: LayerShape) -> bool:

@@ -79,6 +79,7 @@ class SharedLayer(nn.Module):
         self.geometry = geometry_of(module)
         self.space, self.settings = space, settings
         self._depthwise = shape.depthwise
+        self._channel_dimension = -1 if shape.kind == "linear" else 1
         self._normalized = settings.weight_normalization and shape.normalized
         # A tuple keeps them from becoming submodules.
         self._producer, self._leader = (producer,), (leader,)
@@ -104,7 +105,8 @@ class SharedLayer(nn.Module):
 
     def _shared_input(self, x: Tensor) -> Tensor:
         channels = self.input_gates
-        values: Tensor = self.activation_quantizer(x, None if channels is None else _along(channels.detach(), 1, x))
+        mask = None if channels is None else _along(channels.detach(), self._channel_dimension, x)
+        values: Tensor = self.activation_quantizer(x, mask)
         return values
 
     def _shared_weight(self) -> Tensor:

@@ -14,6 +14,7 @@ from bench.api import (
     LayerShape,
     Policy,
     QuantizedLayer,
+    QuantizedProduct,
     SearchJob,
     policy_of,
     replicas,
@@ -186,7 +187,7 @@ class SharedNetwork(SearchNetwork):
                 clips += [
                     (f"{shape.name}.{key}", clip) for key, clip in module.clips(chosen.layers[shape.name]).items()
                 ]
-            elif isinstance(module, QuantizedLayer):
+            elif isinstance(module, QuantizedLayer | QuantizedProduct):
                 clips += clips_of(shape.name, module.weight_quantizer, module.activation_quantizer)
         return clips
 

@@ -25,6 +25,7 @@ from bench.api import (
     Options,
     Policy,
     QuantizedLayer,
+    QuantizedProduct,
     QuantizerFactory,
     SearchJob,
     UniformQuantizer,
@@ -227,13 +228,13 @@ class PathNetwork(TrainedNetwork):
         return all(isinstance(path, UniformQuantizer) for path in paths)
 
     def _edge_clips(self) -> list[tuple[str, nn.Parameter]]:
-        """List the clip values of the first and the last layer."""
+        """List the clip values of the first and the last layer, and of products of activations."""
         names = [shape.name for shape in self.network.layers if shape.position != "middle"]
         edges = {name: self.model.get_submodule(name) for name in names}
         return [
             clip
             for name, edge in edges.items()
-            if isinstance(edge, QuantizedLayer)
+            if isinstance(edge, QuantizedLayer | QuantizedProduct)
             for clip in clips_of(name, edge.weight_quantizer, edge.activation_quantizer)
         ]
 

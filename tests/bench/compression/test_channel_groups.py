@@ -153,8 +153,7 @@ def test_inverted_residual_with_squeeze_and_excite(gate: Body, linear: bool) -> 
     kind: Callable[[int, int], nn.Module] = nn.Linear if linear else conv
     layers = {"pool": nn.AdaptiveAvgPool2d(1), "fc1": kind(8, 2), "fc2": kind(2, 8), "scale": nn.Hardsigmoid()}
     found = inverted_residual(gate, **layers)
-    # Squeezing convolutions may lose filters as any others; linear layers may not.
-    assert found.prunable == (("expand",) if linear else ("expand", "fc1"))
+    assert found.prunable == ("expand", "fc1")  # squeezing layers may lose filters as any others
     assert found.norms == {"bn1": "expand", "bn2": "expand"}
     roles = found.roles
     assert {name: roles[name].leader for name in roles if roles[name].leader} == {
@@ -165,7 +164,7 @@ def test_inverted_residual_with_squeeze_and_excite(gate: Body, linear: bool) -> 
         "depthwise": "expand",
         "fc1": "expand",
         "project": "expand",
-        **({} if linear else {"fc2": "fc1"}),
+        "fc2": "fc1",
     }
     signed = {"stem", "expand", "depthwise", "fc1", "project", "head"}  # all but what reads a ReLU
     assert {name for name, role in roles.items() if role.signed_input} == signed
@@ -325,11 +324,62 @@ def test_a_normalisation_that_two_layers_share_keeps_both() -> None:
     assert found.obstacles["first"] == found.obstacles["second"] == "the normalisation 'norm' also reads other channels"
 
 
-def test_linear_layers_keep_their_outputs() -> None:
+def test_linear_layers_lose_hidden_units() -> None:
     found = between(lambda net, x: net.other(x.mean((2, 3))).view(1, 8, 1, 1), other=nn.Linear(8, 8))
-    assert found.prunable == ("first",)
-    assert found.obstacles["other"] == "it is not a convolution"
-    assert (found.roles["other"].producer, found.roles["last"].producer) == ("first", None)
+    assert found.prunable == ("first", "other")
+    assert (found.roles["other"].producer, found.roles["last"].producer) == ("first", "other")
+
+
+class Tokens(nn.Module):
+    """Two linear layers on the channels of a map, which are its last dimension, or on another one."""
+
+    def __init__(self, between_them: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.fc1, self.fc2, self.last = conv(3, 4), nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.between_them = between_them
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = self.between_them(self.fc1(tokens))
+        return self.last(self.fc2(tokens).amax(1))  # type: ignore[no-any-return]
+
+
+# By case: what happens between the two layers on (1, 4, 8), whether hidden units may go, whether the result is signed.
+OVER_TOKENS: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
+    "nothing": (lambda x: x, True, True),
+    "GELU": (F.gelu, True, True),
+    "ReLU": (lambda x: x.relu(), True, False),
+    "dropout": (lambda x: F.dropout(F.relu(x), 0.5, training=False), True, False),
+    "a number": (lambda x: x / 2, True, True),
+    "a gate of its own": (lambda x: x * x.sigmoid(), True, True),
+    "view of the same shape": (lambda x: x.view(1, 4, 8), False, True),
+    "softmax over hidden units": (lambda x: x.softmax(-1), False, False),
+    "softmax over tokens": (lambda x: x.softmax(1), False, False),
+    "layer norm": (lambda x: F.layer_norm(x, (8,)), False, True),
+    "transposed twice": (lambda x: x.transpose(1, 2).transpose(1, 2), False, True),
+    "other tokens": (lambda x: x[:, 1:], False, True),
+    "half of the units": (lambda x: torch.cat([x[:, :, :4], x[:, :, 4:]], 2), False, True),
+    "mean over units": (lambda x: x + x.mean(2, keepdim=True), False, True),
+    "pooling": (lambda x: F.max_pool1d(x, 1), False, True),
+    "pooling of a map": (lambda x: F.adaptive_avg_pool2d(x, (4, 8)), False, True),
+    "the tokens' dimension": (lambda x: F.linear(x.transpose(1, 2), torch.eye(4)).transpose(1, 2), False, True),
+}
+
+
+@pytest.mark.parametrize("case", OVER_TOKENS)
+def test_hidden_units_of_layers_over_tokens(case: str) -> None:
+    change, kept, signed = OVER_TOKENS[case]
+    found = analyse(Tokens(change).eval(), torch.zeros(1, 3, 2, 2), name="net")
+    assert found.prunable == (("fc1",) if kept else ())
+    assert found.roles["fc2"].producer == ("fc1" if kept else None)
+    assert found.roles["fc2"].signed_input == signed
+
+
+def test_a_linear_layer_over_another_dimension_is_no_reader_of_channels() -> None:
+    """The channels of a convolution are its second dimension; a linear layer on a map reads the last one."""
+    found = between(lambda net, x: net.other(x.relu()), other=nn.Linear(8, 8))
+    assert found.prunable == ()
+    assert found.obstacles["first"] == "'other' reads another dimension"
 
 
 def pooled(net: Any, x: Tensor) -> Tensor:
@@ -533,8 +583,8 @@ def test_the_edges_keep_their_channels() -> None:
     [
         ("0", "it is the first layer"),
         ("4", "the last layer, '7', reads them"),
-        ("7", "it is not a convolution"),
-        ("1", "it is not a convolution with filters of its own"),
+        ("7", "it is the last layer"),
+        ("1", "it is no layer with filters of its own"),
     ],
 )
 def test_a_statement_that_cannot_hold_is_refused(stated: str, reason: str) -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.compression import compress as compress_module
 from bench.compression import shapes
-from bench.compression.compress import QuantizedLayer, calibrate, compress, reduce
+from bench.compression.compress import QuantizedLayer, QuantizedProduct, calibrate, compress, reduce
 from bench.compression.function_check import check_function
 from bench.compression.geometry import ConvGeometry
 from bench.compression.operations import Operation
@@ -70,7 +70,8 @@ def test_quantizers_that_do_nothing_leave_the_function(kind: str) -> None:
     model = made(kind).double()
     network = shape_of(model)
     rebuilt = compress(model, network, uniform(network, 2), quantizer=nothing)
-    assert all(isinstance(rebuilt.get_submodule(layer.name), QuantizedLayer) for layer in network.layers)
+    replaced = [rebuilt.get_submodule(layer.name) for layer in network.layers]
+    assert all(isinstance(module, QuantizedLayer | QuantizedProduct) for module in replaced)
     for training in (True, False):
         results = []
         for net in (model, rebuilt):
@@ -425,9 +426,11 @@ def test_a_removed_filter_that_is_read_is_found(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("factor", "words"), [(2, "less often"), (0.5, "more often")])
 def test_a_miscounted_layer_is_found(factor: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = LayerShape.parameters
+    right = LayerShape.right_elements
     monkeypatch.setattr(
-        LayerShape, "parameters", lambda self, i, o: int(right(self, i, o) * (factor if self.name == "second" else 1))
+        LayerShape,
+        "right_elements",
+        lambda self, i, o: int(right(self, i, o) * (factor if self.name == "second" else 1)),
     )
     with pytest.raises(BenchError, match=f"layer 'second' multiplies {words} than its shape says"):
         shape_of(Base())

@@ -173,9 +173,9 @@ def test_policy_that_does_not_fit_is_refused(
     [
         ("narrow", "'grouped' is a convolution in 2 groups"),
         ("grouped", "'grouped' is a convolution in 2 groups"),
-        ("fc", "it is not a convolution"),
-        ("norm", "it is not a convolution"),
-        ("nowhere", "it is not a convolution"),
+        ("fc", "it is the last layer"),
+        ("norm", "it is no layer with filters of its own"),
+        ("nowhere", "it is no layer with filters of its own"),
     ],
 )
 def test_pruning_that_the_counter_cannot_price_is_refused(stated: str, reason: str) -> None:

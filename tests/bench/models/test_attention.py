@@ -18,10 +18,11 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlockV2,
 )
 
-from bench.compression.products import MatMul
+from bench.compression.geometry import MatMul
 from bench.errors import BenchError
 from bench.models.attention import SelfAttention
 from bench.models.cct import AttentionPool, Block, ProjectedAttention
+from bench.models.fitting import fit
 from bench.models.normal_form import normal_form
 
 
@@ -173,6 +174,16 @@ def test_state_of_the_original_can_be_loaded(case: str) -> None:
     again = normal_form(ORIGINALS[case][0]().double(), "mine")
     again.load_state_dict(model.state_dict())
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("case", ["vision transformer", "swin", "swin v2"])
+def test_a_checkpoint_of_the_original_fits(case: str) -> None:
+    original = randomised(ORIGINALS[case][0]()).float()
+    model = normal_form(ORIGINALS[case][0](), "mine")
+    fitted = fit({"state_dict": {f"module.{name}": value for name, value in original.state_dict().items()}}, model, "m")
+    names = new_names(original)
+    assert all(torch.equal(fitted.state[names[name]], value) for name, value in original.state_dict().items())
+    assert ("its old names are translated by the model" in fitted.note) == (case != "swin")
 
 
 def test_parameters_are_the_same_objects() -> None:

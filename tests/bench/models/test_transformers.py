@@ -1,16 +1,20 @@
-"""Transformers and ConvNeXt: sizes and multiplications of their published forms.
+"""Transformers and ConvNeXt: sizes and costs of their published forms.
 
 The integers follow from the hyper-parameters alone.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.compression.products import MatMul
+from bench.compression.geometry import MatMul
+from bench.compression.policy import Policy, uniform
+from bench.compression.shapes import NetworkShape, trace
+from bench.costs.counter import NetworkCost, price
 from bench.errors import BenchError
 from bench.models.build import build_model
 
@@ -132,3 +136,139 @@ def test_a_new_stem_is_initialised_by_its_inputs(name: str, deviation: float) ->
 def test_sizes_that_do_not_fit_are_refused(name: str, size: int, message: str) -> None:
     with pytest.raises(BenchError, match=f"^{message}$"):
         built(name, (3, size, size), 10)
+
+
+# --- costs ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def shape_of(name: str) -> NetworkShape:
+    size = SETTINGS[name][0]
+    return trace(published(name), (3, size, size), name=name, dataset="none")
+
+
+def all_at(name: str, bits: int, products: int) -> Policy:
+    """A uniform policy with another number of bits for products of activations."""
+    policy = uniform(shape_of(name), bits)
+    for layer in shape_of(name).layers:
+        if layer.kind == "matmul":
+            policy = policy.with_layer(layer.name, weight_bits=products, activation_bits=products)
+    return policy
+
+
+# With products at the bits of the layers, and at 8: the policy of `uniform`.
+BOPS = {
+    ("vit_b_16", 2): (77_237_723_136, None),
+    ("vit_b_16", 4): (286_607_179_776, 320_942_899_200),
+    ("vit_b_16", 8): (1_124_085_006_336, 1_124_085_006_336),
+    ("vit_b_16", 32): (17_985_360_101_376, 17_985_360_101_376),
+    ("vit_tiny", 4): (21_455_413_248, 30_039_343_104),
+    ("swin_t", 2): (18_875_387_904, None),
+    ("swin_t", 4): (72_579_563_520, 79_306_358_784),
+    ("swin_t", 8): (287_396_265_984, 287_396_265_984),
+    ("convnext_tiny", 4): (72_018_997_248, 72_018_997_248),
+    ("convnext_tiny", 8): (285_154_000_896, 285_154_000_896),
+    ("cct_2_3x2", 2): (248_348_672, None),
+    ("cct_2_3x2", 4): (651_198_464, 752_254_976),
+    ("cct_2_3x2", 8): (2_262_597_632, 2_262_597_632),
+    ("cct_2_3x2", 32): (36_201_562_112, 36_201_562_112),
+}
+
+
+@pytest.mark.parametrize(("name", "bits"), BOPS)
+def test_bops(name: str, bits: int) -> None:
+    same, of_uniform = BOPS[name, bits]
+    assert price(shape_of(name), all_at(name, bits, bits)).bops == same
+    if of_uniform is not None:
+        assert price(shape_of(name), uniform(shape_of(name), bits)).bops == of_uniform
+
+
+class Memory(NamedTuple):
+    """Weights, then bits in memory and at the peak with everything at 4 and at 8 bits, ends at 8."""
+
+    weights: int
+    sum4: int
+    sum8: int
+    peak4: int
+    peak8: int
+
+
+MEMORY = {
+    "vit_b_16": Memory(86_292_480, 446_787_648, 881_502_336, 353_069_232, 695_275_872),
+    "vit_tiny": Memory(5_647_872, 48_899_088, 93_876_768, 25_153_536, 46_416_984),
+    "swin_t": Memory(28_199_424, 185_165_376, 362_939_520, 120_705_024, 235_229_184),
+    "convnext_tiny": Memory(28_524_000, 171_984_768, 336_578_304, 122_003_328, 237_825_792),
+    "cct_2_3x2": Memory(284_992, 1_879_296, 3_616_768, 1_263_616, 2_411_008),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_weights_and_memory(name: str) -> None:
+    four, eight = (price(shape_of(name), all_at(name, bits, bits)) for bits in (4, 8))
+    found = Memory(four.parameters, four.memory_bits, eight.memory_bits, four.peak_memory_bits, eight.peak_memory_bits)
+    assert found == MEMORY[name]
+
+
+def figures(cost: NetworkCost, name: str) -> tuple[int, int, int]:
+    """MACs, weights, and elements of the activations that are read, at 1 bit."""
+    layer = next(layer for layer in cost.layers if layer.name == name)
+    return layer.macs, layer.parameters, layer.activation_memory_bits
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "expected"),
+    [
+        ("vit_tiny", "self_attention.in_proj", (21_786_624, 110_592, 37_824)),
+        ("vit_tiny", "self_attention.scores", (7_451_328, 0, 37_824 + 37_824)),
+        ("vit_tiny", "self_attention.mix", (7_451_328, 0, 116_427 + 37_824)),
+        ("vit_tiny", "self_attention.out_proj", (7_262_208, 36_864, 37_824)),
+        ("vit_tiny", "mlp.0", (29_048_832, 147_456, 37_824)),
+        ("vit_tiny", "mlp.3", (29_048_832, 147_456, 151_296)),
+        ("swin_t", "attn.qkv", (86_704_128, 27_648, 301_056)),
+        ("swin_t", "attn.scores", (14_751_744, 0, 301_056 + 301_056)),
+        ("swin_t", "attn.mix", (14_751_744, 0, 460_992 + 301_056)),
+        ("swin_t", "attn.proj", (28_901_376, 9_216, 301_056)),
+        ("swin_t", "mlp.3", (115_605_504, 36_864, 1_204_224)),
+    ],
+)
+def test_single_operations_of_the_first_block(name: str, path: str, expected: tuple[int, int, int]) -> None:
+    block = {"vit_tiny": "encoder.layers.encoder_layer_0", "swin_t": "features.1.0"}[name]
+    assert figures(price(shape_of(name), all_at(name, 1, 1)), f"{block}.{path}") == expected
+
+
+# Half of the hidden units of every block are kept: MACs, weights, BOPs and bits in memory at 4 bit.
+HALVED = {
+    "vit_tiny": (905_097_216, 3_878_400, 15_878_037_504, 38_190_096),
+    "convnext_tiny": (2_374_632_192, 15_584_736, 38_724_612_096, 103_067_520),
+}
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_costs_without_half_of_the_hidden_units(name: str) -> None:
+    policy, shapes = all_at(name, 4, 4), shape_of(name)
+    for layer in shapes.layers:
+        if layer.prunable:
+            policy = policy.with_layer(layer.name, kept_filters=tuple(range(0, layer.out_channels, 2)))
+    cost = price(shapes, policy)
+    assert (cost.macs, cost.parameters, cost.bops, cost.memory_bits) == HALVED[name]
+
+
+BLOCKS = {"vit_b_16": 12, "vit_tiny": 12, "swin_t": 12, "convnext_tiny": 18, "cct_2_3x2": 2}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_hidden_units_of_every_block_can_be_pruned(name: str) -> None:
+    shapes = shape_of(name)
+    pruned = [layer.name for layer in shapes.layers if layer.prunable]
+    assert len(pruned) == BLOCKS[name]
+    assert [layer.producer for layer in shapes.layers if layer.producer is not None] == pruned
+    assert shapes.group_size == 16
+    assert shapes.unquantized == ()
+
+
+def test_signs_of_operands() -> None:
+    """Probabilities are not negative; what follows a normalisation, a projection or GELU can be."""
+    signed = {layer.name: layer.signed_input for layer in shape_of("cct_2_3x2").layers}
+    assert [name for name in signed if not signed[name]] == [
+        *("tokenizer.3", "blocks.0.attention.mix", "blocks.1.attention.mix", "pool.mix")
+    ]

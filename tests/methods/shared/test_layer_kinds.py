@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.api import LayerShape, LayerSpace, QuantizedLayer, calibrate
+from bench.api import LayerShape, LayerSpace, calibrate, quantized_layer
 from bench.compression.shapes import trace
 from bench.errors import BenchError
 from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
@@ -57,7 +57,7 @@ def searched(model: nn.Module, make: Make) -> nn.Module:
         model,
         network,
         lambda module, shape, _: make(module, shape),
-        lambda module, _: QuantizedLayer(module, Nothing(), Nothing()),
+        lambda module, shape: quantized_layer(module, shape, (8, 8), nothing, normalized=False),
     )
     return model
 

@@ -111,17 +111,17 @@ def read_off(network: SharedNetwork) -> Policy:
 
 @pytest.mark.parametrize("training", [False, True], ids=["stored statistics", "the batch's"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_decided_network_is_the_reduced_one(scrambled_job: SearchJob, seed: int, training: bool) -> None:
-    network = shared(scrambled_job)
-    policy = random_policy(scrambled_job.task.network, seed)
+def test_decided_network_is_the_reduced_one(pruned_job: SearchJob, seed: int, training: bool) -> None:
+    network = shared(pruned_job)
+    policy = random_policy(pruned_job.task.network, seed)
     network.decide(policy)
-    rebuilt = reduced(scrambled_job, network, policy)
+    rebuilt = reduced(pruned_job, network, policy)
     with torch.no_grad():
-        found = network.model.train(training)(batch(scrambled_job))
-        expected = rebuilt.train(training)(batch(scrambled_job))
+        found = network.model.train(training)(batch(pruned_job))
+        expected = rebuilt.train(training)(batch(pruned_job))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert read_off_widths(network) == {
-        name: (choice.weight_bits, choice.activation_bits, kept_count(scrambled_job.task.network, policy, name))
+        name: (choice.weight_bits, choice.activation_bits, kept_count(pruned_job.task.network, policy, name))
         for name, choice in policy.layers.items()
         if name in network.layers
     }
@@ -138,20 +138,18 @@ def read_off_widths(network: SharedNetwork) -> dict[str, tuple[float, float, flo
 
 @pytest.mark.parametrize("place", ["next_input", "norm_output"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_policy_read_off_is_what_the_undecided_network_does(
-    scrambled_job: SearchJob, seed: int, place: GatePlace
-) -> None:
+def test_policy_read_off_is_what_the_undecided_network_does(pruned_job: SearchJob, seed: int, place: GatePlace) -> None:
     """Weight normalisation over survivors included: the reduced network knows no other weights."""
-    network = shared(scrambled_job, replace(DEFAULT, gate_place=place))
+    network = shared(pruned_job, replace(DEFAULT, gate_place=place))
     mix_gates(network, seed)
     with torch.no_grad():
-        found = network.model.eval()(batch(scrambled_job))
+        found = network.model.eval()(batch(pruned_job))
         policy = read_off(network)
-        expected = reduced(scrambled_job, network, policy)(batch(scrambled_job))
-        of_all = reduced(scrambled_job, network, without_pruning(policy))(batch(scrambled_job))
+        expected = reduced(pruned_job, network, policy)(batch(pruned_job))
+        of_all = reduced(pruned_job, network, without_pruning(policy))(batch(pruned_job))
     choices = [policy.layers[name] for name in network.layers]
     assert {choice.weight_bits for choice in choices} == {choice.activation_bits for choice in choices} == {2, 4, 8}
-    assert sum(choice.kept_filters is not None for choice in choices) >= 3
+    assert sum(choice.kept_filters is not None for choice in choices) >= 2
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, of_all, atol=1e-2)
 
@@ -161,21 +159,21 @@ def without_pruning(policy: Policy) -> Policy:
     return replace(policy, layers=layers)
 
 
-def test_at_full_precision_pruning_is_the_reduced_network(scrambled_job: SearchJob) -> None:
-    space = search_space(scrambled_job.task.network, SbsOptions(), bits=FULL_PRECISION, prune=True)
-    network = shared(scrambled_job, space=space)
+def test_at_full_precision_pruning_is_the_reduced_network(pruned_job: SearchJob) -> None:
+    space = search_space(pruned_job.task.network, SbsOptions(), bits=FULL_PRECISION, prune=True)
+    network = shared(pruned_job, space=space)
     mix_gates(network, 0)
     with torch.no_grad():
-        found = network.model.eval()(batch(scrambled_job))
+        found = network.model.eval()(batch(pruned_job))
         policy = read_off(network)
-        expected = reduced(scrambled_job, network, policy)(batch(scrambled_job))
+        expected = reduced(pruned_job, network, policy)(batch(pruned_job))
     assert {choice.weight_bits for choice in policy.layers.values()} == {32}
     assert any(choice.kept_filters for choice in policy.layers.values())
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_filters_fixed_beforehand_are_those_of_the_reduced_network(scrambled_job: SearchJob) -> None:
-    policy = random_policy(scrambled_job.task.network, 4)
+def test_filters_fixed_beforehand_are_those_of_the_reduced_network(pruned_job: SearchJob) -> None:
+    policy = random_policy(pruned_job.task.network, 4)
     space = {
         name: LayerSpace(
             weight_bits=(choice.weight_bits,),
@@ -183,14 +181,14 @@ def test_filters_fixed_beforehand_are_those_of_the_reduced_network(scrambled_job
             kept_filters=choice.kept_filters,
         )
         for name, choice in policy.layers.items()
-        if scrambled_job.task.network[name].position == "middle"
+        if pruned_job.task.network[name].position == "middle"
     }
-    network = shared(scrambled_job, space=space)
+    network = shared(pruned_job, space=space)
     with torch.no_grad():
-        found = network.model.eval()(batch(scrambled_job))
-        expected = reduced(scrambled_job, network, policy)(batch(scrambled_job))
+        found = network.model.eval()(batch(pruned_job))
+        expected = reduced(pruned_job, network, policy)(batch(pruned_job))
     assert network.base_policy() == policy
-    assert network.relaxed_cost().item() == price(scrambled_job.task.network, policy).bops
+    assert network.relaxed_cost().item() == price(pruned_job.task.network, policy).bops
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -220,10 +218,10 @@ def group_gradients(
     return loss.detach(), [g.detach() for g in gates], list(torch.autograd.grad(loss, gates))
 
 
-def test_a_shut_group_feels_the_task_where_the_next_layer_reads_it(scrambled_job: SearchJob) -> None:
+def test_a_shut_group_feels_the_task_where_the_next_layer_reads_it(pruned_job: SearchJob) -> None:
     """Through depthwise convolutions, gates and linear layers too."""
-    _, gates, gradients = group_gradients(scrambled_job, "next_input")
-    assert len(gates) == sum(layer.prunable for layer in scrambled_job.task.network.layers) >= 3
+    _, gates, gradients = group_gradients(pruned_job, "next_input")
+    assert len(gates) == sum(layer.prunable for layer in pruned_job.task.network.layers) >= 2
     for gate, gradient in zip(gates, gradients, strict=True):
         assert 0 < int(gate.sum()) < len(gate)
         assert bool((gradient[gate == 0] != 0).all())
@@ -302,14 +300,15 @@ def survivors(gates: Tensor | None, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("weight_normalization", [True, False])
-def test_metrics_and_statistics_are_those_of_survivors(scrambled_job: SearchJob, weight_normalization: bool) -> None:
-    network = shared(scrambled_job, replace(DEFAULT, weight_normalization=weight_normalization))
+def test_metrics_and_statistics_are_those_of_survivors(pruned_job: SearchJob, weight_normalization: bool) -> None:
+    network = shared(pruned_job, replace(DEFAULT, weight_normalization=weight_normalization))
     mix_gates(network, 1)
     pruned_inputs = 0
-    for name, (layer, read) in inputs_of(network, batch(scrambled_job)).items():
-        shape = scrambled_job.task.network[name]
+    for name, (layer, read) in inputs_of(network, batch(pruned_job)).items():
+        shape = pruned_job.task.network[name]
         outputs = survivors(layer.output_gates, layer.weight.shape[0])
         x = read if layer.activation_quantizer.offset is None else read - layer.activation_quantizer.offset.detach()
+        x = x.movedim(-1, 1) if shape.kind == "linear" else x
         inputs = survivors(layer.input_gates, x.shape[1])
         weight = layer.weight.detach()[outputs][:, [0] if shape.depthwise else inputs]
         normal = weight_normalization and shape.normalized
@@ -324,8 +323,8 @@ def test_metrics_and_statistics_are_those_of_survivors(scrambled_job: SearchJob,
             pruned_inputs += 1
             of_all = [mean_error(x, clips[1], width, "activation") for width in (2, 4)]
             assert layer.activation_quantizer.metric.tolist() != pytest.approx(of_all, rel=1e-3)
-    shapes = scrambled_job.task.network.middle
-    assert pruned_inputs == sum(shape.producer is not None for shape in shapes) >= 3
+    shapes = pruned_job.task.network.middle
+    assert pruned_inputs == sum(shape.producer is not None for shape in shapes) >= 2
 
 
 @pytest.mark.parametrize("metric", ["raw", "normalized"])

@@ -1,0 +1,101 @@
+"""Methods on a transformer: layers of tokens are searched, hidden units are pruned, products stay at 8 bits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bench.compression.compress import QuantizedProduct, calibrate, compress
+from bench.costs.counter import price
+from bench.costs.measures import BOPS, Measure, Memory
+from bench.method import Method, SearchJob
+from methods.bayesian_bits import BayesianBits
+from methods.djpq import Djpq
+from methods.dnas import Dnas
+from methods.dq import Dq
+from methods.edmips import Edmips
+from methods.fixed import Fixed
+from methods.greedy import Greedy
+from methods.haq import Haq, HaqOptions
+from methods.hawq import Hawq
+from methods.multi_path import MultiPath
+from methods.random_policy import RandomPolicy
+from methods.sbs import Sbs, SbsOptions, search_space
+from methods.shared.bit_sharing.network import SharedNetwork, Start
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "sbs": Sbs,
+    "fixed": Fixed,
+    "random": RandomPolicy,
+    "dnas": Dnas,
+    "multi_path": MultiPath,
+    "edmips": Edmips,
+    "dq": Dq,
+    "djpq": Djpq,
+    "bayesian_bits": BayesianBits,
+    "hawq": Hawq,
+    "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
+    "greedy": Greedy,
+}
+
+
+def products(model: nn.Module) -> list[QuantizedProduct]:
+    return [module for module in model.modules() if isinstance(module, QuantizedProduct)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_searches_a_transformer(compact_job: SearchJob, name: str) -> None:
+    torch.manual_seed(0)
+    method = METHODS[name]()
+    result = method.search(replace(compact_job, knobs={"strength": 0.3, "bits": 4}, stage=compact_job.stage))
+    network = compact_job.task.network
+    fixed = [result.policy.layers[layer.name] for layer in network.layers if layer.kind == "matmul"]
+    assert [(choice.weight_bits, choice.activation_bits) for choice in fixed] == [(8, 8)] * 5
+    assert price(network, result.policy).bops > 0
+    model = compact_job.task.make_model()
+    model.load_state_dict(dict(result.state))
+    compressed = compress(model, network, result.policy, clips=result.clips, quantizer=method.quantizer)
+    assert len(products(compressed)) == 5
+    images = compact_job.task.data.calibration_batches(1, 16)[0]
+    calibrate(compressed, images)
+    assert bool(compressed.eval()(images).isfinite().all())
+
+
+@pytest.mark.parametrize("measure", [BOPS, Memory()])
+def test_the_differentiable_cost_is_the_exact_one(compact_job: SearchJob, measure: Measure) -> None:
+    job = replace(compact_job, measure=measure)
+    space = search_space(job.task.network, SbsOptions(), prune=True)
+    network = SharedNetwork(job, space, SbsOptions().layer_settings(), Start(state=job.pretrained, clips={}))
+    calibrate(network.model, job.task.data.calibration_batches(1, 8)[0])
+    with torch.no_grad():
+        for layer in network.layers.values():
+            layer.weight_quantizer.thresholds.fill_(0.02)
+            if layer.filter_gates is not None:
+                metric = layer.filter_gates.groups.metric(layer.weight)
+                layer.filter_gates.threshold.copy_(metric.sort().values[3] * (1 + 1e-6))
+        network.model(job.task.data.calibration_batches(1, 8)[0])
+    policy = network.policy(network.decisions())
+    kept = [choice.kept_filters for choice in policy.layers.values() if choice.kept_filters is not None]
+    assert [len(filters) for filters in kept] == [64, 64]  # four of eight groups
+    assert network.relaxed_cost().item() == pytest.approx(measure.price(job.task.network, policy), rel=1e-12)
+
+
+def test_learned_ranges_of_products_are_found_again(compact_job: SearchJob) -> None:
+    job = compact_job
+    space = search_space(job.task.network, SbsOptions(), prune=False)
+    network = SharedNetwork(job, space, SbsOptions().layer_settings(), Start(state=job.pretrained, clips={}))
+    calibrate(network.model, job.task.data.calibration_batches(1, 8)[0])
+    policy = network.policy(network.decisions())
+    clips = network.clips(policy)
+    compressed = compress(job.float_model(), job.task.network, policy, clips=clips)
+    pairs = list(zip(products(network.model), products(compressed), strict=True))
+    assert len(pairs) == 5
+    for searched, rebuilt in pairs:
+        states = [dict(product.named_parameters()) for product in (searched, rebuilt)]
+        assert states[0].keys() == states[1].keys()
+        for name, value in states[0].items():
+            assert torch.equal(value, states[1][name]), name
+        assert not torch.equal(rebuilt.weight_quantizer.quantizer.clip, torch.ones(()))  # type: ignore[union-attr]
