@@ -95,7 +95,8 @@ def _shape(shape: LayerShape, layer: LayerCost) -> str:
     if shape.kind == "linear":
         return f"linear {channels}" + (f", {shape.out_size[0]} tokens" if shape.out_size != (1, 1) else "")
     if shape.kind == "matmul":
-        return f"{shape.products} products {shape.in_size[0]}×{layer.in_channels}×{layer.out_channels}"
+        count = "product" if shape.products == 1 else f"{shape.products} products"
+        return f"{count} {shape.in_size[0]}×{layer.in_channels}×{layer.out_channels}"
     stride = "" if set(shape.stride) == {1} else f"/{_sides(shape.stride, '×')}"
     return f"{shape.kernel[0]}×{shape.kernel[1]}{stride} {channels} at {shape.out_size[0]}×{shape.out_size[1]}"
 

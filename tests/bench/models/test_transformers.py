@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +18,7 @@ from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import NetworkCost, price
 from bench.errors import BenchError
 from bench.models.build import build_model
+from bench.models.normal_form import normal_form
 
 PLACES = {
     "vit_b_16": "bench.models.transformers:vit_b_16",
@@ -70,8 +72,6 @@ def test_parameters_and_operations(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny"])
 def test_torchvision_s_state_can_be_loaded(name: str) -> None:
-    import torchvision
-
     with torch.device("meta"):
         state = getattr(torchvision.models, name)().state_dict()
     published(name).load_state_dict(state)
@@ -272,3 +272,22 @@ def test_signs_of_operands() -> None:
     assert [name for name in signed if not signed[name]] == [
         *("tokenizer.3", "blocks.0.attention.mix", "blocks.1.attention.mix", "pool.mix")
     ]
+
+
+@pytest.mark.slow
+def test_the_attention_of_maxvit_is_counted() -> None:
+    with torch.device("meta"):
+        model = normal_form(torchvision.models.maxvit_t(), "maxvit_t")
+    network = trace(model, (3, 224, 224), name="maxvit_t", dataset="none")
+    assert sum(layer.macs for layer in network.layers) == 5_558_046_720  # as torchvision states
+    assert sum(layer.kind == "matmul" for layer in network.layers) == 2 * 22
+    assert network.unquantized == ()
+
+
+def test_the_position_network_of_swin_v2_is_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = normal_form(torchvision.models.swin_v2_t(), "swin_v2_t")
+    with pytest.raises(
+        BenchError, match=r"layer 'features.1.0.attn.cpb_mlp.0' reads a tensor of shape \(1, 15, 15, 2\)"
+    ):
+        trace(model, (3, 64, 64), name="swin_v2_t", dataset="none")
