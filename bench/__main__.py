@@ -16,6 +16,7 @@ from bench.errors import (
     BenchError,
     ForeignCodeError,
     described,
+    escaped,
     full_traceback,
     is_foreign,
     place,
@@ -27,7 +28,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def main() -> None:
     """Run `bench` and exit with one of the statuses that `docs/command-line.md` lists."""
-    with _exits_of_plugins_told():
+    with _exits_of_plugins_report():
         sys.exit(_status())
 
 
@@ -43,33 +44,38 @@ def _status() -> int:
         status: object = bench.main(standalone_mode=False, prog_name="bench")
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the second kind into the first
         advice = CONTINUE if sys.argv[1:2] == ["run"] else "run the same command again to start over"
-        sys.stderr.write(f"bench: interrupted; {advice}\n")
+        _print_error(f"interrupted; {advice}")
         status = EXIT_INTERRUPTED
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
-        sys.stderr.write(f"bench: {' '.join(error.format_message().split())}{hint}\n")
+        _print_error(f"{' '.join(error.format_message().split())}{hint}")
         status = EXIT_USAGE
     except BenchError as error:
         kept = f"; the traceback is in {_kept(error)}" if isinstance(error, ForeignCodeError) else ""
-        sys.stderr.write(f"bench: {error}{kept}\n")
+        _print_error(f"{error}{kept}")
         status = EXIT_USAGE
     except SystemExit as error:
         # Click replaces stdout and exits when its reader has ended, e.g. `bench list methods | head -1`.
         ended = error.code if sys.stdout is stdout else 0
-        status = _told(error) if place(error, only_users=True) else ended
+        status = _report(error) if place(error, only_users=True) else ended
     except Exception as error:
-        status = _told(error)
+        status = _report(error)
     return status if isinstance(status, int) else 0
 
 
-def _told(error: BaseException) -> int:
+def _print_error(line: str) -> None:
+    """Print one line on stderr, whatever foreign text it holds."""
+    sys.stderr.write(f"bench: {escaped(line)}\n")
+
+
+def _report(error: BaseException) -> int:
     """Print one line about an exception that is not of the harness; return the exit status."""
     if isinstance(error, OSError) and (error.errno in _DISK or not place(error, only_users=True)):
         path = error.filename or "unknown file"
-        sys.stderr.write(f"bench: {error.strerror or error}: {path}; nothing that had finished is lost\n")
+        _print_error(f"{error.strerror or error}: {path}; nothing that had finished is lost")
     else:
-        sys.stderr.write(f"bench: {described(error)}; the traceback is in {_kept(error)}\n")
+        _print_error(f"{described(error)}; the traceback is in {_kept(error)}")
     return EXIT_USAGE
 
 
@@ -81,23 +87,23 @@ def _kept(error: BaseException) -> str:
 
 
 @contextmanager
-def _exits_of_plugins_told() -> Iterator[None]:
+def _exits_of_plugins_report() -> Iterator[None]:
     """During a `with` block, let `os._exit` in a plug-in's code end this process with a line and a status of failure.
 
     It is asked to end at once, without any handler, so that the command would otherwise seem to have succeeded.
     """
     own, leave = os.getpid(), os._exit
 
-    def told(status: int) -> NoReturn:
+    def reported(status: int) -> NoReturn:
         caller = sys._getframe(1)
         file, line = caller.f_code.co_filename, caller.f_lineno
         if os.getpid() != own or not is_foreign(file):
             leave(status)
-        sys.stderr.write(f"bench: {file}:{line} ended the command with os._exit({status})\n")
+        _print_error(f"{file}:{line} ended the command with os._exit({status})")
         sys.stderr.flush()
         leave(EXIT_USAGE)
 
-    os._exit = told
+    os._exit = reported
     try:
         yield
     finally:

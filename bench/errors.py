@@ -87,8 +87,13 @@ def said(error: object) -> str:
 
 def printable(text: str) -> str:
     """Return one line of text with escapes for control characters, halves of characters and the like, cut if long."""
-    shown = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    shown = escaped(text)
     return shown if len(shown) <= _LONGEST_LINE else f"{shown[:_LONGEST_LINE]}…"
+
+
+def escaped(text: str) -> str:
+    """Return text as one line that can be printed anywhere: what cannot be printed is escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def place(error: BaseException, *, only_users: bool = False) -> str:
