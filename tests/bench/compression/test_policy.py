@@ -232,7 +232,9 @@ def test_layers_must_be_those_of_the_network(network: NetworkShape) -> None:
         check(network, layers)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("number", [np.int64, np.int8, np.uint16, torch.tensor], ids=["int64", "int8", "uint16", "tensor"])
+@pytest.mark.parametrize(
+    "number", [np.int64, np.int8, np.uint16, torch.tensor], ids=["int64", "int8", "uint16", "tensor"]
+)
 def test_whole_numbers_of_numpy_and_pytorch_become_pythons_own(network: NetworkShape, number: Any) -> None:
     plain = uniform(network, 4).with_layer(PRUNED, weight_bits=3, kept_filters=(0, 5, 7))
     forms: list[Any] = [
