@@ -29,7 +29,6 @@ from typing import IO, Any, Literal
 from bench.errors import BenchError
 from bench.inputs.names import FileName, StudyName, UnitId, inside
 from bench.inputs.reading import CHECKPOINT_BYTES, JSON_BYTES, open_regular, parse_json, printable, read_bytes
-from bench.store.schemas import Record, StoredSpecification, Study, fitting
 from bench.store.urls import without_secrets
 
 Status = Literal[
@@ -132,6 +131,8 @@ class Store:
 
     def study_document(self, name: str) -> dict[str, Any] | None:
         """Read the document of a study; `None` when there is none, or when it is damaged."""
+        from bench.store.schemas import Study, fitting
+
         document = fitting(read_checked(self.study(name) / "study.json"), Study)
         if document is not None and document.get("command"):  # those of older versions may have passwords
             document["command"] = without_secrets(document["command"])
@@ -207,6 +208,8 @@ def read_checked(path: Path) -> dict[str, Any] | None:
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Read the record in a unit's folder; `None` when it is missing, damaged or not a record."""
+    from bench.store.schemas import Record, fitting
+
     return fitting(read_checked(folder / "record.json"), Record)
 
 
@@ -235,6 +238,8 @@ def _parsed(path: Path) -> tuple[Any, bytes]:
 
 def read_stored_specification(folder: Path) -> dict[str, Any] | None:
     """Read the `spec.json` in a unit's folder; `None` when it is missing, damaged or something else."""
+    from bench.store.schemas import StoredSpecification, fitting
+
     return fitting(read_checked(folder / "spec.json"), StoredSpecification)
 
 

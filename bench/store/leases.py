@@ -28,7 +28,6 @@ from typing import Any, Self
 from bench.errors import BenchError
 from bench.inputs.names import FileName
 from bench.store.files import read_json, write_bytes
-from bench.store.schemas import StoredLease, fitting
 
 BEAT_SECONDS = 2.0
 """Seconds between two signs of life."""
@@ -176,6 +175,8 @@ class Leases:
 
     def read(self, name: str) -> LeaseView | None:
         """Read a lease; return `None` when it does not exist or its file is damaged."""
+        from bench.store.schemas import StoredLease, fitting
+
         document = fitting(read_json(self.path(name)), StoredLease)
         if document is None or document["name"] != name:
             return None

@@ -3,6 +3,9 @@
 A right checksum says that a document is as it was written, and nothing about who wrote it. A document that does not
 have its schema counts as damaged. Fields may be missing, because older versions of the harness did not write all of
 them, and there may be others.
+
+Other modules import this one only where they read a document: commands that read none, among them the check of the
+installation, need no pydantic.
 """
 
 from collections.abc import Mapping

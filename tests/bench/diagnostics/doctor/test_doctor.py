@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -379,9 +380,12 @@ def test_what_open_units_need_is_judged_by_finished_ones(fake: FakeStore) -> Non
 
 
 def test_disk_use_tells_what_can_go(fake: FakeStore) -> None:
-    write_text(fake.root / "runs" / "fixed-4bit-0.stale-1" / "network.pt", "x" * 2000)
+    archived = fake.root / "runs" / "fixed-4bit-0.stale-1"
+    shutil.copytree(fake.root / "runs" / "fixed-4bit-0", archived)
+    write_text(archived / "network.pt", "x" * 2000)
+    kilobytes = sum(path.stat().st_size for path in archived.iterdir()) / 1e3
     finding = only(doctor_store.disk_use(doctor_request(fake.root)))
-    assert "runs " in finding.found and finding.remedy == "`bench clean` would free 2.0 kB"
+    assert "runs " in finding.found and finding.remedy == f"`bench clean` would free {kilobytes:.1f} kB"
 
 
 # --- whether what it holds is intact ---
