@@ -9,11 +9,22 @@ the first stage compresses, and the second one is bracketed onto the budget.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import exp, log
 
-from bench.api import STRENGTH, Budget, Capabilities, Knob, Match, NetworkShape, Policy, SearchJob, SearchResult
+from bench.api import (
+    STRENGTH,
+    Budget,
+    Capabilities,
+    Decision,
+    Knob,
+    Match,
+    NetworkShape,
+    Policy,
+    SearchJob,
+    SearchResult,
+)
 from bench.matching.repair import repair
 from methods.sbs import SOURCE, Algorithm1, Sbs, SharingMethod
 from methods.shared.bit_sharing.network import Start
@@ -58,6 +69,10 @@ class _TwoStage(SharingMethod):
     def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
         """Select the clip values of the first stage that the second one starts from."""
 
+    @abstractmethod
+    def open_decisions(self, decisions: Sequence[Decision]) -> Sequence[Decision]:
+        """Select the decisions of the first stage that repair may still change after the second."""
+
     def search(self, job: SearchJob) -> SearchResult:
         """Run both stages; the second starts from the weights and the policy of the first."""
         first_epochs = max(1, job.schedule.epochs // 2)
@@ -68,7 +83,9 @@ class _TwoStage(SharingMethod):
         second = Algorithm1(second_job, space, self.options, start, second_job.cost_term()).run()
         starts = {"start_top1": first.record["start_top1"], "second_start_top1": second.record["start_top1"]}
         moved = {"repaired_in_search": first.record.get("repaired_gates", 0)}
-        return replace(second, record={**second.record, **starts, **moved, "first_stage": first.record})
+        decisions = [*self.open_decisions(first.decisions), *second.decisions]
+        record = {**second.record, **starts, **moved, "first_stage": first.record}
+        return replace(second, decisions=decisions, record=record)
 
     def _first_stage(self, job: SearchJob) -> SearchResult:
         """Search for the first stage's budget, and repair the result onto it."""
@@ -83,7 +100,7 @@ class _TwoStage(SharingMethod):
         window = Budget(text="first stage", limit=target, tolerance=_STAGE_TOLERANCE, measure=job.measure)
         repaired = repair(job.task.network, result.policy, result.decisions, window)
         moved = {"cost": repaired.cost, "repaired_gates": repaired.moved}
-        return replace(result, policy=repaired.policy, record={**record, **moved})
+        return replace(result, policy=repaired.policy, decisions=repaired.decisions, record={**record, **moved})
 
     def _target(self, job: SearchJob, space: SearchSpace) -> float:
         """Compute the first stage's budget; that of the run where there is no split."""
@@ -114,6 +131,10 @@ class PruneThenQuantize(_TwoStage):
         """Select none: the first stage quantizes nothing."""
         return {}
 
+    def open_decisions(self, decisions: Sequence[Decision]) -> Sequence[Decision]:
+        """Select none: the filters that the first stage removed were not trained in the second."""
+        return ()
+
 
 class QuantizeThenPrune(_TwoStage):
     """SBS-Q, then SBS-P at the bits found."""
@@ -132,6 +153,10 @@ class QuantizeThenPrune(_TwoStage):
     def kept_clips(self, clips: Mapping[str, float]) -> Mapping[str, float]:
         """Select all: the second stage keeps the quantizers of the first."""
         return clips
+
+    def open_decisions(self, decisions: Sequence[Decision]) -> Sequence[Decision]:
+        """Select all: filters alone may not reach a low budget at the bits that were found."""
+        return decisions
 
 
 def _stage(job: SearchJob, name: str, epochs: int) -> SearchJob:

@@ -11,7 +11,7 @@ from bench.compression.policy import Policy, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import Budget
 from bench.costs.counter import price
-from bench.matching.repair import repair
+from bench.matching.repair import policy_of, repair
 from bench.method import CostTerm, SearchJob, SearchResult
 from bench.spec.schema import SearchSchedule
 from methods.sbs import Algorithm1, SbsOptions
@@ -157,9 +157,23 @@ def test_second_stage_leaves_alone_what_the_first_decided(
     what = [{decision.what for decision in stage.result.decisions} for stage in stages]
     bits, filters = {"weight_bits", "activation_bits"}, {"filters"}
     assert what == ([filters, bits] if prunes_first else [bits, filters])
-    assert list(result.decisions) == list(second.result.decisions)
+    own = len(second.result.decisions)
+    assert list(result.decisions[-own:]) == list(second.result.decisions)
+    # Filters that were removed first stay removed; repair may still change bits that were found first.
+    assert len(result.decisions) - own == (0 if prunes_first else len(first.result.decisions))
+    if not prunes_first:
+        rebuilt = policy_of(with_all_filters(result.policy, network), result.decisions)
+        assert rebuilt == result.policy
     assert decided != uniform(network, 32 if prunes_first else 8)
     assert {result.policy.layers[name].weight_bits for name in ("conv1", "fc")} == {8}
+
+
+def with_all_filters(policy: Policy, network: NetworkShape) -> Policy:
+    """List every filter of the layers that may lose some, as decisions about filters need it."""
+    for shape in network.middle:
+        if shape.prunable:
+            policy = policy.with_layer(shape.name, kept_filters=tuple(range(shape.out_channels)))
+    return policy
 
 
 def first_policy(first: Stage, network: NetworkShape, result: SearchResult, match: str) -> Policy:

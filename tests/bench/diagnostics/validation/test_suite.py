@@ -116,7 +116,7 @@ SAID = {
     "CheapestIsTooDear": "the highest strength search found a policy of .* BOPs, but cheapest.. says",
     "CheapestIsOutOfReach": "cheapest.. costs .* BOPs, but with a budget of .* the search ends at",
     "CheapestIsNoPolicy": "cannot be pruned",
-    "OtherLayersEmptied": r"on a network with depthwise .*'expand.0' keeps filters \[\]…; allowed: one or",
+    "OtherLayersEmptied": r"on a network with depthwise .*'expand.0' keeps filters \[\]; allowed: one or",
     "ExtremesDiverge": "NaN, infinite or unusable after the search",
     "StrengthWorksBackwards": "a larger strength must mean a cheaper network",
 }
