@@ -1,5 +1,6 @@
 """Stores with made-up results, for tests that read a store and train nothing."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class FakeStore:
         **fields: Any,
     ) -> str:
         """Add a run and return its id; without `top1` it has no figures."""
-        identity = str(fields.get("id") or f"{method}-{budget or 'none'}-{seed}{id_suffix}")
+        named = re.sub(r"[^\w.-]", "_", method)  # the name of an ablation's variant has brackets
+        identity = str(fields.get("id") or f"{named}-{budget or 'none'}-{seed}{id_suffix}")
         record = {
             "id": identity,
             "kind": "run",

@@ -137,7 +137,7 @@ def test_a_specification_file_is_read(tmp_path: Path) -> None:
     assert read_toml(tmp_path / "study.toml") == {"name": "mine", "search": {"epochs": 3}}
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"name = ", "not valid TOML"), (b"\xff\xfe", "not valid TOML")])
+@pytest.mark.parametrize(("content", "told"), [(b"name = ", "not valid TOML"), (b"\xff\xfe=\x00", "not valid TOML")])
 def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "study.toml").write_bytes(content)
     with pytest.raises(BenchError, match=told):
