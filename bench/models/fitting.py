@@ -29,7 +29,7 @@ class Fitted:
 
     Attributes:
         state: State for the model, under its names and in its data types.
-        note: What was mapped, converted and left out, in one line; empty if the file holds the state as it is.
+        note: Line that names everything mapped, converted and left out; empty if the file holds the state as it is.
     """
 
     state: Mapping[str, Tensor]
