@@ -6,6 +6,7 @@ from .compression.compress import compress as compress
 from .compression.compress import input_quantizer as input_quantizer
 from .compression.compress import quantized_layer as quantized_layer
 from .compression.compress import replace_layer as replace_layer
+from .compression.compress import restore_state as restore_state
 from .compression.geometry import MatMul as MatMul
 from .compression.geometry import geometry_of as geometry_of
 from .compression.policy import EDGE_BITS as EDGE_BITS

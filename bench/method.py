@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bench.compression.compress import restore_state
 from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
@@ -214,7 +215,7 @@ class SearchJob:
     def float_model(self) -> nn.Module:
         """Make a float model with the pretrained weights."""
         model = self.task.make_model()
-        model.load_state_dict(dict(self.pretrained))
+        restore_state(model, self.pretrained)
         return model
 
     def price(self, policy: Policy) -> float:

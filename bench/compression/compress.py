@@ -1,7 +1,8 @@
 """Build the compressed network of a policy: remove filters physically, and quantize the remaining tensors."""
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,23 @@ def names_of(model: nn.Module, path: str) -> list[str]:
     """List the dotted paths under which a model has the module at one of them."""
     wanted = model.get_submodule(path)
     return [name for name, module in model.named_modules(remove_duplicate=False) if module is wanted]
+
+
+def restore_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights and buffers that a model of this kind had, in the format that its modules write.
+
+    A plain mapping has lost the versions of this format, and some modules refuse a state without them.
+
+    Args:
+        model: Model to load into.
+        state: All weights and buffers, by name.
+
+    Raises:
+        RuntimeError: Names or shapes differ.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned)
 
 
 def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module:

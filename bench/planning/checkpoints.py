@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from bench.compression.compress import restore_state
 from bench.errors import BenchError
 from bench.models.fitting import fit
 from bench.models.safetensors import SUFFIX, read_safetensors
@@ -36,7 +37,7 @@ def load_checkpoint(model: nn.Module, path: Path, name: str) -> str:
         fitted = fit(document, model, name)
     except BenchError as error:
         raise BenchError(f"the checkpoint '{path}' {error}") from error
-    model.load_state_dict(fitted.state)
+    restore_state(model, fitted.state)
     return fitted.note
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from bench.compression.compress import calibrate, compress
+from bench.compression.compress import calibrate, compress, restore_state
 from bench.compression.policy import Policy, check, policy_from_json
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape
@@ -117,7 +117,7 @@ def _loaded(under_test: MethodUnderTest, result: SearchResult) -> nn.Module:
     check_finite(result)
     model = under_test.task.make_model()
     try:
-        model.load_state_dict(dict(result.state))
+        restore_state(model, result.state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise Violation(

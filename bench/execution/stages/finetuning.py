@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bench.compression.compress import calibrate, compress, reduce
+from bench.compression.compress import calibrate, compress, reduce, restore_state
 from bench.compression.policy import Policy
 from bench.compression.quantizer import QuantizerFactory, UniformQuantizer
 from bench.compression.shapes import NetworkShape, trace
@@ -23,7 +23,7 @@ def compressed_network(context: UnitContext, method: Method, matched: MatchedSea
     """
     spec, task = context.spec, context.task
     model = task.make_model()
-    model.load_state_dict(dict(matched.result.state))
+    restore_state(model, matched.result.state)
     own = spec.recipe == "own"
     quantizer: QuantizerFactory = method.quantizer if own else UniformQuantizer
     network = compress(

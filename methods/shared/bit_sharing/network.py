@@ -18,6 +18,7 @@ from bench.api import (
     SearchJob,
     policy_of,
     replicas,
+    restore_state,
 )
 from bench.compression.quantizer import clips_of, read_clips, restore_clips
 from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
@@ -65,7 +66,7 @@ class SharedNetwork(SearchNetwork):
     ) -> None:
         self.network, self.space = job.task.network, space
         self.model = job.task.make_model()
-        self.model.load_state_dict(dict(start.state))
+        restore_state(self.model, start.state)
         self._edge_bits = edge_bits(space)
 
         def searched(module: nn.Module, shape: LayerShape, before: Mapping[str, SharedLayer]) -> SharedLayer:
