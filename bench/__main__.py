@@ -28,7 +28,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def main() -> None:
     """Run `bench` and exit with one of the statuses that `docs/command-line.md` lists."""
-    with _exits_of_plugins_report():
+    with _plugin_exits_reported():
         sys.exit(_status())
 
 
@@ -87,7 +87,7 @@ def _kept(error: BaseException) -> str:
 
 
 @contextmanager
-def _exits_of_plugins_report() -> Iterator[None]:
+def _plugin_exits_reported() -> Iterator[None]:
     """During a `with` block, let `os._exit` in a plug-in's code end this process with a line and a status of failure.
 
     It is asked to end at once, without any handler, so that the command would otherwise seem to have succeeded.

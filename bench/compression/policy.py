@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, unknown_name
-from bench.inputs.reading import JSON_BYTES, parse_json, printable, read_bytes
+from bench.inputs.reading import JSON_BYTES, parse_json, read_bytes, with_whole_characters
 
 if TYPE_CHECKING:  # shapes are traced by PyTorch; policies are read without it
     from bench.compression.shapes import LayerShape, NetworkShape
@@ -149,7 +149,7 @@ def load_policy(path: Path) -> Policy:
     """
     try:
         content = read_bytes(path, JSON_BYTES)
-        document = printable(parse_json(content), content)
+        document = with_whole_characters(parse_json(content), content)
     except OSError as error:
         raise BenchError(f"cannot read the policy file '{path}': {error.strerror}") from error
     except ValueError as error:

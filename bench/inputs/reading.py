@@ -73,7 +73,7 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse a JSON document; halves of characters that text cannot have stay in it, see `printable`.
+    """Parse a JSON document; halves of characters that text cannot have stay in it, see `with_whole_characters`.
 
     Raises:
         ValueError: It is not UTF-8 or not JSON, is nested too deeply, has a number that is too large, or has a key
@@ -88,7 +88,7 @@ def parse_json(content: bytes) -> Any:
     return document
 
 
-def printable(document: Any, content: bytes) -> Any:
+def with_whole_characters(document: Any, content: bytes) -> Any:
     """Return a document in which halves of characters are replaced, so that every text can be printed and written.
 
     Args:

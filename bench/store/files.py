@@ -28,7 +28,14 @@ from typing import IO, Any, Literal
 
 from bench.errors import BenchError
 from bench.inputs.names import FileName, StudyName, UnitId, inside
-from bench.inputs.reading import CHECKPOINT_BYTES, JSON_BYTES, open_regular, parse_json, printable, read_bytes
+from bench.inputs.reading import (
+    CHECKPOINT_BYTES,
+    JSON_BYTES,
+    open_regular,
+    parse_json,
+    read_bytes,
+    with_whole_characters,
+)
 from bench.store.urls import without_secrets
 
 Status = Literal[
@@ -202,7 +209,7 @@ def read_checked(path: Path) -> dict[str, Any] | None:
     document, content = _parsed(path)
     if not isinstance(document, dict) or document.get(CHECKSUM) != _checksum(document):
         return None
-    checked: dict[str, Any] = printable(document, content)
+    checked: dict[str, Any] = with_whole_characters(document, content)
     return checked
 
 
@@ -225,7 +232,7 @@ def _checksum(document: Mapping[str, Any]) -> str:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; `None` when it is missing, damaged, or not one that `parse_json` accepts."""
-    return printable(*_parsed(path))
+    return with_whole_characters(*_parsed(path))
 
 
 def _parsed(path: Path) -> tuple[Any, bytes]:

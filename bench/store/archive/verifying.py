@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from bench.inputs.names import StudyName
-from bench.inputs.reading import JSON_BYTES, open_regular, parse_json, printable
+from bench.inputs.reading import JSON_BYTES, open_regular, parse_json, with_whole_characters
 from bench.store.archive.layout import FORMAT, LAYOUT, MANIFEST, PROJECT, unit_of
 from bench.store.contents import size_in_words, units_of
 from bench.store.schemas import Study, fitting
@@ -211,7 +211,7 @@ def _check_listed(files: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
 
 def _parsed(content: bytes, name: str) -> dict[str, Any]:
     try:
-        document = printable(parse_json(content), content)
+        document = with_whole_characters(parse_json(content), content)
     except ValueError:
         document = None
     if not isinstance(document, dict):
