@@ -48,6 +48,9 @@ class Sound(Method):
     def cheapest(self, network: NetworkShape) -> Policy | None:
         return uniform(network, min(WIDTHS))
 
+    def costliest(self, network: NetworkShape) -> Policy | None:
+        return uniform(network, max(WIDTHS))
+
     def search(self, job: SearchJob) -> SearchResult:
         model = self.trained(job)
         decisions = self.decisions(job)
@@ -338,6 +341,16 @@ class CheapestIsNoPolicy(Direct):
         policy = super().cheapest(network)
         assert policy is not None
         return policy.with_layer(network.layers[-1].name, kept_filters=(0,))
+
+
+class CostliestIsTooCheap(Sound):
+    def costliest(self, network: NetworkShape) -> Policy | None:
+        return uniform(network, 4)
+
+
+class CostliestIsNoPolicy(Direct):
+    def costliest(self, network: NetworkShape) -> Policy | None:
+        return uniform(network, 8).with_layer(network.layers[-1].name, kept_filters=(0,))
 
 
 class ExtremesDiverge(Sound):

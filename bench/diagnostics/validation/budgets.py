@@ -52,6 +52,23 @@ def cheapest(under_test: MethodUnderTest) -> str:
     return f"{least:,.0f} BOPs, {_reached(under_test, least)}"
 
 
+def costliest(under_test: MethodUnderTest) -> str:
+    """Check that the costliest policy is valid, and that no search found a costlier one."""
+    _, stated = under_test.plain, under_test.method.costliest(under_test.network)
+    if stated is None:
+        undefined = "costliest() is not defined: a budget above all that it finds is only noticed afterwards"
+        raise NotApplicable("budget='ignored'" if under_test.ignores_budgets else undefined)
+    valid_policy(under_test, stated)
+    most = under_test.price(stated)
+    for words, policy in under_test.policies:
+        if under_test.price(policy) > most:
+            raise Violation(
+                f"the {words} search found a policy of {under_test.price(policy):,.0f} BOPs, but costliest() says that "
+                f"none costs more than {most:,.0f}; budgets in between would be called out of reach"
+            )
+    return f"{most:,.0f} BOPs"
+
+
 def _reached(under_test: MethodUnderTest, least: float) -> str:
     """Check that a search with a budget just above the cost of the cheapest policy meets it."""
     limit = least * _TIGHT

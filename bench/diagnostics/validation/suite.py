@@ -69,6 +69,7 @@ CHECKS: Sequence[Check] = (
     Check(name="extremes", run=budgets.extremes, topic="Knobs"),
     Check(name="strength", run=budgets.strength, topic="Knobs"),
     Check(name="cheapest", run=budgets.cheapest, topic="Cheapest"),
+    Check(name="costliest", run=budgets.costliest, topic="Costliest"),
     Check(name="other layers", run=other_layers, topic="Layers"),
     Check(name="capabilities", run=declarations.capabilities, topic="Capabilities"),
     Check(name="memory", run=behaviour.memory, topic="Memory"),

@@ -116,6 +116,8 @@ SAID = {
     "CheapestIsTooDear": "the highest strength search found a policy of .* BOPs, but cheapest.. says",
     "CheapestIsOutOfReach": "cheapest.. costs .* BOPs, but with a budget of .* the search ends at",
     "CheapestIsNoPolicy": "cannot be pruned",
+    "CostliestIsTooCheap": "the plain search found a policy of .* BOPs, but costliest.. says",
+    "CostliestIsNoPolicy": "cannot be pruned",
     "OtherLayersEmptied": r"on a network with depthwise .*'expand.0' keeps filters \[\]; allowed: one or",
     "ExtremesDiverge": "NaN, infinite or unusable after the search",
     "StrengthWorksBackwards": "a larger strength must mean a cheaper network",
@@ -214,7 +216,7 @@ def test_a_methods_file_with_what_is_wrong_in_it(bench: Callable[..., Any]) -> N
         "FAIL  search             AttributeError: 'SearchJob' object has no attribute 'undefined' (loud.py:13) "
         "[see docs/adding-a-method.md, 'Result']"
     ) in answer.out
-    assert "1 of 23 checks failed" in answer.out
+    assert "1 of 24 checks failed" in answer.out
     found = json.loads(bench("validate", "loud.py:Loud", "--json").out)
     assert (found["method"], found["failed"], len(found["checks"])) == ("loud", 1, len(CHECKS))
     assert found["checks"][3]["verdict"] == "FAIL"
