@@ -46,6 +46,7 @@ class Agreement(Report):
     summary = "whether different seeds find the same policy: agreement beyond chance, mean bits"
     title = "Agreement between seeds"
     rank = 32
+    folded = True
 
     def build(self, results: StudyResults) -> list[Table]:
         """Make the table; none before two runs of some method have policies."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.api import Column, Report, StudyResults, Table
+from bench.api import Column, Part, Report, StudyResults, Table
 from bench.costs.measures import Measure
 from bench.reporting.verdict import study_verdicts
 from bench.results.groups import Flags
@@ -20,6 +20,7 @@ from reports.shared.comparison_notes import (
     test_note,
 )
 from reports.shared.comparison_rows import Row, comparison_rows
+from reports.shared.difference_figure import difference_figure
 from reports.shared.formatting import (
     FLAGGED,
     anchor,
@@ -41,9 +42,11 @@ class Comparison(Report):
     title = "Comparison"
     rank = 0
 
-    def build(self, results: StudyResults) -> list[Table]:
-        """Make the table of all runs that a study has so far."""
-        return [comparison_table(results)]
+    def build(self, results: StudyResults) -> list[Part]:
+        """Make the table of all runs that a study has so far, and the figure of its differences."""
+        rows = comparison_rows(results, None)
+        figure = difference_figure(rows, str(results.spec.get("baseline", "")))
+        return [_table(results, rows), *([] if figure is None else [figure])]
 
 
 def comparison_table(results: StudyResults, flags: Flags | None = None) -> Table:
@@ -53,8 +56,11 @@ def comparison_table(results: StudyResults, flags: Flags | None = None) -> Table
         results: Numbers of the study.
         flags: Reasons why groups of runs take no part in verdicts; those of the fairness statement when absent.
     """
+    return _table(results, comparison_rows(results, flags))
+
+
+def _table(results: StudyResults, rows: Sequence[Row]) -> Table:
     baseline = str(results.spec.get("baseline", ""))
-    rows = comparison_rows(results, flags)
     measures = shown_measures(results.runs)
     return Table(
         name="table",

@@ -52,6 +52,7 @@ class Convergence(Report):
     summary = "loss, accuracy and cost after every epoch of search and fine-tuning"
     title = "Convergence"
     rank = 40
+    folded = True
 
     def build(self, results: StudyResults) -> list[Part]:
         """Make the figures and the table; none before the first run has its curves."""

@@ -16,6 +16,7 @@ class Environment(Report):
     summary = "versions and hardware of the runs, the specification, the data's checksum"
     title = "Environment and specification"
     rank = 80
+    folded = True
 
     def build(self, results: StudyResults) -> list[Table]:
         """Make both tables; there is always a specification."""

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 from bench.api import FULL_PRECISION_BITS, Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std
 from bench.results.tables import IDENTITY, section
-from reports.shared.drawing import both, spread_of, unique
+from reports.shared.drawing import data, spread_of, unique
 from reports.shared.formatting import named_runs, spread
 
 if TYPE_CHECKING:
     import altair as alt
 
 _MOST_ROWS = 2000
+_CELL = (34, 22)
+"""Width and height of a cell, in pixels."""
+_DARK = 0.6
+"""Share of the largest value above which a cell is so dark that its number is white."""
+_SHORT = "format(datum.mean, datum.mean == round(datum.mean) ? 'd' : '.1f')"
 BITS = {"weight_bits": "weights", "activation_bits": "activations"}
 """Fields of a policy that hold bits, and the tensors that have them."""
 _KINDS = (*BITS, "pruned")
@@ -59,12 +64,11 @@ class Policies(Report):
             return []
         kept, left_out = _within(lines)
         layers = [layer for line in kept for layer in line]
-        notes = ("Layers in the network's order; bars: means over seeds, lines: ± one standard deviation", *left_out)
         parts: list[Part] = []
         if any(layer.quantized for layer in layers):
-            parts.append(_figure_of_bits(layers, notes))
+            parts.append(_figure_of_bits(layers, left_out))
         if any(layer.values["pruned"] for layer in layers):
-            parts.append(_figure_of_filters(layers, notes))
+            parts.append(_figure_of_filters(layers, left_out))
         return [*parts, _table(layers, left_out)]
 
 
@@ -114,58 +118,71 @@ def _figure_of_bits(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
     """Draw the bits, without methods at full precision, whose 32 bits would hide all other differences."""
     quantized = {layer.line for layer in layers if layer.quantized}
     plain = unique(layer.line for layer in layers if layer.line not in quantized)
+    notes = ("Number in a cell: mean bits over seeds. Layers from left to right in the network's order", *notes)
     if plain:
         notes = (*notes, f"At full precision throughout, not drawn: {', '.join(plain)}")
-    layers = [layer for layer in layers if layer.line in quantized]
-    rows = [
-        {"line": layer.line, "layer": layer.layer, "kind": kind, **spread_of(layer.values[key])}
-        for layer in layers
-        for key, kind in BITS.items()
-    ]
-    order = unique(layer.layer for layer in layers)
-    drawn = both(lambda: _bars(order, "bits", list(BITS.values())), rows, "line", "Method")
-    return Figure(name="policy-bits", title="Bits of weights and activations", notes=notes, **drawn)
+    drawn = [layer for layer in layers if layer.line in quantized]
+    maps = {title: [_square(layer, layer.values[key]) for layer in drawn] for key, title in BITS.items()}
+    return Figure(
+        name="policy-bits",
+        title="Bits of weights and activations",
+        notes=notes,
+        draw=lambda: _heat_maps(maps, "bits", "blues"),
+    )
 
 
 def _figure_of_filters(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Figure:
-    rows = [
-        {"line": layer.line, "layer": layer.layer, "kind": "filters", **spread_of(layer.values["pruned"])}
-        for layer in layers
-        if layer.values["pruned"]
-    ]
-    order = unique(row["layer"] for row in rows)
-    drawn = both(lambda: _bars(order, "filters pruned (%)", ["filters"], top=100), rows, "line", "Method")
-    return Figure(name="policy-filters", title="Share of filters pruned", notes=notes, **drawn)
+    order = {name: number for number, name in enumerate(unique(layer.layer for layer in layers))}
+    pruned = sorted((layer for layer in layers if layer.values["pruned"]), key=lambda layer: order[layer.layer])
+    squares = [_square(layer, layer.values["pruned"]) for layer in pruned]
+    return Figure(
+        name="policy-filters",
+        title="Share of filters pruned",
+        notes=("Number in a cell: percentage of a layer's filters, mean over seeds", *notes),
+        draw=lambda: _heat_maps({"filters pruned": squares}, "%", "oranges", top=100.0),
+    )
 
 
-def _bars(order: Sequence[str], title: str, kinds: Sequence[str], top: float | None = None) -> "list[alt.Chart]":
-    """Make the layers of a chart, without data: means as bars, ± one standard deviation as lines."""
+def _square(layer: _Layer, values: Sequence[float]) -> dict[str, Any]:
+    return {"method": layer.method, "budget": layer.budget, "line": layer.line, "layer": layer.layer} | {
+        key: value for key, value in spread_of(values).items() if key in ("mean", "std", "n")
+    }
+
+
+def _heat_maps(
+    maps: Mapping[str, Sequence[Mapping[str, Any]]], unit: str, scheme: str, top: float | None = None
+) -> "alt.TopLevelMixin":
+    """Draw a heat map for each kind of decision, one below the other: methods in rows, layers in columns."""
     import altair as alt
 
-    scale = alt.Undefined if top is None else alt.Scale(domain=[0, top])
-    axis = alt.Axis(labelAngle=-60, labelLimit=130, labelOverlap=True)
-    base = alt.Chart().encode(x=alt.X("layer:N", sort=list(order), title=None, axis=axis))
-    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=list(kinds)), legend=_legend(kinds))
-    if len(kinds) > 1:
-        base = base.encode(xOffset=alt.XOffset("kind:N", sort=list(kinds)))
+    most = max((float(row["mean"]) for rows in maps.values() for row in rows), default=1.0) if top is None else top
+    scale = alt.Scale(scheme=scheme, domain=[0, most])  # type: ignore[arg-type]
+    views = [_heat_map(title, rows, unit, scale, most) for title, rows in maps.items()]
+    return views[0] if len(views) == 1 else alt.vconcat(*views, spacing=12).resolve_scale(color="shared")
+
+
+def _heat_map(
+    title: str, rows: Sequence[Mapping[str, Any]], unit: str, scale: "alt.Scale", most: float
+) -> "alt.LayerChart":
+    import altair as alt
+
+    lines, layers = unique(row["line"] for row in rows), unique(row["layer"] for row in rows)
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X("layer:N", sort=layers, title=None, axis=alt.Axis(labelAngle=-60, labelLimit=150, labelOverlap=False)),
+        y=alt.Y("line:N", sort=lines, title=title, axis=alt.Axis(labelLimit=190)),
+    )
     tooltip = [
         alt.Tooltip("line:N", title="method"),
         alt.Tooltip("layer:N"),
-        alt.Tooltip("kind:N"),
-        alt.Tooltip("mean:Q", format=".2f", title=title),
+        alt.Tooltip("mean:Q", format=".2f", title=f"{title}, {unit}"),
         alt.Tooltip("std:Q", format=".2f"),
         alt.Tooltip("n:Q", title="runs"),
     ]
-    return [
-        base.mark_bar().encode(y=alt.Y("mean:Q", title=title, scale=scale), color=colour, tooltip=tooltip),
-        base.mark_rule(color="currentColor", strokeWidth=1.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
-    ]
-
-
-def _legend(kinds: Sequence[str]) -> Any:
-    import altair as alt
-
-    return alt.Legend() if len(kinds) > 1 else None
+    colour = alt.Color("mean:Q", title=unit, scale=scale, legend=None)
+    ink = alt.when(f"datum.mean > {_DARK * most}").then(alt.value("white")).otherwise(alt.value("#1c2024"))
+    number = base.mark_text(fontSize=10).transform_calculate(shown=_SHORT).encode(text="shown:N", color=ink)
+    squares = base.mark_rect(stroke="white", strokeWidth=1).encode(color=colour, tooltip=tooltip)
+    return alt.layer(squares, number).properties(width=_CELL[0] * len(layers), height=_CELL[1] * len(lines))
 
 
 def _table(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Table:
@@ -182,6 +199,7 @@ def _table(layers: Sequence[_Layer], notes: tuple[str, ...]) -> Table:
             Column(title="Filters pruned %"),
         ),
         rows=tuple(_cells(layer) for layer in layers),
+        folded=True,
         notes=("Filters pruned is empty when no run could prune the layer", *notes),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Report, StudyResults, Table
+from bench.reporting import wording
 from bench.results.tables import DAMAGED, IDENTITY, MISSING, section
 from reports.shared.commands import repetition
 from reports.shared.formatting import anchor, named_runs, number
@@ -37,12 +38,12 @@ class Provenance(Report):
                 columns=(
                     Column(title="Method", align="left"),
                     Column(title="Budget", align="left"),
+                    Column(title="To repeat", align="left", code=True),
                     Column(title="Runs: seed and id", align="left", drop=3, code=True),
                     Column(title="Versions", align="left", drop=5),
                     Column(title="Hardware", align="left", drop=4),
                     Column(title="Made", align="left", drop=2),
                     Column(title="Run s", drop=1),
-                    Column(title="To repeat", align="left", code=True),
                 ),
                 rows=tuple(_cells(results, group) for group in groups),
                 notes=(
@@ -62,12 +63,12 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
     return (
         str(runs[0]["line"]),
         str(runs[0]["budget"]),
+        repetition(results, runs),
         _listed([f"{run['seed']}: {run['id']}" for run in runs]),
         _distinct(_versions(record) for record in records),
         _distinct(_hardware(record) for record in records),
         _period(runs),
         number(group["total_seconds"].sum(), 0),
-        repetition(results, runs),
     )
 
 
@@ -96,4 +97,4 @@ def _period(runs: Iterable[Mapping[str, Any]]) -> str:
     runs = list(runs)
     start = min(filter(None, (run["started"] for run in runs)), default="")
     end = max(filter(None, (run["finished"] for run in runs)), default="")
-    return " to ".join(filter(None, (start, end)))
+    return wording.period(start, end)

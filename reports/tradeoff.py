@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.costs.measures import Bops, Measure, Memory
 from bench.results.statistics import mean, std, t_interval
-from reports.shared.drawing import Rows, data, method_colour, method_shape, thinned, unique
+from reports.shared.drawing import Rows, data, legend_toggle, method_colour, method_shape, thinned, unique
 from reports.shared.drawing import number as plotted
 from reports.shared.formatting import anchor, interval, named_runs, number, spread
 from reports.shared.limits import limited_measures, runs_limited_by
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NO_BUDGET = "none"
+_FEWEST_BUDGETS = 2
 _WIDE = 10.0
 """Factor between costs above which their axis is logarithmic."""
 _MARGIN = 0.3
@@ -42,8 +43,12 @@ class Tradeoff(Report):
 
 
 def _parts(done: "pd.DataFrame", measure: type[Measure]) -> list[Part]:
-    """Make the figure and the table over one measure of cost."""
-    if not len(done):
+    """Make the figure and the table over one measure of cost; none at a single budget.
+
+    At one budget all costs lie in its window: who is cheaper there is chance, and the comparison shows the rest.
+    """
+    targets = done[done["budget"].astype(bool)].groupby(["model", "dataset", "budget"])
+    if targets.ngroups < _FEWEST_BUDGETS:
         return []
     means = _means(done, measure)
     front = pareto_front(means)
@@ -175,6 +180,7 @@ def _draw(
     title, height = "Top-1 (%)", alt.Scale(domain=_height([row["top1"] for row in (*runs, *means)]), nice=False)
     y = alt.Y("top1:Q", title=title, scale=height)
     colour, shape = method_colour(methods), method_shape(methods)
+    chosen, faded = legend_toggle()
     plain = [_plain(row) for row in means]
     references = [row for index, row in enumerate(plain) if index not in budgeted]
     centres = alt.Chart(data([plain[index] for index in budgeted]))
@@ -186,13 +192,13 @@ def _draw(
         edge.mark_line(color=GREY, strokeDash=[5, 4], interpolate="step-after").encode(x=x, y=y),
         edge.mark_point(color=GREY, filled=False, shape="circle", size=320).encode(x=x, y=y),
         centres.mark_area(opacity=0.12, clip=True).encode(x=x, y=low, y2=high, color=colour),
-        centres.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour),
+        centres.mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour, opacity=faded).add_params(chosen),
         centres.mark_rule(clip=True).encode(x=x, y=low, y2=high, color=colour),
         alt.Chart(data(points))
-        .mark_point(filled=True, size=28, opacity=0.5)
-        .encode(x=x, y=y, color=colour, shape=shape, tooltip=_hover(measure, ("seed", "run"))),
-        centres.mark_point(filled=True, size=110, opacity=1).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=_hover(measure, ("n", "std", "interval"))
+        .mark_point(filled=True, size=28, fillOpacity=0.5)
+        .encode(x=x, y=y, color=colour, shape=shape, opacity=faded, tooltip=_hover(measure, ("seed", "run"))),
+        centres.mark_point(filled=True, size=110).encode(
+            x=x, y=y, color=colour, shape=shape, opacity=faded, tooltip=_hover(measure, ("n", "std", "interval"))
         ),
     )
 

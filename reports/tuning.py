@@ -44,6 +44,7 @@ class Tuning(Report):
     summary = "the trials that brought each method onto each budget: strength, cost, validation accuracy"
     title = "Tuning onto the budget"
     rank = 50
+    folded = True
 
     def build(self, results: StudyResults) -> list[Part]:
         """Make the figures and the table; none when no method was tuned, or before the first trial."""

@@ -1,10 +1,14 @@
 """The common look of all figures, and their conversion to files.
 
+A method has one colour and one mark in all figures, pages and tools (`method_looks`).
+
 A figure is an Altair chart, which is a Vega-Lite specification. The same one is interactive on a page and still in a
 file. vl-convert draws the files, without a browser and without a network.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,13 @@ DARK_COLOURS = ("#4DA6DE", "#F28033", "#1FC495", "#E39BC2", "#F0B840", "#A5DAFA"
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 """Shapes of points. Their number has no common divisor with that of the colours, so 56 methods all look different."""
+
+_FIRST_METHODS = (
+    *("sbs", "dnas", "random", "sbs_q", "multi_path", "hawq", "fixed", "full_precision"),
+    *("sbs_extended", "bayesian_bits", "cost_only", "prune_then_quantize", "edmips", "haq", "greedy", "width"),
+    *("sbs_p", "dq", "cost_only_q", "quantize_then_prune", "djpq"),
+)
+"""Methods in the order in which they get colours and marks: the most common ones first, the baseline black."""
 
 GREY = "#808080"
 """Colour of what is not data, such as lines at a budget and fronts; visible on light and dark."""
@@ -56,6 +67,33 @@ _COMPOSED = frozenset({"facet", "repeat", "concat", "hconcat", "vconcat"})
 _PNG_SCALE = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The colour and the mark of a method.
+
+    Attributes:
+        colour: Colour in files, one of `COLOURS`.
+        shape: Shape of points, one of `SHAPES`.
+    """
+
+    colour: str
+    shape: str
+
+
+def method_looks(methods: Iterable[str]) -> dict[str, Look]:
+    """Return the colour and mark of each method, in the order given.
+
+    They depend on the method's name alone, so that they are the same in all studies. Methods that this module does not
+    know, such as users' own and the variants of an ablation, get those that follow.
+    """
+    numbers = {method: number for number, method in enumerate(_FIRST_METHODS)}
+    found = {}
+    for method in dict.fromkeys(methods):
+        number = numbers.setdefault(method, len(numbers))
+        found[method] = Look(COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)])
+    return found
+
+
 def specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
     """Return the Vega-Lite specification of a chart in the look of files."""
     spec: dict[str, Any] = chart.to_dict()
@@ -68,7 +106,17 @@ def page_specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
     fitted = (
         {} if _COMPOSED & set(spec) else {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     )
-    return {**spec, **fitted, "config": {**spec.get("config", {}), **_PAGE}}
+    whole = {**spec, **fitted, "config": {**spec.get("config", {}), **_PAGE}}
+    return _in_page_colours(whole)
+
+
+def _in_page_colours(spec: dict[str, Any]) -> dict[str, Any]:
+    """Replace the colours of files by the variables of the page's style sheet."""
+    text = json.dumps(spec)
+    for number, colour in enumerate(COLOURS, 1):
+        text = text.replace(f'"{colour}"', f'"var(--series-{number})"')
+    replaced: dict[str, Any] = json.loads(text)
+    return replaced
 
 
 def vega_lite_version() -> str:

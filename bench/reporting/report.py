@@ -6,7 +6,7 @@ on how they are shown. Renderers turn the same parts into every form, so that al
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from bench.errors import BenchError
 from bench.inputs.names import FileName, inside
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
+from bench.reporting.about import about_study
 from bench.results.differences import write_numbers
 from bench.results.tables import StudyResults
 from bench.store.files import write_text
@@ -64,6 +65,7 @@ class Table:
         notes: Lines below the table, after those of the columns.
         anchors: Name of each row, to which rows of other tables can link; or empty.
         links: Anchor that each row links to, in forms with links; or empty.
+        folded: Whether a page shows only the title until the reader opens the table.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Table:
     notes: tuple[str, ...] = field(default=())
     anchors: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -91,6 +94,17 @@ class Table:
         """
         about = (column.note for column in (self.columns if shown is None else shown))
         return [*dict.fromkeys(filter(None, about)), *self.notes]
+
+    def expendable(self) -> list[int]:
+        """Return the columns that may be left out where space is short, the first to go first.
+
+        Columns that distinguish no rows go before all others.
+        """
+        optional = [index for index, column in enumerate(self.columns) if column.drop]
+        return sorted(optional, key=lambda index: (self._distinguishes(index), -self.columns[index].drop, -index))
+
+    def _distinguishes(self, index: int) -> bool:
+        return len({row[index] for row in self.rows if row[index]}) > 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +137,13 @@ class Section:
         name: Name of the report.
         title: Heading.
         parts: Tables and figures in the order in which they are shown.
+        folded: Whether a page shows only the heading until the reader opens the section.
     """
 
     name: str
     title: str
     parts: tuple[Part, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,10 +153,14 @@ class Document:
     Attributes:
         study: Name of the study.
         sections: Sections of the reports that apply to the study.
+        about: Task, progress and time of the study, in words.
+        with_files: Whether the files of all tables and figures lie beside a page, so that it can link to them.
     """
 
     study: str
     sections: tuple[Section, ...]
+    about: tuple[str, ...] = ()
+    with_files: bool = False
 
     @property
     def tables(self) -> list[Table]:
@@ -160,11 +180,13 @@ class Report(ABC):
         summary: One line for `bench list reports`.
         title: Heading of the section.
         rank: Position among the sections, the lowest first.
+        folded: Whether a page shows only the heading until the reader opens the section.
     """
 
     summary: ClassVar[str]
     title: ClassVar[str]
     rank: ClassVar[int] = 100
+    folded: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, results: StudyResults) -> Sequence[Part]:
@@ -207,13 +229,13 @@ def make_document(results: StudyResults, names: Sequence[str] | None = None) -> 
     for name, report in sorted(reports.items(), key=lambda item: item[1].rank):
         parts = tuple(report.build(results))
         if parts:
-            sections.append(Section(name=name, title=report.title, parts=parts))
+            sections.append(Section(name=name, title=report.title, parts=parts, folded=report.folded))
         elif names:
             raise BenchError(
                 f"the report '{name}' does not apply to study {results.name}: it is about {report.summary}; "
                 "leave out --report to get all reports that apply"
             )
-    return Document(study=results.name, sections=tuple(sections))
+    return Document(study=results.name, sections=tuple(sections), about=about_study(results))
 
 
 def write_document(document: Document, folder: Path) -> list[Path]:
@@ -231,7 +253,7 @@ def write_document(document: Document, folder: Path) -> list[Path]:
     for form in forms:
         if form.page:
             files.append(folder / f"{_PAGE}{form.suffix}")
-            write_text(files[-1], form.render(document, DEFAULT_WIDTH))
+            write_text(files[-1], form.render(replace(document, with_files=True), DEFAULT_WIDTH))
     if document.figures:
         from bench.reporting.charts import save
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from bench.results.statistics import MIN_PAIRS, Interval, PairedDifference
 
@@ -66,3 +67,21 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
     return f"{seconds / 86_400:.1f} d"
+
+
+def period(start: str, end: str) -> str:
+    """Format two times: "30 Nov 2026, 14:37 to 14:39 UTC", or with both dates; what is no ISO time stays as it is.
+
+    Args:
+        start: Earlier time in ISO format; empty for unknown.
+        end: Later time, likewise.
+    """
+    try:
+        times = [datetime.fromisoformat(text).astimezone(UTC) for text in (start, end) if text]
+    except ValueError:
+        return " to ".join(filter(None, (start, end)))
+    dates = dict.fromkeys(f"{time.day} {time:%b %Y}" for time in times)
+    clocks = dict.fromkeys(f"{time:%H:%M}" for time in times)
+    if len(dates) == 1:
+        return f"{', '.join(dates)}, {' to '.join(clocks)} UTC"
+    return f"{' to '.join(f'{time.day} {time:%b %Y}, {time:%H:%M}' for time in times)} UTC" if times else ""

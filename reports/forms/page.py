@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,10 @@ _UNPAGED = 200
 """Number of rows above which a table is divided into pages."""
 _LONG = 34
 """Characters above which a cell is broken into lines."""
+_MOST_COLUMNS = 9
+"""Number of columns that a table shows until the reader asks for more."""
+_FIGURE_FILES, _TABLE_FILES = ("svg", "pdf"), ("csv", "md", "tex")
+"""Endings of the files beside the page that each part links to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,25 +47,49 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row as the template shows it.
+
+    Attributes:
+        identity: Id in the page; empty for none.
+        cells: Cells of the row.
+        method, budget: Values by which the page's filters find the row; empty where the table has no such column.
+    """
+
+    identity: str
+    cells: tuple[Cell, ...]
+    method: str
+    budget: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShownTable:
     """A table as the template shows it: see `bench.reporting.report.Table`.
 
     Attributes:
         identity: Id of the table in the page.
         title, headline, columns, notes: Texts of the table.
-        rows: Id in the page, empty for none, and cells of each row.
+        explanations: Notes of the columns, which the reader opens.
+        rows: Rows of the table.
         long: Whether the cells are broken into lines, for each column.
+        hidden: Columns that are shown when the reader asks for them.
         paged: Whether the table is divided into pages.
+        folded: Whether the reader opens the table.
+        files: Names of its files beside the page.
     """
 
     identity: str
     title: str
     headline: tuple[str, ...]
     columns: tuple[Column, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    rows: tuple["Row", ...]
     notes: tuple[str, ...]
+    explanations: tuple[str, ...]
     long: tuple[bool, ...]
+    hidden: frozenset[int]
     paged: bool
+    folded: bool
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +100,14 @@ class ShownFigure:
         identity: Id of the figure in the page.
         title, notes: Texts of the figure.
         chart: Vega-Lite specification.
+        files: Names of its files beside the page.
     """
 
     identity: str
     title: str
     notes: tuple[str, ...]
     chart: dict[str, Any]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,10 +151,15 @@ def page(document: Document, _: int = 0) -> str:
         lstrip_blocks=True,
     )
     anchors = _anchor_ids(document)
-    sections = [(section, [_shown(part, anchors) for part in section.parts]) for section in document.sections]
-    figures = [part for _, parts in sections for part in parts if isinstance(part, ShownFigure)]
+    shown = {part.name: _shown(part, anchors, with_files=document.with_files) for part in _parts(document)}
+    sections = [(section, [shown[part.name] for part in section.parts]) for section in document.sections]
+    figures = [part for part in shown.values() if isinstance(part, ShownFigure)]
+    rows = [row for part in shown.values() if isinstance(part, ShownTable) for row in part.rows]
     return environment.get_template("page.html").render(
         study=document.study,
+        about=document.about,
+        methods=list(dict.fromkeys(row.method for row in rows if row.method)),
+        budgets=list(dict.fromkeys(row.budget for row in rows if row.budget)),
         sections=sections,
         charts={figure.identity: figure.chart for figure in figures},
         colours=COLOURS,
@@ -147,13 +183,21 @@ def _anchor_ids(document: Document) -> dict[str, str]:
     return {anchor: f"line-{number}" for number, anchor in enumerate(dict.fromkeys(anchors), 1)}
 
 
-def _shown(part: Part, anchors: dict[str, str]) -> ShownTable | ShownFigure:
+def _parts(document: Document) -> Iterator[Part]:
+    for section in document.sections:
+        yield from section.parts
+
+
+def _shown(part: Part, anchors: dict[str, str], *, with_files: bool) -> ShownTable | ShownFigure:
     from bench.reporting.charts import page_specification
 
     identity = f"part-{part.name}"
+    endings = _FIGURE_FILES if isinstance(part, Figure) else _TABLE_FILES
+    files = tuple(f"{part.name}.{ending}" for ending in endings) if with_files else ()
     if isinstance(part, Figure):
-        chart = page_specification(part.draw())
-        return ShownFigure(identity=identity, title=part.title, notes=part.notes, chart=chart)
+        described = {"description": ". ".join([part.title, *part.notes])}
+        chart = page_specification(part.draw()) | described
+        return ShownFigure(identity=identity, title=part.title, notes=part.notes, chart=chart, files=files)
     most = len(part.rows) if part.anchors else min(_MOST_ROWS, len(part.rows))
     left_out = f"The first {most} of {len(part.rows)} rows; all of them are in {part.name}.csv"
     return ShownTable(
@@ -162,19 +206,29 @@ def _shown(part: Part, anchors: dict[str, str]) -> ShownTable | ShownFigure:
         headline=part.headline,
         columns=part.columns,
         rows=tuple(_row(part, number, anchors) for number in range(most)),
-        notes=(*([left_out] if len(part.rows) > most else []), *part.explained()),
+        notes=(*([left_out] if len(part.rows) > most else []), *part.notes),
+        explanations=tuple(dict.fromkeys(column.note for column in part.columns if column.note)),
         long=tuple(any(len(row[index]) > _LONG for row in part.rows) for index, _ in enumerate(part.columns)),
+        hidden=frozenset(part.expendable()[: max(0, len(part.columns) - _MOST_COLUMNS)]),
         paged=len(part.rows) > _UNPAGED and not part.anchors,
+        folded=part.folded,
+        files=files,
     )
 
 
-def _row(table: Table, number: int, anchors: dict[str, str]) -> tuple[str, tuple[Cell, ...]]:
+def _row(table: Table, number: int, anchors: dict[str, str]) -> Row:
     link = anchors.get(table.links[number], "") if table.links else ""
+    texts = dict(zip([column.title for column in table.columns], table.rows[number], strict=True))
     cells = (
         Cell(text=text, order=sort_value(text) if column.align == "right" else None, link=link)
         for column, text in zip(table.columns, table.rows[number], strict=True)
     )
-    return anchors.get(table.anchors[number], "") if table.anchors else "", tuple(cells)
+    return Row(
+        identity=anchors.get(table.anchors[number], "") if table.anchors else "",
+        cells=tuple(cells),
+        method=texts.get("Method", ""),
+        budget=texts.get("Budget", ""),
+    )
 
 
 @cache

@@ -187,18 +187,13 @@ CSV = Form("headings and rows of tables alone", ".csv", _each(lambda table, _: c
 
 
 def _fitting(table: Table, width: int) -> list[int]:
-    """Return the columns to show: columns that distinguish no rows, then the least important ones, are dropped."""
+    """Return the columns to show; of columns that may be left out, as many as do not fit are."""
     shown = list(range(len(table.columns)))
-    for index in sorted(shown, key=lambda index: (_distinguishes(table, index), -table.columns[index].drop, -index)):
-        if _line_width(table, shown) <= width or not table.columns[index].drop:
+    for index in table.expendable():
+        if _line_width(table, shown) <= width:
             break
         shown.remove(index)
     return shown
-
-
-def _distinguishes(table: Table, index: int) -> bool:
-    """Whether a column has more than one value, or always stays."""
-    return not table.columns[index].drop or len({row[index] for row in table.rows if row[index]}) > 1
 
 
 def _line_width(table: Table, shown: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ _CHOSEN = "chosen"
 _FEW_EPOCHS = 30
 _FACET = {"width": 260, "height": 180}
 _BAND = 0.15
+_FADED = 0.08
 
 
 def thinned(rows: Rows, what: str, most: int = MOST_POINTS) -> tuple[Rows, tuple[str, ...]]:
@@ -77,17 +78,33 @@ def whole_ticks(most: int) -> list[int]:
 
 
 def method_colour(methods: Sequence[str]) -> "alt.Color":
-    """Return the colour encoding of methods, the same in all figures of a study."""
+    """Return the colour encoding of methods; a method has the same colour everywhere."""
     import altair as alt
 
-    return alt.Color("method:N", title=None, scale=alt.Scale(domain=list(methods)))
+    from bench.reporting.charts import method_looks
+
+    looks = method_looks(methods)
+    scale = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
+    return alt.Color("method:N", title=None, scale=scale)
 
 
 def method_shape(methods: Sequence[str]) -> "alt.Shape":
     """Return the shape encoding of methods, for readers who cannot distinguish the colours."""
     import altair as alt
 
-    return alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(methods)))
+    from bench.reporting.charts import method_looks
+
+    looks = method_looks(methods)
+    scale = alt.Scale(domain=list(looks), range=[look.shape for look in looks.values()])
+    return alt.Shape("method:N", title=None, scale=scale)
+
+
+def legend_toggle() -> "tuple[alt.Parameter, alt.Opacity]":
+    """Return a selection of methods by a click on the legend, and an opacity that fades the others."""
+    import altair as alt
+
+    chosen = alt.selection_point(fields=["method"], bind="legend")
+    return chosen, alt.when(chosen).then(alt.value(1.0)).otherwise(alt.value(_FADED))
 
 
 def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | None = None) -> "list[alt.Chart]":
@@ -118,9 +135,12 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
     base = base.encode(detail=["method:N", "budget:N"])
     dots = last <= _FEW_EPOCHS
     height = alt.Scale(zero=False)
+    chosen, faded = legend_toggle()
     layers = [
         base.mark_area(opacity=_BAND).encode(y=alt.Y("low:Q", title=y, scale=height), y2="high:Q", color=colour),
-        base.mark_line(strokeWidth=1.8).encode(y=alt.Y("mean:Q", title=y, scale=height), color=colour),
+        base.mark_line(strokeWidth=1.8)
+        .encode(y=alt.Y("mean:Q", title=y, scale=height), color=colour, opacity=faded)
+        .add_params(chosen),
         base.mark_point(filled=True, size=40, opacity=1.0 if dots else 0.0).encode(
             y=alt.Y("mean:Q", title=y, scale=height), color=colour, shape=method_shape(methods), tooltip=tooltip
         ),

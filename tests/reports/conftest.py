@@ -10,4 +10,6 @@ from tests import fake_store
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Any:
-    return fake_store.mixed(tmp_path / "store")
+    fake = fake_store.mixed(tmp_path / "store")
+    fake.seeds("fixed", [61.0, 62.0], budget="3bit")  # a second budget, so that every report applies
+    return fake

@@ -75,7 +75,8 @@ def test_failed_and_missing_runs_are_not_compared(fake: Any, document: dict[str,
 
 
 def test_values_of_options_are_methods_of_their_own_in_the_comparison(fake: Any, document: dict[str, Any]) -> None:
-    (table,) = Comparison().build(StudyResults(fake.store, document))
+    table, _ = Comparison().build(StudyResults(fake.store, document))
+    assert isinstance(table, Table)
     assert [row[0] for row in table.rows] == ["sbs", "fixed", "sbs[group_size=2]", "sbs[group_size=8]"]
     differences = {row[0]: row[5] for row in table.rows}
     assert (differences["sbs[group_size=2]"], differences["sbs"]) == ("+0.00", "+1.33")

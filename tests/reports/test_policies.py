@@ -9,7 +9,7 @@ import pytest
 from bench.store.files import write_json
 from reports.policies import Policies
 from tests import fake_store
-from tests.reports.reading import figures_of, layer, records, rows_in, table_of
+from tests.reports.reading import figures_of, layer, records, table_of
 
 
 @pytest.fixture
@@ -40,14 +40,26 @@ def test_shares_are_left_out_where_the_number_of_filters_is_not_known(pruned: An
     assert "policy-filters" not in figures_of(Policies(), pruned)
 
 
-def test_policies_of_one_method_are_shown_at_a_time(pruned: Any) -> None:
-    pruned.seeds("fixed", [70.0])
-    figure = figures_of(Policies(), pruned)["policy-bits"]
-    chart = figure.draw().to_dict()
-    (menu,) = [param for param in chart["params"] if "bind" in param]
-    assert menu["bind"]["options"] == ["sbs 4bit", "fixed 4bit"] and menu["value"] == "sbs 4bit"
-    assert figure.still is not None
-    assert "params" not in figure.still().to_dict() and "facet" in figure.still().to_dict()
+def cells(figure: Any, kind: int) -> dict[tuple[str, str], float]:
+    """The values of a heat map, by method and layer."""
+    drawn = figure.draw().to_dict()
+    view = drawn["vconcat"][kind] if "vconcat" in drawn else drawn
+    rows = drawn["datasets"][view["data"]["name"]]
+    return {(row["line"], row["layer"]): row["mean"] for row in rows}
+
+
+def test_heat_maps_show_all_methods_beside_each_other(pruned: Any) -> None:
+    (fixed,) = pruned.seeds("fixed", [70.0])
+    layers = {"zz.first": layer(8, 8, None), "aa.second": layer(4, 3, None)}
+    policy = {"model": "resnet8", "dataset": "digits", "layers": layers}
+    write_json(pruned.store.unit("runs", fixed) / "policy.json", policy)
+    figures = figures_of(Policies(), pruned)
+    weights = {("sbs 4bit", "zz.first"): 8, ("sbs 4bit", "aa.second"): 3}
+    assert cells(figures["policy-bits"], 0) == weights | {("fixed 4bit", "zz.first"): 8, ("fixed 4bit", "aa.second"): 4}
+    assert cells(figures["policy-bits"], 1)["fixed 4bit", "aa.second"] == 3
+    assert cells(figures["policy-filters"], 0) == {("sbs 4bit", "aa.second"): 37.5}
+    (view, _) = figures["policy-bits"].draw().to_dict()["vconcat"]
+    assert view["layer"][0]["encoding"]["x"]["sort"] == ["zz.first", "aa.second"]
 
 
 def test_a_network_at_full_precision_does_not_set_the_scale_of_bits(pruned: Any) -> None:
@@ -58,6 +70,6 @@ def test_a_network_at_full_precision_does_not_set_the_scale_of_bits(pruned: Any)
         {"model": "resnet8", "dataset": "digits", "layers": layers},
     )
     figure = figures_of(Policies(), pruned)["policy-bits"]
-    assert {row["mean"] for row in rows_in(figure, "kind")} == {8.0, 4.0, 3.0}
+    assert {*cells(figure, 0).values(), *cells(figure, 1).values()} == {8.0, 4.0, 3.0}
     assert any("full_precision" in note and "not drawn" in note for note in figure.notes)
     assert "32.00" in {row["Weight bits"] for row in records(table_of(Policies(), pruned, "policies"))}

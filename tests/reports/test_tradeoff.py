@@ -6,7 +6,7 @@ from pathlib import Path
 from reports.comparison import Comparison
 from reports.tradeoff import Tradeoff, pareto_front
 from tests import fake_store
-from tests.reports.reading import figures_of, records, rows_in, table_of
+from tests.reports.reading import figures_of, records, results_of, rows_in, table_of
 
 
 def test_the_front_is_what_no_other_mean_beats() -> None:
@@ -47,6 +47,7 @@ def test_the_tradeoff_shows_every_run_and_every_mean(tmp_path: Path) -> None:
 def test_what_has_no_budget_is_a_line_that_stretches_no_axis(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path)
     fake.seeds("sbs", [70.0, 72.0], budget="3bit", metrics={"bops": 30e6})
+    fake.seeds("sbs", [71.0], budget="4bit", metrics={"bops": 40e6})
     fake.seeds("full_precision", [80.0, 81.0], budget="", metrics={"bops": 4000e6})
     figure = figures_of(Tradeoff(), fake)["tradeoff"]
     drawn = figure.draw().to_dict()
@@ -55,25 +56,39 @@ def test_what_has_no_budget_is_a_line_that_stretches_no_axis(tmp_path: Path) -> 
     assert [(row["method"], row["top1"]) for row in levels] == [("full_precision", 80.5)]
     assert "cost" not in str(lines["layer"][0]["encoding"].get("x"))
     assert "log" not in str([layer["encoding"]["x"] for layer in others])
-    assert {row["cost"] for row in rows_in(figure, "run")} == {30.0}
-    fake = fake_store.FakeStore(tmp_path / "alone")
-    fake.seeds("full_precision", [80.0, 81.0], budget="", metrics={"bops": 4000e6})
-    assert {row["cost"] for row in rows_in(figures_of(Tradeoff(), fake)["tradeoff"], "run")} == {4000.0}
+    assert {row["cost"] for row in rows_in(figure, "run")} == {30.0, 40.0}
+
+
+def test_at_one_budget_nothing_is_drawn_over_the_cost(tmp_path: Path) -> None:
+    """All costs lie in the budget's window there, so a front would be chance."""
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [70.0, 72.0], budget="4bit")
+    fake.seeds("fixed", [71.0, 72.0], budget="4bit")
+    fake.seeds("full_precision", [80.0, 81.0], budget="")
+    assert Tradeoff().build(results_of(fake)) == []
+    fake.seeds("fixed", [69.0], budget="3bit")
+    assert {part.name for part in Tradeoff().build(results_of(fake))} == {"tradeoff", "pareto"}
 
 
 def test_cost_is_what_budgets_limit(tmp_path: Path) -> None:
     fake = fake_store.FakeStore(tmp_path)
     latency = {"budget_measure": "latency", "budget_cost": 2.0}
     fake.seeds("sbs", [70.0, 71.0], budget="2ms", metrics={"latency_ms": 1.96, "cost": 1.96}, **latency)
-    fake.seeds("sbs", [75.0], budget="40KB", metrics={"memory_kb": 39.0}, budget_measure="memory", budget_cost=40.0)
+    slow = {"budget_measure": "latency", "budget_cost": 4.0}
+    fake.seeds("sbs", [72.0], budget="4ms", metrics={"latency_ms": 3.92, "cost": 3.92}, **slow)
+    for size in (40.0, 60.0):
+        limit = {"budget_measure": "memory", "budget_cost": size}
+        fake.seeds("sbs", [75.0], budget=f"{size:.0f}KB", metrics={"memory_kb": size - 1}, **limit)
     fake.seeds("full_precision", [80.0], budget=None, metrics={"memory_kb": 300.0})
     assert set(figures_of(Tradeoff(), fake)) == {"tradeoff_memory", "tradeoff_latency"}
     table = table_of(Tradeoff(), fake, "pareto_latency")
     assert [(row["Method"], row["Latency ms"], row["Memory KB"]) for row in records(table)] == [
-        ("sbs", "1.9600", "33.2")
+        ("sbs", "1.9600", "33.2"),
+        ("sbs", "3.9200", "33.2"),
     ]
     memory = records(table_of(Tradeoff(), fake, "pareto_memory"))
-    assert [(row["Method"], row["Memory KB"]) for row in memory] == [("sbs", "39.0"), ("full_precision", "300.0")]
+    found = [(row["Method"], row["Memory KB"]) for row in memory]
+    assert found == [("sbs", "39.0"), ("sbs", "59.0"), ("full_precision", "300.0")]
     compared = records(table_of(Comparison(), fake, "table"))
     assert [(row["Budget"], row["Latency ms"], row["% of budget"]) for row in compared[:1]] == [
         ("2ms", "1.9600", "98.0")

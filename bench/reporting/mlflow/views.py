@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.reporting.charts import COLOURS
+from bench.reporting.charts import method_looks
 
 COLOUR = "mlflow.runColor"
 """The tag that gives a run its colour in MLflow's lists and plots."""
@@ -161,8 +161,8 @@ def experiment_url(server: str, experiment: str) -> str:
 
 
 def colours(methods: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return, by method, the tag that gives all of its runs one colour."""
-    return {method: {COLOUR: COLOURS[index % len(COLOURS)]} for index, method in enumerate(dict.fromkeys(methods))}
+    """Return, by method, the tag that gives all of its runs the colour that the method has in figures."""
+    return {method: {COLOUR: look.colour} for method, look in method_looks(methods).items()}
 
 
 def _document(view: View, created: int) -> str:

@@ -107,18 +107,18 @@ def shown(browser: Any, file: Path) -> Iterator[Opened]:
 
 
 def test_a_click_on_a_heading_sorts_numbers_as_numbers(shown: Opened) -> None:
+    falling = shown.sort("table", "Top-1 %")  # the best first
+    means = [float(text.partition("±")[0]) for text in falling if text]
+    assert means == sorted(means)[::-1] and len(means) >= 5 and means != sorted(means, key=str)[::-1]
     rising = shown.sort("table", "Top-1 %")
-    means = [float(text.partition("±")[0]) for text in rising if text]
-    assert means == sorted(means) and len(means) >= 5 and means != sorted(means, key=str)[::-1]
-    falling = shown.sort("table", "Top-1 %")
-    assert [text for text in falling if text] == [text for text in rising if text][::-1]
+    assert [text for text in rising if text] == [text for text in falling if text][::-1]
 
 
 def test_cells_that_are_no_numbers_sort_apart(shown: Opened) -> None:
     differences = shown.sort("table", "Δ fixed")
     known = [text for text in differences if text.startswith(("+", "-"))]
-    assert [float(text) for text in known] == sorted(map(float, known)) and len(known) >= 2
-    assert differences[-len(known) :] == known  # what is no number comes before all that is
+    assert [float(text) for text in known] == sorted(map(float, known), reverse=True) and len(known) >= 2
+    assert differences[: len(known)] == known  # what is no number comes after all that is
 
 
 def test_hovering_a_point_tells_its_run(shown: Opened) -> None:
@@ -141,35 +141,79 @@ def test_hovering_a_point_tells_its_run(shown: Opened) -> None:
     }
 
 
-def test_another_method_s_policy_is_chosen(shown: Opened) -> None:
-    chart = shown.tab.locator("#part-policy-bits")
-    menu = chart.locator("select")
-    assert "dnas 4bit" in menu.locator("option").all_inner_texts()
+def test_policies_of_all_methods_are_one_picture(shown: Opened) -> None:
+    squares = shown.tab.locator("#part-policy-bits path[aria-roledescription='rect mark']").all()
+    labels = [square.get_attribute("aria-label") or "" for square in squares]
+    for method, bits in (("fixed", 4), ("sbs", 2), ("dnas", 8)):
+        found = [label for label in labels if f"method: {method} 4bit" in label and "layer: stem" in label]
+        assert any(f"weights, bits: {bits}.00" in label for label in found), (method, found)
+        assert any("activations, bits: 4.00" in label for label in found), (method, found)
 
-    def bits() -> str:
-        bars = chart.locator("path[aria-roledescription='bar']").all()
-        labels = [bar.get_attribute("aria-label") or "" for bar in bars]
-        return next(label for label in labels if "layer: stem" in label and "what: weights" in label)
 
-    menu.select_option("fixed 4bit")
-    before = bits()
-    menu.select_option("dnas 4bit")
+def test_the_answer_and_the_cost_of_finding_it_are_on_the_first_screen(shown: Opened) -> None:
+    for place in ("#part-table .headline", "#part-table tbody tr >> nth=3"):
+        box = shown.tab.locator(place).bounding_box()
+        assert box["y"] + box["height"] < 900, place
+    headings = shown.tab.locator("#part-table thead th").all_inner_texts()
+    assert {"Method", "Top-1 %", "Δ fixed", "Δ 95 % interval", "Search s"} <= {text.strip() for text in headings}
+    table = shown.tab.locator("#part-table table.sortable").bounding_box()
+    assert table["x"] + table["width"] <= 1280
+
+
+def test_columns_that_are_left_out_can_be_shown(shown: Opened) -> None:
+    headings = shown.tab.locator("#part-table thead th")
+    before = [text.strip() for text in headings.all_inner_texts()]
+    assert "Top-5 %" not in before
+    shown.tab.locator("#part-table .dt-buttons button").click()
+    shown.tab.locator(".dt-button-collection button", has_text="Top-5 %").click()
+    assert "Top-5 %" in [text.strip() for text in headings.all_inner_texts()]
+
+
+def test_a_filter_holds_for_tables_and_charts(shown: Opened) -> None:
+    marks = "#part-differences path[aria-roledescription='point']"
+    assert shown.tab.locator(marks).count() > 1
+    shown.tab.locator(".filters select[name=method]").select_option("dnas")
+    shown.tab.wait_for_timeout(500)
+    assert {text.strip() for text in shown.column("table", 0)} == {"dnas"}
+    labels = [mark.get_attribute("aria-label") or "" for mark in shown.tab.locator(marks).all()]
+    assert labels and all("method: dnas" in label for label in labels)
+    shown.tab.locator(".filters select[name=method]").select_option("all")
     shown.tab.wait_for_timeout(300)
-    assert "method: fixed 4bit" in before and "method: dnas 4bit" in bits()
-    assert "bits: 8;" in bits() and before != bits()
+    assert len(set(shown.column("table", 0))) > 2
+
+
+def test_the_command_of_a_row_can_be_copied(browser: Any, file: Path) -> None:
+    for shown in opened(browser, file, permissions=["clipboard-read", "clipboard-write"]):
+        row = shown.tab.locator("#part-table tbody tr", has=shown.tab.get_by_role("link", name="sbs")).first
+        row.locator("button.copy").click()
+        shown.tab.wait_for_selector("button.copied")
+        copied = shown.tab.evaluate("navigator.clipboard.readText()")
+        assert copied.startswith("bench run --spec ") and "--methods sbs" in copied
+
+
+def test_a_link_opens_the_section_that_it_leads_to(shown: Opened) -> None:
+    chart = shown.tab.locator("#part-search-loss svg")
+    assert chart.count() == 0
+    shown.tab.locator("nav a", has_text="Convergence").click()
+    chart.wait_for(timeout=10_000)
+    assert shown.tab.locator("#convergence").get_attribute("open") is not None
 
 
 def test_texts_of_a_study_stay_texts(shown: Opened) -> None:
     """Were they markup, an alert or an image that is not there would be among the errors, too."""
-    assert EVIL in shown.tab.locator("#part-policy-bits select option").all_inner_texts()[-1]
+    assert EVIL in shown.tab.locator(".filters select[name=budget] option").all_inner_texts()
+    labels = shown.tab.locator("#part-policy-bits .role-axis-label text").all_text_contents()
+    assert any(label.startswith("</script>") for label in labels)
     assert EVIL in shown.column("failures", 2)
     assert shown.tab.locator("main img, main script").count() == 0
 
 
 def test_a_line_of_the_comparison_leads_to_how_it_was_obtained(shown: Opened) -> None:
-    shown.tab.locator("#part-table tbody a").first.click()
+    link = shown.tab.locator("#part-table tbody a").first
+    method = link.inner_text()
+    link.click()
     target = shown.tab.locator("#part-provenance tr:target")
-    assert target.count() == 1 and "fixed-4bit-0" in target.inner_text()
+    assert target.count() == 1 and f"{method}-4bit-0" in target.inner_text()
     shown.tab.locator("nav a").last.click()
     assert shown.tab.url.endswith("#environment")
 
@@ -179,6 +223,8 @@ def test_a_study_of_one_budget_at_work_draws_without_complaint(browser: Any, tmp
     path = tmp_path / "index.html"
     path.write_text(page(make_document(StudyResults(fake.store, fake.document()))))
     for shown in opened(browser, path):
+        shown.tab.evaluate("document.querySelectorAll('details').forEach(part => (part.open = true))")
+        shown.tab.wait_for_timeout(3000)  # charts of folded parts are drawn when they are opened
         assert shown.tab.locator(".chart svg").count() == shown.tab.locator(".chart").count() >= 5
 
 
