@@ -7,6 +7,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.planning.methods import make_method
+from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.spec.sources import (
     build,
@@ -53,6 +54,21 @@ def test_the_papers_schedule_starts_every_method_as_its_paper_does(name: str) ->
     for method in spec.methods:
         fields = load("methods", method).Options.model_fields
         assert ("clip_init" in fields) == (spec.options.get(method, {}).get("clip_init") == "paper"), method
+
+
+@pytest.mark.parametrize("family", [None, "imagenet", "mobilenet"])
+def test_the_papers_schedule_has_the_papers_values_for_methods_that_no_table_has(family: str | None) -> None:
+    """A control must differ from its method in what it controls, and in nothing else."""
+    values = {"methods": list(available("methods")), "schedule": "paper", "schedules": family}
+    spec = build([with_schedule({key: value for key, value in values.items() if value is not None})])
+    for method in spec.methods:
+        fields, stated = load("methods", method).Options.model_fields, spec.options.get(method, {})
+        assert ("clip_init" in fields) == (stated.get("clip_init") == "paper"), method
+        assert ("threshold_lr" in fields) == (stated.get("threshold_lr") == "paper"), method
+        assert ("final_gates" in fields) == (stated.get("final_gates") == "last"), method
+        make_method(method, stated)
+    assert spec.options["cost_only"] == spec.options["sbs"] == spec.options["sbs_extended"]
+    assert spec.options["cost_only_q"] == spec.options["sbs_q"]
 
 
 @pytest.mark.parametrize(
