@@ -56,6 +56,13 @@ def test_the_papers_schedule_starts_every_method_as_its_paper_does(name: str) ->
         assert ("clip_init" in fields) == (spec.options.get(method, {}).get("clip_init") == "paper"), method
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_only_the_papers_schedule_fine_tunes_with_each_methods_own_quantizer(name: str) -> None:
+    """Its Appendix F: all compared methods follow the quantization configurations in their papers."""
+    recipes = {schedule: build([with_schedule(read_preset(name), schedule)]).recipe for schedule in schedule_names()}
+    assert recipes == {"quick": "common", "short": "common", "paper": "own"}
+
+
 @pytest.mark.parametrize("family", [None, "imagenet", "mobilenet"])
 def test_the_papers_schedule_has_the_papers_values_for_methods_that_no_table_has(family: str | None) -> None:
     """A control must differ from its method in what it controls, and in nothing else."""
