@@ -249,7 +249,8 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
     )
     deviations = (
         "Candidates are those of the option bits, 2, 4 and 8 by default; the paper goes on to 16 and 32.",
-        "Filters share a gate z_2 in groups, as in all methods that prune here; in the paper each filter has its own.",
+        "Filters share a gate z_2 in groups of the size that SBS has; in the paper each filter has its own, as with "
+        "group_size = 1.",
         "z_2 acts where the next layer reads a filter, and not on the filter's weight; normalisations are not folded "
         "into weights.",
         "The most probable group of a layer never closes.",
@@ -263,7 +264,9 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
         "The learning rate of the gates is constant, and its sum over the search is that of the paper, whose search is "
         "far longer.",
         "Gates with phi below -2 are sampled like all others; the authors' code skips them, which keeps them shut.",
-        "With match = hinge the regulariser acts only while the discrete network costs more than the budget.",
+        "The weight μ of the regulariser is the harness's: with match = 'dual' it moves, and is negative while the "
+        "network costs too little; with match = 'hinge' it is 0 while the network fits the budget; with match = "
+        "'lambda' it is constant, as in the paper.",
         "In the search, weights have the decay and rate of the schedule; the paper has no decay and a rate of 3e-3.",
         "In fine-tuning, ranges are trained by SGD like clip values; the paper keeps Adam.",
         "The regulariser is weighted by MACs, whatever the budget limits.",

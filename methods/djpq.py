@@ -312,7 +312,8 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
     deviations = (
         "No code of the authors is known. Options without a source have defaults of our choice, and their descriptions "
         "say so.",
-        "The cost term is the harness's, λ log R, with the first and the last layer at 8 bits; these do not change.",
+        "The cost term is the harness's, λ log R. The first and the last layer stay at 8 bits, in the search with the "
+        "common quantizer.",
         "The information bottleneck acts only while λ is positive; with match = hinge that is above the budget.",
         "Gates stand before the activation function, where μ can be folded into the normalisation, and start alike; "
         "VIBNet's stand behind it, and start around the same values at random.",
@@ -324,6 +325,7 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
         "Steps, ranges, exponents and gates have learning rates of their own, which follow from the length of the "
         "search.",
         "The gradient of Q near 0 is bounded for exponents below 1.",
+        "Filters are removed one by one by default, and by SBS in groups; group_size sets the size of groups.",
         "The network is fine-tuned at the found bits like all others.",
     )
     capabilities = Capabilities(

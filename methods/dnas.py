@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.api import Capabilities, QuantizerFactory
 from bench.compression.kernels import Kind, steps
-from methods.multi_path import CHOICES, MultiPath
+from methods.multi_path import MultiPath
 from methods.shared.quantizers.pact import PactActivation
 
 
@@ -66,10 +66,16 @@ class Dnas(MultiPath):
         "arXiv 1812.00090; quantizers as in the SBS paper's Appendix F"
     )
     deviations = (
+        "The text of the paper was not at hand; what is said of it here is recalled.",
         "The cost term is the harness's; the paper multiplies the loss by β(log cost)^γ.",
+        "The paper has other candidates: 0 to 4, 8 and 32 bits of weights on CIFAR, and pairs for weights and inputs "
+        "on ImageNet.",
+        "The found network is fine-tuned from the weights of its paths; the paper trains drawn networks anew.",
+        "The first and the last layer have 8 bits: with the common quantizer in the search, and with DoReFa and PACT "
+        "in fine-tuning with recipe = 'own'.",
         "The bits of the largest logits are taken; the paper draws several networks from the final distribution.",
         "Clipping levels have no weight decay, like the clip values of all methods; PACT regularises them by L2.",
-        *CHOICES,
+        *MultiPath.deviations,
     )
     capabilities = Capabilities(budget="strength", mixed_precision=True, own_quantizer=True, data_parallel=True)
 

@@ -243,9 +243,11 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
         "the paper has one hinge on the memory of weights and one on the memory of inputs.",
         "The squared hinge is used with match = hinge; in the other modes the term is λ log C, as for all methods.",
         "The slope of the cost at a candidate is that of the step down to the next one; the paper's cost is smooth.",
-        "The first and the last layer have 8 bits, and biases are not quantized; the paper learns the bits of all.",
+        "The first and the last layer have 8 bits, in the search with the common quantizer, and biases are not "
+        "quantized; the paper learns the bits of all.",
         "Bits stay between the lowest and the highest candidate; the paper's form can exceed 8 bits.",
-        "Steps and ranges have a learning rate of their own, which follows from the length of the search.",
+        "Weights have the learning rate of the schedule; steps and ranges have one of their own, which follows from "
+        "the length of the search. The authors' code has one rate for all.",
         "The network is fine-tuned at the found bits like all others; the paper trains once.",
         "An input that can be negative has a learned offset, as in SBS's Appendix G.",
         "Steps and ranges start at the least squared error on one batch, like the clip values of all methods; "

@@ -30,12 +30,15 @@ class Edmips(PathMethod):
         "The common quantizer replaces the paper's fixed steps for Gaussian values; its clip values start at the least "
         "squared error on one batch.",
         "Candidates are 2, 4 and 8 bits; the paper has 1 to 4 for weights and 2 to 4 for inputs.",
-        "The first and the last layer have 8 bits and are counted.",
+        "The first and the last layer have 8 bits and are counted; the authors keep them at full precision and do not "
+        "count them.",
         "The search starts from pretrained weights.",
         "The cost term is the harness's.",
         "Logits learn by Adam with a rate that follows from the length of the search; the paper trains them by SGD for "
         "25 epochs.",
         "Logits have no weight decay; the authors' code decays them by 1e-4 like weights.",
+        "The found network is fine-tuned from the searched weights, with the schedule of all methods; the authors' "
+        "code trains it for 95 epochs.",
     )
 
     def network(self, job: SearchJob) -> PathNetwork:

@@ -32,6 +32,8 @@ class Fixed(Method):
     deviations = (
         "Clip values are calibrated on a batch before fine-tuning, as for all methods here; clip_init = 'paper' and "
         "finetune.calibrate = false start them at 1 (the SBS paper's Appendix F).",
+        "Any number of bits up to 16 may be taken, so a budget of, say, 3bit is met without a remainder; methods that "
+        "choose among 2, 4 and 8 bits have to mix these.",
     )
     capabilities = Capabilities(budget="direct", data_parallel=True)
     Options = FixedOptions

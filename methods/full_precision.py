@@ -8,6 +8,10 @@ class FullPrecision(Method):
 
     summary = "Reference: no compression, fine-tuned as long as the others"
     source = "this project: the reference of every study"
+    deviations = (
+        "It is trained further, for as long as the compressed networks; full-precision rows of the SBS paper are the "
+        "pretrained networks, whose accuracy every run records too.",
+    )
     capabilities = Capabilities(budget="ignored", data_parallel=True)
 
     def search(self, job: SearchJob) -> SearchResult:

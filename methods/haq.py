@@ -113,6 +113,7 @@ class Haq(ChoosesBits):
         "arXiv 1811.08886; github.com/mit-han-lab/haq"
     )
     deviations = (
+        "Budgets are in the run's measure, such as bit operations; the code has a table of measured latencies.",
         "Rewards are accuracies on validation images that no update sees; the code fine-tunes and measures on one and "
         "the same subset of the training images.",
         "There are 100 episodes and not 600, so the agent has a seventh of its updates; the noise decays over them as "

@@ -57,7 +57,9 @@ class Hawq(ChoosesBits):
         "for the allocation"
     )
     deviations = (
-        "The common quantizer replaces the papers' own; errors are in the units of the float weights.",
+        "Candidates are 2, 4 and 8 bits; V3 has 4 and 8.",
+        "The common quantizer, with one clip value a tensor, replaces the papers' own; V3 quantizes weights by channel "
+        "and folds normalisations. Errors are in the units of the float weights.",
         "Inputs have a trace (as in V2) and bits of their own; activations = 'tied' gives them the bits of the "
         "weights, by sensitivities of weights alone, as published in V3.",
         "V3 gives the first convolution of a block and its shortcut the same bits, since they read one tensor; here "

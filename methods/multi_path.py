@@ -85,7 +85,14 @@ class MultiPath(PathMethod):
 
     summary = "SBS without bit sharing: separate weights for each candidate, Gumbel-softmax, the common quantizer"
     source = "the SBS paper's Section 5.1, 'without bit sharing': the scheme of DNAS with the quantizer of SBS"
-    deviations: ClassVar[tuple[str, ...]] = CHOICES
+    deviations: ClassVar[tuple[str, ...]] = (
+        *CHOICES,
+        "Logits learn by Adam without weight decay, at a rate that follows from the length of the search, after a "
+        "tenth of it in which only weights learn.",
+        "The temperature falls from 5 to 0.5 over a search of any length; in DNAS it is 5 exp(-0.025 epoch), as we "
+        "recall it.",
+        "The bits of weights and inputs of a layer are chosen apart, by default among 2, 4 and 8.",
+    )
     Options = MultiPathOptions
     options: MultiPathOptions
 

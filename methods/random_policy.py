@@ -57,7 +57,11 @@ class RandomPolicy(ChoosesBits):
 
     summary = "Control: bits drawn at random, uniformly among all that meet the budget; or the best of several draws"
     source = "this project: a control that no search should be worse than"
-    deviations = ("Filters are kept: of all policies that may drop filters, nearly all drop about half of them.",)
+    deviations = (
+        "Filters are kept: of all policies that may drop filters, nearly all drop about half of them.",
+        "One policy is drawn and compared with no other; draws = N takes the best of N on validation images, for a "
+        "control with the effort of a search.",
+    )
     capabilities = Capabilities(budget="direct", mixed_precision=True, data_parallel=True)
     Options = RandomOptions
     options: RandomOptions

@@ -180,6 +180,12 @@ def _elements(optimizer: torch.optim.Optimizer) -> int:
 class SharingMethod(ChoosesFromSpace):
     """A method whose searches share bits."""
 
+    deviations: ClassVar[tuple[str, ...]] = (
+        "λ moves during the search by default (match = 'dual'); match = 'lambda' is the paper's constant one.",
+        "Thresholds of weights and of activations take turns through the whole search; Algorithm 1 begins each epoch "
+        "with those of activations.",
+        "The paper states no weight decay: weights have that of the schedule; thresholds and clip values have none.",
+    )
     Options = SbsOptions
     options: SbsOptions
 
@@ -197,7 +203,7 @@ class Sbs(SharingMethod):
 
     summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
     source = SOURCE
-    deviations: ClassVar[tuple[str, ...]] = (*_OF_SEARCHES, *_OF_PRUNING)
+    deviations: ClassVar[tuple[str, ...]] = (*SharingMethod.deviations, *_OF_SEARCHES, *_OF_PRUNING)
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
     algorithm: ClassVar[type[Algorithm1]] = Algorithm1
     task_gradient = True
@@ -214,7 +220,7 @@ class SbsQ(Sbs):
 
     summary = "SBS without pruning: mixed precision by learned gates"
     source = f"{SOURCE}, SBS-Q"
-    deviations: ClassVar[tuple[str, ...]] = _OF_SEARCHES
+    deviations: ClassVar[tuple[str, ...]] = (*SharingMethod.deviations, *_OF_SEARCHES)
     capabilities = Capabilities(budget="strength", mixed_precision=True, data_parallel=True)
 
     def space(self, network: NetworkShape) -> SearchSpace:
