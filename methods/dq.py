@@ -236,12 +236,13 @@ def penalty(term: CostTerm, network: DqNetwork, tolerance: float) -> Tensor:
 class Dq(TrainingMethod[DqNetwork], ChoosesBits):
     """DQ with case U3."""
 
-    summary = "DQ: learned step and range of every tensor, from which bits follow, and a squared hinge on the cost"
+    summary = "DQ: learned step and range of every tensor, from which its number of bits follows"
     source = "Uhlich et al., Mixed Precision DNNs: All you need is a good parametrization, ICLR 2020, arXiv 1905.11452"
     deviations = (
         "One squared hinge is on what the budget limits, for weights and inputs together and relative to the budget; "
         "the paper has one hinge on the memory of weights and one on the memory of inputs.",
-        "The squared hinge is used with match = hinge; in the other modes the term is λ log C, as for all methods.",
+        "The squared hinge is used with match = 'hinge' alone; with match = 'dual', the default, and with match = "
+        "'lambda' the term is λ log C, as for all methods.",
         "The slope of the cost at a candidate is that of the step down to the next one; the paper's cost is smooth.",
         "The first and the last layer have 8 bits, in the search with the common quantizer, and biases are not "
         "quantized; the paper learns the bits of all.",

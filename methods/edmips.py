@@ -33,7 +33,7 @@ class Edmips(PathMethod):
         "The first and the last layer have 8 bits and are counted; the authors keep them at full precision and do not "
         "count them.",
         "The search starts from pretrained weights.",
-        "The cost term is the harness's.",
+        "The cost term is the harness's, λ log R; the authors add R itself, relative to the MACs of its first layer.",
         "Logits learn by Adam with a rate that follows from the length of the search; the paper trains them by SGD for "
         "25 epochs.",
         "Logits have no weight decay; the authors' code decays them by 1e-4 like weights.",
