@@ -29,7 +29,7 @@ class Edmips(PathMethod):
     deviations = (
         "The common quantizer replaces the paper's fixed steps for Gaussian values; its clip values start at the least "
         "squared error on one batch.",
-        "Candidates are 2, 4 and 8 bits; the paper has 1 to 4 for weights and 2 to 4 for inputs.",
+        "Candidates are by default 2, 4 and 8 bits; the paper has 1 to 4 for weights and 2 to 4 for inputs.",
         "The first and the last layer have 8 bits and are counted; the authors keep them at full precision and do not "
         "count them.",
         "The search starts from pretrained weights.",

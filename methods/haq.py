@@ -116,12 +116,12 @@ class Haq(ChoosesBits):
         "Budgets are in the run's measure, such as bit operations; the code has a table of measured latencies.",
         "Rewards are accuracies on validation images that no update sees; the code fine-tunes and measures on one and "
         "the same subset of the training images.",
-        "There are 100 episodes and not 600, so the agent has a seventh of its updates; the noise decays over them as "
-        "it does over 600. The record states the effort.",
+        "By default there are 100 episodes and not 600, so the agent has a seventh of its updates; the noise decays "
+        "over them as it does over 600. The record states the effort.",
         "All networks together have as many updates as the search's schedule; the code trains each for an epoch of "
         "20,000 images. Rewards are read on 5,000 images, and on these 20,000 in the code.",
-        "Candidates are 2, 4 and 8 bits, as for most methods here, and the paper's rounding chooses among their "
-        "indices; with bits = [2,3,4,5,6,7,8] it is the published one.",
+        "Candidates are by default 2, 4 and 8 bits, as for most methods here, and the paper's rounding chooses "
+        "among their indices; with bits = [2,3,4,5,6,7,8] it is the published one.",
         "The agent skips the first and the last layer, which have 8 bits; the code asks it about them and ignores the "
         "answer.",
         "Normalisations are re-estimated before an accuracy is measured, since an episode has few updates or none.",

@@ -57,7 +57,7 @@ class Hawq(ChoosesBits):
         "for the allocation"
     )
     deviations = (
-        "Candidates are 2, 4 and 8 bits; V3 has 4 and 8.",
+        "Candidates are by default 2, 4 and 8 bits; V3 has 4 and 8.",
         "The common quantizer, with one clip value a tensor, replaces the papers' own; V3 quantizes weights by channel "
         "and folds normalisations. Errors are in the units of the float weights.",
         "Inputs have a trace (as in V2) and bits of their own; activations = 'tied' gives them the bits of the "

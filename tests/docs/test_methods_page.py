@@ -51,6 +51,7 @@ def test_every_method_has_a_section_with_all_that_it_declares(methods: Mapping[s
         own = section(text, name)
         for declared in (kind.summary, kind.source, *kind.deviations):
             assert declared in own, name
+        assert all(sentence.endswith(".") for sentence in kind.deviations), name
 
 
 def test_a_section_follows_its_method(methods: Mapping[str, type[Method]], monkeypatch: pytest.MonkeyPatch) -> None:
