@@ -46,6 +46,7 @@ class Record(_Document):
     budget: Text = None
     budget_measure: Text = None
     recipe: Text = None
+    quantizer: Text = None
     match: Text = None
     started: Text = None
     finished: Text = None
@@ -61,6 +62,7 @@ class Record(_Document):
     trials_used: Count | None = None
     trials_diverged: Count | None = None
     within_budget: bool | None = None
+    normalized_weights: bool | None = None
     metrics: dict[str, Number] | None = None
     times: dict[str, Number] | None = None
     knobs: dict[str, float] | None = None

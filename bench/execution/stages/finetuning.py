@@ -10,7 +10,7 @@ from bench.execution.context import UnitContext
 from bench.execution.stages.search import MatchedSearch
 from bench.execution.task_loader import on_device
 from bench.method import Method
-from bench.spec.schema import FinetuneSchedule
+from bench.spec.schema import FinetuneSchedule, StudySpec
 from bench.spec.seeds import derive, generator, start_process_deterministically
 from bench.training.loop import fit, reestimate_norms
 
@@ -25,13 +25,12 @@ def compressed_network(context: UnitContext, method: Method, matched: MatchedSea
     model = task.make_model()
     restore_state(model, matched.result.state)
     own = spec.recipe == "own"
-    quantizer: QuantizerFactory = method.quantizer if own else UniformQuantizer
     network = compress(
         model,
         task.network,
         matched.policy,
         clips=matched.result.clips,
-        quantizer=quantizer,
+        quantizer=quantizer_of(spec, method),
         normalized_weights=matched.result.normalized_weights,
     )
     network = on_device(network, context.device)
@@ -44,6 +43,17 @@ def compressed_network(context: UnitContext, method: Method, matched: MatchedSea
     # Standardised weights scale every convolution's output; a short fine-tuning would not forget the old statistics.
     reestimate_norms(network, task.data, spec.finetune.batch_size)
     return network
+
+
+def quantizer_of(spec: StudySpec, method: Method) -> QuantizerFactory:
+    """Return the quantizer of a study's compressed networks: the common one, or the method's own."""
+    return method.quantizer if spec.recipe == "own" else UniformQuantizer
+
+
+def quantizer_name(quantizer: QuantizerFactory) -> str:
+    """Return the name of a quantizer in records, e.g. "bench.compression.quantizer.UniformQuantizer"."""
+    named = quantizer if hasattr(quantizer, "__qualname__") else type(quantizer)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def finetune(context: UnitContext, network: nn.Module, schedule: FinetuneSchedule, updates: int | None = None) -> None:

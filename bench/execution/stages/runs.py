@@ -13,7 +13,13 @@ from bench.costs.measures import Measure
 from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
 from bench.execution.stages.allowance import finetuning_updates
-from bench.execution.stages.finetuning import compressed_network, finetune, reduced_form
+from bench.execution.stages.finetuning import (
+    compressed_network,
+    finetune,
+    quantizer_name,
+    quantizer_of,
+    reduced_form,
+)
 from bench.execution.stages.pretraining import pretrained_state
 from bench.execution.stages.search import MatchedSearch, check_reachable, matched_search, measure_of
 from bench.planning.methods import method_of_study
@@ -42,6 +48,10 @@ def perform_run(context: UnitContext) -> None:
     with context.phase("evaluate"):
         validation = evaluate(network, data, data.validation)
         test = evaluate(network, data, data.test)
+    context.record.update(
+        normalized_weights=matched.result.normalized_weights,
+        quantizer=quantizer_name(quantizer_of(context.spec, method)),
+    )
     _complete_record(context, unit, matched, _accuracies(matched, validation, test, pretrained_top1))
     _write_files(context, matched, network)
 

@@ -1,0 +1,176 @@
+"""Rebuilding of the compressed network of a run from the files in its folder, checked against its record."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.compression.compress import compress, restore_state
+from bench.compression.policy import Policy, check, load_policy
+from bench.errors import BenchError
+from bench.execution.stages.finetuning import quantizer_name, quantizer_of
+from bench.execution.task_loader import TaskLoader, on_device
+from bench.method import Task
+from bench.planning.builder import stored_unit
+from bench.planning.methods import method_of_study
+from bench.planning.units import RunUnit
+from bench.store.files import Store, load_state, read_stored_specification
+from bench.store.machine import hardware, versions
+from bench.training.loop import Evaluation, evaluate
+
+_ELSEWHERE_POINTS = 1.0
+"""Largest difference in Top-1 that another processor, device or version of PyTorch explains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuiltRun:
+    """A run whose compressed network was rebuilt.
+
+    Attributes:
+        identity: Id of the run.
+        record: Record of the run.
+        unit: The run as it was planned.
+        policy: Final policy of the run.
+        task: Data and float model of the run, on the CPU.
+        network: The compressed network in evaluation mode. It reads normalised images.
+    """
+
+    identity: str
+    record: Mapping[str, Any]
+    unit: RunUnit
+    policy: Policy
+    task: Task
+    network: nn.Module
+
+    @property
+    def top1(self) -> float:
+        """Recorded Top-1 on the test split, in percent."""
+        return float(self.record["metrics"]["top1"])
+
+
+def rebuild(store: Store, identity: str, data_dir: Path | None = None) -> RebuiltRun:
+    """Rebuild the compressed network of a finished run on the CPU.
+
+    Args:
+        store: Store that has the run.
+        identity: Whole id of the run.
+        data_dir: Folder of data sets.
+
+    Raises:
+        BenchError: The run has no network, its files are damaged, it was made before runs recorded how their weights
+            are quantized, or its quantizer is another one now.
+    """
+    record = _checked_record(store, identity)
+    folder = store.unit("runs", identity)
+    stored = read_stored_specification(folder)
+    if stored is None:
+        raise BenchError(f"'{folder / 'spec.json'}' is missing or damaged; {_repeat(store, identity)}")
+    unit = stored_unit(stored)
+    if not isinstance(unit, RunUnit):
+        raise BenchError(f"'{identity}' is not a run; `bench status` lists runs")
+    method = method_of_study(unit.spec, unit.method)
+    quantizer = quantizer_of(unit.spec, method)
+    if quantizer_name(quantizer) != record["quantizer"]:
+        raise BenchError(
+            f"run {identity} was quantized by {record['quantizer']}, and {unit.method} uses "
+            f"{quantizer_name(quantizer)} now; {_repeat(store, identity)}"
+        )
+    task = TaskLoader(unit.spec.model_copy(update={"device": "cpu"}), data_dir).task
+    policy = load_policy(folder / "policy.json")
+    check(task.network, policy)
+    network = compress(
+        task.make_model(),
+        task.network,
+        policy,
+        quantizer=quantizer,
+        normalized_weights=record["normalized_weights"],
+    )
+    try:
+        restore_state(network, load_state(folder / "network.pt"))
+    except RuntimeError as error:
+        raise BenchError(
+            f"'{folder / 'network.pt'}' does not fit the policy of the run; {_repeat(store, identity)}"
+        ) from error
+    return RebuiltRun(
+        identity=identity,
+        record=record,
+        unit=unit,
+        policy=policy,
+        task=task,
+        network=on_device(network, task.device).eval(),
+    )
+
+
+def _checked_record(store: Store, identity: str) -> dict[str, Any]:
+    record = store.record("runs", identity)
+    if record is None or record.get("status") != "done":
+        status = "has no record" if record is None else f"ended as '{record['status']}'"
+        raise BenchError(f"run {identity} {status}, so it has no network; choose a finished one: bench status")
+    damage = store.damage("runs", identity, record, thorough=True)
+    if damage is None:
+        needed = ("network.pt", "policy.json")
+        damage = next((f"{name} is missing" for name in needed if name not in record["files"]), None)
+    if damage is not None:
+        raise BenchError(f"run {identity} is damaged: {damage}; {_repeat(store, identity)}")
+    if record.get("normalized_weights") is None or record.get("quantizer") is None:
+        raise BenchError(
+            f"run {identity} was made before runs recorded how their weights are quantized, so its network cannot be "
+            f"rebuilt; {_repeat(store, identity)}"
+        )
+    return record
+
+
+def _repeat(store: Store, identity: str) -> str:
+    """Return the command that repeats a run: it sets the folder aside, and runs the study again."""
+    folder = shlex.quote(str(store.unit("runs", identity)))
+    command = "bench run"
+    for name in reversed(store.studies()):
+        with suppress(BenchError):  # the document of a study is damaged
+            document = store.load_study(name)
+            if identity in document["runs"]:
+                command = document.get("command") or command
+                break
+    return f"repeat it: mv {folder} {folder}.stale-0 && {command}"
+
+
+def check_rebuilt(run: RebuiltRun) -> Evaluation:
+    """Evaluate a rebuilt network on the test split, and compare it with the record.
+
+    Raises:
+        BenchError: Top-1 is not the recorded one, although it was recorded on a machine like this one; or it differs by
+            more than another machine can explain.
+    """
+    with _threads(run.unit.spec.threads):
+        evaluation = evaluate(run.network, run.task.data, run.task.data.test)
+        same = _made_here(run.record)
+    difference = abs(evaluation.top1 - run.top1)
+    if difference > (0.0 if same else _ELSEWHERE_POINTS):
+        raise BenchError(
+            f"the rebuilt network of run {run.identity} has {evaluation.top1:.4f} % Top-1, and {run.top1:.4f} % was "
+            "recorded; check that data and model are those of the run: bench doctor"
+        )
+    return evaluation
+
+
+def _made_here(record: Mapping[str, Any]) -> bool:
+    """Whether a run was made on such a machine as this one, by the same version of PyTorch."""
+    made, here = dict(record.get("hardware") or {}), hardware(torch.device("cpu"))
+    differing = {key for key in made.keys() | here.keys() if made.get(key) != here.get(key)}
+    same_torch = (record.get("versions") or {}).get("torch") == versions()["torch"]
+    return same_torch and differing <= {"threads", "cpus"}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many threads inside the block; sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
