@@ -100,8 +100,7 @@ def analyse(model: nn.Module, image: Tensor, *, name: str) -> Structure:
         filters, no normalisation is known to follow a layer, and every input counts as signed.
     """
     try:
-        graph = fx.GraphModule(model, _Tracer().trace(model))
-        ShapeProp(graph).propagate(image)  # type: ignore[no-untyped-call]
+        graph = traced(model, image)
     except Exception as error:
         # A user's forward function may raise any exception when it gets a proxy instead of a tensor.
         _log.warning(
@@ -114,13 +113,29 @@ def analyse(model: nn.Module, image: Tensor, *, name: str) -> Structure:
     return _Reader(graph).structure()
 
 
+def traced(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
+    """Trace a network symbolically, and note the shape of every tensor.
+
+    Args:
+        model: Network in evaluation mode.
+        images: Batch of images, on the model's device.
+        layers: Classes of modules that the graph shows as a whole, besides plain layers.
+    """
+    graph = fx.GraphModule(model, _Tracer(layers).trace(model))
+    ShapeProp(graph).propagate(images)  # type: ignore[no-untyped-call]
+    return graph
+
+
 class _Tracer(fx.Tracer):
     """A tracer that does not look into layers, also where their class is the user's."""
 
+    def __init__(self, layers: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self._layers = (nn.Conv2d, nn.Linear, MatMul, *layers)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         plain_norm = isinstance(m, nn.BatchNorm2d) and type(m).forward is nn.BatchNorm2d.forward
-        layer = isinstance(m, nn.Conv2d | nn.Linear | MatMul) or plain_norm
-        return layer or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, self._layers) or plain_norm or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(eq=False)
@@ -234,7 +249,7 @@ class _Reader:
         if node.op == "output":
             for mark in inputs:
                 mark.channels.block("they are the network's output")
-        elif _shape(node) is None:
+        elif shape_of(node) is None:
             self._obstruct(node, inputs)
         elif node.op == "placeholder":
             self._marks[node] = _Mark(_Channels(obstacle="they are the image's"), signed=True)
@@ -247,7 +262,7 @@ class _Reader:
 
     def _layer(self, node: fx.Node, path: str, source: _Mark) -> None:
         self._layers[path] = node
-        module, shape = self._modules[path], _shape(node)
+        module, shape = self._modules[path], shape_of(node)
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
         dimension = 1 if isinstance(module, nn.Conv2d) or shape is None else len(shape) - 1
         if source.dimension != dimension:
@@ -319,11 +334,11 @@ class _Reader:
 
     def _same_channels(self, node: fx.Node, name: str, dimension: int) -> bool:
         """Whether channel i of the result, in the same dimension, is computed from channel i of every input."""
-        shape = _shape(node)
+        shape = shape_of(node)
         if dimension != 1 and name not in _POINTWISE:
             return False
         for source in node.all_input_nodes:
-            before = _shape(source)
+            before = shape_of(source)
             if before is None or source not in self._marks:
                 continue
             if shape is None or min(len(before), len(shape)) <= dimension or before[dimension] != shape[dimension]:
@@ -337,17 +352,21 @@ class _Reader:
     def _obstruct(self, node: fx.Node, inputs: list[_Mark]) -> _Channels:
         """Block the channels before and after an unknown operation; reading sizes blocks nothing."""
         name = self._name(node)
-        if _shape(node) is not None or name not in {"size", "getattr", "dim", "shape"}:
+        if shape_of(node) is not None or name not in {"size", "getattr", "dim", "shape"}:
             for mark in inputs:
                 mark.channels.block(f"the operation '{name}' reads them")
         return _Channels(obstacle=f"they come from the operation '{name}'")
 
     def _name(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            module = self._modules[str(node.target)]
-            kind = type(module).__name__
-            return _FUNCTION_OF_MODULE.get(kind, kind.lower())
-        return _operation(node)
+        return operation_name(node, self._modules)
+
+
+def operation_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """Return the name of a function, a tensor's method, or a module's function, e.g. "relu" for all forms of it."""
+    if node.op == "call_module":
+        kind = type(modules[str(node.target)]).__name__
+        return _FUNCTION_OF_MODULE.get(kind, kind.lower())
+    return _operation(node)
 
 
 def _operation(node: fx.Node) -> str:
@@ -359,14 +378,14 @@ def _operation(node: fx.Node) -> str:
 def _keeps_channels(node: fx.Node) -> bool:
     """Whether a reduction keeps the second dimension."""
     given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    shape = _shape(node.all_input_nodes[0])
+    shape = shape_of(node.all_input_nodes[0])
     if given is None or shape is None:
         return False
     dimensions = given if isinstance(given, tuple | list) else (given,)
     return all(isinstance(dim, int) and dim % len(shape) != 1 for dim in dimensions)
 
 
-def _shape(node: fx.Node) -> torch.Size | None:
+def shape_of(node: fx.Node) -> torch.Size | None:
     """Return the shape of a node's tensor; `None` if its value is not a tensor."""
     meta = node.meta.get("tensor_meta")
     shape = getattr(meta, "shape", None)

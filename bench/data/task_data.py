@@ -35,6 +35,7 @@ class TaskData:
             "calibration_images".
         num_classes: Number of classes.
         image_shape: Channels, height and width of an image.
+        pixel_mean, pixel_std: Mean and standard deviation of pixels, from 0 to 255, by channel.
         device: Device of the batches.
 
     Raises:
@@ -68,13 +69,13 @@ class TaskData:
         self.num_classes = dataset.num_classes
         self.image_shape = dataset.image_shape
         self.device = device
-        self._mean = 255 * torch.tensor(dataset.mean, device=device).view(1, -1, 1, 1)
-        self._std = 255 * torch.tensor(dataset.std, device=device).view(1, -1, 1, 1)
+        self.pixel_mean = 255 * torch.tensor(dataset.mean, device=device)
+        self.pixel_std = 255 * torch.tensor(dataset.std, device=device)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn `uint8` images into normalised float32 images in channels-last memory order."""
         floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(self._mean).div_(self._std)
+        return floats.sub_(self.pixel_mean.view(-1, 1, 1)).div_(self.pixel_std.view(-1, 1, 1))
 
     def training_batches(
         self,

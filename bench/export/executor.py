@@ -1,0 +1,230 @@
+"""Run a packed network with NumPy alone: `python executor.py network.safetensors images.npy [logits.npy]`.
+
+The images are `uint8` pixels of shape (N, C, H, W). The command prints the class of each image.
+
+The file of the network has the layout of safetensors: the length of a header in 8 bytes, the header as JSON, and the
+tensors. The header's entry `program` is JSON too, and lists the operations. A tensor between two operations holds whole
+numbers. It is either the codes of a layer's input, or numbers in units of 2^-fraction_bits. The weights of all layers
+are one string of bits, in which a code of k bits has its lowest bit first.
+
+Everything is computed with whole numbers, and every rounding is defined, so the result is the same on every machine.
+Sums of products are computed in floating point where it holds them exactly, because this is fast. 64 bits suffice for
+all numbers: whoever made the file has checked it.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Observer = Callable[[str, Array], None]
+
+_DTYPES = {"U8": "<u1", "I8": "<i1", "I32": "<i4", "I64": "<i8"}
+_BATCH = 100
+"""Images that are computed together."""
+
+
+class PackedNetwork:
+    """A network in a file.
+
+    Args:
+        content: Content of the file.
+
+    Attributes:
+        program: Description of the network and its operations.
+        tensors: Tensors of the file by name.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        self.program: dict[str, Any] = json.loads(header.pop("__metadata__")["program"])
+        self.tensors = {name: _tensor(content[8 + length :], entry) for name, entry in header.items()}
+        self._unit = 1 << self.program["fraction_bits"]
+        self._weights: dict[str, Array] = {}
+        uses = [(name, number) for number, step in enumerate(self._steps) for name in step["inputs"]]
+        self._last_use = dict(uses)
+
+    @property
+    def _steps(self) -> list[dict[str, Any]]:
+        steps: list[dict[str, Any]] = self.program["operations"]
+        return steps
+
+    def classify(self, images: Array) -> Array:
+        """Return the class of each image; of two equal logits, the first one counts."""
+        classes: Array = self.logits(images).argmax(axis=1)
+        return classes
+
+    def logits(self, images: Array) -> Array:
+        """Compute the logits of images `uint8` (N, C, H, W), as whole numbers in units of 2^-fraction_bits."""
+        parts = [self.run(images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)]
+        return np.concatenate(parts)
+
+    def run(self, images: Array, observe: Observer | None = None) -> Array:
+        """Compute the logits of one batch.
+
+        Args:
+            images: Pixels `uint8` (N, C, H, W).
+            observe: Function that is called with the name and the numbers of every tensor.
+        """
+        if images.dtype != np.uint8 or list(images.shape[1:]) != self.program["image_shape"]:
+            raise ValueError(f"images must be uint8 of shape (N, {self.program['image_shape']}), got {images.shape}")
+        known: dict[str, Array] = {"image": images.astype(np.int64)}
+        for number, step in enumerate(self._steps):
+            operation = getattr(self, f"_{step['operation']}")
+            result = operation(step, *(known[name] for name in step["inputs"]))
+            if observe is not None:
+                observe(step["name"], result)
+            for name in step["inputs"]:
+                if self._last_use[name] == number:
+                    known.pop(name, None)
+            known[step["name"]] = result
+        return known[self.program["output"]]
+
+    # --- layers ---------------------------------------------------------------------------------------------------
+
+    def weights(self, step: Mapping[str, Any]) -> Array:
+        """Return the weights of a layer in units of their step, shape (out, in/groups, kernel height, kernel width)."""
+        if step["name"] not in self._weights:
+            bits, shape = step["weight_bits"], step["weight_shape"]
+            codes = unpack(self.tensors["weights"], bits, step["first_bit"], int(np.prod(shape)))
+            self._weights[step["name"]] = 2 * codes.reshape(shape).astype(np.int64) - ((1 << bits) - 1)
+        return self._weights[step["name"]]
+
+    def _layer(self, step: Mapping[str, Any], codes: Array) -> Array:
+        """Multiply codes by weights; then scale each channel, and add what normalisation and border add."""
+        name = step["name"]
+        sums = self._sums(step, codes)
+        factors = self.tensors[f"{name}.multiplier"].astype(np.int64)
+        shifts = self.tensors[f"{name}.shift"].astype(np.int64)
+        total = (sums * factors[:, :, None, None]).sum(axis=1)
+        result = shifted(total, shifts[:, None, None]) + self._border(step)
+        return result[:, :, 0, 0] if step["linear"] else result
+
+    def _sums(self, step: Mapping[str, Any], codes: Array) -> Array:
+        """Sum the products of weights and codes, shape (N, sums, out, height, width).
+
+        There is one sum for each output, or one for each input channel if these have different steps.
+        """
+        if step["linear"]:
+            codes = codes[:, :, None, None]
+        weights = self.weights(step)
+        outputs, inputs, height, width = weights.shape
+        groups, apart = step["groups"], step["sums_apart"]
+        windows = _windows(codes, (height, width), step)
+        images, rows, columns = len(codes), windows.shape[2], windows.shape[3]
+        blocks = groups * (inputs if apart else 1)
+        columns_of = windows.transpose(0, 1, 4, 5, 2, 3).reshape(images, blocks, -1, rows * columns)
+        if apart:
+            matrix = weights.reshape(outputs, blocks, -1).swapaxes(0, 1)
+        else:
+            matrix = weights.reshape(groups, outputs // groups, -1)
+        largest = int(np.abs(matrix).sum(axis=2).max()) * step["largest_code"]
+        exact = np.float32 if largest < 1 << 24 else np.float64
+        sums: Array = np.matmul(matrix.astype(exact), columns_of.astype(exact)).astype(np.int64)
+        return sums.reshape(images, blocks if apart else 1, outputs, rows, columns)
+
+    def _border(self, step: Mapping[str, Any]) -> Array:
+        """Return what is added to each output channel, at each position if it depends on the position."""
+        name = step["name"]
+        values = self.tensors[f"{name}.bias"].astype(np.int64)
+        if f"{name}.rows" in self.tensors:
+            values = values[:, self.tensors[f"{name}.rows"]][:, :, self.tensors[f"{name}.columns"]]
+        return values
+
+    def _quantize(self, step: Mapping[str, Any], x: Array) -> Array:
+        """Round to the nearest code, and to the lower one half-way between two."""
+        inside = np.clip(x - step["offset"], 0, step["top"]) * step["multiplier"]
+        half = 1 << (step["shift"] - 1)
+        codes: Array = np.minimum((inside + half - 1) >> step["shift"], step["largest_code"])
+        return codes
+
+    # --- other operations -----------------------------------------------------------------------------------------
+
+    def _clip(self, step: Mapping[str, Any], x: Array) -> Array:
+        return np.maximum(x, 0) if step["high"] is None else np.clip(x, 0, step["high"] * self._unit)
+
+    def _add(self, _: Mapping[str, Any], first: Array, second: Array) -> Array:
+        return first + second
+
+    def _multiply(self, _: Mapping[str, Any], first: Array, second: Array) -> Array:
+        return divided(first * second, self._unit)
+
+    def _mean(self, step: Mapping[str, Any], x: Array) -> Array:
+        total = x.sum(axis=(2, 3), keepdims=step["keeps_dimensions"])
+        return divided(total, x.shape[2] * x.shape[3])
+
+    def _max_pool(self, step: Mapping[str, Any], x: Array) -> Array:
+        windows = _windows(x, step["kernel"], step, fill=np.iinfo(np.int64).min)
+        largest: Array = windows.max(axis=(4, 5))
+        return largest
+
+    def _hardsigmoid(self, _: Mapping[str, Any], x: Array) -> Array:
+        return divided(np.clip(x + 3 * self._unit, 0, 6 * self._unit), 6)
+
+    def _hardswish(self, _: Mapping[str, Any], x: Array) -> Array:
+        inner = np.clip(x, -3 * self._unit, 3 * self._unit)
+        return np.where(x > inner, x, divided(inner * (inner + 3 * self._unit), 6 * self._unit))
+
+    def _reshape(self, step: Mapping[str, Any], x: Array) -> Array:
+        return x.reshape(len(x), *step["shape"])
+
+
+def _tensor(data: bytes, entry: Mapping[str, Any]) -> Array:
+    first, end = entry["data_offsets"]
+    return np.frombuffer(data[first:end], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def unpack(packed: Array, bits: int, first_bit: int, count: int) -> Array:
+    """Read codes from a string of bits.
+
+    Args:
+        packed: Bytes, of which the lowest bit is the first.
+        bits: Bits of a code, 1 to 8; the lowest bit is the first.
+        first_bit: Position of the first code.
+        count: Number of codes.
+    """
+    end = first_bit + bits * count
+    string: Array = np.unpackbits(packed[first_bit // 8 : -(-end // 8)], bitorder="little")
+    string = string[first_bit % 8 : first_bit % 8 + bits * count].reshape(count, bits)
+    return np.packbits(string, axis=1, bitorder="little")[:, 0]
+
+
+def shifted(x: Array, shift: Array) -> Array:
+    """Divide by 2^shift and round to the nearest whole number, upwards half-way; a negative shift multiplies."""
+    right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
+    half = (np.int64(1) << right) >> 1
+    return ((x << left) + half) >> right
+
+
+def divided(x: Array, divisor: int) -> Array:
+    """Divide by a whole number and round to the nearest whole number, upwards half-way."""
+    return (2 * x + divisor) // (2 * divisor)
+
+
+def _windows(x: Array, kernel: tuple[int, int], step: Mapping[str, Any], fill: int = 0) -> Array:
+    """Cut maps (N, C, H, W) into windows, shape (N, C, rows, columns, kernel height, kernel width)."""
+    above, left, below, right = step["padding"]
+    padded = np.pad(x, ((0, 0), (0, 0), (above, below), (left, right)), constant_values=fill)
+    (down, across), (tall, wide) = step["stride"], step["dilation"]
+    reach = (tall * (kernel[0] - 1) + 1, wide * (kernel[1] - 1) + 1)
+    return sliding_window_view(padded, reach, axis=(2, 3))[:, :, ::down, ::across, ::tall, ::wide]
+
+
+def main(arguments: list[str]) -> None:
+    """Print the class of each image of a file; write the logits into a second one if it is named."""
+    network = PackedNetwork(Path(arguments[0]).read_bytes())
+    logits = network.logits(np.load(arguments[1]))
+    if len(arguments) > 2:
+        np.save(arguments[2], logits / 2.0 ** network.program["fraction_bits"])
+    sys.stdout.write("".join(f"{number}\n" for number in logits.argmax(axis=1)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

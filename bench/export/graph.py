@@ -1,0 +1,289 @@
+"""The graph of a network that is exported: operations on named tensors, with the numbers that define them.
+
+A quantizer turns a tensor into codes, whole numbers from 0 to n. A layer reads codes, or the pixels of the image. All
+other operations read and write real numbers. Every form of export is made from this graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.compression.kernels import steps
+
+Codes: TypeAlias = NDArray[np.uint8]
+Reals: TypeAlias = NDArray[np.float64]
+
+IMAGE = "image"
+"""Name of the image, whose codes are its pixels."""
+PIXEL_BITS = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Operation:
+    """An operation that makes one tensor.
+
+    Attributes:
+        name: Name of the result.
+        inputs: Names of the tensors that are read.
+        shape: Shape of the result for one image.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantize(Operation):
+    """Codes of a tensor x: (x − offset)/step, rounded to the nearest whole number, the lower one on a tie, from 0 to n.
+
+    Attributes:
+        layer: Path of the layer that reads the codes.
+        bits: Number of bits k; n = 2^k − 1.
+        clip: Clip value v; the step is v/n.
+        offset: Value of code 0.
+    """
+
+    layer: str
+    bits: int
+    clip: float
+    offset: float
+
+    @property
+    def levels(self) -> int:
+        """Largest code n."""
+        return steps(self.bits)
+
+    @property
+    def step(self) -> float:
+        """Difference of two neighbouring values."""
+        return self.clip / self.levels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer(Operation):
+    """A convolution, or a linear layer as a 1×1 convolution on one position; and the normalisation that follows it.
+
+    The value of an input's code a in channel c is step[c]·a + offset[c], and that of a weight's code q is
+    weight_step·(2q − n). Padding adds zeros to the values, not to the codes. The result in channel o is
+    factor[o]·(sum of products) + constant[o].
+
+    Attributes:
+        path: Path of the layer.
+        linear: Whether it is a linear layer, whose tensors have no height and width.
+        codes: Codes of the weights, shape (O, I/groups, kernel height, kernel width).
+        weight_bits: Bits of the weights.
+        weight_step: Half the difference of two neighbouring weights.
+        input_bits: Bits of the input.
+        input_steps, input_offsets: Steps and offsets of the input's channels, shape (I,).
+        factor, constant: Scale and shift of the output's channels, shape (O,).
+        input_shape: Shape of the input for one image.
+        stride, dilation: Vertical and horizontal stride and dilation.
+        padding: Rows and columns of zeros: above, left, below, right.
+        groups: Number of groups.
+    """
+
+    path: str
+    linear: bool
+    codes: Codes
+    weight_bits: int
+    weight_step: float
+    input_bits: int
+    input_steps: Reals
+    input_offsets: Reals
+    factor: Reals
+    constant: Reals
+    input_shape: tuple[int, ...]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def weight_levels(self) -> int:
+        """Largest code n of a weight."""
+        return steps(self.weight_bits)
+
+    @property
+    def input_levels(self) -> int:
+        """Largest code of the input."""
+        return steps(self.input_bits)
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether the layer reads pixels."""
+        return self.inputs == (IMAGE,)
+
+    @property
+    def integers(self) -> NDArray[np.int64]:
+        """Weights in units of their step: the odd numbers 2q − n."""
+        return 2 * self.codes.astype(np.int64) - self.weight_levels
+
+    @property
+    def weights(self) -> Reals:
+        """Quantized weights."""
+        return self.weight_step * self.integers.astype(np.float64)
+
+    @cached_property
+    def border(self) -> "BorderMap":
+        """What is added to the output at each position, because of offsets, bias and normalisation."""
+        return border_map(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clip(Operation):
+    """The smaller of x and `high`, and at least 0: ReLU and ReLU6.
+
+    Attributes:
+        high: Upper limit; `None` for none.
+    """
+
+    high: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add(Operation):
+    """Sum of two tensors of one shape."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Multiply(Operation):
+    """Product of two tensors, one of which may have height and width 1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mean(Operation):
+    """Mean over height and width, which the result keeps with size 1 or drops, as its shape says.
+
+    Attributes:
+        count: Number of positions.
+    """
+
+    count: int
+
+    @property
+    def keeps_dimensions(self) -> bool:
+        """Whether the result has height and width 1."""
+        return len(self.shape) == 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaxPool(Operation):
+    """Maximum over windows; padding is below every value.
+
+    Attributes:
+        kernel, stride: Height and width of the window, and its steps.
+        padding: Rows and columns above, left, below, right.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hardswish(Operation):
+    """x·clip(x + 3, 0, 6)/6."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hardsigmoid(Operation):
+    """clip(x + 3, 0, 6)/6."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reshape(Operation):
+    """The same numbers in another shape."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Graph:
+    """A network that is exported.
+
+    Attributes:
+        model, dataset: Names of the model and of the data set.
+        image_shape: Channels, height and width of an image.
+        mean, std: Mean and standard deviation of pixels, from 0 to 255, by channel.
+        operations: Operations in order of execution.
+        output: Name of the tensor of logits.
+    """
+
+    model: str
+    dataset: str
+    image_shape: tuple[int, int, int]
+    mean: Reals
+    std: Reals
+    operations: tuple[Operation, ...]
+    output: str
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Layers in order of execution."""
+        return [operation for operation in self.operations if isinstance(operation, Layer)]
+
+    @property
+    def quantizers(self) -> Sequence[Quantize]:
+        """Quantizers of activations in order of execution."""
+        return [operation for operation in self.operations if isinstance(operation, Quantize)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BorderMap:
+    """Numbers that are added to a layer's output, by channel and position.
+
+    Near the border a kernel reads zeros instead of values, and zero need not be the value of a code. Positions of which
+    the kernel has the same rows and columns in the input are of one class, and have the same numbers.
+
+    Attributes:
+        values: Numbers by channel, class of the row, and class of the column.
+        rows, columns: Class of each row and column of the output.
+    """
+
+    values: Reals
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all positions have the same numbers."""
+        return self.values.shape[1:] == (1, 1)
+
+    @property
+    def whole(self) -> Reals:
+        """The numbers by channel, row and column; of height and width 1 if all positions have the same."""
+        return self.values if self.uniform else self.values[:, self.rows][:, :, self.columns]
+
+
+def border_map(layer: Layer) -> BorderMap:
+    """Compute what offsets of the input, bias and normalisation add to the output of a layer."""
+    if not layer.input_offsets.any():
+        nothing = np.zeros(1, dtype=np.intp)
+        return BorderMap(values=layer.constant[:, None, None], rows=nothing, columns=nothing)
+    rows, read_rows = _classes(layer, 0)
+    columns, read_columns = _classes(layer, 1)
+    outputs, inputs = layer.codes.shape[:2]
+    read_by_group = layer.input_offsets.reshape(layer.groups, inputs)
+    offsets = np.repeat(read_by_group, outputs // layer.groups, axis=0)
+    taps = np.einsum("oi,oihw->ohw", offsets, layer.weights)
+    sums = np.einsum("ohw,rh,cw->orc", taps, read_rows, read_columns)
+    factor, constant = (values[:, None, None] for values in (layer.factor, layer.constant))
+    return BorderMap(values=factor * sums + constant, rows=rows, columns=columns)
+
+
+def _classes(layer: Layer, axis: int) -> tuple[NDArray[np.intp], Reals]:
+    """Sort the positions of an axis of the output by the rows of the kernel that are inside of the input.
+
+    Returns:
+        Class of each position, and for each class 1 for rows inside and 0 for others, shape (classes, kernel size).
+    """
+    if layer.linear:
+        return np.zeros(1, dtype=np.intp), np.ones((1, 1))
+    size, outputs = layer.input_shape[1 + axis], layer.shape[1 + axis]
+    first = np.arange(outputs) * layer.stride[axis] - layer.padding[axis]
+    read = first[:, None] + np.arange(layer.codes.shape[2 + axis]) * layer.dilation[axis]
+    inside, classes = np.unique((read >= 0) & (read < size), axis=0, return_inverse=True)
+    return classes.reshape(-1), inside.astype(np.float64)

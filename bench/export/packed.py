@@ -1,0 +1,261 @@
+"""The packed form: codes of k bits, and integers that define every operation. `bench.export.executor` runs it.
+
+A real number is held in units of 2^-24. A scale is a whole number of 31 bits and a shift. Both are so fine that codes
+are those of exact arithmetic, except where a number lies within about 1e-6 steps of the middle between two codes.
+Bounds of all numbers are computed from the weights. A network whose numbers could exceed 63 bits is refused.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import BenchError
+from bench.export import executor
+from bench.export.graph import (
+    Add,
+    Clip,
+    Graph,
+    Hardsigmoid,
+    Hardswish,
+    Layer,
+    MaxPool,
+    Mean,
+    Multiply,
+    Operation,
+    Quantize,
+    Reals,
+    Reshape,
+)
+
+FILE, EXECUTOR = "network.safetensors", "executor.py"
+"""Names of the files of this form."""
+FRACTION_BITS = 24
+MULTIPLIER_BITS = 31
+_MOST_BITS = 62
+"""Largest number of bits of a number's size anywhere in the computation."""
+_UNIT = 1 << FRACTION_BITS
+_DTYPES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64"}
+
+Tensors: TypeAlias = dict[str, NDArray[Any]]
+Step: TypeAlias = tuple[dict[str, Any], int]
+"""Values of an operation as JSON, and a bound of the size of its result's numbers."""
+
+
+def pack(codes: list[tuple[NDArray[np.uint8], int]]) -> NDArray[np.uint8]:
+    """Pack codes into a string of bits, one array after the other, each code with its lowest bit first.
+
+    Args:
+        codes: Arrays of codes with the bits of each code, 1 to 8.
+
+    Returns:
+        Bytes, of which the lowest bit is the first; the last one is filled with zeros.
+    """
+    strings = [np.unpackbits(array.reshape(-1, 1), axis=1, bitorder="little")[:, :bits] for array, bits in codes]
+    return np.packbits(np.concatenate([string.reshape(-1) for string in strings]), bitorder="little")
+
+
+def packed_files(graph: Graph) -> dict[str, bytes]:
+    """Make the files of the packed form: the network, and the program that executes it with NumPy alone.
+
+    Raises:
+        BenchError: A number of the computation could have more than 63 bits.
+    """
+    return {FILE: packed_network(graph), EXECUTOR: Path(executor.__file__).read_bytes()}
+
+
+def packed_network(graph: Graph) -> bytes:
+    """Make the file of a network.
+
+    Raises:
+        BenchError: A number of the computation could have more than 63 bits.
+    """
+    writer = _Writer(graph)
+    tensors: Tensors = {"weights": pack([(layer.codes, layer.weight_bits) for layer in graph.layers]), **writer.tensors}
+    program = {
+        "format": "packed network",
+        "version": 1,
+        "model": graph.model,
+        "dataset": graph.dataset,
+        "image_shape": list(graph.image_shape),
+        "fraction_bits": FRACTION_BITS,
+        "output": graph.output,
+        "operations": writer.steps,
+    }
+    return _safetensors(tensors, {"program": json.dumps(program, separators=(",", ":"))})
+
+
+def parts(content: bytes) -> dict[str, int]:
+    """Return the bytes of a packed network's parts: weights, other numbers, and the header with the program."""
+    network = executor.PackedNetwork(content)
+    weights, numbers = network.tensors["weights"].nbytes, sum(tensor.nbytes for tensor in network.tensors.values())
+    return {"weights": weights, "scales": numbers - weights, "program": len(content) - numbers}
+
+
+def _safetensors(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """Write the layout of safetensors: the length of the header, the header, and the tensors."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(tensor.tobytes() for tensor in tensors.values())])
+
+
+class _Writer:
+    """Writes the operations of a graph as integers, and bounds every tensor.
+
+    Attributes:
+        steps: Operations as JSON values.
+        tensors: Numbers of the layers, by name.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.tensors: Tensors = {}
+        self._model = graph.model
+        self._bounds: dict[str, int] = {}
+        self._first_bit = 0
+        for operation in graph.operations:
+            name, write = _STEPS[type(operation)]
+            bounds = [self._bounds.get(name, 0) for name in operation.inputs]
+            values, bound = write(self, operation, bounds)
+            self._bounds[operation.name] = self._checked(operation, bound)
+            self.steps.append({"operation": name, "name": operation.name, "inputs": list(operation.inputs), **values})
+
+    def quantize(self, operation: Quantize, _: list[int]) -> Step:
+        """Write a quantizer: a scale, and the number above which every code is the largest."""
+        top = math.ceil(operation.clip * _UNIT) + 1
+        bits = min(MULTIPLIER_BITS, _MOST_BITS - top.bit_length())
+        multiplier, shift = fixed_point(1 / (operation.step * _UNIT), bits)
+        values = {
+            "layer": operation.layer,
+            "largest_code": operation.levels,
+            "offset": round(operation.offset * _UNIT),
+            "top": top,
+            "multiplier": multiplier,
+            "shift": shift,
+        }
+        return values, operation.levels
+
+    def layer(self, layer: Layer, _: list[int]) -> Step:
+        """Write a layer: its weights, scales and shifts by channel, and what is added at each position."""
+        apart = len(set(layer.input_steps.tolist())) > 1
+        if apart and layer.groups > 1:
+            raise BenchError(
+                f"'{self._model}' cannot be exported: layer '{layer.path}' has groups, and its input's channels have "
+                "different scales; nothing was written"
+            )
+        steps = layer.input_steps if apart else layer.input_steps[:1]
+        scales = layer.factor * layer.weight_step * steps[:, None] * _UNIT
+        multipliers, shifts = _fixed_points(scales)
+        border = np.rint(layer.border.values * _UNIT)
+        self._checked(layer, math.ceil(np.abs(border).max()))
+        bias = border.astype(np.int32 if np.abs(border).max() < 1 << 31 else np.int64)
+        self.tensors[f"{layer.name}.multiplier"] = multipliers
+        self.tensors[f"{layer.name}.shift"] = shifts
+        self.tensors[f"{layer.name}.bias"] = bias
+        if not layer.border.uniform:
+            self.tensors[f"{layer.name}.rows"] = layer.border.rows.astype(np.uint8)
+            self.tensors[f"{layer.name}.columns"] = layer.border.columns.astype(np.uint8)
+        first_bit = self._first_bit
+        self._first_bit += layer.codes.size * layer.weight_bits
+        values = {
+            "path": layer.path,
+            "linear": layer.linear,
+            "weight_bits": layer.weight_bits,
+            "weight_shape": layer.codes.shape,
+            "first_bit": first_bit,
+            "largest_code": layer.input_levels,
+            "sums_apart": apart,
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+        }
+        sizes = np.abs(layer.integers).sum(axis=(2, 3))  # (O, I/groups)
+        sums = (sizes.T if apart else sizes.sum(axis=1)[None]) * layer.input_levels
+        products = _products(sums, multipliers, shifts)
+        self._checked(layer, products)
+        largest = float((sums * np.abs(scales)).sum(axis=0).max()) + float(np.abs(bias).max())
+        return values, math.ceil(largest) + 2
+
+    def clip(self, operation: Clip, bounds: list[int]) -> Step:
+        """Write a limit."""
+        high = operation.high
+        return {"high": high}, bounds[0] if high is None else min(bounds[0], high * _UNIT)
+
+    def multiply(self, operation: Multiply, bounds: list[int]) -> Step:
+        """Write a product."""
+        return {}, self._checked(operation, bounds[0] * bounds[1]) // _UNIT + 1
+
+    def mean(self, operation: Mean, bounds: list[int]) -> Step:
+        """Write a mean over positions."""
+        self._checked(operation, 2 * bounds[0] * operation.count)
+        return {"keeps_dimensions": operation.keeps_dimensions}, bounds[0]
+
+    def max_pool(self, operation: MaxPool, bounds: list[int]) -> Step:
+        """Write a maximum over windows."""
+        window = {"kernel": operation.kernel, "stride": operation.stride, "padding": operation.padding}
+        return {**window, "dilation": (1, 1)}, bounds[0]
+
+    def _checked(self, operation: Operation, bound: int) -> int:
+        """Return a bound of a number's size.
+
+        Raises:
+            BenchError: It is too large.
+        """
+        if bound.bit_length() > _MOST_BITS:
+            raise BenchError(
+                f"'{self._model}' cannot be exported as packed: numbers in '{operation.name}' could have more than "
+                f"{_MOST_BITS} bits; nothing was written"
+            )
+        return bound
+
+
+_STEPS: Mapping[type[Operation], tuple[str, Callable[[_Writer, Any, list[int]], Step]]] = {
+    Quantize: ("quantize", _Writer.quantize),
+    Layer: ("layer", _Writer.layer),
+    Clip: ("clip", _Writer.clip),
+    Add: ("add", lambda _, __, bounds: ({}, sum(bounds))),
+    Multiply: ("multiply", _Writer.multiply),
+    Mean: ("mean", _Writer.mean),
+    MaxPool: ("max_pool", _Writer.max_pool),
+    Hardsigmoid: ("hardsigmoid", lambda _, __, ___: ({}, _UNIT)),
+    Hardswish: ("hardswish", lambda _, __, bounds: ({}, bounds[0])),
+    Reshape: ("reshape", lambda _, operation, bounds: ({"shape": operation.shape}, bounds[0])),
+}
+"""Name of each operation, and a function that returns its values and a bound of its result's size."""
+
+
+def fixed_point(value: float, bits: int) -> tuple[int, int]:
+    """Return a whole number of at most `bits` bits and a shift, such that value ≈ number·2^-shift; (0, 0) for 0."""
+    if value == 0:
+        return 0, 0
+    exponent = math.frexp(value)[1]
+    shift = min(bits - exponent, _MOST_BITS - 1)
+    number = round(math.ldexp(value, shift))
+    return (number, shift) if abs(number) < 1 << bits else (round(math.ldexp(value, shift - 1)), shift - 1)
+
+
+def _fixed_points(scales: Reals) -> tuple[NDArray[np.int32], NDArray[np.int8]]:
+    """Write scales (sums, outputs) as whole numbers and one shift for each output."""
+    shifts = [fixed_point(float(column), MULTIPLIER_BITS)[1] for column in np.abs(scales).max(axis=0)]
+    numbers = np.rint(np.ldexp(scales, np.array(shifts, dtype=np.intc)))
+    return numbers.astype(np.int32), np.array(shifts, dtype=np.int8)
+
+
+def _products(sums: NDArray[np.int64], multipliers: NDArray[np.int32], shifts: NDArray[np.int8]) -> int:
+    """Return a bound of a layer's sums times their multipliers, before they are shifted to the right."""
+    bound = 0
+    for channel, shift in enumerate(shifts.tolist()):
+        pairs = zip(sums[:, channel].tolist(), np.abs(multipliers[:, channel]).tolist(), strict=True)
+        total = sum(size * number for size, number in pairs)
+        bound = max(bound, (total << max(-shift, 0)) + (1 << max(shift, 0)))
+    return bound

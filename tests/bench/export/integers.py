@@ -1,0 +1,100 @@
+"""The meaning of a packed program, written a second time with PyTorch's 64-bit integers and Python's own."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+def execute(program: Mapping[str, Any], tensors: Tensors, images: Tensor) -> dict[str, Tensor]:
+    """Return every tensor of a program, by name."""
+    known = {"image": images.long()}
+    unit = 2 ** program["fraction_bits"]
+    for step in program["operations"]:
+        inputs = [known[name] for name in step["inputs"]]
+        known[step["name"]] = _OPERATIONS[step["operation"]](step, tensors, unit, *inputs)
+    return known
+
+
+def floor_div(x: Tensor, divisor: int) -> Tensor:
+    return torch.div(x, divisor, rounding_mode="floor")
+
+
+def rounded(x: Tensor, divisor: int) -> Tensor:
+    """Nearest whole number of x/divisor, upwards half-way."""
+    return floor_div(2 * x + divisor, 2 * divisor)
+
+
+def codes_of(step: Mapping[str, Any], packed: Tensor) -> Tensor:
+    """Read a layer's codes from the string of bits, with its lowest bit last."""
+    bits, first = step["weight_bits"], step["first_bit"]
+    string = format(int.from_bytes(bytes(packed.tolist()), "little"), f"0{8 * len(packed)}b")
+    ends = [len(string) - first - bits * index for index in range(prod(step["weight_shape"]))]
+    codes = [int(string[end - bits : end], 2) for end in ends]
+    return torch.tensor(codes).reshape(step["weight_shape"])
+
+
+def layer(step: Mapping[str, Any], tensors: Tensors, _: int, x: Tensor) -> Tensor:
+    weight = 2 * codes_of(step, tensors["weights"]) - (2 ** step["weight_bits"] - 1)
+    if step["linear"]:
+        x = x[:, :, None, None]
+    above, left, below, right = step["padding"]
+    x = F.pad(x, (left, right, above, below))
+    (outputs, inputs, height, width), groups = weight.shape, step["groups"]
+    (down, across), (tall, wide) = step["stride"], step["dilation"]
+    rows = (x.shape[2] - tall * (height - 1) - 1) // down + 1
+    columns = (x.shape[3] - wide * (width - 1) - 1) // across + 1
+    multipliers, shifts = tensors[f"{step['name']}.multiplier"].long(), tensors[f"{step['name']}.shift"].tolist()
+    sums = torch.zeros(len(multipliers), len(x), outputs, rows, columns, dtype=torch.int64)
+    for channel in range(inputs):
+        for i in range(height):
+            for j in range(width):
+                part = x[:, :, i * tall :, j * wide :][:, :, ::down, ::across][:, :, :rows, :columns]
+                read = torch.tensor([o // (outputs // groups) * inputs + channel for o in range(outputs)])
+                sums[channel if step["sums_apart"] else 0] += part[:, read] * weight[:, channel, i, j].view(-1, 1, 1)
+    total = (sums * multipliers[:, None, :, None, None]).sum(0)
+    scaled = [
+        rounded(total[:, o], 2**shift) if shift > 0 else total[:, o] * 2**-shift for o, shift in enumerate(shifts)
+    ]
+    bias = tensors[f"{step['name']}.bias"].long()
+    if f"{step['name']}.rows" in tensors:
+        bias = bias[:, tensors[f"{step['name']}.rows"].long()][:, :, tensors[f"{step['name']}.columns"].long()]
+    result = torch.stack(scaled, 1) + bias
+    return result[:, :, 0, 0] if step["linear"] else result
+
+
+def quantize(step: Mapping[str, Any], _: Tensors, __: int, x: Tensor) -> Tensor:
+    """The smallest whole number that is at least t − 1/2."""
+    inside = (x - step["offset"]).clamp(0, step["top"]) * step["multiplier"]
+    return (-floor_div(2 ** (step["shift"] - 1) - inside, 2 ** step["shift"])).clamp(max=step["largest_code"])
+
+
+def max_pool(step: Mapping[str, Any], _: Tensors, __: int, x: Tensor) -> Tensor:
+    above, left, below, right = step["padding"]
+    padded = F.pad(x, (left, right, above, below), value=torch.iinfo(torch.int64).min)
+    windows = padded.unfold(2, step["kernel"][0], step["stride"][0]).unfold(3, step["kernel"][1], step["stride"][1])
+    return windows.amax((4, 5))
+
+
+def hardswish(_: Any, __: Tensors, unit: int, x: Tensor) -> Tensor:
+    bent = rounded(x * (x + 3 * unit), 6 * unit)
+    return torch.where(x >= 3 * unit, x, torch.where(x <= -3 * unit, 0, bent))
+
+
+_OPERATIONS: dict[str, Any] = {
+    "layer": layer,
+    "quantize": quantize,
+    "max_pool": max_pool,
+    "hardswish": hardswish,
+    "clip": lambda step, _, unit, x: x.clamp(0, None if step["high"] is None else step["high"] * unit),
+    "add": lambda _, __, ___, a, b: a + b,
+    "multiply": lambda _, __, unit, a, b: rounded(a * b, unit),
+    "mean": lambda step, _, __, x: rounded(x.sum((2, 3), keepdim=step["keeps_dimensions"]), x.shape[2] * x.shape[3]),
+    "hardsigmoid": lambda _, __, unit, x: rounded((x + 3 * unit).clamp(0, 6 * unit), 6),
+    "reshape": lambda step, _, __, x: x.reshape(len(x), *step["shape"]),
+}
