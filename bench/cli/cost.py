@@ -151,6 +151,7 @@ def _network(policies: list[Policy], options: dict[str, str | None], images: dic
         BenchError: An option contradicts the policies.
     """
     from bench.planning.networks import model_shape
+    from bench.plugins.entry_points import is_own
 
     task = dict(_TASK)
     for key, option in options.items():
@@ -158,4 +159,4 @@ def _network(policies: list[Policy], options: dict[str, str | None], images: dic
         if None not in (stated, option) and stated != option:
             raise BenchError(f"--{key} {option} contradicts the policy, which is for {stated}; leave it out")
         task[key] = stated or option or task[key]
-    return model_shape(task["model"], task["dataset"], **images)
+    return model_shape(task["model"], task["dataset"], **images, check=not is_own("models", task["model"]))

@@ -50,14 +50,14 @@ def _print_lines(entries: Mapping[str, str]) -> None:
 def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
     """Return one line on each entry, by name."""
     from bench.plugins.entry_points import available
-    from bench.plugins.registry import load
+    from bench.plugins.summaries import summary, summary_of
     from bench.spec.sources import preset_summary
 
     if kind == "presets":
         return {name: preset_summary(name) for name in _checked(kind, names, _preset_names())}
-    if kind == "methods" and names:
-        return {name: _summary(method) for name, method in _methods(names).items()}
-    return {name: _summary(load(kind, name)) for name in _checked(kind, names, available(kind))}
+    if kind == "methods" and any(".py:" in name for name in names):
+        return {name: summary_of(method) for name, method in _methods(names).items()}
+    return {name: summary(kind, name) for name in _checked(kind, names, available(kind))}
 
 
 def _preset_names() -> list[str]:
@@ -78,10 +78,6 @@ def _checked(kind: str, names: Sequence[str], known: Sequence[str] | Mapping[str
     return list(names or known)
 
 
-def _summary(plugin: Any) -> str:
-    return str(getattr(plugin, "summary", None) or (plugin.__doc__ or "").splitlines()[0])
-
-
 def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
     """Return the classes of methods, registered or in files, by name."""
     from bench.planning.methods import method_class
@@ -96,9 +92,10 @@ def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
 def _described(name: str, method: type[Method]) -> str:
     """Describe a method in full."""
     from bench.cli.console import make_console
+    from bench.plugins.summaries import summary_of
 
     width = make_console().width
-    parts = [name, _wrapped(_summary(method), width)]
+    parts = [name, _wrapped(summary_of(method), width)]
     facts = {
         "source": [method.source or "not stated"],
         "can": [", ".join(method.capabilities.in_words())],

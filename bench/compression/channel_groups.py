@@ -13,11 +13,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from bench.compression.geometry import MatMul, has_own_forward
+from bench.compression.node_shapes import record_shapes, shape_of
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ def traced(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...]
         layers: Classes of modules that the graph shows as a whole, besides plain layers.
     """
     graph = fx.GraphModule(model, _Tracer(layers).trace(model))
-    ShapeProp(graph).propagate(images)  # type: ignore[no-untyped-call]
+    record_shapes(graph, images)
     return graph
 
 
@@ -383,10 +382,3 @@ def _keeps_channels(node: fx.Node) -> bool:
         return False
     dimensions = given if isinstance(given, tuple | list) else (given,)
     return all(isinstance(dim, int) and dim % len(shape) != 1 for dim in dimensions)
-
-
-def shape_of(node: fx.Node) -> torch.Size | None:
-    """Return the shape of a node's tensor; `None` if its value is not a tensor."""
-    meta = node.meta.get("tensor_meta")
-    shape = getattr(meta, "shape", None)
-    return shape if isinstance(shape, torch.Size) else None

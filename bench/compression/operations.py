@@ -4,7 +4,6 @@ The counter sees convolutions and products of matrices wherever they are compute
 `F.conv2d`, and between two activations. Element by element products are not counted.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
@@ -66,59 +66,69 @@ _MISSING_FORMULAS = {
 
 
 def count_multiplications(model: nn.Module, image: Tensor) -> Counts:
-    """Count the multiplications of a forward pass in evaluation mode, module by module.
-
-    Nothing is computed, unless the forward pass depends on values.
+    """Count the multiplications of a forward pass, module by module.
 
     Args:
-        model: Network; it is not changed.
+        model: Network in evaluation mode; it is not changed.
         image: Batch of one image.
     """
-    # Without gradients, attention would be computed by a fused operation that the counter does not know.
+    # Without gradients, attention would be computed by a fused operation that the formulas do not know.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        counter = _Counter()
+        with counter, counter.attributing(model):
+            model(image)
+        return counter.counts
+
+
+class _Counter(TorchDispatchMode):
+    """Counts multiplications with the formulas of PyTorch's own counter, for the innermost module that is executed.
+
+    PyTorch's `FlopCounterMode` would load the compiler of PyTorch, which takes as long as PyTorch itself. The network
+    is not computed on the device "meta" for the same reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, dict[str, int]] = {}
+        self._running: list[str] = []
+        self._formulas = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS).flop_registry
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether the compiler is loaded so that it can leave this class out; nothing is compiled here."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Carry out an operation, or the operations that it consists of, and count."""
+        keywords = kwargs or {}
+        formula = self._formulas.get(func.overloadpacket)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                result = func.decompose(*args, **keywords)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **keywords)
+        if formula is not None:
+            own = self.counts.setdefault(self._running[-1], {})
+            name = str(func.overloadpacket).removeprefix("aten.").strip("_")
+            own[name] = own.get(name, 0) + formula(*args, **keywords, out_val=result) // 2
+        return result
+
+    @contextmanager
+    def attributing(self, model: nn.Module) -> Iterator[None]:
+        """Note which module of a network is being executed, during a `with` block."""
+        running, hooks = self._running, []
+
+        def left(*_: Any) -> None:
+            running.pop()
+
+        for path, module in model.named_modules():
+            hooks.append(module.register_forward_pre_hook(lambda *_, path=path: running.append(path), prepend=True))
+            hooks.append(module.register_forward_hook(left))
         try:
-            return _counted(copy.deepcopy(model).to("meta").eval(), image.to("meta"))
-        except Exception:
-            # A user's forward function may read a value, or make a tensor on another device.
-            return _counted(copy.deepcopy(model).eval(), image)
-
-
-def _counted(model: nn.Module, image: Tensor) -> Counts:
-    counter = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS)
-    with counter, _attributed(model, counter) as counts:
-        model(image)
-    return counts
-
-
-@contextmanager
-def _attributed(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, dict[str, int]]]:
-    """Attribute what a counter counts to the innermost module that is being executed."""
-    counts: dict[str, dict[str, int]] = {}
-    running: list[str] = []
-    total: dict[Any, int] = {}
-
-    def settle() -> None:
-        for operation, flops in counter.flop_counts["Global"].items():
-            if flops > total.get(operation, 0):
-                own = counts.setdefault(running[-1], {})
-                name = str(operation).removeprefix("aten.").strip("_")
-                own[name] = own.get(name, 0) + (flops - total.get(operation, 0)) // 2
-                total[operation] = flops
-
-    def entered(path: str) -> None:
-        settle()
-        running.append(path)
-
-    def left() -> None:
-        settle()
-        running.pop()
-
-    hooks = []
-    for path, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, path=path: entered(path), prepend=True))
-        hooks.append(module.register_forward_hook(lambda *_: left()))
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from bench.compression.channel_groups import operation_name, shape_of, traced
+from bench.compression.channel_groups import operation_name, traced
+from bench.compression.node_shapes import shape_of
 from bench.compression.compress import QuantizedLayer, QuantizedProduct
 from bench.compression.geometry import ConvGeometry, LinearGeometry
 from bench.compression.kernels import steps

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Literal
 
 from bench.errors import BenchError, unknown_name
+
+_OWN_PACKAGES = ("bench", "methods", "datasets", "reports")
 
 Kind = Literal["methods", "models", "datasets", "reports", "forms", "checks"]
 
@@ -20,7 +22,7 @@ def available(kind: Kind) -> Mapping[str, EntryPoint]:
         BenchError: Two packages declare the same name, or no package declares any.
     """
     entries: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=f"bench.{kind}"):
+    for entry in _installed().select(group=f"bench.{kind}"):
         known = entries.setdefault(entry.name, entry)
         if known.value != entry.value:
             raise BenchError(
@@ -30,6 +32,12 @@ def available(kind: Kind) -> Mapping[str, EntryPoint]:
     if not entries:
         raise BenchError(f"no {kind} are installed; run `pip install -e .` in the checkout")
     return entries
+
+
+@cache
+def _installed() -> EntryPoints:
+    """Read the entry points of all installed packages, which takes tens of milliseconds."""
+    return entry_points()
 
 
 def find(kind: Kind, name: str) -> EntryPoint:
@@ -44,6 +52,15 @@ def find(kind: Kind, name: str) -> EntryPoint:
     if name not in known:
         raise unknown_name(kind.removesuffix("s"), name, known, f"bench list {kind}")
     return known[name]
+
+
+def is_own(kind: Kind, name: str) -> bool:
+    """Whether a plug-in comes with the harness.
+
+    Raises:
+        BenchError: The name is unknown.
+    """
+    return find(kind, name).module.partition(".")[0] in _OWN_PACKAGES
 
 
 def _model_at(location: str) -> EntryPoint:

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from bench.results.published import Printed, printed
 from bench.results.statistics import LEVEL, Floats, Interval, fewest, holm
@@ -118,7 +118,7 @@ def _p_values(points: float, deviations: Sequence[float]) -> Floats:
 
 def _test(points: float, first_std: Any, second_std: Any) -> Any:
     """Make Welch's test for two samples of `PRINTED_RUNS`; deviations may be arrays."""
-    return stats.ttest_ind_from_stats(
+    return scipy.stats.ttest_ind_from_stats(
         round(points, _PRECISION), first_std, PRINTED_RUNS, 0.0, second_std, PRINTED_RUNS, equal_var=False
     )
 
@@ -130,7 +130,7 @@ def _welch(points: float, first_std: float, second_std: float) -> tuple[float, I
     test = _test(points, first_std, second_std)
     variances = (first_std**2 / PRINTED_RUNS, second_std**2 / PRINTED_RUNS)
     freedom = sum(variances) ** 2 / (sum(variance**2 for variance in variances) / (PRINTED_RUNS - 1))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(variances))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(variances))
     return float(test.pvalue), Interval(points - half, points + half)
 
 
@@ -154,7 +154,7 @@ def runs_needed(points: float, first_std: float, second_std: float, *, power: fl
 
     def enough(n: int) -> bool:
         freedom, location = 2 * n - 2, abs(points) / deviation * math.sqrt(n / 2)
-        critical = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
-        return float(stats.nct.sf(critical, freedom, location)) >= power
+        critical = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
+        return float(scipy.stats.nct.sf(critical, freedom, location)) >= power
 
     return fewest(enough)

@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 LEVEL = 0.95
 """Coverage of all intervals."""
@@ -111,7 +111,7 @@ def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     deviation = std(array)
     if not deviation > 0:
         return Interval(math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, array.size - 1)) * deviation / math.sqrt(array.size)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, array.size - 1)) * deviation / math.sqrt(array.size)
     return Interval(mean(array) - half, mean(array) + half)
 
 
@@ -238,7 +238,7 @@ def deviation_interval(deviation: float, n: int, level: float = LEVEL) -> Interv
     """
     if n < 2:
         return Interval(math.nan, math.nan)
-    low, high = (deviation * math.sqrt((n - 1) / float(stats.chi2.ppf(tail, n - 1))) for tail in _tails(level))
+    low, high = (deviation * math.sqrt((n - 1) / float(scipy.stats.chi2.ppf(tail, n - 1))) for tail in _tails(level))
     return Interval(low, high)
 
 
@@ -250,10 +250,10 @@ def power_of_t_test(shift: float, n: int, level: float = 0.05) -> float:
         n: Number of pairs, at least 2.
         level: Significance level.
     """
-    critical = float(stats.t.ppf(1 - level / 2, n - 1))
+    critical = float(scipy.stats.t.ppf(1 - level / 2, n - 1))
     location = abs(shift) * math.sqrt(n)
-    upper = float(stats.nct.sf(critical, n - 1, location))
-    lower = float(stats.nct.cdf(-critical, n - 1, location))
+    upper = float(scipy.stats.nct.sf(critical, n - 1, location))
+    lower = float(scipy.stats.nct.cdf(-critical, n - 1, location))
     # Far from zero SciPy returns NaN for the opposite tail, which is zero to all digits there.
     return upper + (0.0 if math.isnan(lower) else lower)
 
@@ -269,7 +269,7 @@ def _detectable_shift(n: int, power: float, level: float) -> float:
     high = 1.0
     while power_of_t_test(high, n, level) < power:
         high *= 2
-    return float(optimize.brentq(lambda shift: power_of_t_test(shift, n, level) - power, 0.0, high))
+    return float(scipy.optimize.brentq(lambda shift: power_of_t_test(shift, n, level) - power, 0.0, high))
 
 
 def _all_flipped_sums(differences: Floats) -> Floats:

@@ -15,8 +15,8 @@ from math import nan
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from bench.results.statistics import LEVEL, Interval
 
@@ -95,13 +95,15 @@ def average_ranks(scores: ArrayLike) -> Floats:
     Returns:
         Average ranks of shape (methods,).
     """
-    return np.asarray(stats.rankdata(-np.asarray(scores, dtype=np.float64), axis=1).mean(axis=0), dtype=np.float64)
+    return np.asarray(
+        scipy.stats.rankdata(-np.asarray(scores, dtype=np.float64), axis=1).mean(axis=0), dtype=np.float64
+    )
 
 
 def _middle(samples: Sequence[Floats]) -> Floats:
     """Return the interquartile means over the last axis of all samples together."""
     pooled = np.concatenate(samples, axis=-1)
-    return np.asarray(stats.trim_mean(pooled, _QUARTER, axis=-1), dtype=np.float64)
+    return np.asarray(scipy.stats.trim_mean(pooled, _QUARTER, axis=-1), dtype=np.float64)
 
 
 def _share_above(first: Floats, second: Floats) -> Floats:
