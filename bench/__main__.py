@@ -32,13 +32,23 @@ def main() -> None:
         sys.exit(_status())
 
 
+class _OneLine(logging.Formatter):
+    """Writes each message on one line, whatever foreign text it holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a message."""
+        return escaped(super().format(record))
+
+
 def _status() -> int:
     """Run the command, print its errors, and return the exit status."""
     import click
 
     from bench.cli.main import bench
 
-    logging.basicConfig(level=logging.WARNING, format="bench: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("bench: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     stdout = sys.stdout
     try:
         status: object = bench.main(standalone_mode=False, prog_name="bench")

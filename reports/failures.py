@@ -54,7 +54,7 @@ class Failures(Report):
                     Column(title="State", align="left"),
                     Column(title="Reason", align="left"),
                     Column(title="Id", align="left", drop=2, code=True),
-                    Column(title="To get a result", align="left", drop=1, code=True),
+                    Column(title="To get a result", align="left", code=True),
                 ),
                 rows=tuple(_cells(results, run, state, reason) for run, state, reason in failures),
                 notes=(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Report, StudyResults, Table
+from bench.outputs.commands import study_command
 from bench.reporting import wording
 from bench.results.tables import DAMAGED, IDENTITY, MISSING, section
 from reports.shared.commands import repetition
@@ -45,14 +46,13 @@ class Provenance(Report):
                     Column(title="Made", align="left", drop=2),
                     Column(title="Run s", drop=1),
                 ),
-                rows=tuple(_cells(results, group) for group in groups),
+                rows=(*(_cells(results, group) for group in groups), *_whole_study(results)),
                 notes=(
                     "Run s: seconds of all runs together, without tuning",
                     "A command repeats the runs, and the tuning before them, in a store of its own; "
                     "numbers agree if versions and hardware do",
-                    f"The study itself: {results.study.get('command') or 'its command is not known'}",
                 ),
-                anchors=tuple(anchor(group.iloc[0].to_dict()) for group in groups),
+                anchors=(*(anchor(group.iloc[0].to_dict()) for group in groups), *("" for _ in _whole_study(results))),
             )
         ]
 
@@ -70,6 +70,12 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
         _period(runs),
         number(group["total_seconds"].sum(), 0),
     )
+
+
+def _whole_study(results: StudyResults) -> list[tuple[str, ...]]:
+    """Return the row of the study itself; none when its command is not known."""
+    line = study_command(results.study.get("command"), results.store.root)
+    return [("the whole study", *("" for _ in range(6)), line)] if line else []
 
 
 def _listed(runs: list[str]) -> str:

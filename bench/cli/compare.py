@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import store_option
 from bench.errors import BenchError
 
@@ -65,6 +66,6 @@ def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir
     plan = forecast(StudyResults(store, store.load_study(study)), detect, baseline)
     reason = no_forecast_reason(plan)
     if reason is not None:
-        click.echo(reason)
+        say(reason)
     else:
         show([table(plan)])

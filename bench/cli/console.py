@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from bench.outputs.escaping import in_terminal
 
 if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
     from bench.planning.plan import Plan
@@ -79,7 +82,7 @@ class LiveWatcher:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(in_terminal(text), highlight=False, markup=False, soft_wrap=True)
 
     def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
         """Print the outcome of a unit."""
@@ -92,7 +95,7 @@ class LiveWatcher:
         lines = [progress_line(unit) for unit in units]
         self._advance(sum(int(unit.progress.get("done", 0)) for unit in units))
         if self._study is not None:
-            self._progress.update(self._study, detail="; ".join(lines))
+            self._progress.update(self._study, detail=escape(in_terminal("; ".join(lines))))
         if lines and not self._live and time.monotonic() - self._last_line > _PLAIN_INTERVAL:
             for line in lines:
                 self.note(f"    {line}")
@@ -122,12 +125,17 @@ def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]])
         columns: Headings, and whether their columns are right-aligned.
         rows: Cells of each row.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_text(title), title_justify="left")
     for heading, right in columns.items():
         table.add_column(heading, justify="right" if right else "left")
     for row in rows:
-        table.add_row(*map(Text, row))  # brackets, e.g. in an error message, are not markup
+        table.add_row(*map(_text, row))
     return table
+
+
+def _text(text: str) -> Text:
+    """Return a text in which brackets, e.g. in an error message, are not markup, and nothing works on the terminal."""
+    return Text(in_terminal(text))
 
 
 def make_console() -> Console:

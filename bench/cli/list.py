@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.lines import say
 from bench.errors import BenchError, unknown_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
     if long and kind == "presets":
         _print_preset_times(_checked(kind, names, _preset_names()))
     elif long:
-        click.echo("\n\n".join(_described(name, method) for name, method in _methods(names).items()))
+        for number, (name, method) in enumerate(_methods(names).items()):
+            for line in [""] * bool(number) + _described(name, method):
+                say(line)
     else:
         _print_lines(_entries(kind, names))
 
@@ -44,7 +47,7 @@ def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
 def _print_lines(entries: Mapping[str, str]) -> None:
     width = max(len(name) for name in entries)
     for name, summary in entries.items():
-        click.echo(f"{name:<{width}}  {summary}")
+        say(f"{name:<{width}}  {summary}")
 
 
 def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
@@ -89,13 +92,13 @@ def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
     return {name: method_class(name, files.get(name)) for name in named["methods"]}
 
 
-def _described(name: str, method: type[Method]) -> str:
-    """Describe a method in full."""
+def _described(name: str, method: type[Method]) -> list[str]:
+    """Return the lines that describe a method in full."""
     from bench.cli.console import make_console
     from bench.plugins.summaries import summary_of
 
     width = make_console().width
-    parts = [name, _wrapped(summary_of(method), width)]
+    lines = [name, *_wrapped(summary_of(method), width)]
     facts = {
         "source": [method.source or "not stated"],
         "can": [", ".join(method.capabilities.in_words())],
@@ -103,15 +106,14 @@ def _described(name: str, method: type[Method]) -> str:
         "deviations": list(method.deviations) or ["none stated"],
     }
     for heading, texts in facts.items():
-        parts += [
-            _wrapped(f"{heading + ':' if not number else '':<12}{text}", width, 12) for number, text in enumerate(texts)
-        ]
-    return "\n".join(parts)
+        for number, text in enumerate(texts):
+            lines += _wrapped(f"{heading + ':' if not number else '':<12}{text}", width, 12)
+    return lines
 
 
-def _wrapped(text: str, width: int, hanging: int = 0) -> str:
+def _wrapped(text: str, width: int, hanging: int = 0) -> list[str]:
     """Indent a text and break it at the width of the terminal."""
-    return textwrap.fill(
+    return textwrap.wrap(
         text,
         width,
         initial_indent=" " * _INDENT,
@@ -146,4 +148,4 @@ def _print_preset_times(names: Sequence[str]) -> None:
     columns = {"preset": False, "rows": True, **dict.fromkeys(schedule_names(), True)}
     console = make_console()
     console.print(simple_table("presets, roughly, on two cores", columns, rows))
-    console.print("bench run --preset P --schedule S --dry-run measures on this machine", highlight=False)
+    say("bench run --preset P --schedule S --dry-run measures on this machine")

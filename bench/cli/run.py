@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import (
     FILE,
     MOST_PROCESSES,
@@ -20,6 +20,7 @@ from bench.cli.options import (
     tracking_option,
 )
 from bench.errors import BenchError
+from bench.outputs.commands import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,8 +175,10 @@ def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str 
     tracker = Tracker(tracking_uri, store.root)
     results = StudyResults(store, run_study(plan, settings, tracker, LiveWatcher(console)))
     click.echo(load("forms", "terminal").render(make_document(results, [DEFAULT_REPORT]), console.width))
-    server = f" --tracking-uri {shlex.quote(without_password(tracking_uri))}" if tracking_uri else ""
-    click.echo(f"\ntables and runs.csv: {store.study(plan.spec.name)}\nin MLflow: bench ui{server}")
+    server = ("--tracking-uri", without_password(tracking_uri)) if tracking_uri else ()
+    say("")
+    say(f"tables and runs.csv: {store.study(plan.spec.name)}")
+    say(f"in MLflow: {command('ui', plan.spec.name, *server, store=store.root)}")
     return 0 if results.runs["status"].isin(RESULTS).all() else EXIT_SOME_FAILED
 
 
@@ -325,15 +328,12 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     columns = {"unit": False, "state": False, "time left": True, "id": False}
     console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
     for line in notes_before(plan, store, document):
-        console.print(line, highlight=False, markup=False)
+        say(line)
     for model, estimated in estimates.items():
         steps = {"training": estimated.training, "fine-tuning": estimated.finetuning, **estimated.searches}
         measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
-        console.print(f"measured steps of {model}: {measured}", highlight=False)
-    console.print(
-        f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.most_trials} trials a tuning",
-        highlight=False,
-    )
+        say(f"measured steps of {model}: {measured}")
+    say(f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.most_trials} trials a tuning")
 
 
 def _estimates(plan: Plan, data_dir: Path | None) -> dict[str, Estimate]:

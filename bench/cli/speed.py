@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import FILE, MOST_PROCESSES, WholeNumber, names
 from bench.errors import BenchError
 
@@ -190,7 +191,7 @@ def _measure_all(setting: SpeedConfig, methods: Mapping[str, Method], modes: Seq
     console = make_console()
     console.print(_table(_title(setting), measured.rows))
     for note in measured.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        say(f"note: {note}")
     if compared:
         console.print(_sharing_table(measured, compared))
 
@@ -222,9 +223,9 @@ def _measure_growth(
     console = make_console()
     console.print(_growth_table(measured, _title(settings[0]) if growth == "bits" else _conditions(settings[0])))
     for note in measured.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        say(f"note: {note}")
     if plot is not None:
-        console.print(f"drawn: {plot}", highlight=False, markup=False)
+        say(f"drawn: {plot}")
 
 
 def _head(settings: Sequence[SpeedConfig]) -> dict[str, Any]:

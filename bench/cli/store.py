@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import FILE, data_option, store_option
+from bench.outputs.commands import command
 
 if TYPE_CHECKING:
     from bench.diagnostics.doctor.finding import Finding
@@ -46,9 +48,10 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
     _print_items(sized, "removed" if yes else "removable")
     _print_usage(store)
     for line in (*notes, *failures):
-        click.echo(f"note: {line}")
+        say(f"note: {line}")
     if sized and not yes:
-        click.echo("nothing was removed; add --yes to remove these files")
+        words = ("clean", *([] if study is None else [study]), "--yes")
+        say(f"nothing was removed; to remove these files: {command(*words, store=store.root)}")
     return EXIT_SOME_FAILED if failures else 0
 
 
@@ -58,13 +61,13 @@ def _print_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
 
     items = list(sized)
     if not items:
-        click.echo("nothing to remove")
+        say("nothing to remove")
     for category in CATEGORIES:
         sizes = [size for item, size in items if item.category == category]
         if sizes:
-            click.echo(f"{heading}  {category:<40} {len(sizes):>6} {size_in_words(sum(sizes)):>10}")
+            say(f"{heading}  {category:<40} {len(sizes):>6} {size_in_words(sum(sizes)):>10}")
     if items:
-        click.echo(f"{heading}  {'in all':<40} {len(items):>6} {size_in_words(sum(size for _, size in items)):>10}")
+        say(f"{heading}  {'in all':<40} {len(items):>6} {size_in_words(sum(size for _, size in items)):>10}")
 
 
 def _print_usage(store: Store) -> None:
@@ -72,7 +75,7 @@ def _print_usage(store: Store) -> None:
 
     used = size_by_kind(store)
     kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in used.items() if size)
-    click.echo(f"the store holds {size_in_words(sum(used.values()))}{': ' if kinds else ''}{kinds}")
+    say(f"the store holds {size_in_words(sum(used.values()))}{': ' if kinds else ''}{kinds}")
 
 
 def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
@@ -110,11 +113,11 @@ def archive(study: str, file: Path, store_dir: Path) -> None:
     warnings = shortcomings(store, store.load_study(study))
     written = archives.archive(store, study, file)
     for line in warnings:
-        click.echo(f"warning: {line}")
+        say(f"warning: {line}")
     if written.left_out:
-        click.echo(f"warning: {written.left_out} files in the study's folder are not of the harness and were left out")
-    click.echo(f"{file}: study {study}, {written.units} units, {written.files} files, {size_in_words(written.size)}")
-    click.echo(f"to restore it: bench restore {file}")
+        say(f"warning: {written.left_out} files in the study's folder are not of the harness and were left out")
+    say(f"{file}: study {study}, {written.units} units, {written.files} files, {size_in_words(written.size)}")
+    say(f"to restore it: {command('restore', file)}")
 
 
 @click.command()
@@ -131,9 +134,9 @@ def restore(file: Path, name: str | None, store_dir: Path) -> None:
 
     store = Store(store_dir)
     restored = archives.restore(store, file, name)
-    click.echo(f"study {restored.study}: {restored.added} units added, {restored.kept} kept as they were")
+    say(f"study {restored.study}: {restored.added} units added, {restored.kept} kept as they were")
     _write_tables(store, store.load_study(restored.study))
-    click.echo(f"its table: bench report {restored.study}")
+    say(f"its table: {command('report', restored.study, store=store.root)}")
 
 
 def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
@@ -173,12 +176,12 @@ def doctor(
     for finding in examine(request):
         findings.append(finding)
         if not as_json:
-            click.echo(_line(finding))
+            say(_line(finding))
     problems = sum(finding.status == PROBLEM for finding in findings)
     if as_json:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
-        click.echo("no problems" if not problems else f"{problems} problem{'s' if problems > 1 else ''}")
+        say("no problems" if not problems else f"{problems} problem{'s' if problems > 1 else ''}")
     return EXIT_SOME_FAILED if problems else 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import FOLDER, names, store_option
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def status(study: str | None, store_dir: Path) -> None:
         simple_table(f"study {document['name']}", columns, [[row[heading] for heading in used] for row in rows])
     )
     counts = Counter(state.state for state in states)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    say(", ".join(f"{count} {state}" for state, count in counts.items()))
     for view in sessions(Leases(store.root), str(document["name"])):
-        console.print(f"run by {view.holder}", highlight=False)
+        say(f"run by {view.holder}")
 
 
 def _status_row(state: UnitState) -> dict[str, str]:
@@ -112,4 +113,4 @@ def report(study: str | None, wanted: str | None, form: str, out: Path | None, s
         return
     files = write_document(document, out)
     pages = ", ".join(sorted(file.name for file in files if file.suffix == ".html"))
-    click.echo(f"{len(files)} files in {out}: {pages}")
+    say(f"{len(files)} files in {out}: {pages}")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import WholeNumber, store_option, tracking_option
 from bench.errors import BenchError, first_line
+from bench.outputs.commands import command
 
 if TYPE_CHECKING:
     from bench.reporting.mlflow.tracker import Tracker
@@ -40,10 +42,10 @@ def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: P
     store = Store(store_dir)
     name = str(store.load_study(study)["name"])
     with launch_ui(store.root, tracking_uri, name, host, port, open_browser=open_browser) as view:
-        click.echo(view.url)
+        say(view.url)
         for contents, url in view.views.items():
-            click.echo(f"{contents}: {url}")
-        click.echo("press Ctrl-C to stop")
+            say(f"{contents}: {url}")
+        say("press Ctrl-C to stop")
         view.wait()
 
 
@@ -69,9 +71,9 @@ def sync(study: str | None, every: bool, rebuild: bool, store_dir: Path, trackin
     tracker = Tracker(tracking_uri, store.root, patient=True)
     with _views_lock(store):
         for document in documents:
-            click.echo(_synchronise(tracker, store, document, rebuild=rebuild))
+            say(_synchronise(tracker, store, document, rebuild=rebuild))
     for line in damaged:
-        click.echo(f"bench: {line}", err=True)
+        say(f"bench: {line}", err=True)
     return 1 if damaged else 0
 
 
@@ -99,7 +101,7 @@ def _synchronise(tracker: Tracker, store: Store, document: dict[str, Any], *, re
         reason = without_secrets(first_line(error))
         raise BenchError(
             f"cannot bring MLflow at {uri} up to date: {reason}; when it can be reached again, type "
-            f"`bench sync {document['name']} --store {store.root} --tracking-uri {uri}`, which sends the rest"
+            f"`{command('sync', document['name'], *tracker.option, store=store.root)}`, which sends the rest"
         ) from error
     removed = f", {counts.removed} removed" if counts.removed else ""
     figures = f"{counts.added} runs added, {counts.updated} updated, {counts.unchanged} unchanged{removed}"

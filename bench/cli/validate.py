@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.lines import say
 from bench.cli.options import FOLDER, data_option
 from bench.errors import BenchError
 
@@ -40,14 +41,14 @@ def verify(out: Path | None) -> int:
                 figures.append(output)
             else:
                 lines.append(output)
-                click.echo(f"{_VERDICTS[output.verdict]}  {output.what}: {output.figure}")
+                say(f"{_VERDICTS[output.verdict]}  {output.what}: {output.figure}")
     if out is not None:
-        click.echo(f"{len(write_document(verification(lines, figures), out))} files in {out}")
+        say(f"{len(write_document(verification(lines, figures), out))} files in {out}")
     counts = Counter(line.verdict for line in lines)
     failed, deviations = counts["no"], counts["deviation"]
-    click.echo(f"{failed} checks failed" if failed else "all checks passed")
+    say(f"{failed} checks failed" if failed else "all checks passed")
     if deviations:
-        click.echo(f"{deviations} printed figures do not follow from the paper's own rules: see the lines with 'note'")
+        say(f"{deviations} printed figures do not follow from the paper's own rules: see the lines with 'note'")
     return EXIT_SOME_FAILED if failed else 0
 
 
@@ -83,17 +84,17 @@ def validate(
     subject = _subject(method, settings, model, dataset, data_dir)
     findings = []
     if not as_json:
-        click.echo(f"{subject.name}{f' ({subject.location})' if subject.location else ''} on {model}, {dataset}")
+        say(f"{subject.name}{f' ({subject.location})' if subject.location else ''} on {model}, {dataset}")
     for finding in findings_of(subject):
         findings.append(finding)
         if not as_json:
-            click.echo(_line(finding))
+            say(_line(finding))
     failed = sum(finding.verdict == "FAIL" for finding in findings)
     if as_json:
         document = {"method": subject.name, "model": model, "dataset": dataset, "failed": failed}
         click.echo(json.dumps({**document, "checks": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        click.echo(_verdict(subject.name, failed, findings))
+        say(_verdict(subject.name, failed, findings))
     return EXIT_SOME_FAILED if failed else 0
 
 

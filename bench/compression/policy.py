@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, unknown_name
 from bench.inputs.reading import JSON_BYTES, parse_json, read_bytes, with_whole_characters
+from bench.outputs.commands import command
 
 if TYPE_CHECKING:  # shapes are traced by PyTorch; policies are read without it
     from bench.compression.shapes import LayerShape, NetworkShape
@@ -192,7 +193,8 @@ def check(network: NetworkShape, policy: Policy) -> None:
     names = {layer.name for layer in network.layers}
     for name in policy.layers:
         if name not in names:
-            raise unknown_name("layer in the policy", str(name), names, f"bench cost --model {network.model} --bits 8")
+            see = command("cost", "--model", network.model, "--dataset", network.dataset, "--bits", 8)
+            raise unknown_name("layer in the policy", str(name), names, see)
     for layer in network.layers:
         if layer.name not in policy.layers:
             raise BenchError(f"the policy has no entry for layer '{layer.name}' of {network.model}; add it")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from bench.compression.channel_groups import operation_name, traced
-from bench.compression.node_shapes import shape_of
 from bench.compression.compress import QuantizedLayer, QuantizedProduct
 from bench.compression.geometry import ConvGeometry, LinearGeometry
 from bench.compression.kernels import steps
+from bench.compression.node_shapes import shape_of
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive
 from bench.data.task_data import TaskData
 from bench.errors import BenchError

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from bench.errors import BenchError
+from bench.outputs.commands import shell
 
 STUDY_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 """Form of the name of a study."""
@@ -88,6 +89,6 @@ def inside(folder: Path, *names: Name) -> Path:
     for name in names:
         path = folder / name
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-            raise BenchError(f"'{path}' is a link that leads out of '{folder}'; remove it: rm '{path}'")
+            raise BenchError(f"'{path}' is a link that leads out of '{folder}'; remove it: `{shell('rm', path)}`")
         folder = path
     return folder

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.outputs.escaping import visible_texts
 from bench.store.files import write_bytes
 
 if TYPE_CHECKING:
@@ -96,13 +97,13 @@ def method_looks(methods: Iterable[str]) -> dict[str, Look]:
 
 def specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
     """Return the Vega-Lite specification of a chart in the look of files."""
-    spec: dict[str, Any] = chart.to_dict()
+    spec: dict[str, Any] = visible_texts(chart.to_dict())
     return {**spec, "config": {**spec.get("config", {}), **_FILE}}
 
 
 def page_specification(chart: "altair.TopLevelMixin") -> dict[str, Any]:
     """Return the Vega-Lite specification of a chart in the look of a page; a single view fills the width."""
-    spec: dict[str, Any] = chart.to_dict()
+    spec: dict[str, Any] = visible_texts(chart.to_dict())
     fitted = (
         {} if _COMPOSED & set(spec) else {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     )

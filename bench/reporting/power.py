@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.errors import unknown_name
+from bench.outputs.commands import command
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
 from bench.reporting.wording import count, duration, listed, number
@@ -101,7 +102,8 @@ def forecast(results: StudyResults, detect: float, baseline: str | None = None) 
     """
     reference = str(results.spec.get("baseline", "")) if baseline is None else baseline
     if reference not in methods_of(results):
-        raise unknown_name(f"method of study {results.name}", reference, methods_of(results), "bench plan --baseline")
+        see = command("report", results.name, store=results.store.root)
+        raise unknown_name(f"method of study {results.name}", reference, methods_of(results), see)
     groups = run_groups(results)
     pairs = [(group, partner) for group in groups if (partner := baseline_of(group, groups, reference)) is not None]
     level = LEVEL / max(1, sum(bool(group.top1 and partner.top1) for group, partner in pairs))
@@ -171,7 +173,7 @@ def no_forecast_reason(plan: Forecast) -> str | None:
     reasons = [*_without_forecast(plan)] or ["no runs with a result"]
     return (
         f"no forecast for study {plan.study} yet: {'; '.join(reasons)}; "
-        "repeat the same `bench run` with more --seeds to get more pairs"
+        "repeat the study's command with more --seeds to get more pairs"
     )
 
 

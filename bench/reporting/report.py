@@ -106,6 +106,25 @@ class Table:
     def _distinguishes(self, index: int) -> bool:
         return len({row[index] for row in self.rows if row[index]}) > 1
 
+    def mapped(self, escape: Callable[[str], str], code: Callable[[str], str] | None = None) -> "Table":
+        """Return the table with other texts, so that a form can show them as they are.
+
+        Args:
+            escape: Function that escapes a text for the form.
+            code: Function for the cells of columns that are for copying; `escape` when absent.
+        """
+        by_column = [code if code is not None and column.code else escape for column in self.columns]
+        return replace(
+            self,
+            title=escape(self.title),
+            columns=tuple(
+                replace(column, title=escape(column.title), note=escape(column.note)) for column in self.columns
+            ),
+            rows=tuple(tuple(text(cell) for text, cell in zip(by_column, row, strict=True)) for row in self.rows),
+            headline=tuple(map(escape, self.headline)),
+            notes=tuple(map(escape, self.notes)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bench.outputs.escaping import in_csv
 from bench.results.fairness import flags as fairness_flags
 from bench.results.groups import Flags, RunGroup, baseline_of, difference, p_to_correct, run_groups
 from bench.results.statistics import PairedDifference, holm
@@ -103,5 +104,10 @@ def _stated(row: BaselineDifference) -> Iterator[str]:
 def write_numbers(results: StudyResults) -> None:
     """Write `runs.csv` and `results.csv` into a study's folder."""
     folder = results.store.study(results.name)
-    write_text(folder / "runs.csv", results.runs.to_csv(index=False))
-    write_text(folder / "results.csv", result_lines(results).to_csv(index=False))
+    write_text(folder / "runs.csv", _csv(results.runs))
+    write_text(folder / "results.csv", _csv(result_lines(results)))
+
+
+def _csv(table: "pd.DataFrame") -> str:
+    """Write a table as CSV, in which no text is a formula."""
+    return table.map(lambda value: in_csv(value) if isinstance(value, str) else value).to_csv(index=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bench.errors import BenchError, unknown_name
+from bench.outputs.commands import command
 from bench.results.groups import with_result
 from bench.results.tables import StudyResults
 from bench.store.files import Store
@@ -55,7 +56,7 @@ def select(store: Store, text: str) -> Selection:
     study, slash, rest = text.partition("/")
     if slash:
         if study not in store.studies():
-            raise unknown_name("study", study, store.studies(), "bench status STUDY")
+            raise unknown_name("study", study, store.studies(), command("status", store=store.root))
         return _select_method(StudyResults(store, store.load_study(study)), rest, text)
     if text in store.studies():
         results = StudyResults(store, store.load_study(text))
@@ -73,14 +74,14 @@ def methods_of(results: StudyResults) -> list[str]:
 
 def _select_method(results: StudyResults, rest: str, text: str) -> Selection:
     """Select the runs of METHOD or METHOD/BUDGET."""
-    known = methods_of(results)
+    known, see = methods_of(results), command("report", results.name, store=results.store.root)
     method, _, budget = (rest, "", "") if rest in known else rest.rpartition("/")
     if method not in known:
-        raise unknown_name(f"method of study {results.name}", method or rest, known, f"bench report {results.name}")
+        raise unknown_name(f"method of study {results.name}", method or rest, known, see)
     runs = results.runs
     budgets = sorted({str(value) for value in runs[runs["method"] == method]["budget"]} - {""})
     if budget and budget not in budgets:
-        raise unknown_name(f"budget of {results.name}/{method}", budget, budgets, f"bench report {results.name}")
+        raise unknown_name(f"budget of {results.name}/{method}", budget, budgets, see)
     chosen = runs[runs["method"].eq(method) & (runs["budget"].eq(budget) if budget else True)]
     return Selection(name=text, kind="method", results=results, runs=chosen)
 
@@ -90,7 +91,7 @@ def _select_run(store: Store, text: str, latest: StudyResults) -> Selection:
     identity = _full_id(store, text)
     if identity is None:
         known = [*store.studies(), *methods_of(latest)]
-        raise unknown_name("study, method or run", text, known, "bench status")
+        raise unknown_name("study, method or run", text, known, command("status", store=store.root))
     results = _study_with(store, identity)
     return Selection(name=identity, kind="run", results=results, runs=results.runs[results.runs["id"] == identity])
 

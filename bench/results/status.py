@@ -131,6 +131,6 @@ def stale_notes(states: Iterable[UnitState]) -> list[str]:
     """Summarise the stale results of a study, one line for each reason."""
     counts = Counter(state.reason for state in states if state.state == STALE)
     return [
-        f"{count} result{'s are' if count > 1 else ' is'} stale and will be made again by `bench run`: {reason}"
+        f"{count} result{'s are' if count > 1 else ' is'} stale and will be made again by the next run: {reason}"
         for reason, count in counts.items()
     ]

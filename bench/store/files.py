@@ -36,6 +36,7 @@ from bench.inputs.reading import (
     read_bytes,
     with_whole_characters,
 )
+from bench.outputs.commands import command
 from bench.store.urls import without_secrets
 
 Status = Literal[
@@ -153,14 +154,14 @@ class Store:
         """
         known = self.studies()
         if not known:
-            raise BenchError(f"no study in the store '{self.root}'; run one first: `bench run`")
+            raise BenchError(f"no study in the store '{self.root}'; run one first: `{command('run', store=self.root)}`")
         chosen = known[-1] if name is None else name
         if chosen not in known:
             raise BenchError(f"no study '{chosen}' in the store '{self.root}'; there are: {', '.join(sorted(known))}")
         document = self.study_document(chosen)
         if document is None:
             raise BenchError(
-                f"'{self.study(chosen) / 'study.json'}' is damaged; run the study's `bench run` command again, which "
+                f"'{self.study(chosen) / 'study.json'}' is damaged; run the study's command again, which "
                 "writes a new one and repeats nothing that has finished"
             )
         return document

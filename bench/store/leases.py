@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from bench.errors import BenchError
 from bench.inputs.names import FileName
+from bench.outputs.commands import command
 from bench.store.files import read_json, write_bytes
 
 BEAT_SECONDS = 2.0
@@ -232,7 +233,7 @@ class Leases:
         except (Timeout, NotImplementedError) as error:
             raise BenchError(
                 f"cannot acquire the lock '{lock.lock_file}': another process holds it, or the file system has no "
-                "locks; see `bench doctor`"
+                f"locks; see `{command('doctor', store=self.folder.parent)}`"
             ) from error
         try:
             yield

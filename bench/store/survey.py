@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, unknown_name
+from bench.outputs.commands import command
 from bench.store.contents import (
     KINDS,
     STALE_FOLDER,
@@ -105,7 +106,7 @@ def existing(store: Store) -> Store:
 def _check_study(store: Store, name: str, usage: StoreUsage) -> None:
     known = [path.name for path in study_folders(store)]
     if name not in known:
-        raise unknown_name("study", name, known, "bench status")
+        raise unknown_name("study", name, known, command("clean", store=store.root))
     if name in usage.sessions:
         raise BenchError(f"{usage.sessions[name].holder} runs study '{name}' now; stop it before you remove the study")
 

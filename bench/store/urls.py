@@ -1,11 +1,11 @@
 """Addresses of databases: their drivers, their time limits, and how they may be shown."""
 
 import re
-import shlex
 from collections.abc import Iterable
 from importlib.util import find_spec
 
 from bench.errors import BenchError
+from bench.outputs.commands import join
 
 _LIMITS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
 """Time limits of PostgreSQL's client, in seconds and milliseconds. Without them it waits for a quarter of an hour when
@@ -91,7 +91,7 @@ def command_without_secrets(words: Iterable[str]) -> str:
     Args:
         words: Words of the command, from which the shell has removed quotation marks.
     """
-    return shlex.join(map(_word_without_secrets, words))
+    return join(map(_word_without_secrets, words))
 
 
 def _word_without_secrets(word: str) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bench.outputs.commands import command
 from bench.store.contents import KINDS, UnitKey, study_folders, units_of
 from bench.store.files import Store
 from bench.store.leases import SESSION, Leases, LeaseView
@@ -27,12 +28,14 @@ class StoreUsage:
     """Who works on what, and which study refers to what, at one moment.
 
     Attributes:
+        root: Folder of the store.
         living: Leases of holders that are not known to be dead.
         unreadable: Names of young lease files that cannot be read; their holders may be alive.
         studies: Documents of the studies, by name.
         damaged: Names of studies whose document is damaged or missing.
     """
 
+    root: Path
     living: Sequence[LeaseView]
     unreadable: Sequence[str] = ()
     studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -75,7 +78,8 @@ class StoreUsage:
         if damaged:
             return (
                 f"the study.json of {', '.join(damaged)} is damaged or missing, so units that no study refers to are "
-                "left alone; run that study's `bench run` command again, or `bench clean` with its name"
+                "left alone; run that study's command again, or remove it: "
+                f"`{command('clean', damaged[0], '--yes', store=self.root)}`"
             )
         for name, view in self.sessions.items():
             if name not in self.studies or view.beat < _SETTLED_BEATS:
@@ -95,6 +99,7 @@ def read_usage(store: Store) -> StoreUsage:
             living.append(view)
     documents = {path.name: store.study_document(path.name) for path in study_folders(store)}
     return StoreUsage(
+        root=store.root,
         living=living,
         unreadable=unreadable,
         studies={name: document for name, document in documents.items() if document is not None},

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.api import Column, Document, Figure, Form, Part, Table
+from bench.errors import escaped
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")
@@ -147,6 +148,7 @@ def page(document: Document, _: int = 0) -> str:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -166,6 +168,11 @@ def page(document: Document, _: int = 0) -> str:
         dark_colours=DARK_COLOURS,
         libraries=_libraries(),
     )
+
+
+def _visible(value: Any) -> Any:
+    """Escape what cannot be seen in a text of a study; the template's texts that are HTML already have another type."""
+    return escaped(value) if type(value) is str else value
 
 
 def sort_value(text: str) -> str:

@@ -2,71 +2,38 @@
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from bench.api import Column, Document, Figure, Form, Part, Table
+from bench.outputs.escaping import code_in_latex, in_csv, in_latex, in_markdown, in_terminal
 
-_LAST_LATEX_LETTER = 0x17E
-"""Last letter that LaTeX sets without help: the end of Latin Extended-A."""
 _WIDE_CELL = 40
 """Characters above which a cell is broken into lines in LaTeX."""
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    # After the \\ of the previous row LaTeX would read a bracket as its argument and a star as part of it.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "×": r"$\times$",
-    "−": "$-$",
-    "–": "--",
-    "…": r"\dots{}",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "Δ": r"$\Delta$",
-    "λ": r"$\lambda$",
-    "α": r"$\alpha$",
-    "σ": r"$\sigma$",
-    "’": "'",
-    "“": "``",
-    "”": "''",
-    "—": "---",
-    "→": r"$\rightarrow$",
-}
+_NAMING = 2
+"""Number of first columns that name a row where it is not shown whole."""
 
 
 def terminal(table: Table, width: int) -> str:
-    """Render a table as plain text of a given width, without colours."""
+    """Render a table as plain text of a given width, without colours.
+
+    Columns that do not fit are left out and named below the table. Commands that do not fit are below it too, each on
+    a line of its own that is not broken, so that they can be copied.
+    """
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    safe = table.mapped(in_terminal)
     with console.capture() as captured:
-        console.print(renderable(table, width))
+        console.print(*_renderables(safe, width), sep="\n", crop=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def renderable(table: Table, width: int) -> Group:
-    """Render a table for a rich console. Columns that do not fit are left out and named below the table."""
-    shown = _fitting(table, width)
+def _renderables(table: Table, width: int) -> Iterator[Text | RichTable]:
+    """Yield the parts of a table as rich prints them, from top to bottom."""
+    shown, apart = _fitting(table, width)
     fits = _line_width(table, shown) <= width
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index in shown:
@@ -75,47 +42,57 @@ def renderable(table: Table, width: int) -> Group:
         grid.add_column(Text(column.title), justify=column.align, vertical="bottom", overflow="fold", width=wanted)
     for row in table.rows:
         grid.add_row(*(Text(row[index]) for index in shown))
-    above = [Text(table.title, "bold"), *(Text(f"  {sentence}") for sentence in table.headline)]
-    below = [*table.explained(table.columns[index] for index in shown), *_left_out(table, shown)]
-    return Group(*above, grid, _bullets(below))
+    yield Text(table.title, "bold")
+    yield from (Text(f"  {sentence}") for sentence in table.headline)
+    yield grid
+    below = [*table.explained(table.columns[index] for index in shown), *_left_out(table, [*shown, *apart])]
+    if below:
+        yield _bullets(below)
+    for index in apart:
+        yield Text(f" {table.columns[index].title}:")
+        for row in (row for row in table.rows if row[index]):
+            yield Text(f" {' '.join(row[other] for other in shown[:_NAMING])}:")
+            yield Text(f"   {row[index]}", no_wrap=True, overflow="ignore")
 
 
 def markdown(table: Table) -> str:
     """Render a table as GitHub-flavoured Markdown, with its title and headline above and its notes below."""
-    head = [_escape_markdown(column.title) for column in table.columns]
-    body = [[_escape_markdown(cell) for cell in row] for row in table.rows]
-    widths = [max(3, *(len(row[index]) for row in [head, *body])) for index in range(len(head))]
-    lines = [_markdown_row(row, table.columns, widths) for row in [head, *body]]
+    safe = table.mapped(in_markdown)
+    head = [column.title for column in safe.columns]
+    widths = [max(3, *(len(row[index]) for row in [head, *safe.rows])) for index in range(len(head))]
+    lines = [_markdown_row(row, table.columns, widths) for row in [head, *safe.rows]]
     lines.insert(1, "| " + " | ".join(map(_rule, table.columns, widths)) + " |")
-    headline = [f"- {_escape_markdown(sentence)}" for sentence in table.headline]
-    notes = [f"- {_escape_markdown(note)}" for note in table.explained()]
-    blocks = [f"**{_escape_markdown(table.title)}**", *map("\n".join, (headline, lines, notes))]
+    headline = [f"- {sentence}" for sentence in safe.headline]
+    notes = [f"- {note}" for note in safe.explained()]
+    blocks = [f"**{safe.title}**", *map("\n".join, (headline, lines, notes))]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def comma_separated(table: Table) -> str:
     """Render headings and rows as CSV, without title and notes."""
+    safe = table.mapped(in_csv)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(column.title for column in table.columns)
-    writer.writerows(table.rows)
+    writer.writerow(column.title for column in safe.columns)
+    writer.writerows(safe.rows)
     return stream.getvalue()
 
 
 def latex(table: Table) -> str:
     """Render a table as LaTeX; the document needs the package booktabs."""
     alignment = "".join(_latex_column(table, index) for index, _ in enumerate(table.columns))
-    rows = [_latex_row(row) for row in table.rows]
-    notes = [rf"\par\footnotesize {escape_latex(note)}" for note in table.explained()]
-    caption = ". ".join([table.title, *table.headline])
+    safe = table.mapped(in_latex, code_in_latex)
+    rows = [_latex_row(row) for row in safe.rows]
+    notes = [rf"\par\footnotesize {note}" for note in safe.explained()]
+    caption = ". ".join([safe.title, *safe.headline])
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\caption{{{caption}}}",
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
-        _latex_row([column.title for column in table.columns]),
+        _latex_row([column.title for column in safe.columns]),
         r"\midrule",
         *rows,
         r"\bottomrule",
@@ -126,29 +103,14 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def escape_latex(text: str) -> str:
-    """Escape a text for LaTeX; a hyphen before a number becomes a minus sign."""
-    signed = re.sub(r"(?<![\w.-])-(?=[\d.])", "−", text)
-    return "".join(_latex_character(character) for character in signed)
-
-
-def _latex_character(character: str) -> str:
-    """Escape a character; one that LaTeX's usual fonts lack becomes its number, so that the document compiles."""
-    if character in _LATEX:
-        return _LATEX[character]
-    if ord(character) > _LAST_LATEX_LETTER or not (character.isprintable() or character.isspace()):
-        return rf"{{[}}U+{ord(character):04X}{{]}}"
-    return character
-
-
 def figure_in_terminal(figure: Figure) -> str:
     """Render a figure in plain text: its title, and the file that `bench report --out` draws."""
-    return f"Figure: {figure.title} ({figure.name}.svg with --out)\n"
+    return f"Figure: {in_terminal(figure.title)} ({figure.name}.svg with --out)\n"
 
 
 def figure_in_markdown(figure: Figure) -> str:
     """Render a figure in Markdown, which shows its file if the file lies beside the text."""
-    return f"![{_escape_markdown(figure.title)}]({figure.name}.svg)\n"
+    return f"![{in_markdown(figure.title)}]({figure.name}.svg)\n"
 
 
 def figure_in_latex(figure: Figure) -> str:
@@ -158,7 +120,7 @@ def figure_in_latex(figure: Figure) -> str:
         r"\begin{figure*}",
         r"\centering",
         rf"\includegraphics[width=\linewidth]{{{figure.name}.pdf}}",
-        rf"\caption{{{escape_latex(figure.title)}}}",
+        rf"\caption{{{in_latex(figure.title)}}}",
         r"\end{figure*}",
     ]
     return "\n".join(lines) + "\n"
@@ -186,14 +148,20 @@ LATEX = Form("for the packages booktabs and graphicx", ".tex", _each(lambda tabl
 CSV = Form("headings and rows of tables alone", ".csv", _each(lambda table, _: comma_separated(table)))
 
 
-def _fitting(table: Table, width: int) -> list[int]:
-    """Return the columns to show; of columns that may be left out, as many as do not fit are."""
-    shown = list(range(len(table.columns)))
+def _fitting(table: Table, width: int) -> tuple[list[int], list[int]]:
+    """Return the columns to show, and those to show apart from the table.
+
+    If not all fit, columns to be copied that may not be dropped go apart first. Then columns that may be left out go.
+    """
+    shown, apart = list(range(len(table.columns))), []
+    if _line_width(table, shown) > width:
+        apart = [index for index in shown[1:] if table.columns[index].code and not table.columns[index].drop]
+        shown = [index for index in shown if index not in apart]
     for index in table.expendable():
         if _line_width(table, shown) <= width:
             break
         shown.remove(index)
-    return shown
+    return shown, apart
 
 
 def _line_width(table: Table, shown: Sequence[int]) -> int:
@@ -227,11 +195,6 @@ def _bullets(notes: Sequence[str]) -> RichTable:
     return grid
 
 
-def _escape_markdown(text: str) -> str:
-    """Escape a text for Markdown; "n<6" needs no escape, because no tag starts with a digit."""
-    return re.sub(r"([\\|*`]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
-
-
 def _markdown_row(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
     cells = [
         cell.rjust(width) if column.align == "right" else cell.ljust(width)
@@ -254,4 +217,4 @@ def _latex_column(table: Table, index: int) -> str:
 
 
 def _latex_row(row: Sequence[str]) -> str:
-    return " & ".join(escape_latex(cell) for cell in row) + r" \\"
+    return " & ".join(row) + r" \\"

@@ -1,12 +1,12 @@
 """The commands that a reader of a report types to repeat runs, or to get a missing one."""
 
-import shlex
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bench.api import StudyResults
+from bench.outputs.commands import command, split
 from bench.store.files import UnitKind, read_checked
 from bench.store.outcomes import RETRIABLE
 
@@ -84,7 +84,7 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def _joined(arguments: list[str]) -> str:
-    return shlex.join(["bench", "run", *arguments])
+    return command("run", *arguments)
 
 
 def _specification(results: StudyResults, run: str) -> Path:
@@ -100,7 +100,7 @@ def _study_file(results: StudyResults) -> Path:
 def _data(results: StudyResults) -> list[str]:
     """Return the `--data-dir` of the study's own command, which is no part of its specification."""
     try:
-        words = shlex.split(str(results.study.get("command") or ""))
+        words = split(str(results.study.get("command") or ""))
     except ValueError:  # an unclosed quotation mark
         return []
     joined = [word.partition("=")[2] for word in words if word.startswith("--data-dir=")]

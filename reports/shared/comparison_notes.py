@@ -204,7 +204,7 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
     for identity in runs[runs["status"] == DAMAGED]["id"]:
         yield f"The record of run {identity} is damaged and was left out"
     for reason, stale in runs[runs["status"] == STALE].groupby("reason", sort=False):
-        yield f"{len(stale)} stale runs left out ({reason}); the same `bench run` repeats them"
+        yield f"{len(stale)} stale runs left out ({reason}); the study's command repeats them"
 
 
 def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:

@@ -192,7 +192,7 @@ def test_a_study_of_an_earlier_version_is_announced_as_stale_and_made_again(
     age(Store(copied), make_plan(spec))
     shutil.rmtree(copied / "studies")
     again = tiny.work(spec, copied)
-    earlier = "will be made again by `bench run`: made by an earlier version of the harness, which identified"
+    earlier = "will be made again by the next run: made by an earlier version of the harness, which identified"
     assert again.watcher.notes == [
         f"1 result is stale and {earlier} model sources differently",
         f"1 result is stale and {earlier} method and model sources differently",

@@ -11,6 +11,7 @@ import pytest
 
 from bench.costs.measures import MEASURES, Bops, Energy, Latency, Measure, Memory
 from bench.errors import BenchError
+from bench.outputs.escaping import in_latex
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.reporting.report import Column, Table, make_document, write_tables
@@ -18,7 +19,7 @@ from bench.results.statistics import smallest_detectable
 from bench.results.tables import StudyResults
 from bench.store.files import write_json
 from reports.comparison import Comparison, comparison_table
-from reports.forms.text import comma_separated, escape_latex, latex, markdown, terminal
+from reports.forms.text import comma_separated, latex, markdown, terminal
 from tests import fake_store
 
 SBS = [71.0, 72.5, 73.0, 71.5, 72.0, 73.5]
@@ -429,10 +430,10 @@ def test_the_terminal_form_shows_brackets_as_they_are() -> None:
 
 
 def test_latex_is_escaped() -> None:
-    assert escape_latex("prune_then_quantize 50% & #1 {a} $x$ ~ ^ \\") == (
+    assert in_latex("prune_then_quantize 50% & #1 {a} $x$ ~ ^ \\") == (
         r"prune\_then\_quantize 50\% \& \#1 \{a\} \$x\$ \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
-    assert escape_latex("-0.50 seed-2 [-1, *]") == r"$-$0.50 seed-2 {[}$-$1, {*}{]}"
+    assert in_latex("-0.50 seed-2 [-1, *]") == r"$-$0.50 seed-2 {[}$-$1, {*}{]}"
     text = latex(Table(name="t", title="100% a_b", columns=(Column(title="x_y", align="left"),), rows=(("[a]",),)))
     assert r"\caption{100\% a\_b}" in text and r"\begin{tabular}{l}" in text
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
@@ -443,7 +444,7 @@ def test_markdown_is_escaped() -> None:
     table = Table(name="t", title="t", columns=(Column(title="a|b"),), rows=(("n<6",),), notes=notes)
     text = markdown(table)
     assert r"a\|b" in text and "n<6" in text
-    assert r"- \<class 'x'> lost \*w\* \_v\_ a_b" in text
+    assert r"- \<class 'x'>\\nlost \*w\* \_v\_ a_b" in text
 
 
 def test_a_row_of_the_wrong_length_is_refused() -> None:

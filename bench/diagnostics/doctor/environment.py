@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import bench
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import first_line
+from bench.outputs.commands import shell
 from bench.store.urls import without_password
 
 if TYPE_CHECKING:
@@ -67,15 +68,15 @@ def torchvision(request: DoctorRequest) -> Iterator[Finding]:
         return
     pin = torchvision_pin()
     fits = pin is None or theirs is None or pin.specifier.contains(theirs, prereleases=True)
-    pair = f"'{pin or 'torch'}' 'torchvision=={ours}'"
+    pair = [str(pin or "torch"), f"torchvision=={ours}"]
     error = request.torch.get("errors", {}).get("torchvision")
     if not fits:
-        found, remedy = f"torchvision {ours} needs {pin}; torch {theirs} is installed", f"pip install {pair}"
+        found, remedy = f"torchvision {ours} needs {pin}; torch {theirs} is installed", shell("pip", "install", *pair)
         yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
     elif error is not None and not request.torch_is_broken:
         nms = "torchvision::nms" in error  # this error means that the binaries were built for another PyTorch
         found = f"was built for another torch than {theirs}" if nms else f"cannot be imported: {first_line(error)}"
-        remedy = f"pip install --force-reinstall {pair}"
+        remedy = shell("pip", "install", "--force-reinstall", *pair)
         yield Finding(check="torchvision", status=PROBLEM, found=found, remedy=remedy)
     else:
         yield Finding(check="torchvision", status=OK, found=f"torchvision {ours} fits torch {theirs}")
@@ -109,7 +110,10 @@ def dependencies(_: DoctorRequest) -> Iterator[Finding]:
             wrong += 1
             words = "it is not installed" if installed is None else f"{installed} is installed"
             yield Finding(
-                check="dependencies", status=PROBLEM, found=f"{need} is needed; {words}", remedy=f"pip install '{need}'"
+                check="dependencies",
+                status=PROBLEM,
+                found=f"{need} is needed; {words}",
+                remedy=shell("pip", "install", str(need)),
             )
     if not wrong:
         yield Finding(check="dependencies", status=OK, found=f"{len(asked)} packages as required")
@@ -135,7 +139,7 @@ def devices(request: DoctorRequest) -> Iterator[Finding]:
         yield Finding(check="devices", status=OK, found=found)
 
 
-_CPU = "add --device cpu to `bench run`"
+_CPU = "add --device cpu"
 
 
 def cores() -> int:

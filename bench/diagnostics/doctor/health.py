@@ -8,10 +8,12 @@ from contextlib import closing
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.diagnostics.wording import some
 from bench.errors import first_line
+from bench.outputs.commands import command, shell, study_command
 from bench.store.contents import UnitKey, folders, size_in_words, units, units_of
 from bench.store.files import Store, UnitKind, read_json
 from bench.store.outcomes import RESULTS
 from bench.store.staleness import why_stale
+from bench.store.urls import without_secrets
 from bench.store.usage import StoreUsage, read_usage
 
 
@@ -20,9 +22,11 @@ def studies(request: DoctorRequest) -> Iterator[Finding]:
     usage = read_usage(request.store)
     for name in usage.damaged:
         document = read_json(request.store.study(name) / "study.json")
-        command = str(document.get("command")) if isinstance(document, dict) else "the study's `bench run` command"
+        stated = without_secrets(str(document.get("command"))) if isinstance(document, dict) else ""
+        known = study_command(stated, request.store.root)
+        again = f"`{known}`" if known else "the study's command"
         found = f"the study.json of '{name}' is damaged or missing"
-        remedy = f"run {command} again; it writes the document again and repeats no unit"
+        remedy = f"run {again} again; it writes the document again and repeats no unit"
         yield Finding(check="studies", status=PROBLEM, found=found, remedy=remedy)
     if not usage.damaged:
         yield Finding(check="studies", status=OK, found=f"{len(usage.studies)} intact")
@@ -52,7 +56,7 @@ def records(request: DoctorRequest) -> Iterator[Finding]:
         if fault is not None:
             faults.append(f"{kind}/{identity} ({fault})")
     if faults:
-        remedy = "run the study's `bench run` command again; it repeats these units"
+        remedy = "run the study's command again; it repeats these units"
         yield Finding(check="records", status=PROBLEM, found=f"{len(faults)} damaged: {some(faults)}", remedy=remedy)
     else:
         how = "all files hashed" if request.thorough else "large files by size; --thorough hashes them"
@@ -66,15 +70,19 @@ def leases(request: DoctorRequest) -> Iterator[Finding]:
     dead = sorted(names - usage.names)
     if usage.unreadable:
         words = f"{len(usage.unreadable)} cannot be read: {some(usage.unreadable)}"
-        remedy = "check again in ten minutes; if they are still there, `bench clean --yes` removes them"
+        remedy = f"check again in ten minutes; if they are still there, `{_clean(request)}` removes them"
         yield Finding(check="leases", status=WARN, found=words, remedy=remedy)
     if dead:
         words = f"{len(dead)} of processes that died, or unreadable: {some(dead)}"
-        yield Finding(check="leases", status=WARN, found=words, remedy="bench clean --yes")
+        yield Finding(check="leases", status=WARN, found=words, remedy=f"`{_clean(request)}`")
     if not dead and not usage.unreadable:
         yield Finding(
             check="leases", status=OK, found=f"{len(usage.living)} of living processes, none of processes that died"
         )
+
+
+def _clean(request: DoctorRequest) -> str:
+    return command("clean", "--yes", store=request.store.root)
 
 
 def orphans(request: DoctorRequest) -> Iterator[Finding]:
@@ -83,7 +91,7 @@ def orphans(request: DoctorRequest) -> Iterator[Finding]:
     running = [unit for unit in all_units(store) if (store.record(*unit) or {}).get("status") == "running"]
     lost = [f"{kind}/{identity}" for kind, identity in running if f"{kind}-{identity}" not in held]
     if lost:
-        remedy = "run the study's `bench run` command again; it continues these units"
+        remedy = "run the study's command again; it continues these units"
         found = f"{len(lost)} are marked as running, but no process runs them: {some(lost)}"
         yield Finding(check="units at work", status=WARN, found=found, remedy=remedy)
     else:
@@ -101,19 +109,20 @@ def stale(request: DoctorRequest) -> Iterator[Finding]:
             reason = why_stale(record, document)
             reasons.update([] if reason is None else [(str(record.get("method") or "pretraining"), reason)])
     for (method, reason), count in sorted(reasons.items()):
-        words, remedy = f"{count} results of {method}: {reason}", _stale_remedy(usage, method)
+        words, remedy = f"{count} results of {method}: {reason}", _stale_remedy(request.store, usage, method)
         yield Finding(check="stale results", status=WARN, found=words, remedy=remedy)
     if not reasons:
         yield Finding(check="stale results", status=OK, found="none")
 
 
-def _stale_remedy(usage: StoreUsage, method: str) -> str:
+def _stale_remedy(store: Store, usage: StoreUsage, method: str) -> str:
     commands = sorted(
-        str(document.get("command"))
+        study_command(document.get("command"), store.root)
         for document in usage.studies.values()
         if method in ((document.get("spec") or {}).get("methods") or ()) or method == "pretraining"
     )
-    return f"{some(commands, 1)}; it makes them again" if commands else ""
+    known = [f"`{line}`" for line in commands if line]
+    return f"{some(known, 1)}; it makes them again" if known else ""
 
 
 def tracking_database(request: DoctorRequest) -> Iterator[Finding]:
@@ -136,7 +145,7 @@ def tracking_database(request: DoctorRequest) -> Iterator[Finding]:
     if verdict == "ok":
         yield Finding(check="MLflow database", status=OK, found=f"intact, {size_in_words(path.stat().st_size)}")
     else:
-        remedy = f"mv '{path}' '{path}.damaged'; the next `bench run` of each study writes it again"
+        remedy = f"`{shell('mv', path, f'{path}.damaged')}`; the next run of each study writes it again"
         yield Finding(check="MLflow database", status=PROBLEM, found=f"damaged: {first_line(verdict)}", remedy=remedy)
 
 

@@ -176,7 +176,7 @@ def _missing(request: DoctorRequest, check: str, files: Sequence[Path], missing:
         check=check,
         status=PROBLEM if wanted else WARN,
         found=found,
-        remedy=f"the first `bench run` with it downloads it; without a network put {names} there, or give another "
+        remedy=f"the first run with it downloads it; without a network put {names} there, or give another "
         "folder with --data-dir DIR",
     )
 

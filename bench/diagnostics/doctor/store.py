@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import BenchError, first_line
+from bench.outputs.commands import command
 from bench.store.cleanup import make_scratch
 from bench.store.contents import free_bytes, nearest_folder, size_by_kind, size_in_words, size_of, units, units_of
 from bench.store.files import Store, UnitKind, write_bytes
@@ -112,7 +113,9 @@ def space(request: DoctorRequest) -> Iterator[Finding]:
     free, needed = free_bytes(request.store.root), max(_FLOOR_BYTES, _still_needed(request.store))
     found = f"{size_in_words(free)} free, about {size_in_words(needed)} needed"
     if free < needed:
-        remedy = "see what `bench clean` would free, or give another disk with --store DIR"
+        remedy = (
+            f"see what `{command('clean', store=request.store.root)}` would free, or give another disk with --store DIR"
+        )
         yield Finding(check="disk", status=PROBLEM, found=found, remedy=remedy)
     else:
         yield Finding(check="disk", status=OK, found=found)
@@ -138,7 +141,7 @@ def disk_use(request: DoctorRequest) -> Iterator[Finding]:
     kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in used.items() if size)
     spare = sum(size_of(item.path) for item in survey(request.store).items)
     found = f"{size_in_words(sum(used.values()))} in the store{': ' if kinds else ''}{kinds}"
-    remedy = f"`bench clean` would free {size_in_words(spare)}" if spare else ""
+    remedy = f"`{command('clean', store=request.store.root)}` would free {size_in_words(spare)}" if spare else ""
     yield Finding(check="disk use", status=OK, found=found, remedy=remedy)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compression.policy import Policy, policy_from_json
-from bench.errors import BenchError
+from bench.errors import BenchError, escaped
 from bench.reporting.mlflow.pages import policy_page
 from bench.reporting.wording import TOO_FEW, interval, probability
 from bench.results.statistics import MIN_PAIRS, Interval
@@ -110,7 +110,7 @@ def run_entry(study: Mapping[str, Any], folder: Path, identity: str, record: Map
         record: Record of the run.
     """
     params = _params(record) | {"seed": str(record.get("seed")), "phase": "run"}
-    params |= {key: str(record.get(key)) for key in ("recipe", "match")}
+    params |= {key: escaped(str(record.get(key))) for key in ("recipe", "match")}
     metrics = {
         **section(record, "metrics"),
         **section(record, "times"),
@@ -210,7 +210,7 @@ def _policy(document: Any) -> Policy | None:
 def group_key(fields: Mapping[str, Any]) -> GroupKey:
     """Return the model, data set, method and budget of a record or of a row of `StudyResults.lines`."""
     fields = {**fields, "method": fields.get(LABEL, fields.get("method"))}
-    return tuple(" ".join(str(fields.get(key) or NO_BUDGET).split()) for key in IDENTITY)
+    return tuple(escaped(" ".join(str(fields.get(key) or NO_BUDGET).split())) for key in IDENTITY)
 
 
 def group_name(key: GroupKey) -> str:
@@ -230,7 +230,7 @@ def _params(fields: Mapping[str, Any]) -> dict[str, str]:
 def _difference(line: Mapping[str, Any]) -> dict[str, str]:
     """Return the difference to the baseline as the comparison shows it, and why a group takes no part in verdicts."""
     known = isinstance(line.get("pairs"), int)
-    return {"delta": _in_words(line) if known else "", "flags": str(line.get("flags") or "")}
+    return {"delta": _in_words(line) if known else "", "flags": escaped(str(line.get("flags") or ""))}
 
 
 def _in_words(line: Mapping[str, Any]) -> str:
@@ -250,15 +250,15 @@ def _settings(record: Mapping[str, Any]) -> dict[str, str]:
     """Return knobs and options as params, with the prefixes `knob.` and `option.`."""
     options = {f"option.{_key(name)}": value for name, value in section(record, "options").items()}
     knobs = {f"knob.{_key(name)}": value for name, value in section(record, "knobs").items()}
-    return {key: str(value) for key, value in (options | knobs).items()}
+    return {key: escaped(str(value)) for key, value in (options | knobs).items()}
 
 
 def _status_and_reason(study: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     """Return the outcome of a unit and its reason, as tags; an outdated result has the status "stale"."""
     reason = why_stale(record, study)
     if reason is not None:
-        return {"status": STALE, "reason": reason}
-    return {"status": str(record.get("status")), "reason": str(record.get("reason") or "")}
+        return {"status": STALE, "reason": escaped(reason)}
+    return {"status": str(record.get("status")), "reason": escaped(str(record.get("reason") or ""))}
 
 
 def _within_budget(record: Mapping[str, Any]) -> dict[str, str]:

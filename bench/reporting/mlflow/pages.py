@@ -7,12 +7,12 @@ table shows it whole, whereas MLflow's own view of Markdown cuts off wide tables
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from html import escape
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from bench.compression.policy import Policy
 from bench.errors import BenchError
+from bench.outputs.escaping import in_html
 from bench.reporting.report import Table
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def policy_page(policies: Sequence[Policy], title: str) -> str:
     bops = [_bops(policy, network) for policy in policies]
     rows = {layer: _columns(layer, policies, network, bops) for layer in policies[0].layers}
     heads = ["Layer", *(column.title for column in next(iter(rows.values())))]
-    lines = [f"<td>{escape(layer)}</td>{''.join(map(_cell, columns))}" for layer, columns in rows.items()]
+    lines = [f"<td>{in_html(layer)}</td>{''.join(map(_cell, columns))}" for layer, columns in rows.items()]
     many = [f"Means of {len(policies)} seeds; in brackets the least and the greatest"] if len(policies) > 1 else []
     return _page(title, heads, lines, many)
 
@@ -68,7 +68,7 @@ def table_page(table: Table) -> str:
     """Render a report's table as a self-contained page."""
     starts = [f'<td style="text-align: {column.align}">' for column in table.columns]
     lines = [
-        "".join(start + escape(cell) + "</td>" for start, cell in zip(starts, row, strict=True)) for row in table.rows
+        "".join(start + in_html(cell) + "</td>" for start, cell in zip(starts, row, strict=True)) for row in table.rows
     ]
     heads = [column.title for column in table.columns]
     return _page(table.title, heads, lines, table.explained(), headline=table.headline)
@@ -86,13 +86,13 @@ def _page(
         notes: Lines below the table.
         headline: Lines above the table.
     """
-    above = "\n".join(f"<p><b>{escape(sentence)}</b></p>" for sentence in headline)
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    above = "\n".join(f"<p><b>{in_html(sentence)}</b></p>" for sentence in headline)
+    head = "".join(f"<th>{in_html(text)}</th>" for text in heads)
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    below = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
+    below = "\n".join(f"<p>{in_html(note)}</p>" for note in notes)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h3>{escape(title)}</h3>\n{above}\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{in_html(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h3>{in_html(title)}</h3>\n{above}\n"
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n{below}\n</body></html>\n"
     )
 

@@ -55,6 +55,7 @@ class Tracker:
     def __init__(self, uri: str | None, store_root: Path, *, patient: bool = False) -> None:
         self.root = store_root.resolve()
         self.uri = resolve_uri(uri, self.root)
+        self.option = () if uri is None else ("--tracking-uri", without_password(uri))
         self._patience = {"TIMEOUT": "30", "MAX_RETRIES": "2"} if patient else {"TIMEOUT": "5", "MAX_RETRIES": "0"}
         self._warned = False
         self._opened: tuple[str, MlflowClient] | None = None

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
 from bench.errors import BenchError, first_line
+from bench.outputs.commands import command
 from bench.reporting.mlflow.probe import is_server, sqlite_file
 from bench.reporting.mlflow.tracker import Tracker, artifact_root
 from bench.reporting.mlflow.views import VIEWS, experiment_url, view_url
@@ -132,9 +133,8 @@ def _pages(server: str, experiment: "Experiment") -> tuple[str, dict[str, str]]:
 
 
 def _require_experiment(tracker: Tracker, study: str) -> "Experiment":
-    missing = BenchError(
-        f"MLflow at {without_password(tracker.uri)} has no experiment '{study}'; make it: `bench sync {study}`"
-    )
+    make = command("sync", study, *tracker.option, store=tracker.root)
+    missing = BenchError(f"MLflow at {without_password(tracker.uri)} has no experiment '{study}'; make it: `{make}`")
     database = sqlite_file(tracker.uri)
     if database is not None and not database.is_file():
         raise missing

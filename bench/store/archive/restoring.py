@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from bench.errors import BenchError
 from bench.inputs.names import StudyName
+from bench.outputs.commands import command
 from bench.store.archive.layout import MANIFEST, files_below, unit_of
 from bench.store.archive.verifying import RefusedError, Verified, blocks, members, verify
 from bench.store.cleanup import make_scratch
@@ -74,7 +75,10 @@ def _check_conflict(store: Store, name: str, document: Mapping[str, Any]) -> Non
         return
     present = store.study_document(name)
     if present is None:
-        raise BenchError(f"'{path}' is damaged; remove that study with `bench clean {name} --yes`, or add --name NEW")
+        raise BenchError(
+            f"'{path}' is damaged; remove that study with "
+            f"`{command('clean', name, '--yes', store=store.root)}`, or add --name NEW"
+        )
     if _identity(present) != _identity(document):
         raise BenchError(
             f"the store has another study '{name}' with a different specification; restore this one under another "

@@ -16,6 +16,7 @@ from typing import IO, Any
 import bench
 from bench.errors import BenchError
 from bench.inputs.reading import open_regular
+from bench.outputs.commands import shell
 from bench.store.archive.layout import FORMAT, LAYOUT, MANIFEST, PROJECT, files_below, regular_files, unit_of
 from bench.store.contents import folders, units_of
 from bench.store.files import Store, read_record
@@ -51,7 +52,7 @@ def archive(store: Store, name: str, target: Path) -> Archived:
     """
     document = store.load_study(name)
     if os.path.lexists(target):
-        raise BenchError(f"'{target}' exists already; give another name, or remove it first: rm '{target}'")
+        raise BenchError(f"'{target}' exists already; give another name, or remove it first: `{shell('rm', target)}`")
     files, left_out = _files_of_study(store, document)
     with _new_file(target) as file:
         _write(file, name, files)

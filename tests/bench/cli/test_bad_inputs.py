@@ -209,7 +209,7 @@ def test_a_study_file_that_is_damaged(bench: Command, copied: Path, command: str
     changed = {"truncated": text[:40], "edited": text.replace('"fixed"', '"sbs_q"'), "garbage": "[]"}
     file.write_text(changed[damage])
     refusal = bench(command, "tiny", "--store", copied).refusal
-    assert f"{file}' is damaged; run the study's `bench run` command again" in refusal
+    assert f"{file}' is damaged; run the study's command again" in refusal
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

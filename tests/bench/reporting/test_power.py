@@ -131,7 +131,7 @@ def test_one_pair_gives_no_forecast(tmp_path: Path) -> None:
     said = no_forecast_reason(forecast_of(fake))
     assert said == (
         "no forecast for study quick yet: sbs 4bit: 1 pair with fixed; a spread needs two; "
-        "repeat the same `bench run` with more --seeds to get more pairs"
+        "repeat the study's command with more --seeds to get more pairs"
     )
 
 

@@ -274,9 +274,7 @@ def test_a_damaged_study_is_one_clear_line_with_the_way_out(
     file = store.study("a") / "study.json"
     write_checked(file, {"name": "a", "methods": ["sbs"]})
     file.write_text(damage(file.read_text()))
-    with pytest.raises(
-        BenchError, match=r"study\.json' is damaged; run the study's `bench run` command again"
-    ) as caught:
+    with pytest.raises(BenchError, match=r"study\.json' is damaged; run the study's command again") as caught:
         store.load_study(name)
     assert "\n" not in str(caught.value)
 

@@ -404,7 +404,7 @@ def test_a_damaged_study(fake: FakeStore) -> None:
     assert finding.status == PROBLEM and finding.found == "the study.json of 'quick' is damaged or missing"
     assert finding.remedy.startswith("run bench run again")
     path.write_text("{")
-    assert "the study's `bench run` command" in only(doctor_health.studies(doctor_request(fake.root))).remedy
+    assert "the study's command" in only(doctor_health.studies(doctor_request(fake.root))).remedy
 
 
 def test_damaged_records_and_files(fake: FakeStore) -> None:
@@ -535,7 +535,7 @@ def test_the_command_prints_a_line_a_check(
     assert status == 1 and out.endswith("\n1 problem\n")
     (line,) = (line for line in out.splitlines() if line.startswith(PROBLEM))
     assert line == (
-        "PROBLEM  records: 1 damaged: runs/fixed-4bit-0 (its record is damaged) → run the study's `bench run` command "
+        "PROBLEM  records: 1 damaged: runs/fixed-4bit-0 (its record is damaged) → run the study's command "
         "again; it repeats these units"
     )
     status, out = command("--store", fake.root, "--json")
