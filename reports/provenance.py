@@ -75,7 +75,7 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
 def _whole_study(results: StudyResults) -> list[tuple[str, ...]]:
     """Return the row of the study itself; none when its command is not known."""
     line = study_command(results.study.get("command"), results.store.root)
-    return [("the whole study", *("" for _ in range(6)), line)] if line else []
+    return [("the whole study", "", line, *("" for _ in range(5)))] if line else []
 
 
 def _listed(runs: list[str]) -> str:

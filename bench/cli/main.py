@@ -17,7 +17,26 @@ from bench.cli.tracking import sync, ui
 from bench.cli.validate import validate, verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+_SECTIONS = {
+    "Studies": (run, status, plan_seeds),
+    "Results": (report, compare, ui, sync),
+    "Methods and costs": (list_, cost, validate, speed, verify),
+    "Store and machine": (archive, restore, clean, doctor),
+}
+"""Commands by what they are about, in the order of the help."""
+
+
+class _Sections(click.Group):
+    """A group whose help lists its commands by section."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of commands for each section."""
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(each.name), each.get_short_help_str(60)) for each in commands])
+
+
+@click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="sbs-bench")
 @click.pass_context
 def bench(context: click.Context) -> None:
@@ -32,9 +51,5 @@ def bench(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (
-    *(run, status, report, ui, sync, compare, plan_seeds),
-    *(list_, cost, speed, verify, validate),
-    *(doctor, clean, archive, restore),
-):
+for _command in (each for commands in _SECTIONS.values() for each in commands):
     bench.add_command(_command)

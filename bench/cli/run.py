@@ -178,6 +178,7 @@ def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str 
     server = ("--tracking-uri", without_password(tracking_uri)) if tracking_uri else ()
     say("")
     say(f"tables and runs.csv: {store.study(plan.spec.name)}")
+    say(f"as a page: {command('report', plan.spec.name, '--out', f'{plan.spec.name}-report', store=store.root)}")
     say(f"in MLflow: {command('ui', plan.spec.name, *server, store=store.root)}")
     return 0 if results.runs["status"].isin(RESULTS).all() else EXIT_SOME_FAILED
 

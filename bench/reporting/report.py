@@ -103,6 +103,12 @@ class Table:
         optional = [index for index, column in enumerate(self.columns) if column.drop]
         return sorted(optional, key=lambda index: (self._distinguishes(index), -self.columns[index].drop, -index))
 
+    def without(self, columns: Iterable[int]) -> "Table":
+        """Return the table without some of its columns."""
+        kept = [index for index, _ in enumerate(self.columns) if index not in set(columns)]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[index] for index in kept), rows=rows)
+
     def _distinguishes(self, index: int) -> bool:
         return len({row[index] for row in self.rows if row[index]}) > 1
 

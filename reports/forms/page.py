@@ -156,7 +156,8 @@ def page(document: Document, _: int = 0) -> str:
     shown = {part.name: _shown(part, anchors, with_files=document.with_files) for part in _parts(document)}
     sections = [(section, [shown[part.name] for part in section.parts]) for section in document.sections]
     figures = [part for part in shown.values() if isinstance(part, ShownFigure)]
-    rows = [row for part in shown.values() if isinstance(part, ShownTable) for row in part.rows]
+    tables = (part.rows for part in shown.values() if isinstance(part, ShownTable))
+    rows = next((rows for rows in tables if any(row.method for row in rows)), ())  # the first one has all methods
     return environment.get_template("page.html").render(
         study=document.study,
         about=document.about,

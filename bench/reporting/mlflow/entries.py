@@ -22,6 +22,9 @@ from bench.store.staleness import why_stale
 NO_BUDGET = "none"
 """Budget of methods that ignore it, as a value by which MLflow can filter and group."""
 
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as the description of a run or an experiment, in Markdown."""
+
 LABEL = "label"
 """Field that `StudyFolders` adds to a record: its method with the option that an ablation changes."""
 
@@ -35,7 +38,7 @@ _SHOWN = FINISHED - {"skipped"}
 _AGGREGATES = (
     *("top1_mean", "top1_std", "cost_mean", "bops_mean", "bops_std", "top5_mean", "top5_std"),
     *("memory_kb_mean", "search_seconds_mean", "tuning_seconds", "peak_memory_mb", "n", "n_failed"),
-    *("pairs", "delta", "delta_low", "delta_high", "p", "detectable"),
+    *("pairs", "delta", "delta_low", "delta_high", "p", "detectable", "budget_share"),
 )
 """Metrics of a group of runs. MLflow's comparison of runs starts with the first one."""
 
@@ -89,12 +92,13 @@ def parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
     """
     params = _params(line) | _protocol(study)
     metrics = _numbers({key: line.get(key) for key in _AGGREGATES})
+    words = _result(line) | _difference(line)
     return Entry(
         identity="/".join(params[key] for key in IDENTITY),
-        stamp=canonical_hash([params, metrics, _difference(line)]),
+        stamp=canonical_hash([params, metrics, words]),
         name=_name(params),
         params=params,
-        tags=params | {"phase": "summary"} | _difference(line),
+        tags=params | {"phase": "summary"} | words | {NOTE: _note(words)},
         metrics=metrics,
         status="FAILED" if line["n_failed"] and not line["n"] else "FINISHED",
     )
@@ -231,6 +235,33 @@ def _difference(line: Mapping[str, Any]) -> dict[str, str]:
     """Return the difference to the baseline as the comparison shows it, and why a group takes no part in verdicts."""
     known = isinstance(line.get("pairs"), int)
     return {"delta": _in_words(line) if known else "", "flags": escaped(str(line.get("flags") or ""))}
+
+
+def _result(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return accuracy, cost and effort of a group as short texts, since MLflow shows metrics with all their digits."""
+    top1, deviation, share, search, tuning = (
+        float(value) if isinstance(value := line.get(key), int | float) else math.nan
+        for key in ("top1_mean", "top1_std", "budget_share", "search_seconds_mean", "tuning_seconds")
+    )
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.2f}"
+    effort = search + (0.0 if math.isnan(tuning) else tuning)
+    return {
+        "result": "" if math.isnan(top1) else f"{top1:.2f}{spread}",
+        "share": "" if math.isnan(share) else f"{100 * share:.1f} %",
+        "effort": "" if math.isnan(effort) else f"{effort:.0f} s",
+    }
+
+
+def _note(words: Mapping[str, str]) -> str:
+    """Write the description of a group's entry, which MLflow shows above everything else."""
+    lines = {
+        "Top-1": f"{words['result']} %" if words["result"] else "",
+        "difference to the baseline": words["delta"],
+        "cost": f"{words['share']} of the budget" if words["share"] else "",
+        "search and tuning": words["effort"],
+        "not compared": words["flags"],
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
 
 
 def _in_words(line: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """The units of a study as MLflow should show them, read from their folders."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.inputs.reading import JSON_BYTES, read_text
+from bench.plugins.registry import load
 from bench.reporting.mlflow.entries import (
     LABEL,
     Entry,
@@ -19,10 +21,13 @@ from bench.reporting.mlflow.entries import (
 )
 from bench.reporting.mlflow.pages import table_page
 from bench.reporting.mlflow.views import colours
-from bench.reporting.report import DEFAULT_REPORT, make_document
+from bench.reporting.report import DEFAULT_REPORT, DEFAULT_WIDTH, make_document
 from bench.results.differences import result_lines
 from bench.results.tables import IDENTITY, StudyResults, read_record, section
 from bench.store.files import CHECKSUM, Store, UnitKind, read_json
+
+_LONGEST_NOTE = 4900
+"""Characters of a description; MLflow's servers accept tags of 5,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +93,11 @@ class StudyFolders:
         runs = [unit.unit for unit in units if unit.kind == "runs"]
         results = StudyResults(self._store, {**self._study, "runs": runs})
         frame = result_lines(results) if compared else results.lines
+        limits = results.runs.groupby(list(IDENTITY), sort=False)["budget_cost"].max().to_dict()
         for line in frame.to_dict("records"):
             fields = {str(key): value for key, value in line.items()}
-            lines[group_key(fields)] = fields
+            limit = limits.get(tuple(line[name] for name in IDENTITY), math.nan)
+            lines[group_key(fields)] = fields | {"budget_share": fields["cost_mean"] / limit}
         return (self._coloured(parent_entry(self._study, line)) for line in lines.values())
 
     def child(self, unit: UnitSummary) -> Entry | None:
@@ -109,6 +116,15 @@ class StudyFolders:
         results = StudyResults(self._store, self._study)
         pages = {f"{table.name}.html": table_page(table) for table in make_document(results, [DEFAULT_REPORT]).tables}
         return texts | pages | {"results.csv": result_lines(results).to_csv(index=False)}
+
+    def note(self) -> str:
+        """Return the verdict and the table of the study in Markdown, for the description of its experiment."""
+        results = StudyResults(self._store, self._study)
+        document = make_document(results, [DEFAULT_REPORT])
+        tables = tuple(table.without(table.expendable()) for table in document.tables)
+        brief = replace(document, sections=(replace(document.sections[0], parts=tables),))
+        text = str(load("forms", "markdown").render(brief, DEFAULT_WIDTH))
+        return text if len(text) <= _LONGEST_NOTE else "\n".join(f"- {line}" for line in tables[0].headline)
 
     def policies(self, group: GroupKey, runs: Sequence[UnitSummary]) -> dict[str, str]:
         """Return the mean policy of a group's runs as a page, by the name of its file; nothing without policies."""

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from bench.reporting.mlflow.entries import Entry, GroupKey, curve_points
+from bench.reporting.mlflow.entries import NOTE, Entry, GroupKey, curve_points
 from bench.reporting.mlflow.folders import StudyFolders, UnitSummary
 from bench.spec.schema import canonical_hash
 from bench.store.files import Store
@@ -136,6 +136,8 @@ class Mirror:
             runs = self._known.pop(identity)
             update.counts.removed += len(runs)
             update.delete(runs)
+        if thorough and units:
+            update.attempt("description", partial(self._describe, connection.client))
         update.finish()
         return update.counts
 
@@ -185,6 +187,11 @@ class Mirror:
             attachments = [*tables, self._policies(key, changed[key])] if thorough else []
             if update.attempt(entry.identity, partial(update.parent, entry, attachments)):
                 self._members[key] = changed[key]
+
+    def _describe(self, client: "MlflowClient") -> bool:
+        """Write the verdict and the table of the study into the experiment's description."""
+        client.set_experiment_tag(self.experiment, NOTE, self.folders.note())
+        return True
 
     def _tables(self) -> Attachment:
         """Return the study's tables, the same for all of its parents."""

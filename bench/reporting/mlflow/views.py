@@ -24,8 +24,8 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PREFIX = "mlflow.sharedViewState."
 _SECTION = "comparison"
 _WIDTH = 100
-_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_cost": 110, "bops_mean": 120, "delta": 230}
-_WIDTHS |= {"search_seconds": 130, "search_seconds_mean": 170, "knob.strength": 120, "validation_top1": 130}
+_WIDTHS = {"method": 150, "budget": 80, "seed": 60, "bops": 110, "raw_cost": 110, "result": 120, "delta": 230}
+_WIDTHS |= {"search_seconds": 130, "share": 90, "effort": 90, "knob.strength": 120, "validation_top1": 130}
 """Widths in pixels of columns whose contents do not fit otherwise."""
 
 
@@ -38,7 +38,7 @@ class View:
         name: Name in MLflow's menu of views.
         summary: Contents in a few words.
         phase: Phase of the runs that are shown: `run`, `summary` or `trial`.
-        params, metrics, tags: Columns, in this order.
+        params, tags, metrics: Columns, in this order.
         order: Metric or param that orders the runs, as MLflow writes it.
         ascending: Whether the smallest value comes first.
         charts: Charts of the chart mode; `_scatter`, `_parallel` and `_bars` make them.
@@ -63,7 +63,7 @@ class View:
     @property
     def columns(self) -> list[str]:
         """The columns of the table, as MLflow writes them."""
-        named = (("params", self.params), ("metrics", self.metrics), ("tags", self.tags))
+        named = (("params", self.params), ("tags", self.tags), ("metrics", self.metrics))
         return [_column(kind, name) for kind, names in named for name in names]
 
 
@@ -90,6 +90,23 @@ def _bars(number: int, metric: str) -> dict[str, Any]:
 
 VIEWS = (
     View(
+        key="bench-methods",
+        name="Methods",
+        summary="mean and standard deviation over seeds",
+        phase="summary",
+        params=(),
+        metrics=("n", "n_failed"),
+        tags=("result", "delta", "share", "effort", "flags"),
+        order=_column("metrics", "top1_mean"),
+        ascending=False,
+        charts=(
+            _scatter(1, "budget_share", "top1_mean"),
+            _parallel(2, ("method",), ("search_seconds_mean", "budget_share", "top1_mean")),
+            _bars(3, "top1_mean"),
+            _bars(4, "top1_std"),
+        ),
+    ),
+    View(
         key="bench-runs",
         name="Runs",
         summary="every seed",
@@ -102,23 +119,6 @@ VIEWS = (
         charts=(
             _scatter(1, "bops", "top1"),
             _parallel(2, ("method", "budget"), ("search_seconds", "bops", "top1")),
-        ),
-    ),
-    View(
-        key="bench-methods",
-        name="Methods",
-        summary="mean and standard deviation over seeds",
-        phase="summary",
-        params=("method", "budget"),
-        metrics=("top1_mean", "top1_std", "bops_mean", "search_seconds_mean", "n", "n_failed"),
-        tags=("delta", "flags"),
-        order=_column("metrics", "top1_mean"),
-        ascending=False,
-        charts=(
-            _scatter(1, "bops_mean", "top1_mean"),
-            _parallel(2, ("method", "budget"), ("search_seconds_mean", "bops_mean", "top1_mean")),
-            _bars(3, "top1_mean"),
-            _bars(4, "top1_std"),
         ),
     ),
     View(
