@@ -17,8 +17,8 @@ from bench.compression.kernels import steps
 Codes: TypeAlias = NDArray[np.uint8]
 Reals: TypeAlias = NDArray[np.float64]
 
-IMAGE = "image"
-"""Name of the image, whose codes are its pixels."""
+IMAGE, LOGITS = "image", "logits"
+"""Names of the image, whose codes are its pixels, and of the result of exported files. No operation has them."""
 PIXEL_BITS = 8
 
 

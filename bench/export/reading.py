@@ -14,7 +14,7 @@ from bench.compression.node_shapes import shape_of
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive
 from bench.data.task_data import TaskData
 from bench.errors import BenchError
-from bench.export.graph import IMAGE, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
+from bench.export.graph import IMAGE, LOGITS, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
 from bench.export.operations import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one
 
 MOST_BITS = 8
@@ -106,7 +106,8 @@ class _Reader:
             raise self._refusal(f"{_label(node)} is '{name}' with a number; only two tensors are handled")
         try:
             made = make(
-                Call(node, sources, self._modules), {"name": node.name, "inputs": inputs, "shape": shape_for_one(node)}
+                Call(node, sources, self._modules),
+                {"name": _name(node), "inputs": inputs, "shape": shape_for_one(node)},
             )
         except UnhandledError as error:
             raise self._refusal(f"{_label(node)} is '{name}' {error}") from error
@@ -128,7 +129,7 @@ class _Reader:
         step = clip / steps(bits)
         self.operations.append(
             Layer(
-                name=last.name,
+                name=_name(last),
                 inputs=(read,),
                 shape=shape_for_one(last),
                 path=path,
@@ -145,7 +146,7 @@ class _Reader:
                 **self._geometry(path, module),
             )
         )
-        self._names[last] = last.name
+        self._names[last] = _name(last)
 
     def _normalisation(self, node: fx.Node, module: Any) -> tuple[Reals, Reals, fx.Node]:
         """Return scale and shift after a layer, and the last node that they stand for."""
@@ -260,6 +261,11 @@ def _groups(module: Any) -> int:
 
 def _reals(tensor: Tensor) -> Reals:
     return tensor.detach().numpy().astype(np.float64)
+
+
+def _name(node: fx.Node) -> str:
+    """Return the name of a node's tensor; names with a dot are never those of nodes."""
+    return f"{node.name}.result" if node.name in (IMAGE, LOGITS) else node.name
 
 
 def _label(node: fx.Node) -> str:

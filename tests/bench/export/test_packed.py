@@ -16,9 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.mobilenetv3 import InvertedResidual as GatedResidual
-from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
 from bench.compression.compress import QuantizedLayer
 from bench.costs.counter import price
@@ -26,73 +23,17 @@ from bench.errors import BenchError
 from bench.export import executor, packed
 from bench.export.executor import PackedNetwork, unpack
 from bench.export.graph import BorderMap, Graph, Layer, Quantize, border_map
-from bench.export.packed import FRACTION_BITS, fixed_point, pack, packed_files, packed_network, parts
+from bench.export.packed import fixed_point, pack, packed_files, packed_network, parts
 from bench.export.reading import read_graph
 from bench.models.safetensors import read_safetensors
 from tests.bench.export.integers import execute
-from tests.bench.export.networks import Sample, sample
-
-UNIT = 2.0**FRACTION_BITS
-
-
-class Shifting(nn.Module):
-    """Layers that read negative numbers: a padded one, a strided depthwise one, and one whose padding is uneven."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
-        self.depthwise = nn.Conv2d(6, 6, 5, stride=2, padding=2, groups=6, bias=False)
-        self.norm = nn.BatchNorm2d(6)
-        self.same = nn.Conv2d(6, 8, (3, 2), padding="same", dilation=2)
-        self.grouped = nn.Conv2d(8, 4, 1, groups=2)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.fc = nn.Linear(4, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits."""
-        x = self.same(self.norm(self.depthwise(self.stem(x))))
-        x = self.pool(self.grouped(torch.relu(x)))
-        return self.fc(x.mean((-1, -2)).reshape(x.size(0), -1))  # type: ignore[no-any-return]
-
-
-class InvertedResiduals(nn.Sequential):
-    """One block of MobileNetV2, and one of MobileNetV3 with hard-swish and squeeze-excite."""
-
-    def __init__(self) -> None:
-        config = InvertedResidualConfig(8, 5, 16, 8, True, "HS", 1, 1, 1.0)
-        super().__init__(
-            nn.Conv2d(3, 8, 3, padding=1),
-            InvertedResidual(8, 8, stride=1, expand_ratio=2),
-            GatedResidual(config, nn.BatchNorm2d),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, 10),
-        )
-
-
-CASES: dict[str, Callable[[], Sample]] = {
-    "resnet8": lambda: sample("resnet8"),
-    "resnet8, 1 and 3 bits": lambda: sample("resnet8", (1, 8, 8), bits=(1, 3, 5), seed=1),
-    "resnet20": lambda: sample("resnet20", (3, 8, 8), images=2, seed=2),
-    "resnet18": lambda: sample("resnet18", (3, 32, 32), images=1, bits=(2, 3), seed=3),
-    "mobilenet_v2": lambda: sample("mobilenet_v2", (3, 16, 16), images=2),
-    "mobilenet_v3_large": lambda: sample("mobilenet_v3_large", (3, 8, 8), images=2),
-    "inverted residuals": lambda: sample(InvertedResiduals(), (3, 9, 7)),
-    "shifting": lambda: sample(Shifting(), (3, 13, 11)),
-}
+from tests.bench.export.networks import CASES, UNIT, Sample, Shifting, ran, sample
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> Sample:
     torch.manual_seed(0)  # modules of the cases draw their weights
     return CASES[request.param]()
-
-
-def ran(content: bytes, images: torch.Tensor) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """Logits of a packed network, and all of its tensors."""
-    seen: dict[str, Any] = {}
-    network = PackedNetwork(content)
-    return network.run(images.numpy(), seen.__setitem__) / UNIT, seen
 
 
 def test_codes_and_logits_are_those_of_exact_arithmetic(case: Sample) -> None:

@@ -1,0 +1,237 @@
+"""What all ONNX forms share: the model with its image and logits, and the operations between layers, in float32."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.export.graph import (
+    IMAGE,
+    LOGITS,
+    Add,
+    Clip,
+    Graph,
+    Hardsigmoid,
+    Hardswish,
+    Layer,
+    MaxPool,
+    Mean,
+    Multiply,
+    Operation,
+    Quantize,
+    Reals,
+    Reshape,
+)
+
+_PIXELS = "image.pixels"
+
+
+class OnnxForm:
+    """Writes a graph as an ONNX model; subclasses say how quantizers and layers are written.
+
+    The model reads images `uint8` (N, C, H, W), and normalises them itself.
+
+    Args:
+        graph: Graph of the network.
+
+    Attributes:
+        opset, ir_version: Versions of the operators and of the file, which every runtime of the last years reads.
+        further_opsets: Versions of other sets of operators, by domain.
+    """
+
+    opset: ClassVar[int] = 13
+    ir_version: ClassVar[int] = 8
+    further_opsets: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+
+    def model(self) -> onnx.ModelProto:
+        """Return the model."""
+        graph = self.graph
+        pixels = self.node("Cast", [IMAGE], to=TensorProto.FLOAT)
+        centred = self.node("Sub", [pixels, self.constant("image.mean", _by_channel(graph.mean))])
+        self.node("Div", [centred, self.constant("image.std", _by_channel(graph.std))], result=_PIXELS)
+        for operation in graph.operations:
+            _WRITE[type(operation)](self, operation)
+        self.node("Identity", [graph.output], result=LOGITS)
+        classes = next(operation for operation in graph.operations if operation.name == graph.output).shape
+        made = helper.make_graph(
+            self._nodes,
+            graph.model,
+            [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["N", *graph.image_shape])],
+            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", *classes])],
+            list(self._constants.values()),
+        )
+        opsets = {"": self.opset, **self.further_opsets}
+        model = helper.make_model(
+            made,
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
+            ir_version=self.ir_version,
+            producer_name="sbs-bench",
+        )
+        onnx.checker.check_model(model)
+        return model
+
+    def node(self, kind: str, inputs: Sequence[str], *, result: str = "", **attributes: Any) -> str:
+        """Add a node with one result, and return the name of it."""
+        name = result or f"node.{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, list(inputs), [name], name=f"{kind}:{name}", **attributes))
+        return name
+
+    def constant(self, name: str, values: NDArray[Any]) -> str:
+        """Add a constant with a name of its own, and return the name; real numbers get float32."""
+        array = values.astype(np.float32) if values.dtype == np.float64 else values
+        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def number(self, value: float) -> str:
+        """Add a number as a constant in float32, and return its name."""
+        return self.constant(f"number.{float(np.float32(value))!r}", np.array(value, dtype=np.float64))
+
+    def source(self, operation: Operation) -> str:
+        """Return the name of the only tensor that an operation reads; the normalised pixels for the image."""
+        return _PIXELS if operation.inputs[0] == IMAGE else operation.inputs[0]
+
+    def position(self, operation: Quantize) -> str:
+        """Write the code of a tensor as a number in float32, rounded as the harness does."""
+        x = self.source(operation)
+        if operation.offset:
+            x = self.node("Sub", [x, self.number(operation.offset)])
+        inside = self.node("Clip", [x, self.number(0), self.number(operation.clip)])
+        scaled = self.node("Mul", [inside, self.number(1 / operation.step)])
+        return self.node("Ceil", [self.node("Sub", [scaled, self.number(0.5)])])
+
+    def scaled(self, layer: Layer, sums: str, scale: Reals) -> None:
+        """Write the end of a layer: scale each channel, and add what depends on the channel and the position.
+
+        Args:
+            layer: The layer.
+            sums: Name of the sums of products.
+            scale: Scale of each channel, by which sums become outputs without what is added, shape (O,).
+        """
+        shape = (-1,) if layer.linear else (1, -1, 1, 1)
+        product = self.node("Mul", [sums, self.constant(f"{layer.path}.scale", scale.reshape(shape))])
+        self.node("Add", [product, self._border(layer)], result=layer.name)
+
+    def _border(self, layer: Layer) -> str:
+        if layer.reads_image:  # real pixels have no offset
+            values, uniform = layer.constant[:, None, None], True
+        else:
+            values, uniform = layer.border.values, layer.border.uniform
+        name = self.constant(f"{layer.path}.constant", values.reshape(-1) if layer.linear else values[None])
+        if uniform:
+            return name
+        for axis, classes in ((2, layer.border.rows), (3, layer.border.columns)):
+            indices = self.constant(f"{layer.path}.classes{axis}", classes.astype(np.int64))
+            name = self.node("Gather", [name, indices], axis=axis)
+        return name
+
+    def convolved(self, kind: str, layer: Layer, inputs: Sequence[str], result: str = "") -> str:
+        """Write a convolution, in a floating-point or integer form, with the geometry of a layer."""
+        return self.node(
+            kind,
+            inputs,
+            result=result,
+            kernel_shape=layer.codes.shape[2:],
+            strides=layer.stride,
+            pads=layer.padding,
+            dilations=layer.dilation,
+            group=layer.groups,
+        )
+
+    def float_layer(self, layer: Layer, values: str) -> None:
+        """Write a layer that multiplies real numbers by its quantized weights in float32.
+
+        Args:
+            layer: The layer.
+            values: Name of its input, without offset.
+        """
+        operands = [values, self._float_weights(layer)]
+        sums = self.node("MatMul", operands) if layer.linear else self.convolved("Conv", layer, operands)
+        self.scaled(layer, sums, layer.factor)
+
+    def _float_weights(self, layer: Layer) -> str:
+        """Write weights as their codes, from which a runtime computes them once, when it loads the file."""
+        codes = layer.codes[:, :, 0, 0].T if layer.linear else layer.codes
+        reals = self.node("Cast", [self.constant(f"{layer.path}.weight", codes)], to=TensorProto.FLOAT)
+        doubled = self.node("Mul", [reals, self.number(2)])
+        odd = self.node("Sub", [doubled, self.number(layer.weight_levels)])
+        return self.node("Mul", [odd, self.number(layer.weight_step)])
+
+    def quantize(self, operation: Quantize) -> None:
+        """Write a quantizer."""
+        raise NotImplementedError
+
+    def layer(self, layer: Layer) -> None:
+        """Write a layer."""
+        raise NotImplementedError
+
+    # --- operations in float32 ------------------------------------------------------------------------------------
+
+    def clip(self, operation: Clip) -> None:
+        """Write ReLU and its like."""
+        if operation.high is None:
+            self.node("Relu", operation.inputs, result=operation.name)
+        else:
+            limits = [self.number(0), self.number(operation.high)]
+            self.node("Clip", [*operation.inputs, *limits], result=operation.name)
+
+    def mean(self, operation: Mean) -> None:
+        """Write a mean over positions."""
+        keeps = int(operation.keeps_dimensions)
+        self.node("ReduceMean", operation.inputs, result=operation.name, axes=[2, 3], keepdims=keeps)
+
+    def max_pool(self, operation: MaxPool) -> None:
+        """Write a maximum over windows."""
+        window = {"kernel_shape": operation.kernel, "strides": operation.stride, "pads": operation.padding}
+        self.node("MaxPool", operation.inputs, result=operation.name, **window)
+
+    def hardsigmoid(self, operation: Hardsigmoid) -> None:
+        """Write clip(x + 3, 0, 6)/6."""
+        self.node("Div", [self._shifted_clip(operation), self.number(6)], result=operation.name)
+
+    def hardswish(self, operation: Hardswish) -> None:
+        """Write x·clip(x + 3, 0, 6)/6."""
+        product = self.node("Mul", [self.source(operation), self._shifted_clip(operation)])
+        self.node("Div", [product, self.number(6)], result=operation.name)
+
+    def _shifted_clip(self, operation: Operation) -> str:
+        shifted = self.node("Add", [self.source(operation), self.number(3)])
+        return self.node("Clip", [shifted, self.number(0), self.number(6)])
+
+    def reshape(self, operation: Reshape) -> None:
+        """Write another shape; the first dimension are the images."""
+        shape = self.constant(f"{operation.name}.shape", np.array([0, *operation.shape], dtype=np.int64))
+        self.node("Reshape", [*operation.inputs, shape], result=operation.name)
+
+    def add(self, operation: Add) -> None:
+        """Write a sum."""
+        self.node("Add", operation.inputs, result=operation.name)
+
+    def multiply(self, operation: Multiply) -> None:
+        """Write a product."""
+        self.node("Mul", operation.inputs, result=operation.name)
+
+
+def _by_channel(values: Reals) -> Reals:
+    return values[None, :, None, None]
+
+
+_WRITE: Mapping[type[Operation], Callable[[OnnxForm, Any], None]] = {
+    Quantize: lambda form, operation: form.quantize(operation),
+    Layer: lambda form, operation: form.layer(operation),
+    Clip: OnnxForm.clip,
+    Add: OnnxForm.add,
+    Multiply: OnnxForm.multiply,
+    Mean: OnnxForm.mean,
+    MaxPool: OnnxForm.max_pool,
+    Hardsigmoid: OnnxForm.hardsigmoid,
+    Hardswish: OnnxForm.hardswish,
+    Reshape: OnnxForm.reshape,
+}
