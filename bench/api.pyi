@@ -9,6 +9,9 @@ from .compression.compress import replace_layer as replace_layer
 from .compression.compress import restore_state as restore_state
 from .compression.geometry import MatMul as MatMul
 from .compression.geometry import geometry_of as geometry_of
+from .compression.heads import JoinHeads as JoinHeads
+from .compression.heads import PairBias as PairBias
+from .compression.heads import SplitHeads as SplitHeads
 from .compression.policy import EDGE_BITS as EDGE_BITS
 from .compression.policy import FULL_PRECISION_BITS as FULL_PRECISION_BITS
 from .compression.policy import LayerPolicy as LayerPolicy

@@ -57,6 +57,7 @@ from methods.shared.gates import shares
 from methods.shared.history import History
 from methods.shared.networks.stochastic_gates import (
     GatedLayer,
+    GatedProduct,
     keep_strongest,
     margins_of,
     probability_open,
@@ -119,6 +120,9 @@ def expected_bits(open_: Tensor, bits: Sequence[int]) -> Tensor:
     return candidates[0] + (open_.cumprod(1) * candidates[1:]).sum(1)
 
 
+Gated = GatedLayer | GatedProduct
+
+
 class BayesianNetwork(TrainedNetwork):
     """A model whose searched layers have gates, with its regulariser, cost and decisions.
 
@@ -132,12 +136,15 @@ class BayesianNetwork(TrainedNetwork):
         bits: Chain of candidate bits.
     """
 
-    layers: dict[str, GatedLayer]
+    layers: dict[str, Gated]
 
     def __init__(self, job: SearchJob, space: SearchSpace, clip_init: ClipInit = "calibrated") -> None:
-        def gated(module: nn.Module, shape: LayerShape, before: Mapping[str, GatedLayer]) -> GatedLayer:
+        def gated(module: nn.Module, shape: LayerShape, before: Mapping[str, Gated]) -> Gated:
             choice, producer = space[shape.name], before.get(shape.producer or "")
-            return GatedLayer(module, shape, choice.weight_bits, choice.group_size, producer, clip_init)
+            if shape.kind == "matmul":
+                return GatedProduct(module, shape, choice.weight_bits, clip_init)
+            gates = producer if isinstance(producer, GatedLayer) else None
+            return GatedLayer(module, shape, choice.weight_bits, choice.group_size, gates, clip_init)
 
         self.network = job.task.network
         self.model = job.float_model()
@@ -192,7 +199,7 @@ class BayesianNetwork(TrainedNetwork):
         """Compute Σ_t Σ_j b_j · MACs_t/max MACs · q(z_2) q(z_4) … q(z_j), a scalar; of q(z_2) the mean over filters."""
         bits = expected_bits(probability_open(torch.stack(self._phi_bits())), self.bits)
         of_weights, of_inputs = bits[0::2], bits[1::2]
-        kept = torch.stack([layer.filters(probability_open) / len(layer.weight) for layer in self.layers.values()])
+        kept = torch.stack([layer.filters(probability_open) / layer.shape.filters for layer in self.layers.values()])
         return (self._mac_shares * (kept * of_weights + of_inputs)).sum()
 
     @torch.no_grad()
@@ -221,7 +228,7 @@ class BayesianNetwork(TrainedNetwork):
         """Build the policy of these decisions; the first and the last layer have 8 bits."""
         base = uniform(self.network, EDGE_BITS)
         for name, layer in self.pruned.items():
-            base = base.with_layer(name, kept_filters=tuple(range(len(layer.weight))))
+            base = base.with_layer(name, kept_filters=tuple(range(layer.shape.filters)))
         for name in self.layers:
             base = base.with_layer(name, weight_bits=self.bits[0], activation_bits=self.bits[0])
         return policy_of(base, decisions)

@@ -7,8 +7,9 @@ Nothing is chosen layer by layer. Of each prunable layer, the filters with the l
 from typing import Annotated
 
 from pydantic import Field
+from torch import Tensor
 
-from bench.api import Capabilities, Method, NetworkShape, Options, Policy, SearchJob, SearchResult, uniform
+from bench.api import Capabilities, LayerShape, Method, NetworkShape, Options, Policy, SearchJob, SearchResult, uniform
 from methods.shared.budget import unreachable
 
 _MOST_BITS = 16
@@ -76,8 +77,13 @@ class Width(Method):
 
 def _ranked_filters(job: SearchJob) -> dict[str, list[int]]:
     """Sort the filters of each prunable layer by their sum of absolute weights, the largest first."""
+
+    def sizes(layer: LayerShape) -> Tensor:
+        rows = job.pretrained[f"{layer.name}.weight"].abs().flatten(1).sum(1)
+        return rows.view(layer.parts, layer.filters, -1).sum((0, 2))
+
     return {
-        layer.name: job.pretrained[f"{layer.name}.weight"].abs().flatten(1).sum(1).argsort(descending=True).tolist()
+        layer.name: sizes(layer).argsort(descending=True).tolist()
         for layer in job.task.network.layers
         if layer.prunable
     }

@@ -16,7 +16,6 @@ from bench.cli.study import report, status
 from bench.cli.tracking import sync, ui
 from bench.cli.validate import validate, verify
 
-
 _SECTIONS = {
     "Studies": (run, status, plan_seeds),
     "Results": (report, compare, ui, sync),

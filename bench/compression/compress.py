@@ -105,9 +105,14 @@ def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module
     reduced = copy.deepcopy(model)
     for layer in network.layers:
         kept_out, kept_in = kept_outputs(policy, layer), kept_inputs(policy, layer)
-        if kept_out is not None or kept_in is not None:
-            module = reduced.get_submodule(layer.name)
-            replace_layer(reduced, layer.name, _slice_layer(module, kept_out, None if layer.depthwise else kept_in))
+        if layer.kind != "matmul" and (kept_out is not None or kept_in is not None):
+            rows = None if kept_out is None else layer.rows(kept_out)
+            columns = None if kept_in is None or layer.depthwise else layer.columns(kept_in)
+            replace_layer(reduced, layer.name, _slice_layer(reduced.get_submodule(layer.name), rows, columns))
+    for table, layer_name in network.tables:
+        kept = policy.layers[layer_name].kept_filters
+        if kept is not None:
+            _slice_table(reduced, table, kept)
     for norm, layer_name in network.norms:
         kept = policy.layers[layer_name].kept_filters
         if kept is not None:
@@ -115,18 +120,25 @@ def reduce(model: nn.Module, network: NetworkShape, policy: Policy) -> nn.Module
     return reduced
 
 
-def _slice_layer(module: nn.Module, kept_out: tuple[int, ...] | None, kept_in: tuple[int, ...] | None) -> nn.Module:
-    """Return a layer with the kept filters, each with the weights of the kept inputs."""
+def _slice_table(model: nn.Module, path: str, kept: tuple[int, ...]) -> None:
+    """Leave the kept entries of a parameter's last dimension."""
+    parent, _, name = path.rpartition(".")
+    table: Tensor = getattr(model.get_submodule(parent), name)
+    setattr(model.get_submodule(parent), name, _like(table, table[..., list(kept)]))
+
+
+def _slice_layer(module: nn.Module, rows: list[int] | None, columns: list[int] | None) -> nn.Module:
+    """Return a layer with some rows of its weight and bias, and some columns of its weight."""
     if not isinstance(module, nn.Conv2d | nn.Linear):
         raise TypeError(f"cannot take filters from a {type(module).__name__}")
     sliced = copy.deepcopy(module)
     weight, bias = module.weight.detach(), module.bias
-    if kept_out is not None:
-        index = torch.tensor(kept_out, device=weight.device)
+    if rows is not None:
+        index = torch.tensor(rows, device=weight.device)
         weight = weight[index]
         bias = None if bias is None else bias.detach()[index]
-    if kept_in is not None:
-        weight = weight[:, torch.tensor(kept_in, device=weight.device)]
+    if columns is not None:
+        weight = weight[:, torch.tensor(columns, device=weight.device)]
     sliced.weight = _like(module.weight, weight)
     sliced.bias = None if module.bias is None or bias is None else _like(module.bias, bias)
     _set_channels(sliced, outputs=weight.shape[0], inputs=weight.shape[1])
@@ -238,7 +250,7 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     layers = {
         module: path
         for path, module in model.named_modules()
-        if hasattr(module, "calibrate") and (hasattr(module, "weight") or isinstance(module, QuantizedProduct))
+        if hasattr(module, "calibrate") and (hasattr(module, "weight") or hasattr(module, "product"))
     }
     missing, runs = set(layers), Counter[nn.Module]()
 

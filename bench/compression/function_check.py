@@ -261,8 +261,8 @@ def _check_reduced(original: nn.Module, network: NetworkShape, images: Tensor) -
     """
     policy = uniform(network, FULL_PRECISION_BITS)
     for layer in network.layers:
-        if layer.prunable and layer.out_channels > 1:
-            kept = tuple(range(max(1, layer.out_channels - network.group_size)))
+        if layer.prunable and layer.filters > 1:
+            kept = tuple(range(max(1, layer.filters - layer.group_size(network.group_size))))
             policy = policy.with_layer(layer.name, kept_filters=kept)
     reduced = reduce(original, network, policy)
     found = _outputs(reduced, network, images, False, "cannot lose filters; set its attribute `prunable` to ()")
@@ -279,9 +279,9 @@ def _masked(original: nn.Module, network: NetworkShape, policy: Policy) -> nn.Mo
     masked = copy.deepcopy(original)
     for layer in network.layers:
         kept = kept_inputs(policy, layer)
-        if kept is not None and not layer.depthwise:
+        if kept is not None and layer.kind != "matmul" and not layer.depthwise:
             weight: Tensor = masked.get_submodule(layer.name).weight  # type: ignore[assignment]
             mask = torch.zeros(weight.shape[1], dtype=weight.dtype)
-            mask[list(kept)] = 1
+            mask[layer.columns(kept)] = 1
             weight.mul_(mask.view(1, -1, *[1] * (weight.ndim - 2)))
     return masked

@@ -33,7 +33,7 @@ def record_shapes(graph: fx.GraphModule, images: Tensor) -> None:
     _Recorder(graph).run(images)
 
 
-def shape_of(node: fx.Node) -> torch.Size | None:
+def shape_of(node: object) -> torch.Size | None:
     """Return the shape of a node's tensor; `None` if its value is not a tensor."""
-    shape = node.meta.get(_KEY)
+    shape = node.meta.get(_KEY) if isinstance(node, fx.Node) else None
     return shape if isinstance(shape, torch.Size) else None

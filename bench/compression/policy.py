@@ -32,9 +32,9 @@ class LayerPolicy:
     """Bits and kept filters of one layer.
 
     Attributes:
-        weight_bits: Bits of weights, 1 to 32.
-        activation_bits: Bits of the layer's input, 1 to 32.
-        kept_filters: Indices of the kept filters in rising order; `None` keeps all.
+        weight_bits: Bits of weights, or of the right operand of a product of activations, 1 to 32.
+        activation_bits: Bits of the layer's input, or of the left operand, 1 to 32.
+        kept_filters: Indices of the kept filters in rising order, or of the kept heads; `None` keeps all.
     """
 
     weight_bits: int
@@ -222,10 +222,10 @@ def _check_kept(network: NetworkShape, layer: LayerShape, kept: tuple[int, ...])
             f"layer '{layer.name}' of {network.model} cannot be pruned{follows}; its kept_filters must be null"
         )
     whole = type(kept) is tuple and {*map(type, kept)} == {int}
-    if not whole or not _rising(kept) or kept[0] < 0 or kept[-1] >= layer.out_channels:
+    if not whole or not _rising(kept) or kept[0] < 0 or kept[-1] >= layer.filters:
         raise BenchError(
             f"layer '{layer.name}' keeps filters {_shown(kept)}; "
-            f"allowed: one or more of 0 to {layer.out_channels - 1}, in rising order"
+            f"allowed: one or more of 0 to {layer.filters - 1}, in rising order"
         )
 
 

@@ -15,7 +15,7 @@ from bench.compression.operations import Counts, Operation, count_multiplication
 from bench.compression.requirements import check_executions, check_logits, check_modules
 from bench.errors import BenchError
 
-Position = Literal["first", "middle", "last", "product"]
+Position = Literal["first", "middle", "last"]
 
 DEFAULT_GROUP_SIZE = 4
 """Default number of filters that are pruned together (paper, Section 4.2: ResNet-20 and ResNet-56)."""
@@ -26,23 +26,26 @@ class LayerShape:
     """Shape of one convolution, linear layer or product of two activations for one image.
 
     A linear layer is a 1×1 convolution on a map of as many rows as there are tokens; a vector is one token. So is a
-    product, and it multiplies several pairs of matrices: the rows of the left ones are its tokens. The right operand,
-    of shape (in_channels, out_channels), takes the place of the weight.
+    product. It multiplies several pairs of matrices, which are its groups: the rows of the left ones are its tokens,
+    and the right operand takes the place of the weight.
+
+    Filters are what can be removed: single ones, or heads of attention, which several rows of a projection make.
 
     Attributes:
         name: Module path of the layer.
         kind: Kind of layer; "matmul" is a product of two activations.
-        position: Position of the layer in the network; only middle layers are searched. That of a product is
-            "product", wherever it is.
-        in_channels, out_channels: Numbers of channels.
+        position: Position of the layer in the network; only middle layers are searched.
+        in_channels, out_channels: Numbers of channels; of a product, the columns of all left and of all right matrices.
         kernel: Height and width of the kernel.
-        groups: Number of groups of the convolution.
+        groups: Number of groups of the convolution; of a product, the number of pairs of matrices.
         in_size, out_size: Height and width of the input and of the output.
         stride: Vertical and horizontal stride.
-        products: Number of pairs of matrices that a product multiplies, e.g. heads times windows; 1 for layers.
         producer: Prunable layer whose filters are this layer's inputs; `None` if the number of inputs is fixed.
-        leader: Prunable layer that this layer loses filters with: a depthwise convolution, or the last layer of a
-            squeeze-excite gate, has one.
+        leader: Prunable layer that this layer loses filters with: a depthwise convolution, the last layer of a
+            squeeze-excite gate, or a product of heads has one.
+        inputs_per_filter: Number of inputs that the layer loses with one filter of its producer.
+        outputs_per_filter: Number of outputs that are removed together as one filter: the rows of a head, else 1.
+        parts: Number of equal parts in which the outputs of a filter lie, e.g. 3 for queries, keys and values.
         prunable: Whether filters can be pruned for this layer itself.
         signed_input: Whether the layer's input, or the left operand of a product, can be negative.
         normalized: Whether a batch normalisation follows, so that the scale of the weights has no effect.
@@ -59,9 +62,11 @@ class LayerShape:
     in_size: tuple[int, int] = (1, 1)
     out_size: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
-    products: int = 1
     producer: str | None = None
     leader: str | None = None
+    inputs_per_filter: int = 1
+    outputs_per_filter: int = 1
+    parts: int = 1
     prunable: bool = False
     signed_input: bool = False
     normalized: bool = True
@@ -70,12 +75,34 @@ class LayerShape:
     @property
     def depthwise(self) -> bool:
         """Whether every channel is convolved by itself: there are as many groups as channels."""
-        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+        return self.kind == "conv" and self.groups > 1 and self.groups == self.in_channels == self.out_channels
+
+    @property
+    def filters(self) -> int:
+        """Number of filters: of heads in a projection to heads, else of outputs."""
+        return self.out_channels // self.outputs_per_filter
+
+    def group_size(self, usual: int) -> int:
+        """Return how many filters are removed together: single heads, else the usual number."""
+        return 1 if self.outputs_per_filter > 1 else usual
+
+    def rows(self, filters: Sequence[int]) -> list[int]:
+        """List the outputs that some filters make, part by part."""
+        own, part = self.outputs_per_filter // self.parts, self.out_channels // self.parts
+        return [part * p + own * filter_ + i for p in range(self.parts) for filter_ in filters for i in range(own)]
+
+    def columns(self, filters: Sequence[int]) -> list[int]:
+        """List the inputs that some filters of the producer make."""
+        own = self.inputs_per_filter
+        return [own * filter_ + i for filter_ in filters for i in range(own)]
 
     def right_elements(self, in_channels: int, out_channels: int) -> int:
-        """Count the weights of the layer with so many channels, without biases, or a product's right operand."""
-        groups = in_channels if self.depthwise else self.groups
-        return self.products * in_channels * out_channels * self.kernel[0] * self.kernel[1] // groups
+        """Count the weights of the layer with so many channels, without biases, or a product's right operand.
+
+        Layers of several groups lose groups with their channels, so that the inputs of one output stay.
+        """
+        inputs = self.in_channels if self.groups > 1 else in_channels
+        return inputs * out_channels * self.kernel[0] * self.kernel[1] // self.groups
 
     @property
     def macs(self) -> int:
@@ -92,6 +119,7 @@ class NetworkShape:
         dataset: Name of the data set.
         layers: Convolutions, linear layers and products of activations.
         norms: Batch normalisations that lose channels with a prunable layer, as pairs of path and layer.
+        tables: Parameters that lose entries of their last dimension with a prunable layer, as pairs of path and layer.
         unquantized: Multiplications outside of the layers, in order of execution; they have full precision.
         group_size: Default number of filters that are pruned together (the paper's B).
         obstacles: Reasons why layers lose filters neither by themselves nor with another one, by layer; "it" in them is
@@ -102,6 +130,7 @@ class NetworkShape:
     dataset: str
     layers: tuple[LayerShape, ...]
     norms: tuple[tuple[str, str], ...] = ()
+    tables: tuple[tuple[str, str], ...] = ()
     unquantized: tuple[Operation, ...] = ()
     group_size: int = DEFAULT_GROUP_SIZE
     obstacles: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
@@ -156,12 +185,16 @@ def trace(
     ends: Mapping[str, Position] = {first: "first", last: "last"}
     edges = _edge_obstacles(first, last, structure)
     allowed = _allowed(model, name, structure, edges)
-    layers = [_layer_shape(execution, ends.get(execution.path, "middle"), structure, allowed) for execution in seen]
+    layers = _with_filters(
+        [_layer_shape(execution, ends.get(execution.path, "middle"), structure, allowed) for execution in seen],
+        structure,
+    )
     return NetworkShape(
         model=name,
         dataset=dataset,
         layers=tuple(layers),
         norms=tuple((norm, layer) for norm, layer in structure.norms.items() if layer in allowed),
+        tables=tuple((table, layer) for table, layer in structure.tables.items() if layer in allowed),
         unquantized=_unquantized(model, layers, counts),
         group_size=getattr(model, "group_size", DEFAULT_GROUP_SIZE),
         obstacles=_obstacles(layers, structure, edges),
@@ -307,7 +340,7 @@ def _layer_shape(
             "must be the images"
         )
     if isinstance(module, MatMul):
-        return _product_shape(path, inputs[0], inputs[1], role)
+        return _product_shape(path, inputs[0], inputs[1], role, allowed)
     plain = LayerShape(
         name=path,
         kind="linear",
@@ -318,6 +351,7 @@ def _layer_shape(
         out_size=(prod(outputs[1:-1]), 1),
         producer=role.producer if role.producer in allowed else None,
         leader=role.leader if role.leader in allowed else None,
+        parts=role.parts,
         prunable=path in allowed,
         signed_input=role.signed_input,
         normalized=role.normalized,
@@ -338,22 +372,42 @@ def _layer_shape(
     )
 
 
-def _product_shape(path: str, left: torch.Size, right: torch.Size, role: Role) -> LayerShape:
-    """Return the shape of the product of (images, …, rows, in_channels) and (images, …, in_channels, out_channels)."""
+def _with_filters(layers: Sequence[LayerShape], structure: Structure) -> list[LayerShape]:
+    """State how many channels a filter makes: several where the filters of a layer are heads."""
+    filters = {layer.name: structure.roles.get(layer.name, Role()).heads or layer.out_channels for layer in layers}
+
+    def per_filter(name: str | None, channels: int) -> int:
+        return 1 if name is None else channels // filters[name]
+
+    return [
+        replace(
+            layer,
+            inputs_per_filter=per_filter(layer.producer, layer.in_channels),
+            outputs_per_filter=per_filter(layer.leader or (layer.name if layer.prunable else None), layer.out_channels),
+        )
+        for layer in layers
+    ]
+
+
+def _product_shape(path: str, left: torch.Size, right: torch.Size, role: Role, allowed: Collection[str]) -> LayerShape:
+    """Return the shape of the product of (images, …, rows, contraction) and (images, …, contraction, columns)."""
     if len(left) < 3 or left[:-2] != right[:-2]:
         raise BenchError(
             f"product '{path}' multiplies tensors of shape {_in_words((left, right))} for {_IMAGES} images; both must "
             "hold equally many matrices for each image"
         )
+    pairs = prod(left[1:-2])
     return LayerShape(
         name=path,
         kind="matmul",
-        position="product",
-        in_channels=left[-1],
-        out_channels=right[-1],
+        position="middle",
+        in_channels=pairs * left[-1],
+        out_channels=pairs * right[-1],
+        groups=pairs,
         in_size=(left[-2], 1),
         out_size=(left[-2], 1),
-        products=prod(left[1:-2]),
+        producer=role.producer if role.producer in allowed else None,
+        leader=role.leader if role.leader in allowed else None,
         signed_input=role.signed_input,
         normalized=False,
     )

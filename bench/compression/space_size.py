@@ -34,7 +34,7 @@ def policies(network: NetworkShape, candidates: Sequence[int] = CANDIDATES, grou
 
 
 def _groups(layer: LayerShape, size: int) -> int:
-    return math.ceil(layer.out_channels / size) if layer.prunable else 1
+    return math.ceil(layer.filters / layer.group_size(size)) if layer.prunable else 1
 
 
 def in_words(number: int) -> str:

@@ -163,7 +163,7 @@ def price_layer(policy: Policy, layer: LayerShape) -> LayerCost:
     in_channels, out_channels = channels(policy, layer)
     right_elements = layer.right_elements(in_channels, out_channels)
     macs = right_elements * layer.out_size[0] * layer.out_size[1]
-    input_bits = layer.products * in_channels * layer.in_size[0] * layer.in_size[1] * choice.activation_bits
+    input_bits = in_channels * layer.in_size[0] * layer.in_size[1] * choice.activation_bits
     right_bits = right_elements * choice.weight_bits
     product = layer.kind == "matmul"
     return LayerCost(
@@ -184,6 +184,6 @@ def channels(policy: Policy, layer: LayerShape) -> tuple[int, int]:
     """Count the input and output channels of a layer that a policy keeps."""
     inputs, outputs = kept_inputs(policy, layer), kept_outputs(policy, layer)
     return (
-        layer.in_channels if inputs is None else len(inputs),
-        layer.out_channels if outputs is None else len(outputs),
+        layer.in_channels if inputs is None else len(inputs) * layer.inputs_per_filter,
+        layer.out_channels if outputs is None else len(outputs) * layer.outputs_per_filter,
     )

@@ -80,9 +80,11 @@ class RelaxedCost(ABC):
         Returns:
             `in_channels` and `out_channels` for a call, each of shape (L,).
         """
-        rows = list(zip(self.layers, self.in_channels, self.out_channels, strict=True))
-        inputs = [filters.get(layer.producer or "", full) for layer, full, _ in rows]
-        outputs = [filters.get(layer.leader or layer.name, full) for layer, _, full in rows]
+        inputs, outputs = [], []
+        for layer, all_inputs, all_outputs in zip(self.layers, self.in_channels, self.out_channels, strict=True):
+            read, made = filters.get(layer.producer or ""), filters.get(layer.leader or layer.name)
+            inputs.append(all_inputs if read is None else read * layer.inputs_per_filter)
+            outputs.append(all_outputs if made is None else made * layer.outputs_per_filter)
         return {"in_channels": torch.stack(inputs), "out_channels": torch.stack(outputs)}
 
     @abstractmethod
@@ -178,13 +180,13 @@ class _Weights:
 
     def __init__(self, cost: RelaxedCost) -> None:
         layers, like = cost.layers, cost.in_channels
-        self._depthwise = torch.tensor([layer.depthwise for layer in layers], device=like.device)
-        areas = [layer.kernel[0] * layer.kernel[1] / (1 if layer.depthwise else layer.groups) for layer in layers]
-        self._areas = like.new_tensor(areas)
+        self._grouped = torch.tensor([layer.groups > 1 for layer in layers], device=like.device)
+        self._all_inputs = like
+        self._areas = like.new_tensor([layer.kernel[0] * layer.kernel[1] / layer.groups for layer in layers])
 
     def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """Return the numbers of weights, shape (L,); those of a depthwise layer depend on its outputs only."""
-        return self._areas * outputs * torch.where(self._depthwise, 1.0, inputs)
+        """Return the numbers of weights, shape (L,); those of a layer of several groups depend on its outputs only."""
+        return self._areas * outputs * torch.where(self._grouped, self._all_inputs, inputs)
 
 
 class RelaxedTable(RelaxedCost):

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from bench.compression.channel_groups import operation_name, traced
 from bench.compression.compress import QuantizedLayer, QuantizedProduct
 from bench.compression.geometry import ConvGeometry, LinearGeometry
+from bench.compression.graph import operation_name, traced
 from bench.compression.kernels import steps
 from bench.compression.node_shapes import shape_of
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive

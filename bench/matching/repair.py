@@ -136,7 +136,7 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
 def _with_all_filters(network: NetworkShape, policy: Policy, decisions: Sequence[Decision]) -> Policy:
     """List every filter in the layers of a policy that have filter decisions."""
     for name in {decision.layer for decision in decisions if decision.what == "filters"}:
-        policy = policy.with_layer(name, kept_filters=tuple(range(network[name].out_channels)))
+        policy = policy.with_layer(name, kept_filters=tuple(range(network[name].filters)))
     return policy
 
 

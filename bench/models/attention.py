@@ -2,8 +2,8 @@
 
 The projections are linear layers that are called, and the two products of activations are modules `MatMul`: `scores`
 multiplies queries by keys, `mix` multiplies probabilities by values. So a compressed network can replace all of them.
-Scaling, position biases, softmax and dropout are in between. Rows of a projection to queries, keys and values are in
-the order part, head, channel.
+Scaling, position biases, softmax and dropout are in between. Heads are split, joined and biased by modules too, so that
+heads can be removed.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bench.compression.geometry import MatMul
+from bench.compression.heads import JoinHeads, PairBias, SplitHeads
 from bench.errors import BenchError
 
 _LARGEST_SCALE = 100.0
@@ -35,11 +36,14 @@ class Attention(nn.Module):
     """The part of attention that all forms share.
 
     Args:
+        channels: Channels of a head.
         dropout: Share of the probabilities that are set to 0 in training.
     """
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
+        self.split_heads = SplitHeads(channels)
+        self.join_heads = JoinHeads()
         self.scores = MatMul()
         self.mix = MatMul()
         self.probability_dropout = nn.Dropout(dropout)
@@ -65,17 +69,6 @@ class Attention(nn.Module):
         return self.mix(probabilities, value), probabilities
 
 
-def split_heads(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split (…, tokens, 3 · width) into queries, keys and values, shape (…, heads, tokens, width/heads) each."""
-    parts = torch.unflatten(projected, -1, (3, heads, -1)).movedim(-3, 0).transpose(-3, -2)
-    return parts[0], parts[1], parts[2]
-
-
-def join_heads(x: Tensor) -> Tensor:
-    """Make (…, tokens, width) of (…, heads, tokens, width/heads)."""
-    return x.transpose(-3, -2).flatten(-2)
-
-
 class SelfAttention(Attention):
     """The function of `nn.MultiheadAttention`, called in the same way, for self-attention without masks.
 
@@ -92,10 +85,9 @@ class SelfAttention(Attention):
     """`nn.TransformerEncoderLayer` reads it, and does not replace attention by a fused kernel where it is `None`."""
 
     def __init__(self, original: nn.MultiheadAttention, name: str) -> None:
-        super().__init__(original.dropout)
+        super().__init__(original.head_dim, original.dropout)
         self.in_proj = _linear(original.in_proj_weight, original.in_proj_bias)
         self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
-        self.heads = original.num_heads
         self.scale = original.head_dim**-0.5
         self.name = name
         _rename_when_loaded(self, {"in_proj_weight": "in_proj.weight", "in_proj_bias": "in_proj.bias"})
@@ -120,10 +112,12 @@ class SelfAttention(Attention):
             raise BenchError(f"attention '{self.name}' reads several tensors; allowed: self-attention of one tensor")
         if key_padding_mask is not None or attn_mask is not None or is_causal:
             raise BenchError(f"attention '{self.name}' is called with a mask; allowed: attention without masks")
-        heads = split_heads(self.in_proj(query), self.heads)
-        mixed, probabilities = self.attend(*heads, scale=self.scale)
-        weights = probabilities.mean(dim=-3) if average_attn_weights else probabilities
-        return self.out_proj(join_heads(mixed)), weights if need_weights else None
+        queries, keys, values = self.split_heads(self.in_proj(query))
+        mixed, probabilities = self.attend(queries, keys, values, scale=self.scale)
+        result = self.out_proj(self.join_heads(mixed))
+        if not need_weights:
+            return result, None
+        return result, probabilities.mean(dim=-3) if average_attn_weights else probabilities
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -160,20 +154,22 @@ class WindowAttention(Attention):
     relative_position_index: Tensor
 
     def __init__(self, original: nn.Module, name: str) -> None:
-        super().__init__(original.attention_dropout)  # type: ignore[arg-type]
+        channels = original.qkv.in_features // int(original.num_heads)  # type: ignore[arg-type, operator, union-attr]
+        super().__init__(channels, original.attention_dropout)  # type: ignore[arg-type]
         _take_over(self, original)
-        self.heads = int(original.num_heads)  # type: ignore[arg-type]
+        self.pair_bias = PairBias()
         self.window = cast(Pair, tuple(original.window_size))  # type: ignore[arg-type]
         self.shift = cast(Pair, tuple(original.shift_size))  # type: ignore[arg-type]
         self.output_dropout = nn.Dropout(original.dropout)  # type: ignore[arg-type]
-        self.scale = (self.qkv.in_features // self.heads) ** -0.5
+        self.scale = channels**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a map (N, height, width, channels) to one of the same shape."""
         tokens = cut(x, self.window, self.shift)
         bias = self.position_bias() + shift_bias(x, self.window, self.shift)
-        mixed = self.attend_windows(*split_heads(self.project(tokens), self.heads), bias)
-        return uncut(self.output_dropout(self.proj(join_heads(mixed))), x, self.window, self.shift)
+        query, key, value = self.split_heads(self.project(tokens))
+        mixed = self.join_heads(self.attend_windows(query, key, value, bias))
+        return uncut(self.output_dropout(self.proj(mixed)), x, self.window, self.shift)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Compute queries, keys and values of all heads, shape (N, windows, tokens, 3 · channels)."""
@@ -185,7 +181,7 @@ class WindowAttention(Attention):
 
     def position_bias(self) -> Tensor:
         """Return the bias of every head for every pair of tokens, shape (heads, tokens, tokens)."""
-        return _of_pairs(self.relative_position_bias_table, self.relative_position_index)
+        return self.pair_bias(self.relative_position_bias_table, self.relative_position_index)  # type: ignore[no-any-return]
 
 
 class CosineWindowAttention(WindowAttention):
@@ -222,7 +218,7 @@ class CosineWindowAttention(WindowAttention):
     def position_bias(self) -> Tensor:
         """Return 16 · sigmoid of what the network computes from the distance of two tokens."""
         table = self.cpb_mlp(self.relative_coords_table).flatten(0, 2)
-        return 16 * _of_pairs(table, self.relative_position_index).sigmoid()
+        return 16 * self.pair_bias(table, self.relative_position_index).sigmoid()  # type: ignore[no-any-return]
 
 
 class RelativeAttention(Attention):
@@ -242,16 +238,17 @@ class RelativeAttention(Attention):
     relative_position_index: Tensor
 
     def __init__(self, original: nn.Module, name: str) -> None:
-        super().__init__(dropout=0.0)
+        super().__init__(int(original.head_dim), dropout=0.0)  # type: ignore[arg-type]
         _take_over(self, original)
-        self.heads = int(original.n_heads)  # type: ignore[arg-type]
+        self.pair_bias = PairBias()
         self.scale = float(original.scale_factor)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, windows, tokens, channels) to the same shape."""
-        bias = _of_pairs(self.relative_position_bias_table, self.relative_position_index.flatten())
-        mixed, _ = self.attend(*split_heads(self.to_qkv(x), self.heads), self.scale, bias)
-        return self.merge(join_heads(mixed))  # type: ignore[no-any-return]
+        bias = self.pair_bias(self.relative_position_bias_table, self.relative_position_index.flatten())
+        query, key, value = self.split_heads(self.to_qkv(x))
+        mixed, _ = self.attend(query, key, value, self.scale, bias)
+        return self.merge(self.join_heads(mixed))  # type: ignore[no-any-return]
 
 
 def _take_over(module: nn.Module, original: nn.Module) -> None:
@@ -262,20 +259,6 @@ def _take_over(module: nn.Module, original: nn.Module) -> None:
         module.register_parameter(name, parameter)
     for name, buffer in original.named_buffers(recurse=False):
         module.register_buffer(name, buffer)
-
-
-def _of_pairs(table: Tensor, index: Tensor) -> Tensor:
-    """Look up the numbers of all pairs of tokens.
-
-    Args:
-        table: Numbers by distance, shape (distances, heads).
-        index: Distance of each pair, shape (tokens²,).
-
-    Returns:
-        Shape (heads, tokens, tokens).
-    """
-    tokens = round(len(index) ** 0.5)
-    return torch.unflatten(table[index], 0, (tokens, tokens)).permute(2, 0, 1)
 
 
 # --- windows of a map ------------------------------------------------------------------------------------------------

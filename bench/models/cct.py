@@ -11,7 +11,7 @@ from torchvision.ops import StochasticDepth
 
 from bench.compression.geometry import MatMul
 from bench.errors import BenchError
-from bench.models.attention import Attention, join_heads, split_heads
+from bench.models.attention import Attention
 
 _FILTERS = 64
 _WIDTH = 128
@@ -26,7 +26,7 @@ _GROUP = 16
 
 
 def cct_2_3x2(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """Build CCT-2/3×2, in which the hidden units of each block can be pruned.
+    """Build CCT-2/3×2, in which the heads and the hidden units of each block can be pruned.
 
     Args:
         in_channels: Channels of an image.
@@ -111,14 +111,15 @@ class ProjectedAttention(Attention):
     """Self-attention whose projection to queries, keys and values has no bias."""
 
     def __init__(self) -> None:
-        super().__init__(_ATTENTION_DROPOUT)
+        super().__init__(_WIDTH // _HEADS, _ATTENTION_DROPOUT)
         self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH, bias=False)
         self.proj = nn.Linear(_WIDTH, _WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, tokens, width) to tokens of the same shape."""
-        mixed, _ = self.attend(*split_heads(self.qkv(x), _HEADS), scale=(_WIDTH // _HEADS) ** -0.5)
-        return self.proj(join_heads(mixed))  # type: ignore[no-any-return]
+        query, key, value = self.split_heads(self.qkv(x))
+        mixed, _ = self.attend(query, key, value, scale=(_WIDTH // _HEADS) ** -0.5)
+        return self.proj(self.join_heads(mixed))  # type: ignore[no-any-return]
 
 
 class AttentionPool(nn.Module):

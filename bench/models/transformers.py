@@ -30,7 +30,7 @@ _SWIN_STOCHASTIC_DEPTH = 0.2
 
 
 def vit_b_16(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """Build ViT-B/16, in which the hidden units of each block can be pruned; DeiT-B is the same network.
+    """Build ViT-B/16, in which the heads and the hidden units of each block can be pruned; DeiT-B is the same network.
 
     Args:
         in_channels: Channels of an image.
@@ -81,7 +81,7 @@ def _zero_bias(stem: nn.Conv2d) -> None:
 
 
 def swin_t(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """Build Swin-T, in which the hidden units of each block can be pruned.
+    """Build Swin-T, in which the heads and the hidden units of each block can be pruned.
 
     Args:
         in_channels: Channels of an image.

@@ -95,8 +95,9 @@ def _shape(shape: LayerShape, layer: LayerCost) -> str:
     if shape.kind == "linear":
         return f"linear {channels}" + (f", {shape.out_size[0]} tokens" if shape.out_size != (1, 1) else "")
     if shape.kind == "matmul":
-        count = "product" if shape.products == 1 else f"{shape.products} products"
-        return f"{count} {shape.in_size[0]}×{layer.in_channels}×{layer.out_channels}"
+        pairs = shape.groups * layer.out_channels // shape.out_channels
+        inner, columns = shape.in_channels // shape.groups, shape.out_channels // shape.groups
+        return f"{'product' if pairs == 1 else f'{pairs} products'} {shape.in_size[0]}×{inner}×{columns}"
     stride = "" if set(shape.stride) == {1} else f"/{_sides(shape.stride, '×')}"
     return f"{shape.kernel[0]}×{shape.kernel[1]}{stride} {channels} at {shape.out_size[0]}×{shape.out_size[1]}"
 
@@ -170,14 +171,16 @@ def filters_table(network: NetworkShape) -> Table:
             Column(title="Filters"),
             Column(title="May lose filters", align="left"),
         ),
-        rows=tuple(
-            (layer.name, str(layer.out_channels), _may_lose_filters(network, layer)) for layer in network.layers
-        ),
+        rows=tuple((layer.name, _filters(layer), _may_lose_filters(network, layer)) for layer in network.layers),
         notes=(
-            f"{sum(layer.out_channels for layer in able):,} filters of {count(len(able), 'layer')} may be removed, by "
-            f"default in groups of {network.group_size}",
+            f"{sum(layer.filters for layer in able):,} filters of {count(len(able), 'layer')} may be removed, by "
+            f"default in groups of {network.group_size}, heads one by one",
         ),
     )
+
+
+def _filters(layer: LayerShape) -> str:
+    return f"{layer.filters} heads" if layer.outputs_per_filter > 1 else str(layer.out_channels)
 
 
 def _may_lose_filters(network: NetworkShape, layer: LayerShape) -> str:

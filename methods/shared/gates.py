@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.api import LayerShape
+
 
 def surrogate_slope(excess: Tensor) -> Tensor:
     """Compute S(1 − S) at Â − α, the slope that replaces the step function's (Eq. 12); any shape."""
@@ -81,21 +83,28 @@ def shares(gates: Sequence[Tensor]) -> Tensor:
 class FilterGroups:
     """The division of a layer's filters into consecutive groups (Section 3.2.2).
 
+    Args:
+        filters: Number of filters, or of heads.
+        group_size: Number of filters of a group.
+        device: Device of the gates.
+        parts: Number of equal parts in which the rows of a head lie; see `LayerShape`.
+
     Attributes:
         members: Filters of each group, G of them.
         sizes: Number of filters of each group, shape (G,).
         owner: Group of each filter, shape (filters,).
     """
 
-    def __init__(self, filters: int, group_size: int, device: torch.device) -> None:
+    def __init__(self, filters: int, group_size: int, device: torch.device, *, parts: int = 1) -> None:
         starts = range(0, filters, group_size)
         self.members = [tuple(range(start, min(start + group_size, filters))) for start in starts]
         self.sizes = torch.tensor([float(len(group)) for group in self.members], device=device)
         self.owner = torch.arange(filters, device=device) // group_size
+        self.rows = (parts, filters, -1)
 
     def metric(self, weight: Tensor) -> Tensor:
         """Average the absolute weights of each group, shape (G,), without gradient (Eq. 11, Section 3.2.3)."""
-        per_filter = weight.detach().abs().flatten(1).mean(1)
+        per_filter = weight.detach().abs().flatten(1).mean(1).view(self.rows).mean((0, 2))
         sums = torch.zeros_like(self.sizes).to(per_filter.dtype).index_add(0, self.owner, per_filter)
         return sums / self.sizes
 
@@ -110,11 +119,28 @@ class FilterGroups:
         return gates[self.owner]
 
 
+def filter_groups(shape: LayerShape, group_size: int, device: torch.device) -> FilterGroups:
+    """Divide the filters of a layer; a head is a group of its own, whatever the size of other groups."""
+    return FilterGroups(shape.filters, shape.group_size(group_size), device, parts=shape.parts)
+
+
+def of_outputs(filters: Tensor, shape: LayerShape) -> Tensor:
+    """Repeat the gate of each filter of a layer for all outputs that the filter makes, shape (out_channels,)."""
+    own = shape.outputs_per_filter // shape.parts
+    return filters if shape.outputs_per_filter == 1 else filters.repeat_interleave(own).repeat(shape.parts)
+
+
+def of_inputs(filters: Tensor, shape: LayerShape) -> Tensor:
+    """Repeat the gate of each filter of a layer's producer for all inputs that it makes, shape (in_channels,)."""
+    return filters if shape.inputs_per_filter == 1 else filters.repeat_interleave(shape.inputs_per_filter)
+
+
 class FilterGates(nn.Module):
     """The pruning gates of one layer (Eq. 11).
 
     Args:
         weight: Weight of the layer.
+        shape: Shape of the layer.
         group_size: B, number of filters of a group.
 
     Attributes:
@@ -124,9 +150,9 @@ class FilterGates(nn.Module):
         metric: Â of these gates, shape (G,), without gradient.
     """
 
-    def __init__(self, weight: Tensor, group_size: int) -> None:
+    def __init__(self, weight: Tensor, shape: LayerShape, group_size: int) -> None:
         super().__init__()
-        self.groups = FilterGroups(len(weight), group_size, weight.device)
+        self.groups = filter_groups(shape, group_size, weight.device)
         self.threshold = nn.Parameter(weight.new_zeros(()))
         self.gates = self.metric = weight.new_zeros(0)
 

@@ -7,6 +7,8 @@ The sensitivity of a tensor t at b bits is its average Hessian trace times its s
 Traces are Hutchinson's estimates, E[vᵀHv] with v of random signs. One Hessian-vector product serves all tensors, since
 products between different tensors have mean zero.
 
+The right operand of a product of activations takes the place of a weight.
+
 The input of a layer is taken at the place of its quantizer: a copy that this layer alone reads. Other readers of the
 same tensor, such as the sum at the end of a residual block, see it unquantized, and must not count.
 """
@@ -66,18 +68,20 @@ def loss_graph(job: SearchJob, images: int) -> LossGraph:
     model = job.float_model().eval()
     tensors: dict[tuple[str, What], Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-            tensors[name, "activation_bits"] = own = inputs[0].clone()
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            own = tuple(given.clone() for given in inputs)
+            tensors.update(zip([(name, "activation_bits"), (name, "weight_bits")], own, strict=False))
             return own
 
         return hook
 
     for layer in job.task.network.middle:
         module = model.get_submodule(layer.name)
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        # A frozen weight has a Hessian too.
-        tensors[layer.name, "weight_bits"] = weight.requires_grad_()
+        if layer.kind != "matmul":
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            # A frozen weight has a Hessian too.
+            tensors[layer.name, "weight_bits"] = weight.requires_grad_()
         module.register_forward_pre_hook(keep(layer.name))
     order = generator("hessian", job.seed)
     data = job.task.data
@@ -143,9 +147,10 @@ def sensitivity(
 @torch.no_grad()
 def squared_error(layer: LayerShape, what: What, tensor: Tensor, bits: int) -> float:
     """Compute ‖Q(t) − t‖² in the units of the tensor, at the clip value of least error."""
-    if what == "activation_bits":
+    right = layer.kind == "matmul" and what == "weight_bits"
+    if right or what == "activation_bits":
         plain = UniformQuantizer(bits=bits, kind="activation")
-        quantizer: nn.Module = Shifted(plain) if layer.signed_input else plain
+        quantizer: nn.Module = Shifted(plain) if right or layer.signed_input else plain
         scaled, scale = tensor, 1.0
     else:
         quantizer = UniformQuantizer(bits=bits, kind="weight")

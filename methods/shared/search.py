@@ -31,7 +31,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class SearchNetwork(ABC):
-    """A model whose layers are searched, except the first, the last and products of activations.
+    """A model whose layers and products of activations are searched, except the first and the last layer.
 
     Attributes:
         network: Shapes of the model.
@@ -73,12 +73,12 @@ class SearchNetwork(ABC):
 def edge_layer(
     module: nn.Module, shape: LayerShape, *, normalized: bool = True, quantizer: QuantizerFactory = UniformQuantizer
 ) -> nn.Module:
-    """Quantize the first or the last layer, or a product of activations, to 8 bits.
+    """Quantize the first or the last layer to 8 bits.
 
     The pixels of the first layer's input are on an 8-bit grid already.
 
     Args:
-        module: A convolution, a linear layer, or a product.
+        module: A convolution or a linear layer.
         shape: Shape of the layer.
         normalized: Whether weights that a normalisation follows are standardised.
         quantizer: Factory of the quantizers of weight and input.
@@ -98,7 +98,7 @@ def replace_layers(
         model: The float model; it is changed.
         network: Shapes of the model.
         searched: Builds a searched layer from the float one, its shape, and the searched layers before it by name.
-        edge: Builds the first and the last layer, and products of activations.
+        edge: Builds the first and the last layer.
 
     Returns:
         The searched layers by name.

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.api import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, LayerSpace, Method, NetworkShape, Policy
+from bench.api import EDGE_BITS, FULL_PRECISION_BITS, LayerPolicy, LayerShape, LayerSpace, Method, NetworkShape, Policy
 
 SearchSpace = Mapping[str, LayerSpace]
 """The choices of every searched layer, by name."""
@@ -24,16 +24,17 @@ def cheapest_policy(network: NetworkShape, space: SearchSpace) -> Policy:
     edge = edge_bits(space)
     layers = {shape.name: LayerPolicy(weight_bits=edge, activation_bits=edge) for shape in network.layers}
     for name, choice in space.items():
-        kept = _last_group(network[name].out_channels, choice.group_size) if choice.group_size else choice.kept_filters
+        kept = _last_group(network[name], choice.group_size) if choice.group_size else choice.kept_filters
         layers[name] = LayerPolicy(
             weight_bits=choice.weight_bits[0], activation_bits=choice.activation_bits[0], kept_filters=kept
         )
     return Policy(model=network.model, dataset=network.dataset, layers=layers)
 
 
-def _last_group(filters: int, size: int) -> tuple[int, ...]:
+def _last_group(layer: LayerShape, group_size: int) -> tuple[int, ...]:
     """List the filters of the last group. No group is smaller, since it takes what the others leave."""
-    return tuple(range((filters - 1) // size * size, filters))
+    size = layer.group_size(group_size)
+    return tuple(range((layer.filters - 1) // size * size, layer.filters))
 
 
 def costliest_policy(network: NetworkShape, space: SearchSpace) -> Policy:

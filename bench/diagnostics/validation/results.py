@@ -69,7 +69,7 @@ def decisions(under_test: MethodUnderTest) -> str:
             raise Violation(f"the decision about {decision.what} of layer '{decision.layer}' {fault}")
     base = result.policy
     for name in {decision.layer for decision in result.decisions if decision.what == "filters"}:
-        base = base.with_layer(name, kept_filters=tuple(range(under_test.network[name].out_channels)))
+        base = base.with_layer(name, kept_filters=tuple(range(under_test.network[name].filters)))
     decided = policy_of(base, result.decisions)
     for name, layer in decided.layers.items():
         if layer != result.policy.layers[name]:

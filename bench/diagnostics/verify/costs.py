@@ -111,8 +111,8 @@ def random_policy(shape: NetworkShape, source: torch.Generator) -> Policy:
         weight, activation = (int(2 ** torch.randint(1, 4, (), generator=source)) for _ in range(2))
         kept = None
         if layer.prunable:
-            count = int(torch.randint(1, layer.out_channels + 1, (), generator=source))
-            kept = tuple(sorted(torch.randperm(layer.out_channels, generator=source)[:count].tolist()))
+            count = int(torch.randint(1, layer.filters + 1, (), generator=source))
+            kept = tuple(sorted(torch.randperm(layer.filters, generator=source)[:count].tolist()))
         policy = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation, kept_filters=kept)
     return policy
 
@@ -123,13 +123,15 @@ def relaxed_arguments(shape: NetworkShape, policy: Policy) -> dict[str, Tensor]:
     def share(bits: int) -> list[float]:
         return [float(bits == candidate) for candidate in CANDIDATES]
 
-    def left(kept: Sequence[int] | None, full: int) -> int:
+    def left(kept: Sequence[int] | None, full: int, per_filter: int) -> int:
         # Counted here and not by the counter, whose mistakes the check could not find otherwise.
-        return full if kept is None else len(kept)
+        return full if kept is None else len(kept) * per_filter
 
     choices = [policy.layers[layer.name] for layer in shape.middle]
-    inputs = [left(kept_inputs(policy, layer), layer.in_channels) for layer in shape.middle]
-    outputs = [left(kept_outputs(policy, layer), layer.out_channels) for layer in shape.middle]
+    inputs = [left(kept_inputs(policy, layer), layer.in_channels, layer.inputs_per_filter) for layer in shape.middle]
+    outputs = [
+        left(kept_outputs(policy, layer), layer.out_channels, layer.outputs_per_filter) for layer in shape.middle
+    ]
     return {
         "weight_shares": torch.tensor([share(choice.weight_bits) for choice in choices]),
         "activation_shares": torch.tensor([share(choice.activation_bits) for choice in choices]),

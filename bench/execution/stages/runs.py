@@ -95,7 +95,7 @@ def _complete_record(
             "total_seconds": context.clock.total(),
         },
         within_budget=None if unit.budget is None else unit.budget.matches(cost),
-        filters={layer.name: layer.out_channels for layer in network.layers},
+        filters={layer.name: layer.filters for layer in network.layers},
     )
 
 

@@ -105,7 +105,7 @@ def _columns(
         _Column(title="Weight bits", values=[choice.weight_bits for choice in choices], full=_DARKEST_BITS),
         _Column(title="Activation bits", values=[choice.activation_bits for choice in choices], full=_DARKEST_BITS),
     ]
-    total = {} if network is None else {shape.name: shape.out_channels for shape in network.layers}
+    total = {} if network is None else {shape.name: shape.filters for shape in network.layers}
     kept = [total.get(layer) if choice.kept_filters is None else len(choice.kept_filters) for choice in choices]
     counts = [count for count in kept if count is not None]
     if len(counts) < len(kept):  # the network is not known here

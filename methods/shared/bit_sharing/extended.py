@@ -120,8 +120,8 @@ def _entry(values: Tensor, index: Tensor) -> Tensor:
 class ScaledGroups(FilterGroups):
     """Groups of filters whose metrics have one factor."""
 
-    def __init__(self, filters: int, group_size: int, device: torch.device, scale: Tensor) -> None:
-        super().__init__(filters, group_size, device)
+    def __init__(self, groups: FilterGroups, scale: Tensor) -> None:
+        self.__dict__.update(vars(groups))
         self._scale = scale
 
     def metric(self, weight: Tensor) -> Tensor:
@@ -141,10 +141,9 @@ class ExtendedNetwork(SharedNetwork):
 
     def scale_groups(self, layer: str, factor: float) -> None:
         """Give the metrics of a layer's filter groups a factor."""
-        module, size = self.layers[layer], self.space[layer].group_size
-        if module.filter_gates is not None:
-            weight, scale = module.weight, module.weight.new_tensor(factor)
-            module.filter_gates.groups = ScaledGroups(len(weight), size, weight.device, scale)
+        gates = self.layers[layer].filter_gates
+        if gates is not None:
+            gates.groups = ScaledGroups(gates.groups, gates.threshold.new_tensor(factor))
 
     @torch.no_grad()
     def probe(self, share: float, noise: torch.Generator) -> None:

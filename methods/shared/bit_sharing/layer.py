@@ -10,7 +10,7 @@ from bench.api import LayerPolicy, LayerShape, LayerSpace, geometry_of
 from bench.compression.quantizer import standardize
 from methods.shared.bit_sharing.quantizer import SharedQuantizer
 from methods.shared.decisions import What
-from methods.shared.gates import FilterGates
+from methods.shared.gates import FilterGates, of_inputs, of_outputs
 from methods.shared.space import FULL_PRECISION
 
 GatePlace = Literal["next_input", "norm_output", "weight"]
@@ -34,7 +34,74 @@ class LayerSettings:
     task_gradient: bool
 
 
-class SharedLayer(nn.Module):
+class SharedOperation(nn.Module):
+    """What layers and products of activations have in common: two tensors whose bits gates choose.
+
+    Args:
+        shape: Shape of the layer or product.
+        space: Its choices.
+
+    Attributes:
+        weight_quantizer: Bit sharing of the weight, or of the right operand.
+        activation_quantizer: Bit sharing of the input, or of the left operand.
+        filter_gates: Pruning gates; `None` when the search does not prune filters here.
+        channel_gates: Gate of each filter in the latest forward pass, by the layer's own decision; `None` when all
+            filters are kept.
+    """
+
+    weight_quantizer: SharedQuantizer
+    activation_quantizer: SharedQuantizer
+
+    def __init__(self, shape: LayerShape, space: LayerSpace) -> None:
+        super().__init__()
+        self.shape, self.space = shape, space
+        self.filter_gates: FilterGates | None = None
+        self.channel_gates: Tensor | None = None
+
+    def quantizers(self) -> dict[What, SharedQuantizer]:
+        """Return both quantizers, by what they decide."""
+        return {"weight_bits": self.weight_quantizer, "activation_bits": self.activation_quantizer}
+
+    def clips(self, policy: LayerPolicy) -> dict[str, Tensor]:
+        """Return clip values and offsets at the bits of a policy, by the kinds of `SearchResult.clips`."""
+        clips = {
+            "weight": self.weight_quantizer.clip_of(policy.weight_bits),
+            "activation": self.activation_quantizer.clip_of(policy.activation_bits),
+        }
+        offsets = {"weight.offset": self.weight_quantizer.offset, "offset": self.activation_quantizer.offset}
+        return clips | {key: offset for key, offset in offsets.items() if offset is not None}
+
+    def filters(self) -> Tensor:
+        """Count the filters that survive by the layer's own decision, as a function of the gates; a scalar."""
+        if self.filter_gates is not None:
+            return self.filter_gates.count()
+        if self.channel_gates is not None:
+            return self.channel_gates.sum()
+        return self.weight_quantizer.clip.new_tensor(float(self.shape.filters))
+
+    def choices(self) -> list[float]:
+        """Read the bits of both tensors and the number of filters that the gates choose."""
+        chosen = (self.weight_quantizer.chosen_bits(), self.activation_quantizer.chosen_bits(), self.filters())
+        return [number.item() for number in chosen]
+
+    @torch.no_grad()
+    def decide(self, policy: LayerPolicy) -> None:
+        """Fix all gates as a policy says."""
+        self.weight_quantizer.decide(policy.weight_bits)
+        self.activation_quantizer.decide(policy.activation_bits)
+        self.filter_gates = None
+        self.channel_gates = self.fixed_channels(policy.kept_filters)
+
+    def fixed_channels(self, kept: tuple[int, ...] | None) -> Tensor | None:
+        """Return 1 for kept filters and 0 for others; `None` when all are kept."""
+        if kept is None:
+            return None
+        mask = self.weight_quantizer.clip.new_zeros(self.shape.filters)
+        mask[list(kept)] = 1
+        return mask
+
+
+class SharedLayer(SharedOperation):
     """A convolution or linear layer that encodes all its candidates in one path (paper, Section 3.2).
 
     A pruned filter is dead exactly as in the physically reduced network. Its channel is masked, after quantization,
@@ -51,13 +118,6 @@ class SharedLayer(nn.Module):
         producer: Layer whose pruning gates are those of the inputs; see `LayerShape`.
         leader: Layer whose pruning gates are those of the outputs, where the layer has none of its own.
         quantizer: Class of the two quantizers.
-
-    Attributes:
-        weight_quantizer: Bit sharing of the weight.
-        activation_quantizer: Bit sharing of the input.
-        filter_gates: Pruning gates of the layer; `None` when the search does not prune it.
-        channel_gates: Gate of each filter in the latest forward pass, by the layer's own decision; `None` when all
-            filters are kept.
     """
 
     weight: Tensor
@@ -74,10 +134,10 @@ class SharedLayer(nn.Module):
         leader: "SharedLayer | None" = None,
         quantizer: type[SharedQuantizer] = SharedQuantizer,
     ) -> None:
-        super().__init__()
+        super().__init__(shape, space)
         self.weight, self.bias = module.weight, module.bias  # type: ignore[assignment]
         self.geometry = geometry_of(module)
-        self.space, self.settings = space, settings
+        self.settings = settings
         self._depthwise = shape.depthwise
         self._channel_dimension = -1 if shape.kind == "linear" else 1
         self._normalized = settings.weight_normalization and shape.normalized
@@ -88,8 +148,8 @@ class SharedLayer(nn.Module):
         self.activation_quantizer = quantizer(
             space.activation_bits, "activation", self.weight, signed_input=shape.signed_input, task_gradient=felt
         )
-        self.filter_gates = FilterGates(self.weight, space.group_size) if space.group_size else None
-        self.channel_gates = self._fixed_channels(space.kept_filters)
+        self.filter_gates = FilterGates(self.weight, shape, space.group_size) if space.group_size else None
+        self.channel_gates = self.fixed_channels(space.kept_filters)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer at the bits that its gates choose, to the channels that its producer keeps."""
@@ -105,7 +165,7 @@ class SharedLayer(nn.Module):
 
     def _shared_input(self, x: Tensor) -> Tensor:
         channels = self.input_gates
-        mask = None if channels is None else _along(channels.detach(), self._channel_dimension, x)
+        mask = None if channels is None else along(channels.detach(), self._channel_dimension, x)
         values: Tensor = self.activation_quantizer(x, mask)
         return values
 
@@ -115,7 +175,7 @@ class SharedLayer(nn.Module):
             survivors = self._surviving_weights()
             weight = self.weight_quantizer(self._standardized(survivors), survivors)
         if self.settings.gate_place == "weight" and self.channel_gates is not None:
-            return weight * _along(self.channel_gates, 0, weight)
+            return weight * along(of_outputs(self.channel_gates, self.shape), 0, weight)
         return self._without_dead_inputs(weight)
 
     def _standardized(self, survivors: Tensor | None = None) -> Tensor:
@@ -130,19 +190,21 @@ class SharedLayer(nn.Module):
             # be masked after. The mask here changes no gradient of a gate.
             gates = gates.detach()
         # The same function as masking the input, with the same gradients, on a far smaller tensor.
-        return weight * _along(gates, 1, weight)
+        return weight * along(gates, 1, weight)
 
     @property
     def input_gates(self) -> Tensor | None:
         """The gate of each input channel; `None` when all are kept."""
         producer = self._producer[0]
-        return None if producer is None else producer.channel_gates
+        gates = None if producer is None else producer.channel_gates
+        return None if gates is None else of_inputs(gates, self.shape)
 
     @property
     def output_gates(self) -> Tensor | None:
-        """The gate of each filter, its own or its leader's; `None` when all are kept."""
+        """The gate of each output, by the layer's own decision or its leader's; `None` when all are kept."""
         leader = self._leader[0]
-        return self.channel_gates if leader is None else leader.channel_gates
+        gates = self.channel_gates if leader is None else leader.channel_gates
+        return None if gates is None else of_outputs(gates, self.shape)
 
     def _surviving_weights(self) -> Tensor | None:
         """Mark weights whose filter and input channel both survive with 1; `None` when all do."""
@@ -151,36 +213,10 @@ class SharedLayer(nn.Module):
             return None
         mask = self.weight.new_ones([1] * self.weight.ndim)
         if outputs is not None:
-            mask = mask * _along(outputs.detach(), 0, self.weight)
+            mask = mask * along(outputs.detach(), 0, self.weight)
         if inputs is not None:
-            mask = mask * _along(inputs.detach(), 1, self.weight)
+            mask = mask * along(inputs.detach(), 1, self.weight)
         return mask
-
-    def quantizers(self) -> dict[What, SharedQuantizer]:
-        """Return both quantizers, by what they decide."""
-        return {"weight_bits": self.weight_quantizer, "activation_bits": self.activation_quantizer}
-
-    def clips(self, policy: LayerPolicy) -> dict[str, Tensor]:
-        """Return clip values and offset at the bits of a policy, by the kinds of `SearchResult.clips`."""
-        offset = self.activation_quantizer.offset
-        clips = {
-            "weight": self.weight_quantizer.clip_of(policy.weight_bits),
-            "activation": self.activation_quantizer.clip_of(policy.activation_bits),
-        }
-        return clips if offset is None else {**clips, "offset": offset}
-
-    def filters(self) -> Tensor:
-        """Count the filters that survive by the layer's own decision, as a function of the gates; a scalar."""
-        if self.filter_gates is not None:
-            return self.filter_gates.count()
-        if self.channel_gates is not None:
-            return self.channel_gates.sum()
-        return self.weight.new_tensor(float(self.weight.shape[0]))
-
-    def choices(self) -> list[float]:
-        """Read the bits of weight and input and the number of filters that the gates choose."""
-        chosen = (self.weight_quantizer.chosen_bits(), self.activation_quantizer.chosen_bits(), self.filters())
-        return [number.item() for number in chosen]
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -188,23 +224,59 @@ class SharedLayer(nn.Module):
         self.weight_quantizer.calibrate(self._standardized())
         self.activation_quantizer.calibrate(x)
 
+
+class SharedProduct(SharedOperation):
+    """A product of two activations that encodes all its candidates in one path.
+
+    The right operand takes the place of a layer's weight. A product of heads computes those that are masked where the
+    next layer reads them; its metrics count the surviving ones only.
+
+    Args:
+        product: Module that multiplies.
+        shape: Shape of the product.
+        space: Choices of the product.
+        settings: Behaviour of the layers.
+        like: Tensor whose type and device the parameters have.
+        leader: Layer whose pruning gates are those of the heads; `None` when there are none.
+        quantizer: Class of the two quantizers.
+    """
+
+    def __init__(
+        self,
+        product: nn.Module,
+        shape: LayerShape,
+        space: LayerSpace,
+        settings: LayerSettings,
+        like: Tensor,
+        *,
+        leader: SharedLayer | None = None,
+        quantizer: type[SharedQuantizer] = SharedQuantizer,
+    ) -> None:
+        super().__init__(shape, space)
+        self.product = product
+        self._leader = (leader,)
+        felt = settings.task_gradient
+        self.weight_quantizer = quantizer(space.weight_bits, "activation", like, signed_input=True, task_gradient=felt)
+        self.activation_quantizer = quantizer(
+            space.activation_bits, "activation", like, signed_input=shape.signed_input, task_gradient=felt
+        )
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiply at the bits that the gates choose."""
+        leader = self._leader[0]
+        heads = None if leader is None else leader.channel_gates
+        mask = None if heads is None else heads.detach().view(-1, 1, 1)
+        result: Tensor = self.product(self.activation_quantizer(left, mask), self.weight_quantizer(right, mask))
+        return result
+
     @torch.no_grad()
-    def decide(self, policy: LayerPolicy) -> None:
-        """Fix all gates as a policy says."""
-        self.weight_quantizer.decide(policy.weight_bits)
-        self.activation_quantizer.decide(policy.activation_bits)
-        self.filter_gates = None
-        self.channel_gates = self._fixed_channels(policy.kept_filters)
-
-    def _fixed_channels(self, kept: tuple[int, ...] | None) -> Tensor | None:
-        if kept is None:
-            return None
-        mask = self.weight.new_zeros(self.weight.shape[0])
-        mask[list(kept)] = 1
-        return mask
+    def calibrate(self, left: Tensor, right: Tensor) -> None:
+        """Set the parameters of both quantizers from two operands."""
+        self.activation_quantizer.calibrate(left)
+        self.weight_quantizer.calibrate(right)
 
 
-def _along(gates: Tensor, dimension: int, like: Tensor) -> Tensor:
+def along(gates: Tensor, dimension: int, like: Tensor) -> Tensor:
     """Give gates of channels a shape that multiplies a tensor along one of its dimensions."""
     shape = [1] * like.ndim
     shape[dimension] = -1

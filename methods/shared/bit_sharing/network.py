@@ -14,14 +14,13 @@ from bench.api import (
     LayerShape,
     Policy,
     QuantizedLayer,
-    QuantizedProduct,
     SearchJob,
     policy_of,
     replicas,
     restore_state,
 )
 from bench.compression.quantizer import clips_of, read_clips, restore_clips
-from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
+from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer, SharedProduct
 from methods.shared.bit_sharing.quantizer import SharedQuantizer
 from methods.shared.decisions import gates_decision, group_decisions
 from methods.shared.gates import shares
@@ -42,6 +41,9 @@ class Start:
     clips: Mapping[str, float]
 
 
+Shared = SharedLayer | SharedProduct
+
+
 class SharedNetwork(SearchNetwork):
     """A model whose searched layers share bits, with its differentiable cost.
 
@@ -53,7 +55,7 @@ class SharedNetwork(SearchNetwork):
         quantizer: Class of the quantizers of searched layers.
     """
 
-    layers: dict[str, SharedLayer]
+    layers: dict[str, Shared]
 
     def __init__(
         self,
@@ -69,9 +71,12 @@ class SharedNetwork(SearchNetwork):
         restore_state(self.model, start.state)
         self._edge_bits = edge_bits(space)
 
-        def searched(module: nn.Module, shape: LayerShape, before: Mapping[str, SharedLayer]) -> SharedLayer:
-            producer, leader = before.get(shape.producer or ""), before.get(shape.leader or "")
+        def searched(module: nn.Module, shape: LayerShape, before: Mapping[str, Shared]) -> Shared:
+            producer, leader = (_layer(before, name) for name in (shape.producer, shape.leader))
             choice = space[shape.name]
+            if shape.kind == "matmul":
+                like = next(self.model.parameters()).detach()
+                return SharedProduct(module, shape, choice, settings, like, leader=leader, quantizer=quantizer)
             return SharedLayer(module, shape, choice, settings, producer=producer, leader=leader, quantizer=quantizer)
 
         quantized = partial(edge_layer, normalized=settings.weight_normalization)
@@ -86,7 +91,7 @@ class SharedNetwork(SearchNetwork):
         for norm, name in self.network.norms:
             layer = self.layers[name]
 
-            def mask(_: nn.Module, __: Any, output: Tensor, layer: SharedLayer = layer) -> Tensor:
+            def mask(_: nn.Module, __: Any, output: Tensor, layer: Shared = layer) -> Tensor:
                 gates = layer.channel_gates
                 return output if gates is None else output * gates.view(1, -1, 1, 1)
 
@@ -126,12 +131,13 @@ class SharedNetwork(SearchNetwork):
 
     @torch.no_grad()
     def calibrate_metrics(self, batches: Sequence[Tensor]) -> None:
-        """Replace the metrics of activation gates by their means over batches.
+        """Replace the metrics of activations' gates by their means over batches.
 
         Args:
             batches: Images, each of shape (N, C, H, W).
         """
-        quantizers = [layer.activation_quantizer for layer in self.layers.values()]
+        every = [quantizer for layer in self.layers.values() for quantizer in layer.quantizers().values()]
+        quantizers = [quantizer for quantizer in every if quantizer.kind == "activation"]
         sums = [torch.zeros_like(quantizer.thresholds) for quantizer in quantizers]
         self.model.train()  # batch statistics, as the gates met them during the search
         with replicas.alone():
@@ -166,7 +172,7 @@ class SharedNetwork(SearchNetwork):
         edge = LayerPolicy(weight_bits=self._edge_bits, activation_bits=self._edge_bits)
         layers = {shape.name: edge for shape in self.network.layers}
         for name, choice in self.space.items():
-            every = tuple(range(self.network[name].out_channels))
+            every = tuple(range(self.network[name].filters))
             layers[name] = LayerPolicy(
                 weight_bits=choice.weight_bits[0],
                 activation_bits=choice.activation_bits[0],
@@ -184,11 +190,11 @@ class SharedNetwork(SearchNetwork):
         clips: list[tuple[str, Tensor]] = []
         for shape in self.network.layers:
             module = self.model.get_submodule(shape.name)
-            if isinstance(module, SharedLayer):
+            if isinstance(module, Shared):
                 clips += [
                     (f"{shape.name}.{key}", clip) for key, clip in module.clips(chosen.layers[shape.name]).items()
                 ]
-            elif isinstance(module, QuantizedLayer | QuantizedProduct):
+            elif isinstance(module, QuantizedLayer):
                 clips += clips_of(shape.name, module.weight_quantizer, module.activation_quantizer)
         return clips
 
@@ -196,6 +202,12 @@ class SharedNetwork(SearchNetwork):
         """Fix all gates as a policy says."""
         for name, layer in self.layers.items():
             layer.decide(policy.layers[name])
+
+
+def _layer(layers: Mapping[str, Shared], name: str | None) -> SharedLayer | None:
+    """Return the layer of a name; `None` where there is no name or it is not searched."""
+    layer = layers.get(name or "")
+    return layer if isinstance(layer, SharedLayer) else None
 
 
 def _unquantized(module: nn.Module, _: LayerShape) -> nn.Module:

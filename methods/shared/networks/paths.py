@@ -25,7 +25,6 @@ from bench.api import (
     Options,
     Policy,
     QuantizedLayer,
-    QuantizedProduct,
     QuantizerFactory,
     SearchJob,
     UniformQuantizer,
@@ -35,7 +34,7 @@ from bench.api import (
     uniform,
 )
 from bench.compression.compress import names_of
-from bench.compression.quantizer import clips_of, positive, read_clips
+from bench.compression.quantizer import Shifted, clips_of, positive, read_clips
 from methods.shared.decisions import bits_decision
 from methods.shared.options import RISING, ChoosesBits
 from methods.shared.quantizers.mixture import mixture
@@ -56,7 +55,82 @@ class PathOptions(Options):
     logit_travel: Annotated[float, Field(gt=0)] = 6.0
 
 
-class MixedLayer(nn.Module):
+class MixedOperation(nn.Module):
+    """What layers and products have in common: one quantizer for each candidate of both tensors, and logits.
+
+    Args:
+        bits: Candidate bits, K of them.
+
+    Attributes:
+        weight_quantizers: Quantizers of the weight, or of the right operand.
+        activation_quantizers: Quantizers of the input, or of the left operand.
+        logits: Architecture parameters, shape (2, K): of weights, then of activations.
+        probabilities: Probabilities p and q of the present step, shape (2, K). The search sets them before each forward
+            pass.
+    """
+
+    def __init__(self, bits: tuple[int, ...]) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def add_paths(self, of_weights: Sequence[nn.Module], of_inputs: Sequence[nn.Module], device: torch.device) -> None:
+        """Add the quantizers and the logits."""
+        self.weight_quantizers = nn.ModuleList(of_weights)
+        self.activation_quantizers = nn.ModuleList(of_inputs)
+        self.logits = nn.Parameter(torch.zeros(2, len(self.bits)))
+        self.to(device)
+        self.probabilities = torch.full((2, len(self.bits)), 1 / len(self.bits), device=device)
+
+
+def mixed(x: Tensor, quantizers: Sequence[nn.Module], probabilities: Tensor, bits: tuple[int, ...]) -> Tensor:
+    """Compute Σ_j q_j Q_j(x); in one pass over x where all Q_j are the common quantizer."""
+    if all(isinstance(quantizer, UniformQuantizer) for quantizer in quantizers):
+        clips = torch.stack([positive(quantizer.clip) for quantizer in quantizers])  # type: ignore[arg-type]
+        return mixture(x, clips, probabilities, bits)
+    paths = zip(probabilities, quantizers, strict=True)
+    return sum((q_j * quantizer(x) for q_j, quantizer in paths), start=x.new_zeros(()))
+
+
+class MixedProduct(MixedOperation):
+    """A product of two activations with one path for each candidate of both operands.
+
+    Args:
+        product: Module that multiplies.
+        shape: Shape of the product.
+        bits: Candidate bits, K of them.
+        quantizer: Factory of the quantizers of all paths.
+        device: Device of the logits.
+    """
+
+    def __init__(
+        self,
+        product: nn.Module,
+        shape: LayerShape,
+        bits: tuple[int, ...],
+        quantizer: QuantizerFactory,
+        device: torch.device,
+    ) -> None:
+        super().__init__(bits)
+        self.product = product
+        right = [Shifted(quantizer(bits=path, kind="activation", normalized=False)) for path in bits]
+        self.add_paths(right, [input_quantizer(shape, path, quantizer) for path in bits], device)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Compute Σ_j q_j Q_j(left) · Σ_i p_i Q_i(right)."""
+        p, q = self.probabilities
+        left = mixed(left, list(self.activation_quantizers), q, self.bits)
+        result: Tensor = self.product(left, mixed(right, list(self.weight_quantizers), p, self.bits))
+        return result
+
+    @torch.no_grad()
+    def calibrate(self, left: Tensor, right: Tensor) -> None:
+        """Set the quantizer of every path for its own number of bits."""
+        for quantizers, operand in ((self.activation_quantizers, left), (self.weight_quantizers, right)):
+            for quantizer in quantizers:
+                quantizer.calibrate(operand)  # type: ignore[operator]
+
+
+class MixedLayer(MixedOperation):
     """A convolution or linear layer with one path for each candidate.
 
     Args:
@@ -65,11 +139,6 @@ class MixedLayer(nn.Module):
         bits: Candidate bits, K of them.
         quantizer: Factory of the quantizers of all paths.
         shared: Whether all paths have the same weight.
-
-    Attributes:
-        logits: Architecture parameters, shape (2, K): of weights, then of activations.
-        probabilities: Probabilities p and q of the present step, shape (2, K). The search sets them before each forward
-            pass.
     """
 
     bias: Tensor | None
@@ -83,36 +152,22 @@ class MixedLayer(nn.Module):
         *,
         shared: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(bits)
         self.geometry = geometry_of(module)
-        self.bits = bits
         weight: Tensor = module.weight  # type: ignore[assignment]
         trained = weight.requires_grad
         copies = [nn.Parameter(weight.detach().clone(), trained) for _ in (bits[:1] if shared else bits)]
         self.weight = nn.ParameterList(copies * len(bits) if shared else copies)
         self.bias = module.bias  # type: ignore[assignment]
         of_weights = [quantizer(bits=path, kind="weight", normalized=shape.normalized) for path in bits]
-        self.weight_quantizers = nn.ModuleList(of_weights)
-        self.activation_quantizers = nn.ModuleList([input_quantizer(shape, path, quantizer) for path in bits])
-        self.logits = nn.Parameter(torch.zeros(2, len(bits)))
-        self.to(weight.device)
-        self.probabilities = torch.full((2, len(bits)), 1 / len(bits), device=weight.device)
+        self.add_paths(of_weights, [input_quantizer(shape, path, quantizer) for path in bits], weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute conv(Σ_j q_j Q_j(x), Σ_i p_i Q_i(w_i))."""
         p, q = self.probabilities
         paths = zip(p, self.weight_quantizers, self.weight, strict=True)
         weight = sum((p_i * quantizer(w_i) for p_i, quantizer, w_i in paths), start=x.new_zeros(()))
-        return self.geometry.convolve(self._mixed_input(x, q), weight, self.bias)
-
-    def _mixed_input(self, x: Tensor, q: Tensor) -> Tensor:
-        """Compute Σ_j q_j Q_j(x); in one pass over x where all Q_j are the common quantizer."""
-        quantizers = list(self.activation_quantizers)
-        if all(isinstance(quantizer, UniformQuantizer) for quantizer in quantizers):
-            clips = torch.stack([positive(quantizer.clip) for quantizer in quantizers])  # type: ignore[arg-type]
-            return mixture(x, clips, q, self.bits)
-        paths = zip(q, quantizers, strict=True)
-        return sum((q_j * quantizer(x) for q_j, quantizer in paths), start=x.new_zeros(()))
+        return self.geometry.convolve(mixed(x, list(self.activation_quantizers), q, self.bits), weight, self.bias)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -121,6 +176,9 @@ class MixedLayer(nn.Module):
             quantizer.calibrate(weight)  # type: ignore[operator]
         for quantizer in self.activation_quantizers:
             quantizer.calibrate(x)  # type: ignore[operator]
+
+
+Mixed = MixedLayer | MixedProduct
 
 
 class PathNetwork(TrainedNetwork):
@@ -133,18 +191,20 @@ class PathNetwork(TrainedNetwork):
         shared: Whether all paths of a layer have the same weight.
     """
 
-    layers: dict[str, MixedLayer]
+    layers: dict[str, Mixed]
 
     def __init__(
         self, job: SearchJob, bits: tuple[int, ...], quantizer: QuantizerFactory, *, shared: bool = False
     ) -> None:
-        def mixed(module: nn.Module, shape: LayerShape, _: Mapping[str, MixedLayer]) -> MixedLayer:
+        def searched(module: nn.Module, shape: LayerShape, _: Mapping[str, Mixed]) -> Mixed:
+            if shape.kind == "matmul":
+                return MixedProduct(module, shape, bits, quantizer, job.task.device)
             return MixedLayer(module, shape, bits, quantizer, shared=shared)
 
-        self.bits = bits
+        self.bits, self._common = bits, quantizer is UniformQuantizer
         self.network = job.task.network
         self.model = job.float_model()
-        self.layers = replace_layers(self.model, self.network, mixed)
+        self.layers = replace_layers(self.model, self.network, searched)
         space = dict.fromkeys(self.layers, LayerSpace(weight_bits=bits, activation_bits=bits))
         self._relaxed = job.measure.relaxed(self.network, space, job.task.device, EDGE_BITS)
 
@@ -188,11 +248,12 @@ class PathNetwork(TrainedNetwork):
 
     def state(self, policy: Policy, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy the weights of the chosen paths, under the names of the float model."""
-        weights = {f"{alias}.weight": name for name in self.layers for alias in names_of(self.model, name)}
+        layers = [name for name, layer in self.layers.items() if isinstance(layer, MixedLayer)]
+        weights = {f"{alias}.weight": name for name in layers for alias in names_of(self.model, name)}
         state = super().state(policy, {name: names[name] for name in names if name not in weights})
         for alias, name in weights.items():
             chosen = self.bits.index(policy.layers[name].weight_bits)
-            state[alias] = self.layers[name].weight[chosen].detach().clone()
+            state[alias] = self.layers[name].weight[chosen].detach().clone()  # type: ignore[union-attr]
         return state
 
     def clips(self, policy: Policy) -> dict[str, float]:
@@ -221,20 +282,14 @@ class PathNetwork(TrainedNetwork):
             layer.activation_quantizers[self.bits.index(choice.activation_bits)],
         )
 
-    @property
-    def _common(self) -> bool:
-        """Whether paths have the common quantizer."""
-        paths = (path for layer in self.layers.values() for path in layer.weight_quantizers)
-        return all(isinstance(path, UniformQuantizer) for path in paths)
-
     def _edge_clips(self) -> list[tuple[str, nn.Parameter]]:
-        """List the clip values of the first and the last layer, and of products of activations."""
+        """List the clip values of the first and the last layer."""
         names = [shape.name for shape in self.network.layers if shape.position != "middle"]
         edges = {name: self.model.get_submodule(name) for name in names}
         return [
             clip
             for name, edge in edges.items()
-            if isinstance(edge, QuantizedLayer | QuantizedProduct)
+            if isinstance(edge, QuantizedLayer)
             for clip in clips_of(name, edge.weight_quantizer, edge.activation_quantizer)
         ]
 

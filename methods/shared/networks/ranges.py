@@ -1,7 +1,8 @@
 """Networks in which every searched tensor has a learned range, and so a number of bits that follows from it.
 
 DQ and DJPQ search in such a network: `methods.shared.quantizers.learned_range` has their quantizer. Its parameters
-have shape (2, L) when they are stacked: row 0 for weights, row 1 for inputs of the L searched layers.
+have shape (2, L) when they are stacked: row 0 for weights, row 1 for inputs of the L searched layers. The right operand
+of a product of activations is in row 0 too.
 """
 
 from abc import abstractmethod
@@ -20,6 +21,7 @@ from bench.api import (
     LayerSpace,
     Policy,
     QuantizedLayer,
+    QuantizedProduct,
     SearchJob,
     input_quantizer,
     policy_of,
@@ -54,6 +56,9 @@ def plain_layer(module: nn.Module, shape: LayerShape, weight: nn.Module, activat
     return QuantizedLayer(module, weight, activation)
 
 
+Ranged = QuantizedLayer | QuantizedProduct
+
+
 class RangeNetwork(TrainedNetwork):
     """A model whose searched layers have learned ranges.
 
@@ -66,14 +71,14 @@ class RangeNetwork(TrainedNetwork):
         pruned: Names of the layers that may lose filters.
 
     Attributes:
-        quantizers: The 2 L quantizers, those of weights first.
+        quantizers: The 2 L quantizers, those of weights and of the right operands of products first.
         relaxed: Differentiable cost.
         signed: Whether a tensor has a sign, shape (2, L).
         candidates: Candidate bits, shape (K,).
         fixed_parameters: Names of the parameters that a quantizer of a fixed number of bits has.
     """
 
-    layers: dict[str, QuantizedLayer]
+    layers: dict[str, Ranged]
     fixed_parameters: ClassVar[tuple[str, ...]] = ("clip_step", "clip_range")
 
     def __init__(
@@ -89,9 +94,11 @@ class RangeNetwork(TrainedNetwork):
         def make(*, bits: int, kind: Kind, normalized: bool = False) -> LearnedQuantizer:
             return quantizer(bits=bits, kind=kind, searching=True)
 
-        def searched(module: nn.Module, shape: LayerShape, _: Mapping[str, QuantizedLayer]) -> QuantizedLayer:
-            weight = make(bits=start_bits, kind="weight")
-            return layer(module, shape, weight, input_quantizer(shape, start_bits, make))
+        def searched(module: nn.Module, shape: LayerShape, _: Mapping[str, Ranged]) -> Ranged:
+            of_input = input_quantizer(shape, start_bits, make)
+            if shape.kind == "matmul":
+                return QuantizedProduct(module, Shifted(make(bits=start_bits, kind="activation")), of_input)
+            return layer(module, shape, make(bits=start_bits, kind="weight"), of_input)
 
         self.bits = bits
         self.network = job.task.network
@@ -106,8 +113,8 @@ class RangeNetwork(TrainedNetwork):
         self.relaxed = job.measure.relaxed(self.network, space, job.task.device, EDGE_BITS)
         rows = [bits] * (2 * len(self.layers))
         self._interpolation = Interpolation(rows, len(bits), self.relaxed.in_channels, slope_at_lowest=True)
-        signed = torch.tensor([[True], [False]], device=job.task.device)
-        self.signed = signed.expand(2, len(self.layers))
+        signs = [quantizer.signed for quantizer in self.quantizers]
+        self.signed = torch.tensor(signs, device=job.task.device).view(2, -1)
         self.candidates = torch.tensor(bits, device=job.task.device, dtype=torch.float64)
 
     def _quantizer(self, name: str, kind: Kind) -> LearnedQuantizer:
@@ -180,7 +187,7 @@ class RangeNetwork(TrainedNetwork):
         """Build the policy of these decisions; the first and the last layer have 8 bits."""
         base = uniform(self.network, EDGE_BITS)
         for name in self._pruned:
-            base = base.with_layer(name, kept_filters=tuple(range(self.network[name].out_channels)))
+            base = base.with_layer(name, kept_filters=tuple(range(self.network[name].filters)))
         return policy_of(base, decisions)
 
     def learned(self, policy: Policy) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.api import LayerShape, QuantizedLayer
+from bench.api import LayerShape, QuantizedLayer, QuantizedProduct
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, positive
-from methods.shared.gates import FilterGroups
+from methods.shared.gates import FilterGroups, filter_groups, of_inputs
 from methods.shared.quantizers.residual_bits import RangeQuantizer, gated_quantization
 from methods.shared.quantizers.starts import ClipInit, calibration_bits
 
@@ -106,6 +106,42 @@ class GatedQuantizer(RangeQuantizer):
         return gated_quantization(x, positive(self.clip), self.gates.to(self.clip), self.chain, self.kind)
 
 
+def gated_pair(weight: nn.Module, activation: nn.Module) -> tuple[GatedQuantizer, GatedQuantizer]:
+    """Return the gated quantizers of a layer's or product's two tensors, without what shifts them."""
+    inner = (each.quantizer if isinstance(each, Shifted) else each for each in (weight, activation))
+    return tuple(inner)  # type: ignore[return-value]
+
+
+class GatedProduct(QuantizedProduct):
+    """A product of two activations whose bits are chosen by gates.
+
+    Args:
+        product: Module that multiplies.
+        shape: Shape of the product.
+        bits: Chain of candidate bits.
+        clip_init: First values of the ranges.
+    """
+
+    phi_filters = groups = channel_gates = None
+    """Heads are chosen by the layer that makes them."""
+
+    def __init__(
+        self, product: nn.Module, shape: LayerShape, bits: tuple[int, ...], clip_init: ClipInit = "calibrated"
+    ) -> None:
+        make = partial(GatedQuantizer, bits=bits, kind="activation", clip_init=clip_init)
+        left = make()
+        super().__init__(product, Shifted(make()), Shifted(left) if shape.signed_input else left)
+        self.shape = shape
+
+    def quantizers(self) -> tuple[GatedQuantizer, GatedQuantizer]:
+        """Return the quantizers of the right and of the left operand."""
+        return gated_pair(self.weight_quantizer, self.activation_quantizer)
+
+    def filters(self, gates_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Count the filters, a scalar: all."""
+        return self.quantizers()[0].clip.new_tensor(float(self.shape.filters))
+
+
 class GatedLayer(QuantizedLayer):
     """A convolution or linear layer whose bits and filters are chosen by gates.
 
@@ -135,12 +171,13 @@ class GatedLayer(QuantizedLayer):
         make = partial(GatedQuantizer, bits=bits, clip_init=clip_init)
         of_input = make(kind="activation")
         super().__init__(module, make(kind="weight"), Shifted(of_input) if shape.signed_input else of_input)
+        self.shape = shape
         self._producer = (None if shape.depthwise else producer,)  # a tuple keeps it from becoming a submodule
         self.phi_filters: nn.Parameter | None = None
         self.groups: FilterGroups | None = None
         self.channel_gates: Tensor | None = None
         if group_size:
-            self.groups = FilterGroups(len(self.weight), group_size, self.weight.device)
+            self.groups = filter_groups(shape, group_size, self.weight.device)
             self.phi_filters = nn.Parameter(self.weight.new_full((len(self.groups.members),), FIRST_PHI))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,17 +186,16 @@ class GatedLayer(QuantizedLayer):
         producer = self._producer[0]
         if producer is not None and producer.channel_gates is not None:
             # The same function as masking the quantized input, with the same gradients, on a far smaller tensor.
-            weight = weight * producer.channel_gates.to(weight).view(1, -1, *[1] * (weight.ndim - 2))
+            gates = of_inputs(producer.channel_gates, self.shape)
+            weight = weight * gates.to(weight).view(1, -1, *[1] * (weight.ndim - 2))
         return self.geometry.convolve(self.activation_quantizer(x), weight, self.bias)
 
     def quantizers(self) -> tuple[GatedQuantizer, GatedQuantizer]:
         """Return the quantizers of the weight and of the input."""
-        of_input = self.activation_quantizer
-        inside = of_input.quantizer if isinstance(of_input, Shifted) else of_input
-        return self.weight_quantizer, inside  # type: ignore[return-value]
+        return gated_pair(self.weight_quantizer, self.activation_quantizer)
 
     def filters(self, gates_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Count the filters, a scalar: Σ gates_of(φ_2) · size of the group, or all when the layer is not pruned."""
         if self.groups is None or self.phi_filters is None:
-            return self.weight.new_tensor(len(self.weight))
+            return self.weight.new_tensor(float(self.shape.filters))
         return (gates_of(self.phi_filters) * self.groups.sizes).sum()

@@ -354,7 +354,7 @@ OVER_TOKENS: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
     "a gate of its own": (lambda x: x * x.sigmoid(), True, True),
     "view of the same shape": (lambda x: x.view(1, 4, 8), False, True),
     "softmax over hidden units": (lambda x: x.softmax(-1), False, False),
-    "softmax over tokens": (lambda x: x.softmax(1), False, False),
+    "softmax over tokens": (lambda x: x.softmax(1), True, False),
     "layer norm": (lambda x: F.layer_norm(x, (8,)), False, True),
     "transposed twice": (lambda x: x.transpose(1, 2).transpose(1, 2), False, True),
     "other tokens": (lambda x: x[:, 1:], False, True),

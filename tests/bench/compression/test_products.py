@@ -2,22 +2,25 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer
+from torchvision.models import SwinTransformer, VisionTransformer
 
 from bench.compression import compress as compress_module
 from bench.compression import function_check
 from bench.compression.compress import QuantizedProduct, calibrate, compress, quantized_layer, reduce
 from bench.compression.function_check import check_function
 from bench.compression.geometry import MatMul
+from bench.compression.operations import count_multiplications
 from bench.compression.policy import Policy, uniform
 from bench.compression.quantizer import UniformQuantizer, clips_of, quantize_literal, read_clips, restore_clips
 from bench.compression.shapes import LayerShape, NetworkShape, trace
 from bench.costs.accelerator.pricing import computes, price_on
+from bench.costs.counter import price
 from bench.errors import BenchError
 from bench.models.cct import AttentionPool, CompactTransformer
 from bench.models.normal_form import normal_form
@@ -38,7 +41,14 @@ def compact() -> nn.Module:
     return CompactTransformer(3, 5, 4)
 
 
-MODELS = {"vision transformer": vision_transformer, "compact": compact}
+def shifted_windows() -> nn.Module:
+    """Windows of 4 on a map of 8×8, shifted in the second block, with a bias for each head and pair of tokens."""
+    torch.manual_seed(0)
+    model = SwinTransformer([1, 1], 8, [2], [2], [4, 4], stochastic_depth_prob=0.0, num_classes=5)
+    return normal_form(model, "net")
+
+
+MODELS = {"vision transformer": vision_transformer, "compact": compact, "shifted windows": shifted_windows}
 each_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
@@ -52,9 +62,7 @@ def shape_of(model: nn.Module) -> NetworkShape:
 @pytest.mark.parametrize("signed", [False, True])
 def test_both_operands_are_quantized(signed: bool) -> None:
     """The left one by its own bits and range, the right one with an offset."""
-    shape = LayerShape(
-        name="mix", kind="matmul", position="product", in_channels=5, out_channels=3, signed_input=signed
-    )
+    shape = LayerShape(name="mix", kind="matmul", position="middle", in_channels=5, out_channels=3, signed_input=signed)
     made = quantized_layer(MatMul(), shape, (3, 4), UniformQuantizer, normalized=True).double()
     assert isinstance(made, QuantizedProduct)
     left, right = torch.rand(2, 4, 5, dtype=torch.float64) - signed * 0.4, torch.randn(2, 5, 3, dtype=torch.float64)
@@ -136,25 +144,58 @@ def test_a_product_with_other_operands_is_found(make: Callable[[], nn.Module], m
 
 @torch.no_grad()
 @each_model
-def test_without_hidden_units_the_others_compute_the_same(make: Callable[[], nn.Module]) -> None:
-    """Removed units are those whose columns of the next layer are zero; biases of units count."""
+@pytest.mark.parametrize("kept_head", [0, 1])
+def test_without_heads_and_hidden_units_the_others_compute_the_same(
+    make: Callable[[], nn.Module], kept_head: int
+) -> None:
+    """What is removed is what columns of zeros of the next layer do not read; biases of units and heads count."""
     model = make().double().eval()
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     network = shape_of(model)
     policy, masked = uniform(network, 32), copy.deepcopy(model)
     pruned = [layer for layer in network.layers if layer.prunable]
-    assert len(pruned) == 2
+    assert len(pruned) == 4 and {layer.filters for layer in pruned} & {2, 3}
     for layer in pruned:
-        kept = tuple(range(1, layer.out_channels, 3))
+        heads = layer.filters < 4
+        kept = (kept_head,) if heads else tuple(range(1, layer.out_channels, 3))
         policy = policy.with_layer(layer.name, kept_filters=kept)
-        reader = next(other.name for other in network.layers if other.producer == layer.name)
+        reader = next(o.name for o in network.layers if o.producer == layer.name and o.kind == "linear")
         weight: Tensor = masked.get_submodule(reader).weight  # type: ignore[assignment]
-        weight[:, [unit for unit in range(layer.out_channels) if unit not in kept]] = 0
+        by_filter = weight.view(len(weight), layer.filters, -1)
+        by_filter[:, [unit for unit in range(layer.filters) if unit not in kept]] = 0
     images = torch.randn(3, *IMAGE, dtype=torch.float64)
     reduced = reduce(model, network, policy)
     torch.testing.assert_close(reduced(images), masked(images), rtol=1e-10, atol=1e-10)
     assert not torch.allclose(reduced(images), model(images), atol=1e-3)
+    counted = sum(macs for own in count_multiplications(reduced, images[:1]).values() for macs in own.values())
+    assert counted == price(network, policy).macs < price(network, uniform(network, 32)).macs
+
+
+@torch.no_grad()
+def test_a_head_is_what_its_rows_say() -> None:
+    """Against attention that is written out, head by head."""
+    torch.manual_seed(1)
+    attention = normal_form(nn.MultiheadAttention(6, 3, batch_first=True), "net").double()
+    heads = range(3)
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    in_proj, out_proj = attention.in_proj, attention.out_proj
+    expected = out_proj.bias.expand(2, 5, 6).clone()  # type: ignore[union-attr, operator]
+    for head in heads[1:]:
+        rows = [[part * 6 + head * 2 + i for i in range(2)] for part in range(3)]
+        q, k, v = (x @ in_proj.weight[own].T + in_proj.bias[own] for own in rows)  # type: ignore[union-attr, index]
+        probabilities = torch.softmax(q @ k.transpose(1, 2) / 2**0.5, -1)
+        expected += (probabilities @ v) @ out_proj.weight[:, head * 2 : head * 2 + 2].T  # type: ignore[union-attr, index]
+    shape = LayerShape(
+        **{"name": "in_proj", "kind": "linear", "position": "middle", "in_channels": 6, "out_channels": 18},
+        **{"outputs_per_filter": 6, "parts": 3, "prunable": True},
+    )
+    reader = LayerShape(
+        name="out_proj", kind="linear", position="middle", in_channels=6, out_channels=6, inputs_per_filter=2
+    )
+    attention.in_proj = compress_module._slice_layer(in_proj, shape.rows(heads[1:]), None)  # type: ignore[arg-type]
+    attention.out_proj = compress_module._slice_layer(out_proj, None, reader.columns(heads[1:]))  # type: ignore[arg-type]
+    torch.testing.assert_close(attention(x, x, x, need_weights=False)[0], expected)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -203,7 +244,7 @@ class Early(Products):
 def test_a_product_is_traced() -> None:
     network = shape_of(Products())
     assert [(layer.name, layer.position) for layer in network.layers] == [
-        *(("first", "first"), ("product", "product"), ("last", "last"))
+        *(("first", "first"), ("product", "middle"), ("last", "last"))
     ]
     product = network["product"]
     assert (product.in_channels, product.out_channels, product.in_size, product.macs) == (1, 4, (4, 1), 16)
@@ -238,9 +279,8 @@ def test_latency_and_energy_of_products_are_not_known() -> None:
     network = shape_of(model)
     accelerator, policy = AcceleratorSpec(), uniform(network, 8)
     assert not computes(accelerator, network, policy)
-    alone = NetworkShape(
-        model="net", dataset="none", layers=tuple(layer for layer in network.layers if layer.kind == "matmul")
-    )
+    products = [replace(layer, producer=None, leader=None) for layer in network.layers if layer.kind == "matmul"]
+    alone = NetworkShape(model="net", dataset="none", layers=tuple(products))
     assert not computes(accelerator, alone, policy)
     layers = {layer.name: policy.layers[layer.name] for layer in alone.layers}
     with pytest.raises(BenchError, match=r"'.*self_attention.scores' multiplies two activations; latency and energy"):

@@ -156,7 +156,7 @@ def all_at(name: str, bits: int, products: int) -> Policy:
     return policy
 
 
-# With products at the bits of the layers, and at 8: the policy of `uniform`.
+# With products at the bits of the layers, the policy of `uniform`; and with products at 8.
 BOPS = {
     ("vit_b_16", 2): (77_237_723_136, None),
     ("vit_b_16", 4): (286_607_179_776, 320_942_899_200),
@@ -177,10 +177,10 @@ BOPS = {
 
 @pytest.mark.parametrize(("name", "bits"), BOPS)
 def test_bops(name: str, bits: int) -> None:
-    same, of_uniform = BOPS[name, bits]
-    assert price(shape_of(name), all_at(name, bits, bits)).bops == same
-    if of_uniform is not None:
-        assert price(shape_of(name), uniform(shape_of(name), bits)).bops == of_uniform
+    same, at_8 = BOPS[name, bits]
+    assert price(shape_of(name), uniform(shape_of(name), bits)).bops == same
+    if at_8 is not None and bits < 32:
+        assert price(shape_of(name), all_at(name, bits, 8)).bops == at_8
 
 
 class Memory(NamedTuple):
@@ -236,32 +236,63 @@ def test_single_operations_of_the_first_block(name: str, path: str, expected: tu
     assert figures(price(shape_of(name), all_at(name, 1, 1)), f"{block}.{path}") == expected
 
 
-# Half of the hidden units of every block are kept: MACs, weights, BOPs and bits in memory at 4 bit.
-HALVED = {
-    "vit_tiny": (905_097_216, 3_878_400, 15_878_037_504, 38_190_096),
-    "convnext_tiny": (2_374_632_192, 15_584_736, 38_724_612_096, 103_067_520),
+# Half of the hidden units of every block are kept, two of three heads, or both: MACs, those of products, weights, BOPs
+# and bits in memory at 4 bit.
+PRUNED = {
+    ("vit_tiny", "units"): (905_097_216, 178_831_872, 3_878_400, 15_878_037_504, 38_190_096),
+    ("vit_tiny", "heads"): (1_077_877_248, 119_221_248, 5_058_048, 18_642_518_016, 42_256_224),
+    ("vit_tiny", "both"): (729_291_264, 119_221_248, 3_288_576, 13_065_142_272, 31_547_232),
+    ("convnext_tiny", "units"): (2_374_632_192, 0, 15_584_736, 38_724_612_096, 103_067_520),
 }
 
 
-@pytest.mark.parametrize("name", HALVED)
-def test_costs_without_half_of_the_hidden_units(name: str) -> None:
-    policy, shapes = all_at(name, 4, 4), shape_of(name)
+def pruned(shapes: NetworkShape, what: str) -> Policy:
+    """At 4 bit, without every second unit, or without the middle one of three heads."""
+    policy = uniform(shapes, 4)
     for layer in shapes.layers:
-        if layer.prunable:
-            policy = policy.with_layer(layer.name, kept_filters=tuple(range(0, layer.out_channels, 2)))
-    cost = price(shapes, policy)
-    assert (cost.macs, cost.parameters, cost.bops, cost.memory_bits) == HALVED[name]
+        heads = layer.outputs_per_filter > 1
+        if layer.prunable and what != ("units" if heads else "heads"):
+            policy = policy.with_layer(layer.name, kept_filters=tuple(range(0, layer.filters, 2)))
+    return policy
+
+
+@pytest.mark.parametrize(("name", "what"), PRUNED)
+def test_costs_of_pruned_networks(name: str, what: str) -> None:
+    cost = price(shape_of(name), pruned(shape_of(name), what))
+    of_products = sum(
+        layer.macs
+        for layer in cost.layers
+        if next(s for s in shape_of(name).layers if s.name == layer.name).kind == "matmul"
+    )
+    assert (cost.macs, of_products, cost.parameters, cost.bops, cost.memory_bits) == PRUNED[name, what]
+
+
+def test_a_head_costs_what_it_multiplies() -> None:
+    """4·N·C·d for the projections, and 2·N²·d for the products."""
+    shapes = shape_of("vit_tiny")
+    layer = next(layer for layer in shapes.layers if layer.outputs_per_filter > 1)
+    without = uniform(shapes, 4).with_layer(layer.name, kept_filters=(1, 2))
+    saved = price(shapes, uniform(shapes, 4)).macs - price(shapes, without).macs
+    assert saved == 4 * 197 * 192 * 64 + 2 * 197**2 * 64 == 14_650_496
 
 
 BLOCKS = {"vit_b_16": 12, "vit_tiny": 12, "swin_t": 12, "convnext_tiny": 18, "cct_2_3x2": 2}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_hidden_units_of_every_block_can_be_pruned(name: str) -> None:
+def test_heads_and_hidden_units_of_every_block_can_be_pruned(name: str) -> None:
     shapes = shape_of(name)
-    pruned = [layer.name for layer in shapes.layers if layer.prunable]
-    assert len(pruned) == BLOCKS[name]
-    assert [layer.producer for layer in shapes.layers if layer.producer is not None] == pruned
+    units = [layer.name for layer in shapes.layers if layer.prunable and layer.outputs_per_filter == 1]
+    heads = [layer.name for layer in shapes.layers if layer.prunable and layer.outputs_per_filter > 1]
+    assert len(units) == BLOCKS[name] and len(heads) == (0 if name == "convnext_tiny" else BLOCKS[name])
+    readers = [layer for layer in shapes.layers if layer.producer is not None]
+    assert [layer.producer for layer in readers if layer.inputs_per_filter == 1] == units
+    of_heads = [layer.producer for layer in readers if layer.inputs_per_filter > 1]
+    assert of_heads == [name for name in heads for _ in range(3)]  # both products, and the projection
+    assert [layer.group_size(shapes.group_size) for layer in shapes.layers if layer.name in heads] == [1] * len(heads)
+    assert dict(shapes.tables).keys() == (
+        {f"{n[:-3]}relative_position_bias_table" for n in heads} if name == "swin_t" else set()
+    )
     assert shapes.group_size == 16
     assert shapes.unquantized == ()
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.api import LayerShape, LayerSpace, calibrate, quantized_layer
+from bench.api import LayerShape, LayerSpace, QuantizedProduct, calibrate, quantized_layer
 from bench.compression.shapes import trace
 from bench.errors import BenchError
-from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer
+from methods.shared.bit_sharing.layer import LayerSettings, SharedLayer, SharedProduct
 from methods.shared.networks.bottleneck import BottleneckLayer
-from methods.shared.networks.paths import MixedLayer
+from methods.shared.networks.paths import MixedLayer, MixedProduct
 from methods.shared.networks.ranges import plain_layer
-from methods.shared.networks.stochastic_gates import GatedLayer
+from methods.shared.networks.stochastic_gates import GatedLayer, GatedProduct
 from methods.shared.search import replace_layers
 from tests.kinds_of_networks import CLASSES, HANDLED, IMAGE, InAList
 
@@ -34,19 +34,43 @@ def nothing(*, bits: int, kind: str, normalized: bool) -> nn.Module:
     return Nothing()
 
 
+def shared(module: nn.Module, shape: LayerShape) -> nn.Module:
+    if shape.kind == "matmul":
+        return SharedProduct(module, shape, FULL, SETTINGS, torch.zeros((), dtype=torch.float64))
+    return SharedLayer(module, shape, FULL, SETTINGS)
+
+
+def paths(module: nn.Module, shape: LayerShape, **others: bool) -> nn.Module:
+    if shape.kind == "matmul":
+        return MixedProduct(module, shape, (2, 4), nothing, torch.device("cpu"))
+    return MixedLayer(module, shape, (2, 4), nothing, **others)
+
+
 def gated(module: nn.Module, shape: LayerShape) -> nn.Module:
-    layer = GatedLayer(module, shape, (2, 4, 8), 0, None)
+    layer: GatedProduct | GatedLayer
+    if shape.kind == "matmul":
+        layer = GatedProduct(module, shape, (2, 4, 8))
+    else:
+        layer = GatedLayer(module, shape, (2, 4, 8), 0, None)
     layer.weight_quantizer = layer.activation_quantizer = Nothing()
     return layer
 
 
+def ranged(layer: Make) -> Make:
+    def make(module: nn.Module, shape: LayerShape) -> nn.Module:
+        plain = shape.kind == "matmul"
+        return QuantizedProduct(module, Nothing(), Nothing()) if plain else layer(module, shape)
+
+    return make
+
+
 LAYERS: dict[str, Make] = {
-    "shared": lambda module, shape: SharedLayer(module, shape, FULL, SETTINGS),
-    "multi-path": lambda module, shape: MixedLayer(module, shape, (2, 4), nothing),
-    "one weight for all paths": lambda module, shape: MixedLayer(module, shape, (2, 4), nothing, shared=True),
+    "shared": shared,
+    "multi-path": paths,
+    "one weight for all paths": lambda module, shape: paths(module, shape, shared=True),
     "bayesian bits": gated,
-    "djpq": lambda module, _: BottleneckLayer(module, Nothing(), Nothing(), None, None),
-    "dq": lambda module, shape: plain_layer(module, shape, Nothing(), Nothing()),
+    "djpq": ranged(lambda module, _: BottleneckLayer(module, Nothing(), Nothing(), None, None)),
+    "dq": ranged(lambda module, shape: plain_layer(module, shape, Nothing(), Nothing())),
 }
 
 

@@ -71,7 +71,8 @@ def random_policy(network: NetworkShape, seed: int) -> Policy:
     for layer in network.layers:
         kept = None
         if layer.prunable and choose.random() < 0.8:
-            groups = [range(start, start + 4) for start in range(0, layer.out_channels, 4)]
+            size = layer.group_size(4)
+            groups = [range(start, start + size) for start in range(0, layer.filters, size)]
             chosen = choose.sample(groups, choose.randint(1, len(groups)))
             kept = tuple(sorted(filter_ for group in chosen for filter_ in group))
         middle = layer.position == "middle"
@@ -129,7 +130,7 @@ def test_decided_network_is_the_reduced_one(pruned_job: SearchJob, seed: int, tr
 
 def kept_count(network: NetworkShape, policy: Policy, name: str) -> int:
     kept = policy.layers[name].kept_filters
-    return network[name].out_channels if kept is None else len(kept)
+    return network[name].filters if kept is None else len(kept)
 
 
 def read_off_widths(network: SharedNetwork) -> dict[str, tuple[float, float, float]]:
