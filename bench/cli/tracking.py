@@ -27,13 +27,23 @@ _LOCK_SECONDS = 60.0
     "--port", type=WholeNumber(1, 65535), default=5000, show_default=True, help="Port that the server listens on."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that the server listens on.")
+@click.option("--public", is_flag=True, help="Let other machines in, with --host. MLflow has no login.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
 @store_option
 @tracking_option
-def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: Path, tracking_uri: str | None) -> None:
+def ui(
+    study: str | None,
+    port: int,
+    host: str,
+    public: bool,
+    open_browser: bool,
+    store_dir: Path,
+    tracking_uri: str | None,
+) -> None:
     """Open a study in MLflow's user interface, on this machine only. Without STUDY, the latest study is opened."""
     import signal
 
+    from bench.reporting.mlflow.server import NO_LOGIN
     from bench.reporting.mlflow.ui import launch_ui
     from bench.store.files import Store
 
@@ -41,7 +51,9 @@ def ui(study: str | None, port: int, host: str, open_browser: bool, store_dir: P
         signal.signal(number, signal.default_int_handler)
     store = Store(store_dir)
     name = str(store.load_study(study)["name"])
-    with launch_ui(store.root, tracking_uri, name, host, port, open_browser=open_browser) as view:
+    with launch_ui(store.root, tracking_uri, name, host, port, public=public, open_browser=open_browser) as view:
+        if public:
+            say(f"warning: {NO_LOGIN}", err=True)
         say(view.url)
         for contents, url in view.views.items():
             say(f"{contents}: {url}")

@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.reporting.mlflow.server import Address, server_command, start_server
 from bench.reporting.mlflow.tracker import Tracker, resolve_uri
-from bench.reporting.mlflow.ui import Ui, _start_server, ui_command
+from bench.reporting.mlflow.ui import Ui
 from tests import fake_store
 
 SEEDS = 5
@@ -57,8 +58,9 @@ def server(root: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = ui_command(root, "127.0.0.1", port)
-    with Ui("", _start_server(command, resolve_uri(None, root, {}), "127.0.0.1", port, 120)):
+    address = Address(host="127.0.0.1", port=port)
+    command = server_command(root, address)
+    with Ui("", start_server(command, resolve_uri(None, root, {}), address, 120)):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -154,7 +154,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     fake: FakeStore, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = file.read_bytes()
-    with pytest.raises(BenchError, match="exists already; give another name, or remove it first: rm"):
+    with pytest.raises(BenchError, match="exists already; give another name, or remove it first: `rm /"):
         archive(fake.store, "quick", file)
     with pytest.raises(BenchError, match=r"no study 'quik'"):
         archive(fake.store, "quik", tmp_path / "b.tar.gz")
@@ -260,7 +260,7 @@ def test_a_name_that_is_none_is_refused(file: Path, tmp_path: Path, name: str) -
 
 def test_a_damaged_study_in_the_store_is_not_overwritten(fake: FakeStore, file: Path) -> None:
     (fake.root / "studies" / "quick" / "study.json").write_text("{")
-    with pytest.raises(BenchError, match="is damaged; remove that study with `bench clean quick --yes`"):
+    with pytest.raises(BenchError, match="is damaged; remove that study with `bench clean quick --yes --store /"):
         restore(fake.store, file)
 
 
@@ -595,6 +595,6 @@ def test_a_renamed_study_has_tables_of_its_name(
     command: Callable[..., tuple[int, str, str]], file: Path, tmp_path: Path
 ) -> None:
     status, out, _ = command("restore", file, "--name", "renamed", "--store", tmp_path / "there")
-    assert status == 0 and out.endswith("its table: bench report renamed\n")
+    assert status == 0 and "its table: bench report renamed --store /" in out
     assert "renamed" in (tmp_path / "there" / "studies" / "renamed" / "table.md").read_text()
     assert "renamed: resnet8" in command("report", "renamed", "--store", tmp_path / "there")[1]

@@ -415,7 +415,7 @@ def test_without_yes_it_only_tells(fake: FakeStore, command: Callable[..., tuple
     assert status == 0
     assert content(fake.root) == before
     lines = out.splitlines()
-    assert lines[-1] == "nothing was removed; add --yes to remove these files"
+    assert lines[-1].startswith("nothing was removed; to remove these files: bench clean --yes --store /")
     assert [line.split()[:3] for line in lines if CHECKPOINTS in line] == [["removable", "checkpoints", "of"]]
     assert any(line.endswith("100 B") for line in lines if CHECKPOINTS in line)
     assert any(line.startswith("the store holds ") and "runs " in line for line in lines)

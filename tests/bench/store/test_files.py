@@ -241,7 +241,7 @@ def test_an_empty_store_names_the_command_that_fills_it(tmp_path: Path) -> None:
     store = Store(tmp_path / "nothing")
     assert store.studies() == []
     assert store.record("runs", "0" * 16) is None
-    with pytest.raises(BenchError, match=r"no study in the store .*nothing'; run one first: `bench run`"):
+    with pytest.raises(BenchError, match=r"no study in the store .*nothing'; run one first: `bench run --store .*`"):
         store.load_study(None)
     assert not store.root.exists()
 

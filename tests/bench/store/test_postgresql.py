@@ -25,6 +25,7 @@ from bench.matching.trial import Trial
 from bench.matching.tune import tune
 from bench.reporting.mlflow import tracker as tracking
 from bench.reporting.mlflow import ui as interface
+from bench.reporting.mlflow.server import Address, server_command, start_server
 from bench.reporting.mlflow.tracker import Tracker
 from bench.store.urls import with_driver
 from tests import fake_store
@@ -229,8 +230,9 @@ def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def mlflow_server(database: str, folder: Path, port: int) -> Iterator[str]:
     folder.mkdir(exist_ok=True)
-    command = interface.ui_command(folder, "127.0.0.1", port)
-    with interface.Ui("", interface._start_server(command, with_driver(database), "127.0.0.1", port, 180)):
+    address = Address(host="127.0.0.1", port=port)
+    command = server_command(folder, address)
+    with interface.Ui("", start_server(command, with_driver(database), address, 180)):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.reporting.mlflow.ui import DATABASE, ui_command
+from bench.reporting.mlflow.server import DATABASE, Address, server_command
 from bench.store.files import Store, read_checked, write_checked
 from tests.bench.cli.specification import toml
 from tests.fake_store import two_done
@@ -94,7 +94,11 @@ def test_a_planted_secret_is_in_no_file_no_line_and_no_process(
 
 def test_the_command_of_the_server_has_no_database(tmp_path: Path) -> None:
     assert DATABASE == "MLFLOW_BACKEND_STORE_URI"
-    assert not [word for word in ui_command(tmp_path, "127.0.0.1", 5000) if "backend" in word or "sql" in word]
+    assert not [
+        word
+        for word in server_command(tmp_path, Address(host="127.0.0.1", port=5000))
+        if "backend" in word or "sql" in word
+    ]
 
 
 def test_the_command_of_an_older_study_is_shown_without_its_password(tmp_path: Path) -> None:

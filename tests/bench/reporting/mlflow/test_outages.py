@@ -19,6 +19,7 @@ import pytest
 from bench.reporting.mlflow import probe as tracking_probe
 from bench.reporting.mlflow import ui as interface
 from bench.reporting.mlflow.probe import TrackingDownError, probe
+from bench.reporting.mlflow.server import Address, server_command, start_server
 from bench.reporting.mlflow.tracker import Tracker, resolve_uri
 from tests import fake_store
 from tests.bench.reporting.mlflow.reading import by_name, short, warnings
@@ -106,8 +107,9 @@ def test_what_the_user_set_stays(fake: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def served(root: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
     """An MLflow server on an SQLite file of its own."""
     root.mkdir(exist_ok=True)
-    command = interface.ui_command(root, "127.0.0.1", port)
-    with interface.Ui("", interface._start_server(command, resolve_uri(None, root, {}), "127.0.0.1", port, 180)) as ui:
+    address = Address(host="127.0.0.1", port=port)
+    command = server_command(root, address)
+    with interface.Ui("", start_server(command, resolve_uri(None, root, {}), address, 180)) as ui:
         assert ui.process is not None
         yield ui.process
 
