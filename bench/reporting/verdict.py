@@ -22,28 +22,36 @@ def study_verdicts(differences: Sequence[BaselineDifference]) -> list[str]:
     """
     compared = [row for row in differences if row.baseline is not None]
     several = len({row.group.task for row in compared}) > 1
+    tests = sum(not math.isnan(row.p) for row in differences)
     places = dict.fromkeys((*row.group.task, row.group.budget) for row in compared)
     texts = []
     for place in places:
         rows = [row for row in compared if (*row.group.task, row.group.budget) == place]
-        sentences = " ".join(_sentences(rows))
+        sentences = " ".join(_sentences(rows, tests))
         if sentences:
             label = " ".join(filter(None, place if several else place[-1:]))
             texts.append(f"{label}: {sentences}" if label else sentences)
     return texts
 
 
-def _sentences(rows: Sequence[BaselineDifference]) -> Iterator[str]:
-    """Yield the sentences about one task and budget."""
+def _sentences(rows: Sequence[BaselineDifference], tests: int) -> Iterator[str]:
+    """Yield the sentences about one task and budget.
+
+    Args:
+        rows: Rows of the task and budget.
+        tests: Number of tests in the study, over which p is corrected.
+    """
     tested = sorted((row for row in rows if row.pair and not row.flags), key=lambda row: -_mean(row))
-    members = {standing: [row for row in tested if _standing(row) == standing] for standing in _STANDINGS}
+    members = {standing: [row for row in tested if _standing(row, tests) == standing] for standing in _STANDINGS}
     baseline = next((row.baseline.method for row in rows if row.baseline is not None), "")
     if tested and not members["better"]:
         yield f"No method is shown to be better than {baseline}."
     for standing, words in _STANDINGS.items():
         if members[standing]:
-            yield f"{words.format(baseline=baseline)}: {_listed(members[standing])}."
-    yield from _limits([row.pair for row in (*members["same"], *members["untested"]) if row.pair])
+            stated = words.format(baseline=baseline, tests=tests, needed=_pairs_for(tests))
+            yield f"{stated}: {_listed(members[standing])}."
+    unknown = (*members["same"], *members["undecided"], *members["untested"])
+    yield from _limits([row.pair for row in unknown if row.pair])
     flagged = [row.group.method for row in rows if row.pair and row.flags]
     if flagged:
         yield f"No verdict ({wording.FLAGGED}): {wording.listed(flagged)}."
@@ -53,15 +61,23 @@ _STANDINGS = {
     "better": "Better than {baseline}",
     "worse": "Worse than {baseline}",
     "same": "Not distinguishable from {baseline}",
+    "undecided": "Too few pairs for {tests} corrected tests, which take {needed}",
     "untested": f"Untested, with fewer than {MIN_PAIRS} pairs",
 }
 """Positions of a method beside the baseline, with their words."""
 
 
-def _standing(row: BaselineDifference) -> str:
+def _pairs_for(tests: int) -> int:
+    """Return the fewest pairs with which the smallest p, 2 of 2ⁿ sign patterns, survives the correction."""
+    return math.ceil(math.log2(2 * tests / (1 - LEVEL)) - 1e-9) if tests else MIN_PAIRS
+
+
+def _standing(row: BaselineDifference, tests: int) -> str:
     """Return the position of a method; "better" and "worse" need both the test and the interval."""
     if math.isnan(row.p):
         return "untested"
+    if row.p > 1 - LEVEL and row.pair is not None and row.pair.n < _pairs_for(tests):
+        return "undecided"
     interval = row.pair.interval if row.pair else Interval(math.nan, math.nan)
     if row.p > 1 - LEVEL or not (interval.low > 0 or interval.high < 0):
         return "same"

@@ -36,11 +36,24 @@ def test_a_method_is_better_or_worse_only_by_test_and_interval(fake: FakeStore) 
     (text,) = verdicts(fake)
     # Each has p = 2 / 2^6 before Holm's correction over three tests: 0.094, so that nothing is told apart.
     assert text.startswith("4bit: No method is shown to be better than fixed.")
-    assert "Not distinguishable from fixed: sbs +1.03 [+0.92, +1.14], random +0.03" in text
+    assert "Too few pairs for 3 corrected tests, which take 7: sbs +1.03 [+0.92, +1.14], random +0.03" in text
     (alone,) = verdicts(fake, random=["flag"], dnas=["flag"])
     assert alone == "4bit: Better than fixed: sbs +1.03 [+0.92, +1.14]. No verdict (†): dnas, random."
     (behind,) = verdicts(fake, random=["flag"], sbs=["flag"])
     assert "No method is shown to be better than fixed. Worse than fixed: dnas -2.00 [-2.07, -1.93]." in behind
+
+
+def test_enough_pairs_for_all_tests_decide(tmp_path: Path) -> None:
+    fake = FakeStore(tmp_path)
+    fixed = [70.0, 71.0, 72.0, 70.5, 70.0, 72.0, 71.5]
+    fake.seeds("fixed", fixed)
+    fake.seeds("sbs", [value + 1 + number / 10 for number, value in enumerate(fixed)])
+    fake.seeds("random", [value + (-1) ** number for number, value in enumerate(fixed)])
+    fake.seeds("dnas", [value - 2 - number / 10 for number, value in enumerate(fixed)])
+    (text,) = verdicts(fake)
+    # 2 / 2^7 times three tests is 0.047: seven pairs are the fewest that can decide.
+    assert "Better than fixed: sbs +1.30" in text
+    assert "Not distinguishable from fixed: random +0.14" in text
 
 
 def test_what_could_not_be_seen_is_stated(fake: FakeStore) -> None:
