@@ -40,7 +40,7 @@ def test_half_written_files_stop_no_report(tmp_path: Path, content: str) -> None
         if path.name != "record.json":
             path.write_text(content)
     document = make_document(results_of(fake))
-    assert {"comparison", "tradeoff", "provenance"} <= {section.name for section in document.sections}
+    assert {"comparison", "fairness", "provenance"} <= {section.name for section in document.sections}
     for figure in document.figures:
         figure.draw().to_dict()
 

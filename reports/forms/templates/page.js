@@ -33,7 +33,9 @@ const draw = async (id) => {
   const key = JSON.stringify(chosen);
   if (drawn.get(id) === key) return;
   drawn.set(id, key);
-  const options = { actions: false, renderer: "svg", ast: true };
+  // A filter may leave nothing to draw, about which Vega warns.
+  const logLevel = Object.values(chosen).some(Boolean) ? 1 : 2;
+  const options = { actions: false, renderer: "svg", ast: true, logLevel };
   await vegaEmbed(`#${CSS.escape(id)} .chart`, filtered(charts[id]), options);
 };
 const drawVisible = async () => {
