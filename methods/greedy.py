@@ -143,10 +143,15 @@ def _batches(job: SearchJob, count: int) -> Sequence[tuple[Tensor, Tensor]]:
 def _loss(job: SearchJob, policy: Policy, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Compute the mean cross-entropy under a policy.
 
-    Normalisations use the statistics of each batch, since standardised weights change the scale of a layer.
+    Normalisations use the statistics of each batch, since standardised weights change the scale of a layer. Nothing is
+    left out at random, as dropout would: its noise would be larger than the rise that one tensor causes.
     """
-    network: nn.Module = compress(job.float_model(), job.task.network, policy).train()
+    network: nn.Module = compress(job.float_model(), job.task.network, policy)
     calibrate(network, batches[0][0])
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
     return sum(float(F.cross_entropy(network(images), labels)) for images, labels in batches) / len(batches)
 
 

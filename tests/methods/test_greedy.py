@@ -7,14 +7,15 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bench.compression.policy import uniform
 from bench.compression.quantizer import best_clip, quantize_literal, standardize
-from bench.compression.shapes import NetworkShape
+from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
 from bench.matching.repair import policy_of
-from bench.method import SearchJob
+from bench.method import SearchJob, Task
 from methods.greedy import Greedy, GreedyOptions, Losses, _batches, sensitivities, step_down
 from methods.shared.decisions import bits_decision
 
@@ -41,6 +42,33 @@ def test_a_sensitivity_is_the_loss_with_this_tensor_quantized(network: NetworkSh
             weight.copy_(quantize_literal(standard, clip, 2, "weight"))
             losses.append(float(F.cross_entropy(model(images), labels)))
     assert found[layer, "weight_bits"][0] == pytest.approx(sum(losses) / 2, abs=1e-4)
+
+
+class Dropping(nn.Module):
+    """A network that leaves out values at random before its classifier, as MobileNets do."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.dropout, self.fc = nn.Dropout(share), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.second(F.relu(self.first(F.relu(self.norm(self.stem(x)))))))
+        return self.fc(self.dropout(x.mean((2, 3))))  # type: ignore[no-any-return]
+
+
+def test_what_a_network_leaves_out_at_random_does_not_disturb_the_measurement(
+    small_task: Task, make_job: MakeJob
+) -> None:
+    state = Dropping(0.0).state_dict()
+    shapes = trace(Dropping(0.0), (1, 8, 8), name="dropping", dataset="digits")
+
+    def measured(share: float) -> Losses:
+        task = replace(small_task, network=shapes, make_model=lambda: Dropping(share))
+        return sensitivities(make_job(task, state=state), (2, 8), batches=2)
+
+    assert measured(0.5) == measured(0.0)
 
 
 def test_a_small_problem_is_solved_as_enumeration_does(network: NetworkShape, job: SearchJob) -> None:
