@@ -203,7 +203,13 @@ class Sbs(SharingMethod):
 
     summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
     source = SOURCE
-    deviations: ClassVar[tuple[str, ...]] = (*SharingMethod.deviations, *_OF_SEARCHES, *_OF_PRUNING)
+    deviations: ClassVar[tuple[str, ...]] = (
+        *SharingMethod.deviations,
+        *_OF_SEARCHES,
+        *_OF_PRUNING,
+        "In bottlenecks, such as those of ResNet-50, the second convolution may lose filters too; the paper prunes the "
+        "first layer of each residual block.",
+    )
     capabilities = Capabilities(budget="strength", prunes=True, mixed_precision=True, data_parallel=True)
     algorithm: ClassVar[type[Algorithm1]] = Algorithm1
     task_gradient = True

@@ -48,7 +48,8 @@ class _TwoStage(SharingMethod):
         *Sbs.deviations,
         "How the stages share the compression is tuned on validation images: the first has a budget of its own, at a "
         "tuned part of the way to the run's, and is repaired onto it; the paper found it by experiments.",
-        "Both stages together have the epochs of one search, and nothing is fine-tuned between them.",
+        "Both stages together have the epochs of one search, and each has one at least; nothing is fine-tuned between "
+        "them.",
         "With match = 'lambda' no stage has a budget: the first strength stays in the middle of its range, and the "
         "second one is tuned onto the run's budget.",
         "In the stage that only prunes, thresholds move in every update.",
