@@ -102,7 +102,8 @@ def _options(name: str, options: type[Options], shown: dict[tuple[type[Options],
     """
     paper, imagenet = paper_options("paper").get(name, {}), paper_options("imagenet-paper").get(name, {})
     values = json.dumps([paper, imagenet], sort_keys=True)
-    known = next((kind for kind in options.__mro__ if (kind, values) in shown), Options)
+    extended = [kind for kind in options.__mro__ if issubclass(kind, Options)]
+    known = next((kind for kind in extended if (kind, values) in shown), Options)
     left = [option for option in options.model_fields if option not in known.model_fields]
     if known is not Options:
         other = shown[known, values]
