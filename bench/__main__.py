@@ -91,8 +91,10 @@ def _report(error: BaseException) -> int:
 
 def _kept(error: BaseException) -> str:
     """Write the traceback of an error into a new temporary file, and return its path."""
+    from bench.store.urls import without_secrets
+
     with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".txt", encoding="utf-8", delete=False) as file:
-        file.write(full_traceback(error))
+        file.write(without_secrets(full_traceback(error)))
     return file.name
 
 

@@ -2,15 +2,22 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.planning.units import RunUnit, TrialUnit, Unit, kind_of, method_source, method_unit
-from bench.store.files import Status, Store
+from bench.store.files import Status, Store, write_text
 from bench.store.machine import hardware, versions
 from bench.store.outcomes import RESULTS, Outcome, is_final
 from bench.store.staleness import changes, fingerprint
+from bench.store.urls import without_secrets
+
+
+def write_traceback(folder: Path, text: str) -> None:
+    """Write the traceback of a unit's failure into its folder, without the passwords of addresses in it."""
+    write_text(folder / "error.txt", without_secrets(text))
 
 
 def new_record(unit: Unit, data_checksum: str, earlier: Mapping[str, Any] | None) -> dict[str, Any]:

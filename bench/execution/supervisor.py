@@ -17,11 +17,11 @@ from typing import Protocol
 
 from bench.errors import full_traceback
 from bench.execution.context import UnitRequest
-from bench.execution.records import close, new_record, recorded_outcome
+from bench.execution.records import close, new_record, recorded_outcome, write_traceback
 from bench.execution.settings import Limits
 from bench.execution.worker import HeldError, process_main, work_on_unit
 from bench.planning.builder import stored_unit
-from bench.store.files import Store, read_stored_specification, write_text
+from bench.store.files import Store, read_stored_specification
 from bench.store.leases import Leases, LostLeaseError
 from bench.store.outcomes import INTERRUPTED, Outcome, outcome_of_error
 
@@ -68,7 +68,7 @@ def work_in_this_process(request: UnitRequest) -> Outcome:
     except Exception as error:  # e.g. its record cannot be written
         outcome = outcome_of_error(error, request.store)
         if not outcome.error:
-            write_text(request.folder / "error.txt", full_traceback(error))
+            write_traceback(request.folder, full_traceback(error))
             outcome = _record_outcome(request, outcome, attempts_before)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt

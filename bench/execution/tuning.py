@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import full_traceback
-from bench.execution.records import close, new_record, recorded_outcome
+from bench.execution.records import close, new_record, recorded_outcome, write_traceback
 from bench.execution.stages.search import check_reachable
 from bench.execution.study_run import StudyRun
 from bench.execution.unit_runner import prepare_folder, run_in_process
@@ -18,7 +18,7 @@ from bench.matching.tune import Tuning, tune
 from bench.planning.methods import method_of_study
 from bench.planning.units import TuningUnit, Unit, title, trial_of
 from bench.spec.seeds import derive
-from bench.store.files import read_json, write_text
+from bench.store.files import read_json
 from bench.store.leases import Heartbeat, Lease, ignore_loss
 from bench.store.outcomes import INTERRUPTED, Outcome, SkippedError, outcome_of_error
 from bench.store.schemas import StoredTrial, fitting
@@ -75,7 +75,7 @@ def _outcome_of(error: BaseException, study_run: StudyRun, unit: TuningUnit) -> 
     store = study_run.settings.store
     outcome = outcome_of_error(error, store.root)
     if outcome.status == "failed" and not outcome.error:
-        write_text(store.unit("tuning", unit.identity) / "error.txt", full_traceback(error))
+        write_traceback(store.unit("tuning", unit.identity), full_traceback(error))
     return outcome
 
 

@@ -14,16 +14,17 @@ import torch
 
 from bench.errors import StudyHaltedError, full_traceback
 from bench.execution.context import UnitContext, UnitRequest
-from bench.execution.records import close, new_record, recorded_outcome, valid_result
+from bench.execution.records import close, new_record, recorded_outcome, valid_result, write_traceback
 from bench.execution.replica_worker import perform_together
 from bench.execution.stages.perform import WorkResult, failure, perform
 from bench.execution.task_loader import TaskLoader
 from bench.planning.builder import stored_unit
 from bench.planning.units import Unit
 from bench.replicas import ReplicaLostError
-from bench.store.files import Store, read_stored_specification, remove, write_text
+from bench.store.files import Store, read_stored_specification, remove
 from bench.store.leases import Heartbeat, Lease, Leases, LostLeaseError
 from bench.store.outcomes import Outcome, StoppedError, outcome_of_error
+from bench.store.urls import without_secrets
 from bench.training.checkpoints import Checkpoints
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def _work_with_lease(request: UnitRequest, lease: Lease) -> Outcome:
     result = _perform(request, unit, record, _ProgressWatcher(lease))
     outcome = result.outcome
     if outcome.status in ("failed", "oom") and not outcome.error:
-        write_text(request.folder / "error.txt", result.traceback)
+        write_traceback(request.folder, result.traceback)
     if outcome.error == "system":
         return outcome  # nothing can be written: the record keeps "running", and the lease is released
     lease.check()
@@ -135,10 +136,10 @@ def process_main(request: UnitRequest, report: Connection) -> None:
     except ReplicaLostError as lost:
         _end_like(lost)
     except BaseException as error:
-        sys.stderr.write(full_traceback(error))
+        sys.stderr.write(without_secrets(full_traceback(error)))
         outcome = outcome_of_error(error, request.store)
         if outcome.status == "failed" and not outcome.error:
-            write_text(request.folder / "error.txt", full_traceback(error))
+            write_traceback(request.folder, full_traceback(error))
     report.send(outcome)
 
 

@@ -223,7 +223,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def write_checked(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON object with its checksum, atomically."""
-    write_json(path, {**document, CHECKSUM: _checksum(document)})
+    write_bytes(path, checked_bytes(document))
+
+
+def checked_bytes(document: Mapping[str, Any]) -> bytes:
+    """Return the content of the file of a JSON object with its checksum."""
+    return _json_bytes({**document, CHECKSUM: _checksum(document)})
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
@@ -253,7 +258,11 @@ def read_stored_specification(folder: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON file atomically."""
-    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_bytes(path, _json_bytes(document))
+
+
+def _json_bytes(document: Any) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def write_text(path: Path, text: str) -> None:

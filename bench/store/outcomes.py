@@ -20,6 +20,7 @@ from bench.errors import (
     unknown_name,
 )
 from bench.store.files import Status
+from bench.store.urls import without_secrets
 
 RESULTS: frozenset[Status] = frozenset({"done", "unreachable"})
 """Statuses of results. A result is valid until something that it depends on changes."""
@@ -93,7 +94,7 @@ def outcome_of_error(error: BaseException, store: Path) -> Outcome:
         error: The exception.
         store: Folder of the store.
     """
-    text = first_line(error)
+    text = without_secrets(first_line(error))
     if isinstance(error, UnreachableBudgetError):
         return Outcome(status="unreachable", reason=text, nearest=error.nearest)
     if _is_interruption(error):
@@ -106,7 +107,9 @@ def outcome_of_error(error: BaseException, store: Path) -> Outcome:
     if isinstance(error, OSError) and _is_of_the_store(error, store):
         return Outcome(status="failed", reason=f"{error.strerror}: {error.filename or 'unknown file'}", error="system")
     status = _status_of(error)
-    return Outcome(status=status, reason=text if status in ("diverged", "skipped") else described(error))
+    return Outcome(
+        status=status, reason=text if status in ("diverged", "skipped") else without_secrets(described(error))
+    )
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -77,7 +77,7 @@ def without_password(uri: str) -> str:
 _SERVERS = ("http", "https")
 _PORT_AND_PATH = re.compile(r"\d{1,5}/")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-_SETTING = re.compile(r"(?i)((?:password|passwd|pwd|token|secret|api_?key)\s*=\s*)[^&\s'\"]+")
+_SETTING = re.compile(r"(?i)((?:password|passwd|pwd|token|secret|api_?key)\s*=\s*['\"]?)[^&\s'\"]+")
 
 
 def without_secrets(text: str) -> str:

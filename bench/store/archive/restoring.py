@@ -19,7 +19,7 @@ from bench.store.archive.layout import MANIFEST, files_below, unit_of
 from bench.store.archive.verifying import RefusedError, Verified, blocks, members, verify
 from bench.store.cleanup import make_scratch
 from bench.store.contents import UnitKey, free_bytes, units_of
-from bench.store.files import Store, read_record, write_checked
+from bench.store.files import Store, read_checked, read_record, write_checked
 from bench.store.leases import Heartbeat, Leases, ignore_loss
 from bench.store.outcomes import RESULTS, RETRIABLE
 from bench.store.usage import read_usage
@@ -138,6 +138,9 @@ def _rename_study(unpacked: Store, old: str, new: str) -> None:
     document = unpacked.study_document(old)
     if document is None:
         raise RefusedError(f"the study.json of '{old}' in it does not have its checksum")
+    path = unpacked.study(old) / "study.json"
+    if (read_checked(path) or {}).get("command") != document.get("command"):  # it had a password
+        write_checked(path, document)
     if old != new:
         unpacked.study(old).rename(unpacked.study(new))
         spec = {**document["spec"], "name": new}

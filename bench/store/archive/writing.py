@@ -15,11 +15,12 @@ from typing import IO, Any
 
 import bench
 from bench.errors import BenchError
-from bench.inputs.reading import open_regular
+from bench.inputs.reading import JSON_BYTES, open_regular
 from bench.outputs.commands import shell
 from bench.store.archive.layout import FORMAT, LAYOUT, MANIFEST, PROJECT, files_below, regular_files, unit_of
+from bench.store.archive.redaction import may_have_secrets, redacted
 from bench.store.contents import folders, units_of
-from bench.store.files import Store, read_record
+from bench.store.files import Store, read_checked, read_record
 from bench.store.outcomes import RESULTS
 
 
@@ -54,8 +55,9 @@ def archive(store: Store, name: str, target: Path) -> Archived:
     if os.path.lexists(target):
         raise BenchError(f"'{target}' exists already; give another name, or remove it first: `{shell('rm', target)}`")
     files, left_out = _files_of_study(store, document)
+    command = str((read_checked(store.study(name) / "study.json") or {}).get("command") or "")
     with _new_file(target) as file:
-        _write(file, name, files)
+        _write(file, name, files, command)
     return Archived(
         units=len({unit for path in files if (unit := unit_of(path)) is not None}),
         files=len(files),
@@ -112,24 +114,29 @@ def _rename_to_new(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _write(file: IO[bytes], study: str, files: Mapping[str, Path]) -> None:
+def _write(file: IO[bytes], study: str, files: Mapping[str, Path], command: str) -> None:
     listed = {}
     with (
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=4) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name, path in files.items():
-            listed[name] = _add(tar, name, path)
+            listed[name] = _add(tar, name, path, command)
         manifest = {"format": FORMAT, "project": PROJECT, "version": bench.__version__, "study": study}
         content = (json.dumps({**manifest, "files": listed}, indent=1, sort_keys=True) + "\n").encode()
         tar.addfile(_entry(MANIFEST, len(content)), io.BytesIO(content))
 
 
-def _add(tar: tarfile.TarFile, name: str, path: Path) -> dict[str, Any]:
-    """Add a file with its present content; return its size and checksum."""
+def _add(tar: tarfile.TarFile, name: str, path: Path, command: str) -> dict[str, Any]:
+    """Add a file with its present content, without secrets; return its size and checksum."""
     with open_regular(path) as file:
-        info = _entry(name, os.fstat(file.fileno()).st_size)
-        hashing = _HashingReader(file)
+        size = os.fstat(file.fileno()).st_size
+        source: IO[bytes] = file
+        if may_have_secrets(name) and size <= JSON_BYTES:
+            source = io.BytesIO(redacted(name, file.read(size), command))
+            size = len(source.getbuffer())  # type: ignore[attr-defined]
+        info = _entry(name, size)
+        hashing = _HashingReader(source)
         tar.addfile(info, hashing)  # type: ignore[arg-type]
     return {"bytes": info.size, "sha256": hashing.digest.hexdigest()}
 

@@ -12,8 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
+from bench.errors import full_traceback
+from bench.execution.records import write_traceback
+from bench.outputs.escaping import in_csv, in_html, in_latex, in_markdown
 from bench.reporting.mlflow.server import DATABASE, Address, server_command
+from bench.store.archive import archive, restore, writing
+from bench.store.archive.redaction import redacted
 from bench.store.files import Store, read_checked, write_checked
+from bench.store.outcomes import outcome_of_error
 from tests.bench.cli.specification import toml
 from tests.fake_store import two_done
 
@@ -109,3 +115,63 @@ def test_the_command_of_an_older_study_is_shown_without_its_password(tmp_path: P
     assert SECRET in str(read_checked(path))
     shown = Store(tmp_path).load_study("quick")["command"]
     assert SECRET not in shown and shown.startswith("bench run --tracking-uri postgresql://user:***@127.0.0.1:9/db")
+
+
+def test_an_archive_of_an_older_study_has_no_password(tmp_path: Path) -> None:
+    """Of its document, the tables in its folder and what code has written; and the archive is intact."""
+    fake = two_done(tmp_path / "old")
+    document: dict[str, Any] = fake.document()
+    folder = tmp_path / "old" / "studies" / "quick"
+    write_checked(folder / "study.json", {**document, "command": f"bench run --tracking-uri {ADDRESS} --seeds 3"})
+    for form in (str, in_csv, in_html, in_latex, in_markdown):
+        (folder / f"{form.__name__}.md").write_text(f"The study: bench run --tracking-uri {form(ADDRESS)}, and more")
+    run = tmp_path / "old" / "runs" / fake.runs[0]
+    (run / "output.log").write_bytes(b"\xff cannot reach " + ADDRESS.encode() + b" now\n")
+    (run / "error.txt").write_text(f"Traceback\nOperationalError: {ADDRESS}\npassword = '{SECRET}'\n")
+    archive(Store(tmp_path / "old"), "quick", tmp_path / "a.tar.gz")
+    assert not _secret_in(tmp_path / "a.tar.gz")
+    restore(Store(tmp_path / "new"), tmp_path / "a.tar.gz")
+    assert not places_of_secret(tmp_path / "new")
+    new = Store(tmp_path / "new")
+    assert new.load_study("quick")["command"] == Store(tmp_path / "old").load_study("quick")["command"]
+    assert [new.damage("runs", run, new.record("runs", run) or {}, thorough=True) for run in fake.runs[:2]] == [
+        None
+    ] * 2
+    log = (tmp_path / "new" / "runs" / fake.runs[0] / "output.log").read_bytes()
+    assert log.startswith(b"\xff cannot reach postgresql://user:***@127.0.0.1:9/db") and log.endswith(b" now\n")
+
+
+def _secret_in(file: Path) -> bool:
+    return SECRET.encode() in _unpacked(file)
+
+
+def test_an_archive_with_a_password_is_restored_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = two_done(tmp_path / "old")
+    document: dict[str, Any] = fake.document()
+    path = tmp_path / "old" / "studies" / "quick" / "study.json"
+    write_checked(path, {**document, "command": f"bench run --tracking-uri {ADDRESS} --seeds 3"})
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "may_have_secrets", lambda _: False)
+        archive(Store(tmp_path / "old"), "quick", tmp_path / "a.tar.gz")
+    assert _secret_in(tmp_path / "a.tar.gz")
+    restore(Store(tmp_path / "new"), tmp_path / "a.tar.gz")
+    assert not places_of_secret(tmp_path / "new") and Store(tmp_path / "new").studies() == ["quick"]
+
+
+def test_files_without_secrets_are_packed_as_they_are() -> None:
+    for name, content in (
+        ("studies/quick/study.json", b'{"command": "bench run", "a":  1}'),
+        ("studies/quick/study.json", b"damaged"),
+        ("studies/quick/table.md", b"| 1 |"),
+        ("runs/a/output.log", b"http://host/page \xff token of 3\n"),
+        ("runs/a/network.pt", ADDRESS.encode()),
+    ):
+        assert redacted(name, content, f"bench run --tracking-uri {ADDRESS}") == content
+
+
+def test_what_code_says_is_kept_without_passwords(tmp_path: Path) -> None:
+    error = RuntimeError(f"cannot connect to {ADDRESS}")
+    outcome = outcome_of_error(error, tmp_path)
+    assert SECRET not in outcome.reason and "user:***@127.0.0.1" in outcome.reason
+    write_traceback(tmp_path, full_traceback(error))
+    assert not places_of_secret(tmp_path)
