@@ -7,8 +7,9 @@ from bench.results.fairness import START_MARGIN, UPDATES_MARGIN, Conditions, con
 
 _MEANING = (
     "Start: validation accuracy before the first update of the search. Updates: training updates after pretraining "
-    "that the final weights have seen. Images: those of search and fine-tuning. Evaluated: images on which the search "
-    "measured accuracy or loss.",
+    "that the final weights have seen. Fine-tuning: those of them that fine-tuning made, at the final bits; the search "
+    "made the others, at its own learning rate. Images: those of search and fine-tuning. Evaluated: images on which "
+    "the search measured accuracy or loss.",
     "Landed: runs whose search met the budget, so that repair changed at most two choices. Repair's share: part of the "
     "compression, from uniform 8 bit on a logarithmic scale, that repair made.",
     f"A row is marked if its searches start more than {START_MARGIN:g} points below the others, its updates differ by "
@@ -46,6 +47,7 @@ _COLUMNS = (
     Column(title="Budget", align="left"),
     Column(title="Start (%)"),
     Column(title="Updates"),
+    Column(title="Fine-tuning"),
     Column(title="Images", drop=3),
     Column(title="Evaluated", drop=3),
     Column(title="Trials", drop=1),
@@ -64,6 +66,7 @@ def _cells(row: Conditions, breaches: tuple[str, ...], *, several: bool) -> tupl
         budget,
         _number(row.start_top1, "{:.1f}"),
         _number(row.updates, "{:,.0f}"),
+        _number(row.finetuning_updates, "{:,.0f}"),
         _number(row.images, "{:,.0f}"),
         _number(row.evaluated_images, "{:,.0f}"),
         f"{row.trials:.0f}",

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_low
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Conditions:
         runs: Number of runs with a result.
         start_top1: Validation accuracy at the start of the search, in percent.
         updates: Training updates after pretraining that the final weights have seen.
+        finetuning_updates: Those of them that fine-tuning made; the search made the others, at its own learning rate.
         images: Training images that search and fine-tuning drew.
         evaluated_images: Images on which the search measured accuracy or loss.
         trials: Searches that tuning made before the runs, failed ones included.
@@ -51,6 +53,7 @@ class Conditions:
     runs: int
     start_top1: float
     updates: float
+    finetuning_updates: float
     images: float
     evaluated_images: float
     trials: float
@@ -95,6 +98,7 @@ def _conditions(results: StudyResults, key: Sequence[object], runs: "pd.DataFram
         runs=len(runs),
         start_top1=float(runs["start_top1"].mean()),
         updates=float(runs["trained_updates"].mean()),
+        finetuning_updates=float(runs["id"].map(partial(_finetuning_updates, results)).astype(float).mean()),
         images=float(runs["training_images"].mean()),
         evaluated_images=float(runs["evaluated_images"].mean()),
         trials=float(sum(tuning.get(key) or 0 for tuning in tunings for key in ("trials_used", "trials_diverged"))),
@@ -104,6 +108,12 @@ def _conditions(results: StudyResults, key: Sequence[object], runs: "pd.DataFram
         landed=float((runs["within_budget"].eq(True) & (runs["repaired_gates"] <= FEW_REPAIRS)).mean()),
         in_budget=not budget or all(runs["within_budget"].eq(True)),
     )
+
+
+def _finetuning_updates(results: StudyResults, run: str) -> object:
+    """Return the number of batches that the fine-tuning of a run drew; `None` where nothing is recorded."""
+    use = section(results.record("runs", run) or {}, "data_use")
+    return section(use, "finetune").get("training_batches")
 
 
 def _tuned_knobs(tuning: Mapping[str, object]) -> int:
@@ -169,7 +179,9 @@ def summary(rows: Sequence[Conditions], found: Mapping[Place, Sequence[str]]) ->
     updates = _span([row.updates for row in rows], "{:,.0f}")
     starts = _span([row.start_top1 for row in rows], "{:.1f}")
     limited = [row for row in rows if row.budget]
-    stated = [f"{updates} updates of every network after pretraining"] if updates else []
+    finetuning = _span([row.finetuning_updates for row in rows], "{:,.0f}")
+    parts = f", {finetuning} of them in fine-tuning" if " " in finetuning else ""
+    stated = [f"{updates} updates of every network after pretraining{parts}"] if updates else []
     stated += [f"searches start at {starts} %"] if starts else []
     if limited:
         share = 100 * sum(row.landed * row.runs for row in limited) / sum(row.runs for row in limited)

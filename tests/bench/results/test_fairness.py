@@ -40,6 +40,20 @@ def test_equal_conditions_have_no_flags(fake: fake_store.FakeStore) -> None:
     )
 
 
+def test_the_share_of_fine_tuning_in_the_updates_is_stated_where_it_differs(tmp_path: Path) -> None:
+    """An update of a search and one of fine-tuning have different rates, and only the latter the final bits."""
+    store = fake_store.FakeStore(tmp_path)
+    for method, updates in {"sbs": 100, "fixed": 250}.items():
+        use = {"search": {"training_batches": 250 - updates}, "finetune": {"training_batches": updates}}
+        store.seeds(method, [70.0, 71.0], metrics=EQUAL, data_use=use)
+    rows = conditions(results_of(store))
+    assert [row.finetuning_updates for row in rows] == [100.0, 250.0]
+    assert summary(rows, {}).startswith(
+        "250 updates of every network after pretraining, 100 to 250 of them in fine-tuning; "
+    )
+    assert summary(rows[:1], {}).startswith("250 updates of every network after pretraining; ")
+
+
 @pytest.mark.parametrize(
     ("metrics", "fields", "said"),
     [
