@@ -1,7 +1,10 @@
 """Checks of how a method meets budgets: within and out of reach, and at the ends of its knobs' ranges."""
 
 import math
+import operator
+from collections.abc import Callable
 
+from bench.compression.policy import Policy
 from bench.diagnostics.validation.results import check_finite, valid_policy
 from bench.diagnostics.validation.under_test import TOLERANCE, MethodUnderTest
 from bench.diagnostics.validation.verdicts import NotApplicable, Violation
@@ -41,14 +44,7 @@ def cheapest(under_test: MethodUnderTest) -> str:
     if stated is None:
         undefined = "cheapest() is not defined: only trials show that a budget is out of reach"
         raise NotApplicable("budget='ignored'" if under_test.ignores_budgets else undefined)
-    valid_policy(under_test, stated)
-    least = under_test.price(stated)
-    for words, policy in under_test.policies:
-        if under_test.price(policy) < least:
-            raise Violation(
-                f"the {words} search found a policy of {under_test.price(policy):,.0f} BOPs, but cheapest() says that "
-                f"none costs less than {least:,.0f}; budgets in between would be rejected"
-            )
+    least = _bound(under_test, stated, "cheapest", operator.lt)
     return f"{least:,.0f} BOPs, {_reached(under_test, least)}"
 
 
@@ -58,15 +54,21 @@ def costliest(under_test: MethodUnderTest) -> str:
     if stated is None:
         undefined = "costliest() is not defined: a budget above all that it finds is only noticed afterwards"
         raise NotApplicable("budget='ignored'" if under_test.ignores_budgets else undefined)
+    return f"{_bound(under_test, stated, 'costliest', operator.gt):,.0f} BOPs"
+
+
+def _bound(under_test: MethodUnderTest, stated: Policy, name: str, beyond: Callable[[float, float], bool]) -> float:
+    """Return the cost of the policy that a method states as an extreme; no search may have found one beyond it."""
     valid_policy(under_test, stated)
-    most = under_test.price(stated)
+    bound = under_test.price(stated)
     for words, policy in under_test.policies:
-        if under_test.price(policy) > most:
+        if beyond(under_test.price(policy), bound):
             raise Violation(
-                f"the {words} search found a policy of {under_test.price(policy):,.0f} BOPs, but costliest() says that "
-                f"none costs more than {most:,.0f}; budgets in between would be called out of reach"
+                f"the {words} search found a policy of {under_test.price(policy):,.0f} BOPs, but {name}() says that "
+                f"none costs {'less' if beyond is operator.lt else 'more'} than {bound:,.0f}; budgets in between would "
+                "be called out of reach"
             )
-    return f"{most:,.0f} BOPs"
+    return bound
 
 
 def _reached(under_test: MethodUnderTest, least: float) -> str:
