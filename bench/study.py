@@ -16,6 +16,7 @@ from bench.execution.scheduler import run_units, wait_for_supervisors
 from bench.execution.settings import RunSettings
 from bench.execution.study_run import StudyRun, session
 from bench.execution.task_loader import TaskLoader
+from bench.matching.tune import require_storage
 from bench.planning.budgets import Reach, budget_notes
 from bench.planning.checkpoints import check_checkpoints
 from bench.planning.methods import method_of_study
@@ -89,9 +90,12 @@ def run_study(
         The study's document.
 
     Raises:
-        BenchError: The store cannot be written, or data are missing; what had finished is kept.
+        BenchError: The store cannot be written, data are missing, or Optuna's database cannot be used; what had
+            finished is kept.
     """
     checksum = _checked_data(plan, settings)
+    if settings.optuna_storage is not None:
+        require_storage(settings.optuna_storage)
     store, name = settings.store, plan.spec.name
     store.prepare()
     with watcher as watching:

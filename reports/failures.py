@@ -8,7 +8,7 @@ from typing import Any
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.tables import BELOW, DAMAGED, FAILURES, MISSING, OVER, STALE, section
 from bench.store.leases import Leases
-from reports.shared.commands import continuation, repetition
+from reports.shared.commands import continuation, needed_units, repetition
 
 _OPEN = "running"
 _ORPHANED, _OVER, _BELOW = "orphaned", "over budget", "below the window"
@@ -68,11 +68,11 @@ class Failures(Report):
 def _tracebacks(
     results: StudyResults, failures: Sequence[tuple[Mapping[str, Any], str, str]]
 ) -> Iterator[tuple[Mapping[str, Any], Path]]:
-    """Yield failed runs with the files that hold their tracebacks."""
+    """Yield failed runs with the files that hold their tracebacks; skipped ones with those of what they needed."""
     for run, state, _ in failures:
-        file = results.store.unit("runs", str(run["id"])) / "error.txt"
-        if state == "failed" and file.exists():
-            yield run, file
+        units = {"failed": [("runs", str(run["id"]))], "skipped": needed_units(results, run)}.get(state, [])
+        files = (results.store.unit(*unit) / "error.txt" for unit in units)
+        yield from ((run, file) for file in files if file.exists())
 
 
 def _living(results: StudyResults) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bench.cli.lines import say
-from bench.cli.options import store_option
+from bench.cli.options import Number, store_option
 from bench.errors import BenchError
 
 
@@ -47,7 +47,7 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
 
 @click.command("plan")
 @click.argument("study", required=False)
-@click.option("--detect", type=float, required=True, metavar="POINTS", help="Difference in Top-1 to find, e.g. 0.3.")
+@click.option("--detect", type=Number(), required=True, metavar="POINTS", help="Difference in Top-1 to find, e.g. 0.3.")
 @click.option("--baseline", default=None, help="Method to compare with.  [default: the study's baseline]")
 @store_option
 def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir: Path) -> None:

@@ -9,6 +9,7 @@ from bench import __version__
 from bench.cli.compare import compare, plan_seeds
 from bench.cli.cost import cost
 from bench.cli.list import list_
+from bench.cli.options import Text
 from bench.cli.run import run
 from bench.cli.speed import speed
 from bench.cli.store import archive, clean, doctor, restore
@@ -51,4 +52,7 @@ def bench(context: click.Context) -> None:
 
 
 for _command in (each for commands in _SECTIONS.values() for each in commands):
+    for _option in _command.params:
+        if isinstance(_option, click.Option) and type(_option.type) is click.types.StringParamType:
+            _option.type = Text()
     bench.add_command(_command)

@@ -25,6 +25,34 @@ class _Path(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Text(click.types.StringParamType):
+    """A text that is not empty; an empty one would quietly mean the default, or nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text.
+
+        Raises:
+            click.BadParameter: It is empty.
+        """
+        if isinstance(value, str) and not value.strip():
+            self.fail(f"{value!r} is empty; give a value, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Number(click.types.FloatParamType):
+    """A number, written in the digits 0 to 9 and a point."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number.
+
+        Raises:
+            click.BadParameter: It is not one.
+        """
+        if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+            self.fail(f"{value!r} is not a number; write it in the digits 0 to 9, e.g. 0.3", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class WholeNumber(click.IntRange):
     """A whole number in a range, written in the digits 0 to 9 alone."""
 
@@ -41,6 +69,7 @@ class WholeNumber(click.IntRange):
 
 WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")
 """Form of whole numbers on the command line; Python's own also allows `1_0` and the digits of all scripts."""
+_DECIMAL = re.compile(r"\s*-?[0-9]{1,18}(\.[0-9]{0,18})?\s*")
 MOST_PROCESSES = 1024
 """Largest number of runs, threads or devices at a time that is not a slip of the finger."""
 

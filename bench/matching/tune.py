@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bench.costs.budget import Budget
-from bench.errors import NonFiniteLossError, first_line
+from bench.errors import BenchError, NonFiniteLossError, first_line
 from bench.matching.bracket import REACH, is_straddled, points_of, propose_log_strength
 from bench.matching.sampling import accuracy_sampler, bracket_sampler
 from bench.matching.trial import Trial, alike, choose
 from bench.method import Knob
-from bench.spec.schema import TuningSpec
+from bench.spec.schema import TuningSpec, smaller_limit
 from bench.spec.seeds import derive
 from bench.store.urls import without_password, without_secrets
 
@@ -61,6 +61,7 @@ class Tuning:
         budget: Target.
         spec: Mode, number of trials, and when to stop.
         seed: Seed of the sampler.
+        max_grad_norm: Limit of the gradients in searches, for the advice after all trials have diverged.
         storage: URL of a database in which Optuna keeps its study for its dashboard; in memory when absent. The store
             keeps the trials in any case.
     """
@@ -70,6 +71,7 @@ class Tuning:
     budget: Budget
     spec: TuningSpec
     seed: int
+    max_grad_norm: float | None = None
     storage: str | None = None
 
     @property
@@ -135,13 +137,33 @@ def _tune(tuning: Tuning, search: SearchTrial) -> tuple[Trial, Sequence[Trial]]:
         else:
             trials.append(trial)
     if not trials:
-        raise NonFiniteLossError(_all_diverged(len(diverged)))
+        raise NonFiniteLossError(_all_diverged(len(diverged), smaller_limit(tuning.max_grad_norm)))
     return choose(trials, tuning.budget, tuning.spec, len(diverged)), trials
 
 
-def _all_diverged(count: int) -> str:
+def _all_diverged(count: int, limit: float) -> str:
     who = "the only trial diverged: its loss" if count == 1 else f"all {count} trials diverged: their losses"
-    return f"{who} became infinite or NaN; limit the gradients, e.g. with --set search.max_grad_norm=5"
+    return f"{who} became infinite or NaN; limit the gradients: --set search.max_grad_norm={limit:g} --retry diverged"
+
+
+def require_storage(uri: str) -> None:
+    """Make sure that a database can hold Optuna's studies, before a study relies on it.
+
+    Raises:
+        BenchError: It cannot be reached, or is not one for Optuna.
+    """
+    from optuna.exceptions import OptunaError
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        RDBStorage(uri)
+    except (OptunaError, SQLAlchemyError, RuntimeError, OSError) as error:
+        reason = without_secrets(first_line(error.__cause__ or error))
+        raise BenchError(
+            f"--optuna-storage '{without_password(uri)}' cannot be used: {reason}; start the database, correct the "
+            "address, or leave the option out, since the store keeps all trials itself"
+        ) from error
 
 
 def _new_study(tuning: Tuning) -> "Study":

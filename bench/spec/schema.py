@@ -56,6 +56,9 @@ class TaskSpec(Options):
     init: Literal["pretrained", "scratch"] = "pretrained"
 
 
+_FIRST_LIMIT = 5.0
+
+
 class Schedule(Options):
     """A training schedule.
 
@@ -90,6 +93,11 @@ class Schedule(Options):
         if self.decay == "step" and not self.milestones:
             raise ValueError("decay = 'step' needs milestones, e.g. [80, 120]")
         return self
+
+
+def smaller_limit(max_grad_norm: float | None) -> float:
+    """Return a limit of gradients' norm to try after a training has diverged: half of the present one, or 5."""
+    return _FIRST_LIMIT if max_grad_norm is None else max_grad_norm / 2
 
 
 class SearchSchedule(Options):

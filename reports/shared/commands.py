@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.api import StudyResults
+from bench.inputs.names import UnitId
 from bench.outputs.commands import command, split
+from bench.results.tables import section
+from bench.spec.schema import smaller_limit
+from bench.store.contents import UnitKey
 from bench.store.files import UnitKind, read_checked
 from bench.store.outcomes import RETRIABLE
+from reports.shared.formatting import figure
 
 _AGAIN = "-again"
 _LONGEST_NAME = 100
 _STAGES = ("pretrain", "search", "finetune")
-_MAX_GRAD_NORM = 5.0
-"""Limit of the gradients' norm that is proposed first."""
 
 
 def repetition(results: StudyResults, runs: Iterable[Mapping[str, Any]]) -> str:
@@ -38,7 +41,7 @@ def continuation(results: StudyResults, run: Mapping[str, Any]) -> str:
         return _joined(["--spec", str(_study_file(results)), *_data(results), *store])
     cause = _cause(results, run)
     retry = ["--retry", cause] if cause in RETRIABLE else []
-    limits = _smaller_gradients(results) if cause == "diverged" else []
+    limits = smaller_gradients(results) if cause == "diverged" else []
     return _command(results, [run], [*retry, *limits, *store])
 
 
@@ -46,18 +49,23 @@ def _cause(results: StudyResults, run: Mapping[str, Any]) -> str:
     """Return the status of a run, or that of the tuning or pretraining that it was skipped for."""
     if run["status"] != "skipped":
         return str(run["status"])
-    needs = (read_checked(results.store.unit("runs", str(run["id"])) / "spec.json") or {}).get("depends_on") or {}
-    kinds: tuple[UnitKind, ...] = ("pretrained", "tuning")
-    identities = (needs.get("pretraining"), needs.get("tuning"))
-    records = (results.store.record(kind, str(unit)) for kind, unit in zip(kinds, identities, strict=True) if unit)
+    records = (results.store.record(*unit) for unit in needed_units(results, run))
     statuses = [str(record["status"]) for record in records if record is not None]
     return next((status for status in statuses if status in RETRIABLE), "skipped")
 
 
-def _smaller_gradients(results: StudyResults) -> list[str]:
+def needed_units(results: StudyResults, run: Mapping[str, Any]) -> list[UnitKey]:
+    """Return the pretraining and the tuning that a run needs, as its specification names them."""
+    needs = (read_checked(results.store.unit("runs", str(run["id"])) / "spec.json") or {}).get("depends_on") or {}
+    kinds: tuple[UnitKind, ...] = ("pretrained", "tuning")
+    identities = (needs.get("pretraining"), needs.get("tuning"))
+    return [(kind, unit) for kind, unit in zip(kinds, identities, strict=True) if UnitId.is_valid(unit)]
+
+
+def smaller_gradients(results: StudyResults) -> list[str]:
     """Limit the gradients of all trainings, or limit them more than the study did; the same again would diverge."""
-    present = {stage: (results.spec.get(stage) or {}).get("max_grad_norm") for stage in _STAGES}
-    limits = {stage: _MAX_GRAD_NORM if limit is None else limit / 2 for stage, limit in present.items()}
+    present = {stage: figure(section(results.spec, stage).get("max_grad_norm")) for stage in _STAGES}
+    limits = {stage: smaller_limit(limit if limit > 0 else None) for stage, limit in present.items()}
     return [part for stage, limit in limits.items() for part in ("--set", f"{stage}.max_grad_norm={limit:g}")]
 
 

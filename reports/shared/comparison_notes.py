@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.api import StudyResults
+from bench.outputs.commands import join
 from bench.reporting.wording import count as counted
 from bench.results.fairness import conditions, flags, summary
 from bench.results.statistics import EXACT_PAIRS, MIN_PAIRS
@@ -21,6 +22,7 @@ from bench.results.tables import (
     section,
 )
 from bench.store.outcomes import RETRIABLE
+from reports.shared.commands import smaller_gradients
 from reports.shared.comparison_rows import PRETRAINED, Row, marked_flags
 from reports.shared.formatting import ALL_EQUAL, FLAGGED, TOO_FEW, span
 from reports.shared.limits import limited_measures
@@ -67,7 +69,7 @@ def comparison_notes(rows: Sequence[Row], results: StudyResults) -> Iterator[str
         )
     yield from _one_stage(rows, results)
     yield from _unfinished(runs)
-    yield from _failures(runs, name)
+    yield from _failures(results, runs, name)
     yield from _matching(results, name)
 
 
@@ -207,7 +209,7 @@ def _unfinished(runs: "pd.DataFrame") -> Iterator[str]:
         yield f"{len(stale)} stale runs left out ({reason}); the study's command repeats them"
 
 
-def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
+def _failures(results: StudyResults, runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
     """Name the runs that ended without a result, by row of the table and reason."""
     failed = runs[runs["status"].isin(FAILURES)]
     for _, group in failed.groupby([*IDENTITY, "status", "reason"], sort=False):
@@ -217,7 +219,8 @@ def _failures(runs: "pd.DataFrame", name: _Namer) -> Iterator[str]:
         yield f"{name(run)}: {len(group)} {run['status']} (seed {seeds}){reason}"
     retried = sorted(set(failed["status"]) & RETRIABLE)
     if retried:
-        yield f"To try failed runs again: --retry {','.join(retried)}"
+        changes = smaller_gradients(results) if "diverged" in retried else []
+        yield f"To try failed runs again: {join(['--retry', ','.join(retried), *changes])}"
 
 
 def _namer(results: StudyResults) -> _Namer:

@@ -72,6 +72,9 @@ def test_failed_runs_show_in_n_and_with_their_reasons(mixed: SimpleNamespace) ->
     assert "dnas 4bit: 1 failed (seed 2): NaN loss" in table.notes
     assert "dnas 4bit: 1 unreachable (seed 1): the cheapest policy costs 44.1 M" in table.notes
     assert "To try failed runs again: --retry failed" in table.notes
+    mixed.run("dnas", 4, status="diverged", reason="the loss became nan")
+    changes = " ".join(f"--set {stage}.max_grad_norm=5" for stage in ("pretrain", "search", "finetune"))
+    assert f"To try failed runs again: --retry diverged,failed {changes}" in table_of(mixed).notes
 
 
 def test_one_run_has_no_deviation_and_no_interval(mixed: SimpleNamespace) -> None:

@@ -105,6 +105,17 @@ def test_the_command_for_what_diverged_does_not_repeat_it(
         present = limit
 
 
+def test_the_traceback_of_what_a_run_needed_is_named(tmp_path: Path) -> None:
+    fake = fake_store.FakeStore(tmp_path)
+    tuning = fake.tuning("sbs", [0.2])
+    run = fake.run("sbs", 0, status="skipped", reason="its tuning failed", tuning=tuning)
+    needs = {"id": run, "unit": {}, "depends_on": {"tuning": tuning}, "specification": {}}
+    fake_store.write_checked(fake.store.unit("runs", run) / "spec.json", needs)
+    file = fake.store.unit("tuning", tuning) / "error.txt"
+    file.write_text("Traceback")
+    assert f"traceback of sbs 4bit seed 0: {file}" in table_of(Failures(), fake, "failures").notes
+
+
 def test_the_traceback_of_a_failure_is_named(mixed: Any) -> None:
     file = mixed.root / "runs" / "dnas-4bit-2" / "error.txt"
     file.write_text("Traceback")

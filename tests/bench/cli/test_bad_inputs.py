@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
+from bench.cli.main import bench as command_line
 from bench.store.files import write_checked
 
 SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthetic", "--seeds", "1")
@@ -20,6 +23,30 @@ Command = Callable[..., Any]
 
 def nothing_was_begun(but: tuple[str, ...] = ()) -> bool:
     return sorted(path.name for path in Path.cwd().iterdir()) == sorted(but)
+
+
+OPTIONS = [
+    (name, option)
+    for name, command in command_line.commands.items()
+    for option in command.params
+    if isinstance(option, click.Option) and not option.is_flag and option.nargs == 1
+]
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize("value", ["", " "])
+def test_no_option_takes_nothing_for_a_value(command: str, option: click.Option, value: str) -> None:
+    if value and isinstance(option.type, click.Path):
+        pytest.skip("a name of a file may be a blank")
+    ended = CliRunner().invoke(command_line, [command, f"{option.opts[0]}={value}"])
+    assert ended.exit_code == 2 and "Traceback" not in ended.output
+    assert f"'{option.opts[0]}'" in ended.output
+
+
+@pytest.mark.parametrize("points", ["1_0", "٣", "1e3", "0x1", "nan", "inf", ""])
+def test_a_difference_is_written_in_plain_digits(points: str) -> None:
+    ended = CliRunner().invoke(command_line, ["plan", f"--detect={points}"])
+    assert ended.exit_code == 2 and "is not a number; write it in the digits 0 to 9, e.g. 0.3" in ended.output
 
 
 @pytest.mark.parametrize(
@@ -63,8 +90,21 @@ def nothing_was_begun(but: tuple[str, ...] = ()) -> bool:
         ("--set pretrain.decay=step", "decay = 'step' needs milestones"),
         ("--set pretrain.milestones=[3]", "milestones have no effect with decay = 'one_cycle'"),
         ("--set task.train_images=100000", "task.train_images is 100000; the training part has"),
-        ("--methods=", "--methods '' has an empty entry"),
-        ("--budget=", "--budget '' has an empty entry"),
+        ("--methods=", "'--methods': '' is empty; give a value, or leave the option out"),
+        ("--methods sbs,,fixed", "--methods 'sbs,,fixed' has an empty entry"),
+        ("--budget=", "'--budget': '' is empty"),
+        ("--budget ٤bit", "is not understood"),
+        ("--budget 1_0M", "budget '1_0M' is not understood"),
+        ("--tracking-uri=", "'--tracking-uri': '' is empty"),
+        ("--optuna-storage sqlite:////nothing/here.db", "'sqlite:////nothing/here.db' cannot be used: "),
+        ("--jobs 1000000", "'--jobs': 1000000 is not in the range"),
+        ("--jobs 1_0", "'1_0' is not a whole number; write it in the digits 0 to 9"),
+        ("--jobs ٣", "is not a whole number; write it in the digits 0 to 9"),
+        ("--set threads=1000000", "'threads' is 1000000"),
+        ("--timeout ٣s", "is not understood"),
+        ("--seeds 0,1,,2", "--seeds '0,1,,2' is not understood"),
+        ("--seeds 1_0", "--seeds '1_0' is not understood"),
+        ("--seeds ٣", "is not understood; give a count up to 10000"),
         ("--budget 300KB", "more than any network that the study's methods can find on resnet8: the costliest is that"),
         ("--budget 4bit,300KB --dry-run", "budget '300KB' is 300.000 KB, more than any network"),
         ("--seeds 1e3", "--seeds '1e3' is not understood"),

@@ -14,13 +14,17 @@ import optuna
 import pytest
 
 from bench.costs.budget import Budget
-from bench.errors import NonFiniteLossError, UnreachableBudgetError
+from bench.errors import BenchError, NonFiniteLossError, UnreachableBudgetError
 from bench.matching.bracket import bracket, propose_log_strength
 from bench.matching.sampling import space_filling
 from bench.matching.trial import Trial, alike
-from bench.matching.tune import Tuning, largest_trials, tune
+from bench.matching.tune import Tuning, largest_trials, require_storage, tune
 from bench.method import Knob
+from bench.planning.plan import make_plan
 from bench.spec.schema import TuningSpec
+from bench.spec.sources import build, parse_setting
+from bench.store.outcomes import parse_retry
+from tests.conftest import TINY
 
 BUDGET = Budget(text="100M", limit=1e8, tolerance=0.03)
 KNOB = Knob(low=0.02, high=2.0, log=True)
@@ -694,7 +698,32 @@ def test_without_any_trial_that_stays_finite_the_tuning_diverges(match: str) -> 
     assert len(tried) == (4 if match == "hinge" else 1)
 
 
+@pytest.mark.parametrize(("present", "limit"), [(None, 5.0), (5.0, 2.5), (0.1, 0.05)])
+def test_the_advice_after_divergence_changes_the_tuning(present: float | None, limit: float) -> None:
+    """What it says to type asks for another tuning than the one that diverged."""
+    with pytest.raises(NonFiniteLossError) as caught:
+        tune(tuning(KNOBS, spec(trials=2), max_grad_norm=present), lambda *_: None)
+    words = str(caught.value).split()
+    assert words[-2:] == ["--retry", "diverged"] and parse_retry(words[-1]) == {"diverged"}
+    setting = parse_setting(words[words.index("--set") + 1])
+    assert setting == {"search": {"max_grad_norm": limit}}
+    before = {} if present is None else {"search": {"max_grad_norm": present}}
+    plans = [make_plan(build([TINY, before, *change])) for change in ([], [setting])]
+    tunings = [{unit.identity for unit in plan.tunings} for plan in plans]
+    assert tunings[0] and not tunings[0] & tunings[1]
+
+
 # --- Optuna's storage ---
+
+
+def test_a_database_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
+    for uri in (f"sqlite:///{tmp_path}/none/o.db", f"sqlite:///{tmp_path}"):
+        with pytest.raises(BenchError, match=r"--optuna-storage 'sqlite.*' cannot be used: .*; start the database"):
+            require_storage(uri)
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(BenchError, match="cannot be used"):
+        require_storage(f"sqlite:///{tmp_path}/text.db")
+    require_storage(f"sqlite:///{tmp_path}/new.db")
 
 
 def test_a_database_shows_every_trial_as_it_ended(uninterrupted: Callable[[str], Any], tmp_path: Path) -> None:

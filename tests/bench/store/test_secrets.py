@@ -73,9 +73,12 @@ def test_a_planted_secret_is_in_no_file_no_line_and_no_process(
     store, words = str(tmp_path / "store"), ["run", "--spec", str(tmp_path / "tiny.toml")]
     words += ["--store", str(tmp_path / "store"), "--data-dir", str(tmp_path)]
     if given == "in the environment":
-        process = bench(*words, MLFLOW_TRACKING_URI=ADDRESS, BENCH_OPTUNA_STORAGE=ADDRESS)
+        refused = output(bench(*words, BENCH_OPTUNA_STORAGE=ADDRESS))
+        process = bench(*words, MLFLOW_TRACKING_URI=ADDRESS)
     else:
-        process = bench(*words, "--tracking-uri", ADDRESS, f"--optuna-storage={ADDRESS}")
+        refused = output(bench(*words, f"--optuna-storage={ADDRESS}"))
+        process = bench(*words, "--tracking-uri", ADDRESS)
+    assert b"cannot be used" in refused and b"user:***@127.0.0.1:9/db" in refused and SECRET.encode() not in refused
     seen: list[str] = []
     watched = psutil.Process(process.pid)
     while process.poll() is None:
