@@ -38,6 +38,8 @@ from .data.task_data import TaskData as TaskData
 from .errors import BenchError as BenchError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UnreachableBudgetError as UnreachableBudgetError
+from .export.export import export as export
+from .export.rebuild import load_network as load_network
 from .matching.repair import policy_of as policy_of
 from .method import STRENGTH as STRENGTH
 from .method import Capabilities as Capabilities

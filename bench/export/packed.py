@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bench.errors import BenchError
 from bench.export import executor
-from bench.export.graph import (
+from bench.export.graph.operations import (
     Add,
     Clip,
     Graph,

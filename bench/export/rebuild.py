@@ -1,6 +1,6 @@
 """Rebuilding of the compressed network of a run from the files in its folder, checked against its record."""
 
-import shlex
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,13 +12,16 @@ from torch import nn
 
 from bench.compression.compress import compress, restore_state
 from bench.compression.policy import Policy, check, load_policy
+from bench.compression.quantizer import QuantizerFactory
 from bench.errors import BenchError
 from bench.execution.stages.finetuning import quantizer_name, quantizer_of
 from bench.execution.task_loader import TaskLoader, on_device
 from bench.method import Task
-from bench.planning.builder import stored_unit
+from bench.outputs.commands import command, shell
 from bench.planning.methods import method_of_study
-from bench.planning.units import RunUnit
+from bench.results.groups import with_result
+from bench.results.selection import select
+from bench.spec.schema import StudySpec
 from bench.store.files import Store, load_state, read_stored_specification
 from bench.store.machine import hardware, versions
 from bench.training.loop import Evaluation, evaluate
@@ -34,7 +37,7 @@ class RebuiltRun:
     Attributes:
         identity: Id of the run.
         record: Record of the run.
-        unit: The run as it was planned.
+        spec: Specification of the run's study.
         policy: Final policy of the run.
         task: Data and float model of the run, on the CPU.
         network: The compressed network in evaluation mode. It reads normalised images.
@@ -42,7 +45,7 @@ class RebuiltRun:
 
     identity: str
     record: Mapping[str, Any]
-    unit: RunUnit
+    spec: StudySpec
     policy: Policy
     task: Task
     network: nn.Module
@@ -70,17 +73,9 @@ def rebuild(store: Store, identity: str, data_dir: Path | None = None) -> Rebuil
     stored = read_stored_specification(folder)
     if stored is None:
         raise BenchError(f"'{folder / 'spec.json'}' is missing or damaged; {_repeat(store, identity)}")
-    unit = stored_unit(stored)
-    if not isinstance(unit, RunUnit):
-        raise BenchError(f"'{identity}' is not a run; `bench status` lists runs")
-    method = method_of_study(unit.spec, unit.method)
-    quantizer = quantizer_of(unit.spec, method)
-    if quantizer_name(quantizer) != record["quantizer"]:
-        raise BenchError(
-            f"run {identity} was quantized by {record['quantizer']}, and {unit.method} uses "
-            f"{quantizer_name(quantizer)} now; {_repeat(store, identity)}"
-        )
-    task = TaskLoader(unit.spec.model_copy(update={"device": "cpu"}), data_dir).task
+    spec = StudySpec.model_validate_json(json.dumps(stored["specification"]))
+    quantizer = _same_quantizer(store, record, spec)
+    task = TaskLoader(spec.model_copy(update={"device": "cpu"}), data_dir).task
     policy = load_policy(folder / "policy.json")
     check(task.network, policy)
     network = compress(
@@ -96,14 +91,48 @@ def rebuild(store: Store, identity: str, data_dir: Path | None = None) -> Rebuil
         raise BenchError(
             f"'{folder / 'network.pt'}' does not fit the policy of the run; {_repeat(store, identity)}"
         ) from error
-    return RebuiltRun(
-        identity=identity,
-        record=record,
-        unit=unit,
-        policy=policy,
-        task=task,
-        network=on_device(network, task.device).eval(),
-    )
+    network = on_device(network, task.device).eval()
+    return RebuiltRun(identity=identity, record=record, spec=spec, policy=policy, task=task, network=network)
+
+
+def _same_quantizer(store: Store, record: Mapping[str, Any], spec: StudySpec) -> QuantizerFactory:
+    """Return the quantizer of a run's network.
+
+    Raises:
+        BenchError: It is not the recorded one.
+    """
+    method = str(record["method"])
+    quantizer = quantizer_of(spec, method_of_study(spec, method))
+    if quantizer_name(quantizer) != record["quantizer"]:
+        raise BenchError(
+            f"run {record['id']} was quantized by {record['quantizer']}, and {method} uses "
+            f"{quantizer_name(quantizer)} now; {_repeat(store, record['id'])}"
+        )
+    return quantizer
+
+
+def load_network(run: str, store: Store | Path | str = "bench-store", data_dir: Path | str | None = None) -> nn.Module:
+    """Return the compressed network of a run as a plain module in evaluation mode, on the CPU.
+
+    Args:
+        run: A run, by the beginning of its id, or a name that stands for a single run.
+        store: Store of the run, or its folder.
+        data_dir: Folder of data sets.
+
+    Returns:
+        The network. It reads images that are normalised as `TaskData.normalize` does, and has exactly the recorded
+        Top-1.
+
+    Raises:
+        BenchError: The name stands for no run or several, or the run cannot be rebuilt.
+    """
+    place = store if isinstance(store, Store) else Store(Path(store))
+    runs = [str(identity) for identity in with_result(select(place, run).runs)["id"]]
+    if len(runs) != 1:
+        raise BenchError(f"'{run}' stands for {len(runs)} finished runs; name one by its id: bench status")
+    rebuilt = rebuild(place, runs[0], None if data_dir is None else Path(data_dir))
+    check_rebuilt(rebuilt)
+    return rebuilt.network
 
 
 def _checked_record(store: Store, identity: str) -> dict[str, Any]:
@@ -127,15 +156,15 @@ def _checked_record(store: Store, identity: str) -> dict[str, Any]:
 
 def _repeat(store: Store, identity: str) -> str:
     """Return the command that repeats a run: it sets the folder aside, and runs the study again."""
-    folder = shlex.quote(str(store.unit("runs", identity)))
-    command = "bench run"
+    folder = store.unit("runs", identity)
+    again = command("run", store=store.root)
     for name in reversed(store.studies()):
         with suppress(BenchError):  # the document of a study is damaged
             document = store.load_study(name)
             if identity in document["runs"]:
-                command = document.get("command") or command
+                again = document.get("command") or again
                 break
-    return f"repeat it: mv {folder} {folder}.stale-0 && {command}"
+    return f"repeat it: {shell('mv', folder, f'{folder}.stale-0')} && {again}"
 
 
 def check_rebuilt(run: RebuiltRun) -> Evaluation:
@@ -145,7 +174,7 @@ def check_rebuilt(run: RebuiltRun) -> Evaluation:
         BenchError: Top-1 is not the recorded one, although it was recorded on a machine like this one; or it differs by
             more than another machine can explain.
     """
-    with _threads(run.unit.spec.threads):
+    with _threads(run.spec.threads):
         evaluation = evaluate(run.network, run.task.data, run.task.data.test)
         same = _made_here(run.record)
     difference = abs(evaluation.top1 - run.top1)

@@ -14,7 +14,7 @@ def digits_study(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
     spec = tiny.spec(
         {
             "name": "digits",
-            "methods": ["fixed", "random", "full_precision"],
+            "methods": ["fixed", "width", "full_precision"],
             "seeds": [0],
             "task": {"dataset": "digits", "train_images": 500},
             "pretrain": _SCHEDULE,
@@ -22,3 +22,10 @@ def digits_study(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
         }
     )
     return tiny.work(spec, tmp_path_factory.mktemp("digits") / "store")
+
+
+@pytest.fixture(scope="session")
+def own_study(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished study of a method with its own quantizers. Do not write to it."""
+    spec = tiny.spec({"methods": ["dnas"], "seeds": [0], "recipe": "own", "tuning": {"match": "hinge", "trials": 1}})
+    return tiny.work(spec, tmp_path_factory.mktemp("own") / "store")

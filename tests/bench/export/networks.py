@@ -19,9 +19,9 @@ from bench.compression.policy import Policy, uniform
 from bench.compression.quantizer import Shifted
 from bench.compression.shapes import NetworkShape, trace
 from bench.export.executor import PackedNetwork
-from bench.export.graph import Graph
+from bench.export.graph.operations import Graph
+from bench.export.graph.reading import read_graph
 from bench.export.packed import FRACTION_BITS
-from bench.export.reading import read_graph
 from bench.models.build import build_model
 
 Array = NDArray[Any]

@@ -13,10 +13,10 @@ MISSING = "onnx and onnxruntime, of the extra `export`, are not installed"
 onnx = pytest.importorskip("onnx", reason=MISSING)
 runtime = pytest.importorskip("onnxruntime", reason=MISSING)
 
-from bench.export import onnx_integer  # noqa: E402
 from bench.export.executor import PackedNetwork  # noqa: E402
-from bench.export.onnx_integer import IntegerForm  # noqa: E402
-from bench.export.onnx_qdq import QdqForm  # noqa: E402
+from bench.export.onnx_forms import integer as onnx_integer  # noqa: E402
+from bench.export.onnx_forms.integer import IntegerForm  # noqa: E402
+from bench.export.onnx_forms.qdq import QdqForm  # noqa: E402
 from bench.export.packed import packed_network  # noqa: E402
 
 LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"]

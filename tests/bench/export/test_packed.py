@@ -22,9 +22,9 @@ from bench.costs.counter import price
 from bench.errors import BenchError
 from bench.export import executor, packed
 from bench.export.executor import PackedNetwork, unpack
-from bench.export.graph import BorderMap, Graph, Layer, Quantize, border_map
+from bench.export.graph.operations import BorderMap, Graph, Layer, Quantize, border_map
+from bench.export.graph.reading import read_graph
 from bench.export.packed import fixed_point, pack, packed_files, packed_network, parts
-from bench.export.reading import read_graph
 from bench.models.safetensors import read_safetensors
 from tests.bench.export.integers import execute
 from tests.bench.export.networks import CASES, UNIT, Sample, Shifting, ran, sample

@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,10 +27,8 @@ def test_records_name_the_quantizer(finished: Any) -> None:
         assert record["normalized_weights"] is True
 
 
-def test_own_quantizers_are_rebuilt_too(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    spec = tiny.spec({"methods": ["dnas"], "seeds": [0], "recipe": "own", "tuning": {"match": "hinge", "trials": 1}})
-    worked = tiny.work(spec, tmp_path / "store")
-    run = rebuild(worked.store, worked.plan.runs[0].identity)
+def test_own_quantizers_are_rebuilt_too(own_study: Any) -> None:
+    run = rebuild(own_study.store, own_study.plan.runs[0].identity)
     assert run.record["quantizer"] == "methods.dnas.dorefa_pact"
     assert check_rebuilt(run).loss == run.record["metrics"]["loss"]
 

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.export.graph import (
+from bench.export.graph.operations import (
     IMAGE,
     LOGITS,
     Add,

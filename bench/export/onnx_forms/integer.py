@@ -11,11 +11,13 @@ different scales, and padding is no pixel.
 import numpy as np
 from onnx import TensorProto
 
-from bench.export.graph import Layer, Quantize
-from bench.export.onnx_form import OnnxForm
+from bench.export.graph.operations import Layer, Quantize
+from bench.export.onnx_forms.form import OnnxForm
 
 FILE = "network.onnx"
 """Name of the file of this form."""
+LIMITS = ("The first layer, scales, additions and means are computed in float32.",)
+"""Differences from exact arithmetic, in words."""
 ZERO_POINTS = (127, 128)
 """Zero points of the two products of a layer with 8-bit weights; their sum is the largest code."""
 
@@ -44,8 +46,8 @@ class IntegerForm(OnnxForm):
     def _products(self, layer: Layer, weights: np.ndarray, zero: int, result: str = "") -> str:
         matrix = weights[:, :, 0, 0].T if layer.linear else weights
         weight = self.constant(f"{layer.path}.weight", matrix)
-        point = self.constant(f"zero.{zero}", np.array(zero, dtype=np.uint8))
-        operands = [self.source(layer), weight, "", point]
+        points = [self.constant(f"zero.{number}", np.array(number, dtype=np.uint8)) for number in (0, zero)]
+        operands = [self.source(layer), weight, *points]
         if layer.linear:
             return self.node("MatMulInteger", operands, result=result)
         return self.convolved("ConvInteger", layer, operands, result)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import fx, nn
 
 from bench.compression.node_shapes import shape_of
-from bench.export.graph import Add, Clip, Hardsigmoid, Hardswish, MaxPool, Mean, Multiply, Operation, Reshape
+from bench.export.graph.operations import Add, Clip, Hardsigmoid, Hardswish, MaxPool, Mean, Multiply, Operation, Reshape
 
 
 def shape_for_one(node: fx.Node) -> tuple[int, ...]:

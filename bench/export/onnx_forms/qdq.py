@@ -11,8 +11,8 @@ numbers hardly any are exactly half-way.
 
 import numpy as np
 
-from bench.export.graph import Graph, Layer, Quantize
-from bench.export.onnx_form import OnnxForm
+from bench.export.graph.operations import Graph, Layer, Quantize
+from bench.export.onnx_forms.form import OnnxForm
 
 FILE = "network-qdq.onnx"
 """Name of the file of this form."""

@@ -14,8 +14,8 @@ from bench.compression.node_shapes import shape_of
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive
 from bench.data.task_data import TaskData
 from bench.errors import BenchError
-from bench.export.graph import IMAGE, LOGITS, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
-from bench.export.operations import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one
+from bench.export.graph.calls import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one
+from bench.export.graph.operations import IMAGE, LOGITS, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
 
 MOST_BITS = 8
 """Largest number of bits of weights and activations in an exported network."""

@@ -1,0 +1,1 @@
+"""Forms of ONNX: one module for each, and one for what they share."""
