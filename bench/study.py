@@ -1,7 +1,6 @@
 """Running of a study: every unit of its plan, phase by phase, then the tables and the tracking view."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,9 +103,10 @@ def run_study(
         for other in sessions(leases, name):
             watching.note(f"{other.holder} runs this study too; the work is shared")
         with session(store, name) as lease:
-            for line in notes_before(plan, store, study_document(plan, checksum)):
+            document = study_document(plan, checksum, settings.command)
+            for line in notes_before(plan, store, document):
                 watching.note(line)
-            document = write_study(plan, store, checksum)
+            write_checked(store.study(name) / "study.json", document)
             study_run = StudyRun(spec=plan.spec, settings=settings, data_checksum=checksum, session=lease)
             _run_phases(study_run, plan, _Views(store, document, tracker), watching)
     return document
@@ -137,12 +137,13 @@ def _in_words(study_run: StudyRun, unit: Unit, outcome: Outcome) -> str:
 # --- before the first unit -----------------------------------------------------------------------------------------
 
 
-def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
+def study_document(plan: Plan, data_checksum: str, command: Sequence[str] = ()) -> dict[str, Any]:
     """Describe a study: its specification and its units, as `study.json` has them.
 
     Args:
         plan: Plan of the study.
         data_checksum: Checksum of data and split.
+        command: Words of the command that runs the study again.
     """
     return {
         "name": plan.spec.name,
@@ -158,7 +159,7 @@ def study_document(plan: Plan, data_checksum: str) -> dict[str, Any]:
         "method_sources": {name: source_hash("methods", file) for name, file in plan.spec.method_files.items()},
         "one_stage": [name for name in plan.spec.methods if method_of_study(plan.spec, name).capabilities.one_stage],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command_without_secrets(["bench", *sys.argv[1:]]),
+        "command": command_without_secrets(command),
     }
 
 
@@ -202,13 +203,6 @@ def unused_results(store: Store, document: Mapping[str, Any]) -> list[str]:
 
 def _has_result(store: Store, unit: UnitKey) -> bool:
     return (store.record(*unit) or {}).get("status") in RESULTS
-
-
-def write_study(plan: Plan, store: Store, data_checksum: str) -> dict[str, Any]:
-    """Write the document of a study, and return it."""
-    document = study_document(plan, data_checksum)
-    write_checked(store.study(plan.spec.name) / "study.json", document)
-    return document
 
 
 def _tunings_and_runs(plan: Plan) -> list[TuningUnit | RunUnit]:

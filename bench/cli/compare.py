@@ -31,18 +31,13 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
     import json
 
     from bench.cli.console import show
-    from bench.reporting import compare_layers as layers
-    from bench.reporting import compare_views as views
-    from bench.reporting.compare import compare as compared
-    from bench.results.selection import select
-    from bench.store.files import Store
+    from bench.interface.comparing import compare as compared
 
-    store = Store(store_dir)
-    comparison = compared(select(store, first), select(store, second))
+    comparison = compared(first, second, store=store_dir)
     if as_json:
-        click.echo(json.dumps(views.to_json(comparison) | {"layers": layers.to_json(comparison)}, indent=1))
+        click.echo(json.dumps(comparison.to_json(), indent=1))
     else:
-        show([views.table(comparison), *layers.tables(comparison)])
+        show(comparison.tables)
 
 
 @click.command("plan")

@@ -114,16 +114,12 @@ def _accelerator(options: dict[str, Any]) -> AcceleratorSpec:
 def _breakdown(
     choice: int | Path | None, task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
 ) -> CostBreakdown:
-    from bench.compression.policy import load_policy, uniform
-    from bench.costs.breakdown import breakdown
+    from bench.compression.policy import load_policy
+    from bench.interface.pricing import price
 
-    if isinstance(choice, Path):
-        policy = load_policy(choice)
-        network = _network([policy], task, images)
-    else:
-        network = _network([], task, images)
-        policy = uniform(network, choice or 0)
-    return breakdown(accelerator, network, policy)
+    policy = load_policy(choice) if isinstance(choice, Path) else choice or 0
+    network = _network([] if isinstance(policy, int) else [policy], task, images)
+    return price(network, policy, **accelerator.model_dump())
 
 
 def _difference(
@@ -150,8 +146,7 @@ def _network(policies: list[Policy], options: dict[str, str | None], images: dic
     Raises:
         BenchError: An option contradicts the policies.
     """
-    from bench.planning.networks import model_shape
-    from bench.plugins.entry_points import is_own
+    from bench.interface.pricing import network_of
 
     task = dict(_TASK)
     for key, option in options.items():
@@ -159,4 +154,4 @@ def _network(policies: list[Policy], options: dict[str, str | None], images: dic
         if None not in (stated, option) and stated != option:
             raise BenchError(f"--{key} {option} contradicts the policy, which is for {stated}; leave it out")
         task[key] = stated or option or task[key]
-    return model_shape(task["model"], task["dataset"], **images, check=not is_own("models", task["model"]))
+    return network_of(task["model"], task["dataset"], **images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +117,8 @@ def run(
     A study tunes each method onto each budget and repeats it over seeds. Results that the store already has are
     reused, so the same command continues an interrupted study.
     """
-    from bench.cli.console import make_console
     from bench.execution.settings import check_settings
+    from bench.interface.progress import make_console
     from bench.planning.networks import with_counted_classes
     from bench.planning.plan import make_plan
     from bench.store.files import Store
@@ -136,33 +136,18 @@ def run(
 
 def _run_settings(store: Store, data_dir: Path | None, jobs: int, options: dict[str, Any]) -> RunSettings:
     """Take the options that are about the machine, and not about the study, out of all options."""
-    from bench.execution.settings import Limits, RunSettings, parse_backend, parse_seconds, parse_size
-    from bench.store.outcomes import parse_retry
-    from bench.store.urls import check_database, with_driver
+    from bench.execution.settings import make_settings
 
-    keys = ("backend", "scheduler", "timeout", "memory_limit", "retry", "runs_per_card", "optuna_storage", "in_process")
-    backend, scheduler, timeout, memory_limit, retry, runs_per_card, storage, in_process = map(options.pop, keys)
-    return RunSettings(
-        store=store,
-        data_dir=data_dir,
-        jobs=jobs,
-        backend=parse_backend(backend, scheduler, in_process=in_process, jobs=jobs),
-        scheduler=scheduler,
-        isolated=not in_process,
-        limits=Limits(
-            seconds=None if timeout is None else parse_seconds(timeout),
-            memory_bytes=None if memory_limit is None else parse_size(memory_limit),
-        ),
-        retry=frozenset() if retry is None else parse_retry(retry),
-        runs_per_gpu=runs_per_card,
-        optuna_storage=None if storage is None else check_database(with_driver(storage)),
-    )
+    keys = ("backend", "scheduler", "timeout", "memory_limit", "retry", "optuna_storage", "in_process")
+    chosen = {key: options.pop(key) for key in keys}
+    words = ("bench", *sys.argv[1:])
+    return make_settings(store, data_dir, jobs=jobs, runs_per_gpu=options.pop("runs_per_card"), command=words, **chosen)
 
 
 def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str | None) -> int:
     """Run a plan and print the table; return the exit status."""
-    from bench.cli.console import LiveWatcher
     from bench.errors import EXIT_SOME_FAILED
+    from bench.interface.progress import make_watcher
     from bench.plugins.registry import load
     from bench.reporting.mlflow.tracker import Tracker
     from bench.reporting.report import DEFAULT_REPORT, make_document
@@ -173,7 +158,7 @@ def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str 
 
     store = settings.store
     tracker = Tracker(tracking_uri, store.root)
-    results = StudyResults(store, run_study(plan, settings, tracker, LiveWatcher(console)))
+    results = StudyResults(store, run_study(plan, settings, tracker, make_watcher()))
     click.echo(load("forms", "terminal").render(make_document(results, [DEFAULT_REPORT]), console.width))
     server = ("--tracking-uri", without_password(tracking_uri)) if tracking_uri else ()
     say("")
@@ -210,43 +195,18 @@ def make_specification(
     Raises:
         BenchError: A value is wrong, or two of them contradict each other.
     """
-    from bench.plugins.method_files import with_files
-    from bench.spec.sources import build, merge, parse_ablation, parse_setting, read_preset, with_schedule
-    from bench.store.machine import resolve_device
+    from bench.interface.specification import make_specification as made
+    from bench.spec.sources import merge, parse_ablation, parse_setting
 
     if preset is not None and spec_file is not None:
         raise BenchError(f"--preset {preset} and --spec {spec_file} exclude each other; give one of them")
-    start = (
-        read_specification(spec_file) if spec_file is not None else read_preset("quick" if preset is None else preset)
-    )
     values: dict[str, Any] = {}
     for setting in settings:
         values = merge(values, parse_setting(setting))
-    values = with_files(merge(values, _flag_values(**flags)))
+    values = merge(values, _flag_values(**flags))
     if ablations:
         values["ablate"] = dict(map(parse_ablation, ablations))
-    spec = build([_without_other_methods(with_schedule(start, schedule), values.get("methods")), values])
-    return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
-
-
-def read_specification(path: Path) -> dict[str, Any]:
-    """Read a specification from a TOML file, or from the `.json` file of a study or run that was made with it.
-
-    Raises:
-        BenchError: The file cannot be read or holds something else.
-    """
-    from bench.spec.sources import read_toml
-    from bench.store.files import read_checked
-
-    if path.suffix != ".json":
-        return read_toml(path)
-    document = read_checked(path) or {}
-    values = document.get("spec") or document.get("specification")  # of a study, of a run
-    if not isinstance(values, dict):
-        raise BenchError(
-            f"--spec '{path}' holds no specification; give a TOML file, a study's study.json or a run's spec.json"
-        )
-    return values
+    return made(values, preset=preset, file=spec_file, schedule=schedule, elsewhere=elsewhere)
 
 
 def _flag_values(
@@ -274,17 +234,6 @@ def _flag_values(
         "task": {key: value for key, value in task.items() if value is not None} or None,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _without_other_methods(start: dict[str, Any], methods: Any) -> dict[str, Any]:
-    """Leave out the options and files of methods that were not asked for."""
-    if methods is None:
-        return start
-    tables = {key: start[key] for key in ("options", "method_files") if isinstance(start.get(key), Mapping)}
-    kept = {
-        key: {method: value for method, value in table.items() if method in methods} for key, table in tables.items()
-    }
-    return {**start, **kept}
 
 
 def parse_seeds(text: str) -> list[int]:

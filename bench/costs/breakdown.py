@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.compression.policy import FULL_PRECISION_BITS, Policy, load_policy, uniform
 from bench.compression.shapes import NetworkShape
@@ -20,6 +20,9 @@ from bench.costs.counter import BITS_PER_KB, LayerCost, NetworkCost, price
 from bench.costs.measures import MEASURES, MeasureName
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _UNIFORM = re.compile(r"(\d+)bit", re.ASCII)
 
@@ -67,6 +70,13 @@ class CostBreakdown:
         if not total:
             return {}
         return {layer.name: (self.layer_cost(measure, layer) or 0) / total for layer in self.cost.layers}
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """One row for each layer, with the fields of `to_json`: counts of operations, bits of memory, energy in nJ."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_json()["layers"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that `bench cost --json` prints."""

@@ -1,13 +1,15 @@
 """Settings of a command that runs a study: workers, limits, machines. They change no result."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from bench.errors import BenchError, unknown_name
 from bench.store.files import Status, Store
+from bench.store.outcomes import parse_retry
+from bench.store.urls import check_database, with_driver
 
 Backend = Literal["threading", "loky", "dask"]
 
@@ -45,6 +47,7 @@ class RunSettings:
         retry: Failures to try again.
         runs_per_gpu: Number of processes that may share a GPU.
         optuna_storage: URL of a database for Optuna's studies; in memory when absent.
+        command: Words of the command that runs the study again.
     """
 
     store: Store
@@ -57,6 +60,59 @@ class RunSettings:
     retry: frozenset[Status] = frozenset()
     runs_per_gpu: int = 1
     optuna_storage: str | None = None
+    command: Sequence[str] = ()
+
+
+def make_settings(
+    store: Store,
+    data_dir: Path | None = None,
+    *,
+    jobs: int = 1,
+    backend: str = "threading",
+    scheduler: str | None = None,
+    timeout: str | None = None,
+    memory_limit: str | None = None,
+    retry: str | None = None,
+    runs_per_gpu: int = 1,
+    optuna_storage: str | None = None,
+    in_process: bool = False,
+    command: Sequence[str] = (),
+) -> RunSettings:
+    """Make settings from texts as users write them.
+
+    Args:
+        store: Store that results are written to.
+        data_dir: Folder of data sets.
+        jobs: Number of units that are run at once.
+        backend: Name of the backend that runs supervisors: "threading", "loky" or "dask".
+        scheduler: Address of a Dask cluster.
+        timeout: Time limit of each run and trial, e.g. "30min".
+        memory_limit: Memory limit of each run and trial, e.g. "8GB".
+        retry: Outcomes to try again, separated by commas.
+        runs_per_gpu: Number of processes that may share a GPU.
+        optuna_storage: URL of a database for Optuna's studies.
+        in_process: Whether units share this process.
+        command: Words of the command that runs the study again.
+
+    Raises:
+        BenchError: A text is not understood, or options contradict each other.
+    """
+    return RunSettings(
+        store=store,
+        data_dir=data_dir,
+        jobs=jobs,
+        backend=parse_backend(backend, scheduler, in_process=in_process, jobs=jobs),
+        scheduler=scheduler,
+        isolated=not in_process,
+        limits=Limits(
+            seconds=None if timeout is None else parse_seconds(timeout),
+            memory_bytes=None if memory_limit is None else parse_size(memory_limit),
+        ),
+        retry=frozenset() if retry is None else parse_retry(retry),
+        runs_per_gpu=runs_per_gpu,
+        optuna_storage=None if optuna_storage is None else check_database(with_driver(optuna_storage)),
+        command=command,
+    )
 
 
 def parse_backend(name: str, scheduler: str | None, *, in_process: bool, jobs: int) -> Backend:

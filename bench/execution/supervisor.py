@@ -8,11 +8,15 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from bench.errors import full_traceback
@@ -34,6 +38,8 @@ _ATTEMPTS = 2
 """Number of attempts at a unit whose process dies."""
 _START_PAUSES = (0.1, 0.5, 2.0)
 """Pauses in seconds between attempts to start a process: a server that was killed still exists for a moment."""
+_MAIN_MODULE = threading.Lock()
+"""Held while the main module is replaced; several threads start processes."""
 _PRELOADED = (
     "torch",
     "torch._inductor",  # which `torch.use_deterministic_algorithms` imports
@@ -131,14 +137,30 @@ def _start(process: ForkServerProcess) -> None:
     Raises:
         ConnectionError, EOFError: Servers die again and again.
     """
-    for pause in _START_PAUSES:
+    with _without_main_module():
+        for pause in _START_PAUSES:
+            try:
+                process.start()
+            except (ConnectionError, EOFError):
+                time.sleep(pause)
+            else:
+                return
+        process.start()
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keep new processes from importing the main module, during a `with` block.
+
+    They do not need it. It may be a user's script that runs a study, which would then run the study again.
+    """
+    with _MAIN_MODULE:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
         try:
-            process.start()
-        except (ConnectionError, EOFError):
-            time.sleep(pause)
-        else:
-            return
-    process.start()
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _context(preload: Sequence[str]) -> multiprocessing.context.ForkServerContext:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from bench.cli.run import parse_seeds, read_specification
+from bench.cli.run import parse_seeds
 from bench.errors import BenchError
 from bench.execution.stages import finetuning, pretraining
+from bench.interface.specification import read_specification
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.planning.plan import make_plan, phases
 from bench.reporting.mlflow.tracker import Tracker

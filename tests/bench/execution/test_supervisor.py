@@ -2,10 +2,12 @@
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,3 +265,14 @@ def test_a_process_that_is_lost_after_its_last_word_has_done_its_work(
     monkeypatch.setattr(supervisor, "_reported", lambda _: None)
     assert done.supervise() == Outcome(status="done")
     assert (done.record["status"], done.record["attempt"]) == ("done", 1)
+
+
+def test_a_process_does_not_import_the_main_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script that runs a study without `if __name__ == "__main__":` would run it again in every process."""
+    script = ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert "init_main_from_path" in get_preparation_data("unit")
+    with supervisor._without_main_module():
+        assert not {"init_main_from_path", "init_main_from_name"} & get_preparation_data("unit").keys()
+    assert sys.modules["__main__"] is script

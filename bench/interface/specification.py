@@ -1,0 +1,85 @@
+"""From a preset or a file, and the values that a user states, to the specification of a study."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.plugins.method_files import with_files
+from bench.spec.schema import StudySpec
+from bench.spec.sources import build, merge, nested, read_preset, read_toml, with_schedule
+from bench.store.files import read_checked
+from bench.store.machine import resolve_device
+
+DEFAULT_PRESET = "quick"
+
+
+def make_specification(
+    values: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    schedule: str | None = None,
+    elsewhere: bool = False,
+) -> StudySpec:
+    """Build a specification; stated values take precedence over those of the preset or file.
+
+    Args:
+        values: Values that the user states, by key.
+        preset: Name of the preset to start from; `DEFAULT_PRESET` when there is no file either.
+        file: File with the specification to start from.
+        schedule: Name of a schedule in place of the preset's or file's own.
+        elsewhere: Whether runs are on other machines, so that the device need not exist here.
+
+    Raises:
+        BenchError: A value is wrong, or two of them contradict each other.
+    """
+    if preset is not None and file is not None:
+        raise BenchError(f"preset '{preset}' and file '{file}' exclude each other; give one of them")
+    start = read_specification(file) if file is not None else read_preset(DEFAULT_PRESET if preset is None else preset)
+    stated = with_files(values)
+    spec = build([_without_other_methods(with_schedule(start, schedule), stated.get("methods")), stated])
+    return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
+
+
+def read_specification(path: Path) -> dict[str, Any]:
+    """Read a specification from a TOML file, or from the `.json` file of a study or run that was made with it.
+
+    Raises:
+        BenchError: The file cannot be read or holds something else.
+    """
+    if path.suffix != ".json":
+        return read_toml(path)
+    document = read_checked(path) or {}
+    values = document.get("spec") or document.get("specification")  # of a study, of a run
+    if not isinstance(values, dict):
+        raise BenchError(
+            f"'{path}' holds no specification; give a TOML file, a study's study.json or a run's spec.json"
+        )
+    return values
+
+
+def task_values(model: str | None, dataset: str | None) -> dict[str, Any]:
+    """Return the values of a specification that name a model and a data set, as far as they are given."""
+    task = {"model": model, "dataset": dataset}
+    given = {key: value for key, value in task.items() if value is not None}
+    return {"task": given} if given else {}
+
+
+def nested_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn values by key with dots, `{"search.epochs": 3}`, into nested ones."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        values = merge(values, nested(key, value))
+    return values
+
+
+def _without_other_methods(start: dict[str, Any], methods: Any) -> dict[str, Any]:
+    """Leave out the options and files of methods that were not asked for."""
+    if methods is None:
+        return start
+    tables = {key: start[key] for key in ("options", "method_files") if isinstance(start.get(key), Mapping)}
+    kept = {
+        key: {method: value for method, value in table.items() if method in methods} for key, table in tables.items()
+    }
+    return {**start, **kept}
