@@ -10,7 +10,8 @@ Each network is taken as torchvision builds it, with 10 classes, and tried in th
 * pruned: the share of the filters in searched layers that may be removed; removing them is part of that check;
 * searched: `sbs` makes two updates and returns a policy that can be priced.
 
-Rows that were made before are kept in `docs/results/coverage.csv`, so that the script continues where it was stopped.
+Every row is written to `docs/results/coverage.csv` as soon as it is made, and is not made again, so that the script
+continues where it was stopped. To make a row again, delete it there.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def tried(family: str, model: str, size: int) -> Row:
     try:
         make = partial(_normal, model, size)
         network = trace(make(), (3, size, size), name=model, dataset="noise", classes=_CLASSES)
-        own = sum(layer.macs for layer in network.layers) + sum(rest.macs for rest in network.unquantized)
+        own = sum(operation.macs for operation in (*network.layers, *network.unquantized))
         row |= {"multiplications": f"{own / _MILLION:.1f}", "counted": _count(network, own, model, size)}
         check_function(make(), network, (3, size, size))
         row |= {"quantized": "yes", "pruned": _pruned(network)}
@@ -147,17 +148,18 @@ def _normal(model: str, size: int) -> nn.Module:
 
 
 def _count(network: NetworkShape, own: int, model: str, size: int) -> str:
-    """Compare with PyTorch's count, and state the share that is not quantized."""
+    """Compare with PyTorch's count, and state what is not quantized and what is the same for all images."""
     theirs = counted_by_pytorch(model, size)
-    rest = sum(operation.macs for operation in network.unquantized)
+    rest, constant = (sum(each.macs for each in group) for group in (network.unquantized, network.constant))
     share = f", {100 * rest / own:.1f} % not quantized" if rest else ""
-    return f"equal{share}" if own == theirs else f"no: {own} here, {theirs} in PyTorch's count"
+    share += f", with {constant / _MILLION:.1f} M that read no image" if constant else ""
+    return f"equal{share}" if own + constant == theirs else f"no: {own + constant} here, {theirs} in PyTorch's count"
 
 
 def _pruned(network: NetworkShape) -> str:
-    total = sum(layer.out_channels for layer in network.middle)
-    free = sum(layer.out_channels for layer in network.middle if layer.prunable)
-    return f"{100 * free / total:.0f} %"
+    layers = [layer for layer in network.middle if layer.kind != "matmul"]
+    free = sum(layer.out_channels for layer in layers if layer.prunable)
+    return f"{100 * free / sum(layer.out_channels for layer in layers):.0f} %"
 
 
 class _Noise(Dataset):

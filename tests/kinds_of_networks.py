@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.swin_transformer import SwinTransformerBlockV2
 
 from bench.models.normal_form import normal_form
 
@@ -267,6 +268,17 @@ def shifted_windows() -> nn.Module:
     return normal_form(model, "net")
 
 
+def position_networks() -> nn.Module:
+    """Linear layers that read no image compute the position biases."""
+    model = SwinTransformer(
+        *([2, 2], 8, [2], [2], [4, 4]),
+        stochastic_depth_prob=0.0,
+        num_classes=CLASSES,
+        block=SwinTransformerBlockV2,
+    )
+    return normal_form(model, "net")
+
+
 def channels_last() -> nn.Module:
     return ConvNeXt([CNBlockConfig(8, 8, 1), CNBlockConfig(8, None, 1)], layer_scale=0.5, num_classes=CLASSES)
 
@@ -307,6 +319,7 @@ HANDLED: Mapping[str, Maker] = {
     "bare norms": lambda: stack(norm=bare_norm),
     "vision transformer": vision_transformer,
     "shifted windows": shifted_windows,
+    "windows with position networks": position_networks,
     "channels last": channels_last,
 }
 """Networks that are compressed, by name."""

@@ -70,7 +70,7 @@ def count_multiplications(model: nn.Module, image: Tensor) -> Counts:
 
     Args:
         model: Network in evaluation mode; it is not changed.
-        image: Batch of one image.
+        image: Batch of one image, on the network's device.
     """
     # Without gradients, attention would be computed by a fused operation that the formulas do not know.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -3,16 +3,16 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.compression.channel_groups import Role, Structure, analyse
-from bench.compression.failures import told_in_one_line
+from bench.compression.channel_groups import Role, Structure
+from bench.compression.executions import IMAGES, Call, Execution, execute
 from bench.compression.geometry import MatMul, has_own_forward
-from bench.compression.operations import Counts, Operation, count_multiplications
-from bench.compression.requirements import check_executions, check_logits, check_modules
+from bench.compression.operations import Operation
+from bench.compression.requirements import check_executions, check_modules
 from bench.errors import BenchError
 
 Position = Literal["first", "middle", "last"]
@@ -121,6 +121,8 @@ class NetworkShape:
         norms: Batch normalisations that lose channels with a prunable layer, as pairs of path and layer.
         tables: Parameters that lose entries of their last dimension with a prunable layer, as pairs of path and layer.
         unquantized: Multiplications outside of the layers, in order of execution; they have full precision.
+        constant: Multiplications whose result is the same for all images, e.g. of position biases. They are computed
+            once, and not priced.
         group_size: Default number of filters that are pruned together (the paper's B).
         obstacles: Reasons why layers lose filters neither by themselves nor with another one, by layer; "it" in them is
             the layer, "they" are its filters.
@@ -132,6 +134,7 @@ class NetworkShape:
     norms: tuple[tuple[str, str], ...] = ()
     tables: tuple[tuple[str, str], ...] = ()
     unquantized: tuple[Operation, ...] = ()
+    constant: tuple[Operation, ...] = ()
     group_size: int = DEFAULT_GROUP_SIZE
     obstacles: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
 
@@ -157,7 +160,7 @@ def trace(
     keep all their channels. What is multiplied outside of these layers is recorded too.
 
     Args:
-        model: Network; it is not changed, and in evaluation mode during the pass.
+        model: Network; it is not changed.
         input_shape: Channels, height and width of one image.
         name: Name of the model.
         dataset: Name of the data set.
@@ -169,24 +172,16 @@ def trace(
             layer in `prunable` that cannot lose filters.
     """
     check_modules(model, name)
-    parameter = next(model.parameters(), torch.zeros(()))
-    images = torch.zeros(_IMAGES, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
-    try:
-        model.eval()
-        with told_in_one_line(model, name, input_shape):
-            seen = _executed(model, images, name, classes)
-            check_executions(name, [execution.path for execution in seen], len(_weighted(seen)))
-            counts = count_multiplications(model, images[:1])
-        structure = analyse(model, images, name=name)
-    finally:
-        model.train(was_training)
+    execution = execute(model, input_shape, name=name, classes=classes)
+    seen, structure = execution.calls, execution.structure
+    check_executions(name, [call.path for call in seen], len(_weighted(seen)))
     first, last = _weighted(seen)[0], _weighted(seen)[-1]
     ends: Mapping[str, Position] = {first: "first", last: "last"}
     edges = _edge_obstacles(first, last, structure)
-    allowed = _allowed(model, name, structure, edges)
+    called = {call.path for call in seen}
+    allowed = _allowed(model, name, [path for path in structure.prunable if path in called], structure, edges)
     layers = _with_filters(
-        [_layer_shape(execution, ends.get(execution.path, "middle"), structure, allowed) for execution in seen],
+        [_layer_shape(call, ends.get(call.path, "middle"), structure, allowed) for call in seen],
         structure,
     )
     return NetworkShape(
@@ -195,71 +190,26 @@ def trace(
         layers=tuple(layers),
         norms=tuple((norm, layer) for norm, layer in structure.norms.items() if layer in allowed),
         tables=tuple((table, layer) for table, layer in structure.tables.items() if layer in allowed),
-        unquantized=_unquantized(model, layers, counts),
+        unquantized=_unquantized(model, layers, execution),
+        constant=execution.constant,
         group_size=getattr(model, "group_size", DEFAULT_GROUP_SIZE),
         obstacles=_obstacles(layers, structure, edges),
     )
 
 
-_IMAGES = 2
-"""Number of images in the pass; with a single one, what squeezes a tensor would lose the dimension of the batch."""
-
-
-class _Execution(NamedTuple):
-    """One call of a layer or product, with the shapes of its operands and of its result."""
-
-    path: str
-    module: nn.Module
-    inputs: tuple[torch.Size, ...]
-    outputs: torch.Size
-
-
-def _weighted(seen: Sequence[_Execution]) -> list[str]:
+def _weighted(seen: Sequence[Call]) -> list[str]:
     """Return the paths of layers, without those of products."""
-    return [execution.path for execution in seen if not isinstance(execution.module, MatMul)]
+    return [call.path for call in seen if not isinstance(call.module, MatMul)]
 
 
-def _executed(model: nn.Module, images: Tensor, name: str, classes: int | None) -> list[_Execution]:
-    """List layers and products in the order of execution.
-
-    Raises:
-        BenchError: A layer is called in an unusual way, or the result is no tensor of logits.
-    """
-    seen: list[_Execution] = []
-    names = {module: path for path, module in model.named_modules()}
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, object], output: Tensor) -> None:
-        wanted = 2 if isinstance(module, MatMul) else 1
-        if len(inputs) != wanted or keywords:
-            raise BenchError(
-                f"layer '{names[module]}' of model '{name}' is called with keywords or several arguments; "
-                f"call it with its {'two operands' if wanted == 2 else 'input'} only"
-            )
-        seen.append(_Execution(names[module], module, tuple(given.shape for given in inputs), output.shape))
-
-    hooks = [
-        module.register_forward_hook(record, with_kwargs=True)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear | MatMul)
-    ]
-    try:
-        with torch.no_grad():
-            outputs = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    check_logits(outputs, len(images), classes, name)
-    return seen
-
-
-def _unquantized(model: nn.Module, layers: Sequence[LayerShape], counts: Counts) -> tuple[Operation, ...]:
+def _unquantized(model: nn.Module, layers: Sequence[LayerShape], execution: Execution) -> tuple[Operation, ...]:
     """Return all multiplications but those of the layers.
 
     Raises:
         BenchError: The layers multiply more often or less often than counted, or the image is multiplied before the
             first layer reads it.
     """
-    priced = {layer.name: layer for layer in layers}
+    priced, counts = {layer.name: layer for layer in layers}, execution.counts
     rest: list[Operation] = []
     for path, own in counts.items():
         left = priced[path].macs if path in priced else 0
@@ -311,13 +261,15 @@ def _obstacles(layers: Sequence[LayerShape], structure: Structure, edges: Mappin
     return {path: known.get(path) or known.get(leader) or other for path, leader in leaders.items()}
 
 
-def _allowed(model: nn.Module, name: str, structure: Structure, edges: Mapping[str, str]) -> set[str]:
+def _allowed(
+    model: nn.Module, name: str, able: Sequence[str], structure: Structure, edges: Mapping[str, str]
+) -> set[str]:
     """Return the layers that may lose filters: those that the model lists, or all that can.
 
     Raises:
         BenchError: A layer that the model lists cannot.
     """
-    prunable = {path for path in structure.prunable if path not in edges}
+    prunable = {path for path in able if path not in edges}
     stated: Collection[str] | None = getattr(model, "prunable", None)
     if stated is None:
         return prunable
@@ -329,14 +281,12 @@ def _allowed(model: nn.Module, name: str, structure: Structure, edges: Mapping[s
     return set(stated)
 
 
-def _layer_shape(
-    execution: _Execution, position: Position, structure: Structure, allowed: Collection[str]
-) -> LayerShape:
-    path, module, inputs, outputs = execution
+def _layer_shape(call: Call, position: Position, structure: Structure, allowed: Collection[str]) -> LayerShape:
+    path, module, inputs, outputs = call
     role = structure.roles.get(path, Role())
-    if any(shape[:1] != (_IMAGES,) for shape in inputs) or (isinstance(module, nn.Conv2d) and len(inputs[0]) != 4):
+    if any(shape[:1] != (IMAGES,) for shape in inputs) or (isinstance(module, nn.Conv2d) and len(inputs[0]) != 4):
         raise BenchError(
-            f"layer '{path}' reads a tensor of shape {_in_words(inputs)} for {_IMAGES} images; its first dimension "
+            f"layer '{path}' reads a tensor of shape {_in_words(inputs)} for {IMAGES} images; its first dimension "
             "must be the images"
         )
     if isinstance(module, MatMul):
@@ -393,7 +343,7 @@ def _product_shape(path: str, left: torch.Size, right: torch.Size, role: Role, a
     """Return the shape of the product of (images, …, rows, contraction) and (images, …, contraction, columns)."""
     if len(left) < 3 or left[:-2] != right[:-2]:
         raise BenchError(
-            f"product '{path}' multiplies tensors of shape {_in_words((left, right))} for {_IMAGES} images; both must "
+            f"product '{path}' multiplies tensors of shape {_in_words((left, right))} for {IMAGES} images; both must "
             "hold equally many matrices for each image"
         )
     pairs = prod(left[1:-2])

@@ -149,6 +149,12 @@ def _title(costs: CostBreakdown) -> str:
 
 def _notes(costs: CostBreakdown) -> Iterator[str]:
     yield f"Exactly {_exactly(costs)}"
+    if costs.network.constant:
+        macs = sum(operation.macs for operation in costs.network.constant)
+        yield (
+            f"Not counted: {macs:,} multiplications of {count(len(costs.network.constant), 'layer')} that read no "
+            f"image, such as '{costs.network.constant[0].path}'; their results are the same for all images"
+        )
     yield from _accelerator_notes(costs)
     yield (
         f"Search space: {in_words(policies(costs.network))} policies with candidates {listed(CANDIDATES)} "

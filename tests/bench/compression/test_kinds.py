@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.compression import compress as compress_module
-from bench.compression import shapes
+from bench.compression import executions
 from bench.compression.compress import QuantizedLayer, QuantizedProduct, calibrate, compress, reduce
 from bench.compression.function_check import check_function
 from bench.compression.geometry import ConvGeometry
@@ -161,7 +161,7 @@ def test_every_multiplication_is_counted(kind: str) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         copy.deepcopy(model).to(device)(torch.zeros(1, *IMAGE, device=device))
     counted = counter.get_total_flops() // 2 + BY_HAND.get(kind, 0)
-    assert sum(layer.macs for layer in network.layers) + sum(rest.macs for rest in network.unquantized) == counted
+    assert sum(operation.macs for operation in (*network.layers, *network.unquantized, *network.constant)) == counted
     assert price(network, uniform(network, 4)).macs == counted
 
 
@@ -383,7 +383,7 @@ def test_padding_that_is_dropped_is_found(kind: str, monkeypatch: pytest.MonkeyP
     model = made(kind)
     network = shape_of(model)
     monkeypatch.setattr(ConvGeometry, "convolve", convolve)
-    with pytest.raises(BenchError, match="layer '0' of model 'net' computes something else in training mode"):
+    with pytest.raises(BenchError, match="layer '0' of model 'net' computes something else in evaluation mode"):
         check_function(model, network, IMAGE)
 
 
@@ -437,8 +437,13 @@ def test_a_miscounted_layer_is_found(factor: float, words: str, monkeypatch: pyt
 
 
 def test_a_layer_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = shapes._executed
-    monkeypatch.setattr(shapes, "_executed", lambda *given: [one for one in right(*given) if one[0] != "second"])
+    right = executions._executed
+
+    def forgetful(*given: Any) -> Any:
+        calls, constant = right(*given)
+        return [call for call in calls if call.path != "second"], constant
+
+    monkeypatch.setattr(executions, "_executed", forgetful)
     with pytest.raises(BenchError, match="layer 'second' multiplies more often than its shape says"):
         shape_of(Base())
 
@@ -458,3 +463,32 @@ def test_quantizers_have_no_choice_of_standardisation_without_norms() -> None:
     quantized = compress(model, network, uniform(network, 4))
     found = [module.normalized for module in quantized.modules() if isinstance(module, UniformQuantizer)]
     assert found and not any(found)
+
+
+# --- as few passes as possible ----------------------------------------------------------------------------------------
+
+
+def test_shapes_are_read_without_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that reads no value is never carried out; one that does is."""
+    devices: list[str] = []
+    right = nn.Conv2d.forward
+
+    def watched(self: nn.Conv2d, x: Tensor) -> Tensor:
+        devices.append(x.device.type)
+        return right(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", watched)
+    shape_of(Base())
+    assert set(devices) == {"meta"}
+    shape_of(Branches())
+    assert set(devices) == {"meta", "cpu"}
+
+
+def test_the_check_runs_every_layer_six_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float and rebuilt in training and evaluation mode, quantized with its float layers."""
+    model, calls = Base(), []
+    network = shape_of(model)
+    right = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *given, **others: calls.append(1) or right(*given, **others))
+    check_function(model, network, IMAGE)
+    assert len(calls) == 6 * 3  # three convolutions

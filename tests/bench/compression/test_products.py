@@ -124,7 +124,7 @@ def test_a_product_that_is_not_quantized_is_found(make: Callable[[], nn.Module])
     def build(float_model: nn.Module, shapes: NetworkShape, policy: Policy, quantizer: Any) -> nn.Module:
         return compress(float_model, shapes, policy.with_layer(product, weight_bits=32, activation_bits=32))
 
-    built = function_check._built(build, model, network, UniformQuantizer)
+    built = build(model, network, uniform(network, 2), UniformQuantizer)
     with pytest.raises(BenchError, match=f"layer '{product}' of model 'net' computes the same at 2 bits"):
         function_check._check_reached(model, built, network, torch.randn(2, *IMAGE))
 

@@ -147,13 +147,17 @@ def shape_of(name: str) -> NetworkShape:
     return trace(published(name), (3, size, size), name=name, dataset="none")
 
 
-def all_at(name: str, bits: int, products: int) -> Policy:
+def with_products_at(shapes: NetworkShape, bits: int, products: int) -> Policy:
     """A uniform policy with another number of bits for products of activations."""
-    policy = uniform(shape_of(name), bits)
-    for layer in shape_of(name).layers:
+    policy = uniform(shapes, bits)
+    for layer in shapes.layers:
         if layer.kind == "matmul":
             policy = policy.with_layer(layer.name, weight_bits=products, activation_bits=products)
     return policy
+
+
+def all_at(name: str, bits: int, products: int) -> Policy:
+    return with_products_at(shape_of(name), bits, products)
 
 
 # With products at the bits of the layers, the policy of `uniform`; and with products at 8.
@@ -315,10 +319,38 @@ def test_the_attention_of_maxvit_is_counted() -> None:
     assert network.unquantized == ()
 
 
-def test_the_position_network_of_swin_v2_is_refused_by_name() -> None:
+@cache
+def swin_v2() -> NetworkShape:
     with torch.device("meta"):
         model = normal_form(torchvision.models.swin_v2_t(), "swin_v2_t")
-    with pytest.raises(
-        BenchError, match=r"layer 'features.1.0.attn.cpb_mlp.0' reads a tensor of shape \(1, 15, 15, 2\)"
-    ):
-        trace(model, (3, 64, 64), name="swin_v2_t", dataset="none")
+    return trace(model, (3, 256, 256), name="swin_v2_t", dataset="none")
+
+
+@pytest.mark.parametrize(
+    ("bits", "products", "bops", "memory"),
+    [
+        (4, 4, 95_679_283_200, 209_872_896),
+        (4, 8, 107_154_898_944, None),
+        (8, 8, 378_945_798_144, 411_985_920),
+    ],
+)
+def test_costs_of_swin_v2(bits: int, products: int, bops: int, memory: int | None) -> None:
+    cost = price(swin_v2(), with_products_at(swin_v2(), bits, products))
+    assert (cost.macs, cost.parameters, cost.bops) == (5_921_028_096, 28_199_424, bops)
+    assert memory is None or cost.memory_bits == memory
+
+
+def test_the_position_networks_of_swin_v2_are_constant() -> None:
+    """They read no image: two layers in each of 12 blocks, which are computed once, and are no part of a policy."""
+    constant = swin_v2().constant
+    assert sum(operation.macs for operation in constant) == 18_662_400
+    assert [operation.path.rpartition(".")[0][-7:] for operation in constant] == ["cpb_mlp"] * 24
+    assert swin_v2().unquantized == ()
+    assert not any("cpb_mlp" in layer.name for layer in swin_v2().layers)
+
+
+def test_the_heads_of_swin_v2_stay() -> None:
+    """Each has a scale of its own."""
+    pruned = [layer.name for layer in swin_v2().layers if layer.prunable]
+    assert len(pruned) == 12 and all(name.endswith("mlp.0") for name in pruned)
+    assert swin_v2().obstacles["features.1.0.attn.qkv"] == "the operation 'add' reads them"
