@@ -1,7 +1,8 @@
 """One pass of a network: which layers it calls on what, what it multiplies, and how its layers share channels.
 
-The pass is on PyTorch's meta device, where nothing is computed. Only a forward function that reads values, or makes
-tensors on another device, is carried out.
+With large images the pass is on PyTorch's meta device, where nothing is computed. With small ones it is carried out,
+because PyTorch loads its compiler for the meta device, which takes longer. So is a forward function that reads values,
+or makes tensors on another device.
 """
 
 import copy
@@ -18,6 +19,9 @@ from bench.compression.geometry import MatMul
 from bench.compression.operations import Counts, Operation, count_multiplications
 from bench.compression.requirements import check_logits
 from bench.errors import BenchError
+
+_LARGE = 128 * 128
+"""Pixels from which the meta device is faster."""
 
 IMAGES = 2
 """Number of images in the pass; with a single one, what squeezes a tensor would lose the dimension of the batch."""
@@ -63,17 +67,18 @@ def execute(model: nn.Module, input_shape: tuple[int, int, int], *, name: str, c
     """
     parameter = next(model.parameters(), torch.zeros(()))
     images = torch.zeros(IMAGES, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    without_values = _without_values(model).eval()
-    try:
-        return _execution(without_values, images.to("meta"), name, classes)
-    except BenchError:
-        raise
-    except Exception:
-        # A user's forward function may read a value, or make a tensor on another device. Whatever else is wrong is
-        # found again, and described, when it is carried out.
-        computed = copy.deepcopy(model).eval()
-        with told_in_one_line(computed, name, input_shape):
-            return _execution(computed, images, name, classes)
+    if input_shape[1] * input_shape[2] >= _LARGE:
+        try:
+            return _execution(_without_values(model).eval(), images.to("meta"), name, classes)
+        except BenchError:
+            raise
+        except Exception:  # noqa: S110
+            # A user's forward function may read a value, or make a tensor on another device. Whatever else is wrong is
+            # found again, and described, when it is carried out.
+            pass
+    computed = copy.deepcopy(model).eval()
+    with told_in_one_line(computed, name, input_shape):
+        return _execution(computed, images, name, classes)
 
 
 def _without_values(model: nn.Module) -> nn.Module:
@@ -123,8 +128,7 @@ def _executed(model: nn.Module, images: Tensor, name: str, classes: int | None) 
                 f"call it with its {'two operands' if wanted == 2 else 'input'} only"
             )
         shapes = tuple(given.shape for given in inputs)
-        alike = images.is_meta and not output.requires_grad and all(shape[:1] != (IMAGES,) for shape in shapes)
-        if alike:
+        if not output.requires_grad and all(shape[:1] != (IMAGES,) for shape in shapes):
             constant.append(names[module])
         else:
             seen.append(Call(names[module], module, shapes, output.shape))
@@ -136,8 +140,8 @@ def _executed(model: nn.Module, images: Tensor, name: str, classes: int | None) 
     ]
     try:
         # A result has a gradient if it depends on the images: parameters have none here.
-        with torch.set_grad_enabled(images.is_meta):
-            outputs = model(images.clone().requires_grad_(images.is_meta).clone())
+        with torch.enable_grad():
+            outputs = model(images.clone().requires_grad_().clone())
     finally:
         for hook in hooks:
             hook.remove()
