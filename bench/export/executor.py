@@ -3,9 +3,11 @@
 The images are `uint8` pixels of shape (N, C, H, W). The command prints the class of each image.
 
 The file of the network has the layout of safetensors: the length of a header in 8 bytes, the header as JSON, and the
-tensors. The header's entry `program` is JSON too, and lists the operations. A tensor between two operations holds whole
-numbers. It is either the codes of a layer's input, or numbers in units of 2^-fraction_bits. The weights of all layers
-are one string of bits, in which a code of k bits has its lowest bit first.
+tensors. The tensor `program` is JSON too, and lists the operations. The other ones hold the numbers of all layers, one
+layer after the other. The weights are one string of bits, in which a code of k bits has its lowest bit first.
+
+A tensor between two operations holds whole numbers. It is either the codes of a layer's input, or numbers in units of
+2^-fraction_bits.
 
 Everything is computed with whole numbers, and every rounding is defined, so the result is the same on every machine.
 Sums of products are computed in floating point where it holds them exactly, because this is fast. 64 bits suffice for
@@ -26,6 +28,17 @@ Array = NDArray[Any]
 Observer = Callable[[str, Array], None]
 
 _DTYPES = {"U8": "<u1", "I8": "<i1", "I32": "<i4", "I64": "<i8"}
+DEFAULTS = {
+    "stride": [1, 1],
+    "dilation": [1, 1],
+    "padding": [0, 0, 0, 0],
+    "groups": 1,
+    "linear": False,
+    "sums_apart": False,
+    "border_classes": [1, 1],
+    "high": None,
+}
+"""Values of an operation that are left out."""
 _BATCH = 100
 """Images that are computed together."""
 
@@ -44,17 +57,14 @@ class PackedNetwork:
     def __init__(self, content: bytes) -> None:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
-        self.program: dict[str, Any] = json.loads(header.pop("__metadata__")["program"])
+        header.pop("__metadata__", None)
         self.tensors = {name: _tensor(content[8 + length :], entry) for name, entry in header.items()}
+        self.program: dict[str, Any] = json.loads(self.tensors["program"].tobytes())
+        self._steps = [DEFAULTS | step for step in self.program["operations"]]
         self._unit = 1 << self.program["fraction_bits"]
         self._weights: dict[str, Array] = {}
         uses = [(name, number) for number, step in enumerate(self._steps) for name in step["inputs"]]
         self._last_use = dict(uses)
-
-    @property
-    def _steps(self) -> list[dict[str, Any]]:
-        steps: list[dict[str, Any]] = self.program["operations"]
-        return steps
 
     def classify(self, images: Array) -> Array:
         """Return the class of each image; of two equal logits, the first one counts."""
@@ -97,12 +107,15 @@ class PackedNetwork:
             self._weights[step["name"]] = 2 * codes.reshape(shape).astype(np.int64) - ((1 << bits) - 1)
         return self._weights[step["name"]]
 
+    def numbers(self, name: str, first: int, shape: tuple[int, ...]) -> Array:
+        """Return numbers of a layer, which begin at a position of a tensor."""
+        return self.tensors[name][first : first + int(np.prod(shape))].astype(np.int64).reshape(shape)
+
     def _layer(self, step: Mapping[str, Any], codes: Array) -> Array:
         """Multiply codes by weights; then scale each channel, and add what normalisation and border add."""
-        name = step["name"]
         sums = self._sums(step, codes)
-        factors = self.tensors[f"{name}.multiplier"].astype(np.int64)
-        shifts = self.tensors[f"{name}.shift"].astype(np.int64)
+        factors = self.numbers("multipliers", step["first_multiplier"], sums.shape[1:3])
+        shifts = self.numbers("shifts", step["first_shift"], sums.shape[2:3])
         total = (sums * factors[:, :, None, None]).sum(axis=1)
         result = shifted(total, shifts[:, None, None]) + self._border(step)
         return result[:, :, 0, 0] if step["linear"] else result
@@ -132,11 +145,14 @@ class PackedNetwork:
 
     def _border(self, step: Mapping[str, Any]) -> Array:
         """Return what is added to each output channel, at each position if it depends on the position."""
-        name = step["name"]
-        values = self.tensors[f"{name}.bias"].astype(np.int64)
-        if f"{name}.rows" in self.tensors:
-            values = values[:, self.tensors[f"{name}.rows"]][:, :, self.tensors[f"{name}.columns"]]
-        return values
+        outputs, classes = step["weight_shape"][0], step["border_classes"]
+        values = self.numbers("biases", step["first_bias"], (outputs, *classes))
+        if classes == [1, 1]:
+            return values
+        height, width = step["positions"]
+        rows = self.numbers("borders", step["first_border"], (height,))
+        columns = self.numbers("borders", step["first_border"] + height, (width,))
+        return values[:, rows][:, :, columns]
 
     def _quantize(self, step: Mapping[str, Any], x: Array) -> Array:
         """Round to the nearest code, and to the lower one half-way between two."""

@@ -16,10 +16,9 @@ from bench.export.forms import Files, Form, form_named
 from bench.export.graph.reading import read_graph
 from bench.export.measurement import measured_cost
 from bench.export.packed import FILE, parts
-from bench.export.rebuild import RebuiltRun, check_rebuilt, rebuild
+from bench.export.rebuild import RebuiltRun, check_rebuilt, rebuild, runs_named
 from bench.export.verification import Agreement, verify
-from bench.results.groups import with_result
-from bench.results.selection import select
+from bench.outputs.commands import command
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.machine import hardware, versions
 
@@ -98,10 +97,9 @@ def export(
         raise BenchError("--measure times ONNX files; add onnx or onnx-qdq to --format, e.g. --format packed,onnx-qdq")
     place = store if isinstance(store, Store) else Store(Path(store))
     root = place.root / FOLDER if out is None else Path(out)
-    selected = select(place, name)
-    runs = [str(run) for run in with_result(selected.runs)["id"]]
+    runs = runs_named(place, name)
     if not runs:
-        raise BenchError(f"'{name}' has no finished runs to export; see: bench status {selected.results.name}")
+        raise BenchError(f"'{name}' has no finished runs to export; see: {command('status', store=place.root)}")
     exports = Exports()
     for run in runs:
         if len(runs) > 1 and _has_full_precision(place, run):

@@ -34,11 +34,15 @@ from bench.export.graph.operations import (
 
 FILE, EXECUTOR = "network.safetensors", "executor.py"
 """Names of the files of this form."""
+VERSION = 1
+"""Version of the program's meaning."""
 FRACTION_BITS = 24
 MULTIPLIER_BITS = 31
 _MOST_BITS = 62
 """Largest number of bits of a number's size anywhere in the computation."""
 _UNIT = 1 << FRACTION_BITS
+_NUMBERS = {"multipliers": np.int32, "shifts": np.int8, "biases": np.int32, "borders": np.uint8}
+"""Tensors with the numbers of all layers, and their types; biases get 64 bits if one needs them."""
 _DTYPES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64"}
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
@@ -75,10 +79,8 @@ def packed_network(graph: Graph) -> bytes:
         BenchError: A number of the computation could have more than 63 bits.
     """
     writer = _Writer(graph)
-    tensors: Tensors = {"weights": pack([(layer.codes, layer.weight_bits) for layer in graph.layers]), **writer.tensors}
     program = {
-        "format": "packed network",
-        "version": 1,
+        "version": VERSION,
         "model": graph.model,
         "dataset": graph.dataset,
         "image_shape": list(graph.image_shape),
@@ -86,14 +88,21 @@ def packed_network(graph: Graph) -> bytes:
         "output": graph.output,
         "operations": writer.steps,
     }
-    return _safetensors(tensors, {"program": json.dumps(program, separators=(",", ":"))})
+    text = json.dumps(program, separators=(",", ":")).encode()
+    tensors: Tensors = {
+        **writer.tensors(),
+        "weights": pack([(layer.codes, layer.weight_bits) for layer in graph.layers]),
+        "program": np.frombuffer(text, dtype=np.uint8),
+    }
+    return _safetensors(tensors, {"format": "packed network"})
 
 
 def parts(content: bytes) -> dict[str, int]:
-    """Return the bytes of a packed network's parts: weights, other numbers, and the header with the program."""
-    network = executor.PackedNetwork(content)
-    weights, numbers = network.tensors["weights"].nbytes, sum(tensor.nbytes for tensor in network.tensors.values())
-    return {"weights": weights, "scales": numbers - weights, "program": len(content) - numbers}
+    """Return the bytes of a packed network's parts: weights, other numbers, and the program with the header."""
+    tensors = executor.PackedNetwork(content).tensors
+    weights = tensors["weights"].nbytes
+    scales = sum(tensors[name].nbytes for name in _NUMBERS)
+    return {"weights": weights, "scales": scales, "program": len(content) - weights - scales}
 
 
 def _safetensors(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
@@ -112,13 +121,12 @@ class _Writer:
     """Writes the operations of a graph as integers, and bounds every tensor.
 
     Attributes:
-        steps: Operations as JSON values.
-        tensors: Numbers of the layers, by name.
+        steps: Operations as JSON values, without those that are the default.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.steps: list[dict[str, Any]] = []
-        self.tensors: Tensors = {}
+        self._numbers: dict[str, list[NDArray[Any]]] = {name: [] for name in _NUMBERS}
         self._model = graph.model
         self._bounds: dict[str, int] = {}
         self._first_bit = 0
@@ -127,7 +135,18 @@ class _Writer:
             bounds = [self._bounds.get(name, 0) for name in operation.inputs]
             values, bound = write(self, operation, bounds)
             self._bounds[operation.name] = self._checked(operation, bound)
-            self.steps.append({"operation": name, "name": operation.name, "inputs": list(operation.inputs), **values})
+            stated = {key: value for key, value in values.items() if executor.DEFAULTS.get(key, ...) != value}
+            self.steps.append({"operation": name, "name": operation.name, "inputs": list(operation.inputs), **stated})
+
+    def tensors(self) -> Tensors:
+        """Return the numbers of all layers, one layer after the other."""
+        return {name: np.concatenate([np.zeros(0, kind), *self._numbers[name]]) for name, kind in _NUMBERS.items()}
+
+    def _add(self, name: str, *arrays: NDArray[Any]) -> int:
+        """Add a layer's numbers to those of the layers before, and return their position."""
+        first = sum(array.size for array in self._numbers[name])
+        self._numbers[name] += [array.reshape(-1) for array in arrays]
+        return first
 
     def quantize(self, operation: Quantize, _: list[int]) -> Step:
         """Write a quantizer: a scale, and the number above which every code is the largest."""
@@ -156,35 +175,44 @@ class _Writer:
         scales = layer.factor * layer.weight_step * steps[:, None] * _UNIT
         multipliers, shifts = _fixed_points(scales)
         border = np.rint(layer.border.values * _UNIT)
-        self._checked(layer, math.ceil(np.abs(border).max()))
-        bias = border.astype(np.int32 if np.abs(border).max() < 1 << 31 else np.int64)
-        self.tensors[f"{layer.name}.multiplier"] = multipliers
-        self.tensors[f"{layer.name}.shift"] = shifts
-        self.tensors[f"{layer.name}.bias"] = bias
-        if not layer.border.uniform:
-            self.tensors[f"{layer.name}.rows"] = layer.border.rows.astype(np.uint8)
-            self.tensors[f"{layer.name}.columns"] = layer.border.columns.astype(np.uint8)
+        largest_bias = self._checked(layer, math.ceil(np.abs(border).max()))
+        bias = border.astype(np.int32 if largest_bias < 1 << 31 else np.int64)
         first_bit = self._first_bit
         self._first_bit += layer.codes.size * layer.weight_bits
         values = {
             "path": layer.path,
             "linear": layer.linear,
+            "first_multiplier": self._add("multipliers", multipliers),
+            "first_shift": self._add("shifts", shifts),
+            "first_bias": self._add("biases", bias),
             "weight_bits": layer.weight_bits,
-            "weight_shape": layer.codes.shape,
+            "weight_shape": list(layer.codes.shape),
             "first_bit": first_bit,
             "largest_code": layer.input_levels,
             "sums_apart": apart,
-            "stride": layer.stride,
-            "padding": layer.padding,
-            "dilation": layer.dilation,
+            "stride": list(layer.stride),
+            "padding": list(layer.padding),
+            "dilation": list(layer.dilation),
             "groups": layer.groups,
+            **self._border(layer),
         }
         sizes = np.abs(layer.integers).sum(axis=(2, 3))  # (O, I/groups)
         sums = (sizes.T if apart else sizes.sum(axis=1)[None]) * layer.input_levels
         products = _products(sums, multipliers, shifts)
         self._checked(layer, products)
-        largest = float((sums * np.abs(scales)).sum(axis=0).max()) + float(np.abs(bias).max())
+        largest = float((sums * np.abs(scales)).sum(axis=0).max()) + largest_bias
         return values, math.ceil(largest) + 2
+
+    def _border(self, layer: Layer) -> dict[str, Any]:
+        """Write which rows and columns of a layer's output have the same bias; nothing if all have."""
+        border = layer.border
+        if border.uniform:
+            return {}
+        return {
+            "border_classes": list(border.values.shape[1:]),
+            "positions": [len(border.rows), len(border.columns)],
+            "first_border": self._add("borders", border.rows.astype(np.uint8), border.columns.astype(np.uint8)),
+        }
 
     def clip(self, operation: Clip, bounds: list[int]) -> Step:
         """Write a limit."""
@@ -203,7 +231,7 @@ class _Writer:
     def max_pool(self, operation: MaxPool, bounds: list[int]) -> Step:
         """Write a maximum over windows."""
         window = {"kernel": operation.kernel, "stride": operation.stride, "padding": operation.padding}
-        return {**window, "dilation": (1, 1)}, bounds[0]
+        return {key: list(value) for key, value in window.items()}, bounds[0]
 
     def _checked(self, operation: Operation, bound: int) -> int:
         """Return a bound of a number's size.

@@ -127,12 +127,22 @@ def load_network(run: str, store: Store | Path | str = "bench-store", data_dir: 
         BenchError: The name stands for no run or several, or the run cannot be rebuilt.
     """
     place = store if isinstance(store, Store) else Store(Path(store))
-    runs = [str(identity) for identity in with_result(select(place, run).runs)["id"]]
+    runs = runs_named(place, run)
     if len(runs) != 1:
         raise BenchError(f"'{run}' stands for {len(runs)} finished runs; name one by its id: bench status")
     rebuilt = rebuild(place, runs[0], None if data_dir is None else Path(data_dir))
     check_rebuilt(rebuilt)
     return rebuilt.network
+
+
+def runs_named(store: Store, name: str) -> list[str]:
+    """Return the ids of the runs that a name stands for: those with a valid result, or a single run in any state.
+
+    Raises:
+        BenchError: Nothing has this name.
+    """
+    selected = select(store, name)
+    return [selected.name] if selected.kind == "run" else [str(run) for run in with_result(selected.runs)["id"]]
 
 
 def _checked_record(store: Store, identity: str) -> dict[str, Any]:

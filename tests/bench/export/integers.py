@@ -9,13 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+_DEFAULTS: dict[str, Any] = {
+    **{"stride": [1, 1], "dilation": [1, 1], "padding": [0, 0, 0, 0], "border_classes": [1, 1]},
+    **{"groups": 1, "linear": False, "sums_apart": False, "high": None},
+}
 
 
 def execute(program: Mapping[str, Any], tensors: Tensors, images: Tensor) -> dict[str, Tensor]:
     """Return every tensor of a program, by name."""
     known = {"image": images.long()}
     unit = 2 ** program["fraction_bits"]
-    for step in program["operations"]:
+    for stated in program["operations"]:
+        step = _DEFAULTS | stated
         inputs = [known[name] for name in step["inputs"]]
         known[step["name"]] = _OPERATIONS[step["operation"]](step, tensors, unit, *inputs)
     return known
@@ -28,6 +33,10 @@ def floor_div(x: Tensor, divisor: int) -> Tensor:
 def rounded(x: Tensor, divisor: int) -> Tensor:
     """Nearest whole number of x/divisor, upwards half-way."""
     return floor_div(2 * x + divisor, 2 * divisor)
+
+
+def part(tensor: Tensor, first: int, count: int) -> Tensor:
+    return tensor[first : first + count].long()
 
 
 def codes_of(step: Mapping[str, Any], packed: Tensor) -> Tensor:
@@ -49,21 +58,27 @@ def layer(step: Mapping[str, Any], tensors: Tensors, _: int, x: Tensor) -> Tenso
     (down, across), (tall, wide) = step["stride"], step["dilation"]
     rows = (x.shape[2] - tall * (height - 1) - 1) // down + 1
     columns = (x.shape[3] - wide * (width - 1) - 1) // across + 1
-    multipliers, shifts = tensors[f"{step['name']}.multiplier"].long(), tensors[f"{step['name']}.shift"].tolist()
+    separate = inputs if step["sums_apart"] else 1
+    multipliers = part(tensors["multipliers"], step["first_multiplier"], separate * outputs).view(separate, outputs)
+    shifts = part(tensors["shifts"], step["first_shift"], outputs).tolist()
     sums = torch.zeros(len(multipliers), len(x), outputs, rows, columns, dtype=torch.int64)
     for channel in range(inputs):
         for i in range(height):
             for j in range(width):
-                part = x[:, :, i * tall :, j * wide :][:, :, ::down, ::across][:, :, :rows, :columns]
+                values = x[:, :, i * tall :, j * wide :][:, :, ::down, ::across][:, :, :rows, :columns]
                 read = torch.tensor([o // (outputs // groups) * inputs + channel for o in range(outputs)])
-                sums[channel if step["sums_apart"] else 0] += part[:, read] * weight[:, channel, i, j].view(-1, 1, 1)
+                sums[channel if step["sums_apart"] else 0] += values[:, read] * weight[:, channel, i, j].view(-1, 1, 1)
     total = (sums * multipliers[:, None, :, None, None]).sum(0)
     scaled = [
         rounded(total[:, o], 2**shift) if shift > 0 else total[:, o] * 2**-shift for o, shift in enumerate(shifts)
     ]
-    bias = tensors[f"{step['name']}.bias"].long()
-    if f"{step['name']}.rows" in tensors:
-        bias = bias[:, tensors[f"{step['name']}.rows"].long()][:, :, tensors[f"{step['name']}.columns"].long()]
+    row_classes, column_classes = step["border_classes"]
+    bias = part(tensors["biases"], step["first_bias"], outputs * row_classes * column_classes)
+    bias = bias.view(outputs, row_classes, column_classes)
+    if row_classes * column_classes > 1:
+        height, width = step["positions"]
+        bias = bias[:, part(tensors["borders"], step["first_border"], height)]
+        bias = bias[:, :, part(tensors["borders"], step["first_border"] + height, width)]
     result = torch.stack(scaled, 1) + bias
     return result[:, :, 0, 0] if step["linear"] else result
 

@@ -1,7 +1,6 @@
 """The packed form: exact codes, exact integers, and as many bytes of weights as the cost counter counts."""
 
 import copy
-import json
 import math
 import subprocess
 import sys
@@ -138,8 +137,9 @@ def small() -> Sample:
 
 def test_a_dropped_padding_map_is_noticed(small: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     def inner_everywhere(self: PackedNetwork, step: Any) -> Any:
-        values = self.tensors[f"{step['name']}.bias"].astype(np.int64)
-        return values[:, 1:2, 1:2] if values.shape[1] > 1 else values
+        classes = step["border_classes"]
+        values = self.numbers("biases", step["first_bias"], (step["weight_shape"][0], *classes))
+        return values[:, 1:2, 1:2] if classes[0] > 1 else values
 
     assert differing(small, packed_network(small.graph)) == 0
     monkeypatch.setattr(PackedNetwork, "_border", inner_everywhere)
@@ -224,12 +224,16 @@ def test_the_executor_imports_numpy_alone() -> None:
     assert imported <= {"numpy"} | set(sys.stdlib_module_names)
 
 
-def test_the_program_is_json_in_the_header(small: Sample) -> None:
-    content = packed_network(small.graph)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    program = json.loads(header["__metadata__"]["program"])
-    assert program["image_shape"] == [3, 16, 16]
+def test_the_program_is_json_that_names_every_operation(small: Sample) -> None:
+    program = PackedNetwork(packed_network(small.graph)).program
+    assert (program["version"], program["image_shape"]) == (1, [3, 16, 16])
     assert {step["operation"] for step in program["operations"]} == {"layer", "quantize", "clip", "add", "mean"}
+    assert [step["name"] for step in program["operations"]] == [made.name for made in small.graph.operations]
+
+
+def test_scales_and_program_add_less_than_a_quarter_to_the_weights() -> None:
+    content = packed_network(sample("resnet20", (3, 8, 8), bits=(4,), prune=False, images=1).graph)
+    assert len(content) < 1.25 * parts(content)["weights"]
 
 
 def changed(change: Callable[[nn.Module], None]) -> Sample:
