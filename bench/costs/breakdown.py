@@ -201,12 +201,12 @@ _TOTALS = {
 
 
 def _layer_json(costs: CostBreakdown, index: int) -> dict[str, Any]:
-    """Return one layer of one side; `filters` counts those that are kept."""
+    """Return one layer of one side; `filters` counts those, or the heads, that are kept."""
     layer = costs.cost.layers[index]
     return {
         "weight_bits": layer.weight_bits,
         "activation_bits": layer.activation_bits,
-        "filters": layer.out_channels,
+        "filters": layer.out_channels // costs.network.layers[index].outputs_per_filter,
         **{measure.column: costs.layer_cost(name, layer) for name, measure in MEASURES.items()},
     }
 

@@ -186,7 +186,7 @@ def filters_table(network: NetworkShape) -> Table:
 
 
 def _filters(layer: LayerShape) -> str:
-    return f"{layer.filters} heads" if layer.outputs_per_filter > 1 else str(layer.out_channels)
+    return f"{layer.filters} heads" if layer.outputs_per_filter > 1 else str(layer.filters)
 
 
 def _may_lose_filters(network: NetworkShape, layer: LayerShape) -> str:
@@ -265,10 +265,11 @@ def _measure_columns(measure: type[Measure], rank: int) -> Iterator[Column]:
 
 
 def _difference_row(difference: Difference, index: int) -> tuple[str, ...]:
-    full = difference.first.costs.network.layers[index].out_channels
+    shape = difference.first.costs.network.layers[index]
     layers = [side.costs.cost.layers[index] for side in (difference.first, difference.second)]
     bits = [f"{layer.weight_bits}/{layer.activation_bits}" for layer in layers]
-    filters = [str(full) if layer.out_channels == full else f"{layer.out_channels} of {full}" for layer in layers]
+    counts = [layer.out_channels // shape.outputs_per_filter for layer in layers]
+    filters = [_filters(shape) if kept == shape.filters else f"{kept} of {_filters(shape)}" for kept in counts]
     return (layers[0].name, *bits, *filters, *_differences(difference, index))
 
 

@@ -16,11 +16,13 @@ from bench.compression.compress import QuantizedProduct, calibrate, compress, qu
 from bench.compression.function_check import check_function
 from bench.compression.geometry import MatMul
 from bench.compression.operations import count_multiplications
-from bench.compression.policy import Policy, uniform
+from bench.compression.policy import LayerSpace, Policy, uniform
 from bench.compression.quantizer import UniformQuantizer, clips_of, quantize_literal, read_clips, restore_clips
 from bench.compression.shapes import LayerShape, NetworkShape, trace
 from bench.costs.accelerator.pricing import computes, price_on
-from bench.costs.counter import price
+from bench.costs.counter import price, price_layer
+from bench.costs.relaxed import RelaxedBops, RelaxedMemory
+from bench.diagnostics.verify.costs import CANDIDATES, random_policy, relaxed_arguments
 from bench.errors import BenchError
 from bench.models.cct import AttentionPool, CompactTransformer
 from bench.models.normal_form import normal_form
@@ -285,3 +287,34 @@ def test_latency_and_energy_of_products_are_not_known() -> None:
     layers = {layer.name: policy.layers[layer.name] for layer in alone.layers}
     with pytest.raises(BenchError, match=r"'.*self_attention.scores' multiplies two activations; latency and energy"):
         price_on(accelerator, alone, Policy(model="net", dataset="none", layers=layers))
+
+
+# --- costs of pruned heads --------------------------------------------------------------------------------------------
+
+
+@each_model
+@pytest.mark.parametrize("kind", [RelaxedBops, RelaxedMemory])
+def test_differentiable_costs_are_the_exact_ones(
+    make: Callable[[], nn.Module], kind: type[RelaxedBops | RelaxedMemory]
+) -> None:
+    """For random bits, and random filters and heads that are kept."""
+    network = shape_of(make())
+    everywhere = LayerSpace(weight_bits=CANDIDATES, activation_bits=CANDIDATES, group_size=1)
+    relaxed = kind(network, {layer.name: everywhere for layer in network.middle})
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        policy = random_policy(network, draws)
+        cost = price(network, policy)
+        expected = cost.bops if kind is RelaxedBops else cost.memory_kb
+        assert relaxed(**relaxed_arguments(network, policy)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_product_without_a_head_costs_less_by_its_pairs_of_matrices() -> None:
+    network = shape_of(shifted_windows())
+    heads = next(layer for layer in network.layers if layer.outputs_per_filter > 1)
+    policy = uniform(network, 4).with_layer(heads.name, kept_filters=(1,))
+    for layer in network.layers:
+        if layer.leader == heads.name:
+            full, half = price_layer(uniform(network, 4), layer), price_layer(policy, layer)
+            assert (half.macs * 2, half.bops * 2) == (full.macs, full.bops)
+            assert half.activation_memory_bits * 2 == full.activation_memory_bits
