@@ -14,27 +14,31 @@ from bench.errors import BenchError, unknown_name
 if TYPE_CHECKING:
     from bench.method import Method
 
-_KINDS = ["methods", "models", "datasets", "presets", "reports", "forms"]
+_KINDS = ["methods", "models", "datasets", "presets", "reports", "forms", "keys"]
 _INDENT = 4
+_LONG_WIDTH = 100
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(_KINDS))
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
-@click.option("--long", is_flag=True, help="For methods: source, options and deviations. For presets: expected times.")
+@click.option("--long", is_flag=True, help="Say more of each method, preset or key.")
 def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
-    """List methods, models, data sets, presets, reports or forms.
+    """List methods, models, data sets, presets, reports, forms or keys of the specification.
 
-    There is one line on each entry. With NAMES, only these are listed.
+    There is one line on each entry. With NAMES, only these are listed; for keys also the tables that hold them.
 
     \b
     bench list methods
     bench list methods --long sbs dnas          sources, abilities, options and deviations of two methods
     bench list presets --long                   expected times of presets with each schedule
+    bench list keys search tuning               keys for --set, with their defaults
     """  # noqa: D301  (click wants the character)
-    if long and kind not in ("methods", "presets"):
-        raise BenchError(f"--long describes methods and presets only; it has no effect on {kind}")
-    if long and kind == "presets":
+    if long and kind not in ("methods", "presets", "keys"):
+        raise BenchError(f"--long describes methods, presets and keys only; it has no effect on {kind}")
+    if kind == "keys":
+        _print_keys(names, long=long)
+    elif long and kind == "presets":
         _print_preset_times(_checked(kind, names, _preset_names()))
     elif long:
         for number, (name, method) in enumerate(_methods(names).items()):
@@ -48,6 +52,23 @@ def _print_lines(entries: Mapping[str, str]) -> None:
     width = max(len(name) for name in entries)
     for name, summary in entries.items():
         say(f"{name:<{width}}  {summary}")
+
+
+def _print_keys(names: Sequence[str], *, long: bool) -> None:
+    """Print a line on each key of the specification, or all about it; names are keys, or tables that hold some."""
+    from bench.spec.keys import keys
+
+    known = keys()
+    tables = dict.fromkeys(key.table for key in known if key.table)
+    _checked("keys", names, [*tables, *(key.name for key in known)])
+    chosen = [key for key in known if not names or key.name in names or key.table in names]
+    if not long:
+        _print_lines({f"{key.name} = {key.default}": key.summary for key in chosen})
+        return
+    for key in chosen:
+        say(f"{key.name} = {key.default}")
+        for line in _wrapped(key.allowed, _LONG_WIDTH) + _wrapped(key.meaning, _LONG_WIDTH):
+            say(line)
 
 
 def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:

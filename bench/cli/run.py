@@ -52,7 +52,9 @@ _MOST_SEEDS = 10_000
     "--budget",
     "budgets",
     default=None,
-    help="Budgets, separated by commas: 4bit, 2.5bit, 630.6M, 0.016x, 395KB, 21.6ms or 29.8mJ.",
+    help="Budgets, separated by commas: 4bit or 2.5bit (the cost of so many bits), 630.6M (bit operations; also k, G, "
+    "T), 0.016x (share of full precision), 395KB or 2MB (memory), 21.6ms (latency), 29.8mJ (energy), 4bit:KB or "
+    "0.9x:ms (another measure).",
 )
 @click.option("--seeds", default=None, help="Number of seeds (5), or a list of seeds (0,1,2).")
 @click.option(
@@ -68,7 +70,8 @@ _MOST_SEEDS = 10_000
     "--retry",
     default=None,
     metavar="OUTCOMES",
-    help="Outcomes to try again, separated by commas: failed, diverged, timeout, oom or all.",
+    help="Outcomes to try again, separated by commas: failed, diverged (loss became infinite), timeout, oom (out of "
+    "memory) or all.",
 )
 @click.option(
     "--runs-per-card",
@@ -101,7 +104,7 @@ _MOST_SEEDS = 10_000
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Value of any key of the specification; may be given several times.",
+    help="Value of any key of the specification, which `bench list keys` lists; may be given several times.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Print all planned trials and runs with their expected time, and run nothing."
@@ -117,6 +120,7 @@ def run(
     A study tunes each method onto each budget and repeats it over seeds. Results that the store already has are
     reused, so the same command continues an interrupted study.
     """
+    _hint("planning the study …")  # before PyTorch is imported, which takes seconds
     from bench.execution.settings import check_settings
     from bench.interface.progress import make_console
     from bench.planning.networks import with_counted_classes
@@ -251,6 +255,12 @@ def parse_seeds(text: str) -> list[int]:
     return numbers if "," in text else list(range(numbers[0]))
 
 
+def _hint(line: str) -> None:
+    """Print a line for somebody who waits at a terminal; a refused command prints its one line of error elsewhere."""
+    if sys.stdout.isatty():
+        say(line)
+
+
 # --- a dry run ----------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +275,7 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     from bench.study import notes_before, study_document
 
     check_checkpoints(plan.spec)
+    _hint("loading the data …")
     estimates = _estimates(plan, data_dir)
     checksum = next(iter(estimates.values())).data.checksum
     document = study_document(plan, checksum)
@@ -279,23 +290,25 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
     for line in notes_before(plan, store, document):
         say(line)
-    for model, estimated in estimates.items():
-        steps = {"training": estimated.training, "fine-tuning": estimated.finetuning, **estimated.searches}
-        measured = ", ".join(f"{name} {1000 * time.step:.0f} ms" for name, time in steps.items())
-        say(f"measured steps of {model}: {measured}")
     say(f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.most_trials} trials a tuning")
 
 
 def _estimates(plan: Plan, data_dir: Path | None) -> dict[str, Estimate]:
-    """Measure the steps on each model of a study."""
-    from bench.diagnostics.speed.estimate import estimate
+    """Measure the steps on each model of a study, and say so one by one."""
+    from bench.diagnostics.speed.estimate import StepTime, estimate
     from bench.execution.task_loader import TaskLoader
 
     units = {unit.spec.task.model: unit for unit in plan.runs[::-1]}
-    return {
-        model: estimate(
-            [run for run in plan.runs if run.spec.task.model == model],
-            TaskLoader(unit.spec, data_dir),
-        )
-        for model, unit in units.items()
-    }
+    loaders = {model: TaskLoader(unit.spec, data_dir) for model, unit in units.items()}
+    for loader in loaders.values():
+        _ = loader.task  # data that are missing are an error before anything is printed
+    say("measuring a few steps of each kind of work …")
+    estimates = {}
+    for model, loader in loaders.items():
+
+        def report(name: str, time: StepTime, model: str = model) -> None:
+            say(f"measured on {model}: {1000 * time.step:.0f} ms a step of {name}")
+
+        runs = [run for run in plan.runs if run.spec.task.model == model]
+        estimates[model] = estimate(runs, loader, report)
+    return estimates

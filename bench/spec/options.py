@@ -81,7 +81,8 @@ def _unknown_key(location: tuple[int | str, ...], where: str, known: type[BaseMo
             f"'{where}' has no option '{key}': it belongs to the method {other}; add {other} to the methods, and set "
             f"the option with --set options.{other}.{key}=…"
         )
-    return unknown_name(kind, key, holder.model_fields, "bench run --dry-run")
+    see = f"bench list methods --long {where.rpartition('.')[2]}" if where else "bench list keys"
+    return unknown_name(kind, key, holder.model_fields, see)
 
 
 def _class_at(location: tuple[int | str, ...], known: type[BaseModel]) -> type[BaseModel]:

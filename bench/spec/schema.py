@@ -180,7 +180,9 @@ class StudySpec(Options):
         published: Number of the paper's table to compare with in the report, "1" to "12" or "I".
         further_models: Models to run the study on besides the task's.
         ablate: Values to try one at a time, by key: an option of methods, or another key of the specification.
-        budgets: Budgets in the notation of `bench.costs.budget`.
+        budgets: Budgets: "4bit" or "2.5bit", what so many bits cost; "630.6M", bit operations, also with k, G or T;
+            "0.016x", a share of full precision; "395KB" or "2MB", memory; "21.6ms", latency; "29.8mJ", energy;
+            "4bit:KB" or "0.9x:ms", the first two kinds in another measure.
         seeds: Report seeds.
         allowance: Equality of training after the pretrained network. "equal": every network gets the updates of one
             search and one fine-tuning; fine-tuning is longer where the search has not trained the weights. "policy":

@@ -136,6 +136,15 @@ def test_classes_exist(page: Path) -> None:
     assert not unknown
 
 
+def test_the_page_on_keys_shows_them_as_they_are() -> None:
+    spec = importlib.util.spec_from_file_location("make_keys", ROOT / "docs" / "make_keys.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    text = made.PAGE.read_text()
+    assert made.page(text) == text, "run .venv/bin/python docs/make_keys.py"
+
+
 def test_the_page_on_the_api_lists_all_its_names() -> None:
     rows = re.findall(r"(?m)^\| (?!for|---).*$", (ROOT / "docs" / "api.md").read_text())
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]

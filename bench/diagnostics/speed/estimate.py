@@ -20,7 +20,10 @@ from bench.spec.schema import Schedule
 from bench.spec.seeds import generator, start_process_deterministically
 from bench.training.loop import fit
 
-_FEW, _MORE = 2, 5
+_FEW, _MORE = 1, 4
+"""Numbers of steps of the two trainings whose times are compared."""
+_SEEN, _MORE_SEEN = 64, 256
+"""Numbers of validation images that they evaluate; a search may evaluate all images of a large data set."""
 _FINETUNE_BITS = 4
 
 
@@ -39,6 +42,14 @@ class StepTime:
     def seconds(self, steps: int) -> float:
         """Return the seconds of a training with so many steps."""
         return self.once + steps * self.step
+
+
+Report = Callable[[str, StepTime], None]
+"""Function of the name of a kind of work and its step time."""
+
+
+def ignore_step(_: str, __: StepTime) -> None:
+    """Do nothing with a step time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,35 +83,37 @@ class Estimate:
         return self.training.seconds(steps)
 
 
-def estimate(runs: Sequence[RunUnit], loader: TaskLoader) -> Estimate:
+def estimate(runs: Sequence[RunUnit], loader: TaskLoader, report: Report = ignore_step) -> Estimate:
     """Measure a few steps of each kind of work on one model.
 
     Args:
         runs: Runs on that model.
         loader: Loader of the task with that model.
+        report: Function that is told of every kind of work as soon as it is measured.
     """
     spec, task = loader.spec, loader.task
     start_process_deterministically(0, spec.threads)
-    searching = {unit.label: unit for unit in runs if unit.search_trains}
-    searches = {label: _search_time(unit, task) for label, unit in searching.items()}
     float_model = task.make_model()
     quantized = compress(float_model, task.network, uniform(task.network, _FINETUNE_BITS))
     calibrate(quantized, task.data.calibration_batches(1, spec.finetune.batch_size)[0])
 
-    def training(model: nn.Module, schedule: Schedule) -> StepTime:
-        def work(batches: int) -> None:
+    def training(name: str, model: nn.Module, schedule: Schedule) -> StepTime:
+        def work(batches: int, _: int) -> None:
             short = schedule.model_copy(update={"epochs": 1, "decay": "cosine", "milestones": ()})
             few = _limited(task.data, batches * schedule.batch_size)
             fit(model, few, short, generator("estimate"), ignore)
 
-        return _measure(work)
+        return told(name, _measure(work))
 
-    return Estimate(
-        searches=searches,
-        training=training(float_model, spec.pretrain),
-        finetuning=training(quantized, spec.finetune),
-        data=task.data,
-    )
+    def told(name: str, time: StepTime) -> StepTime:
+        report(name, time)
+        return time
+
+    trained = training("training", float_model, spec.pretrain)
+    finetuned = training("fine-tuning", quantized, spec.finetune)
+    searching = {unit.label: unit for unit in runs if unit.search_trains}
+    searches = {label: told(label, _search_time(unit, task)) for label, unit in searching.items()}
+    return Estimate(searches=searches, training=trained, finetuning=finetuned, data=task.data)
 
 
 def _search_time(unit: RunUnit, task: Task) -> StepTime:
@@ -111,8 +124,8 @@ def _search_time(unit: RunUnit, task: Task) -> StepTime:
     knobs = {name: knob.middle for name, knob in method.knobs(match).items()}
     state = task.make_model().state_dict()
 
-    def work(batches: int) -> None:
-        data = _limited(task.data, batches * schedule.batch_size)
+    def work(batches: int, seen: int) -> None:
+        data = _limited(task.data, batches * schedule.batch_size, seen)
         method.search(
             SearchJob(
                 task=Task(data=data, network=task.network, make_model=task.make_model),
@@ -127,23 +140,35 @@ def _search_time(unit: RunUnit, task: Task) -> StepTime:
             )
         )
 
-    return _measure(work)
+    return _measure(work, len(task.data.validation))
 
 
-def _measure(work: Callable[[int], None]) -> StepTime:
-    """Compute step time and offset from the times of few and of more steps."""
-    work(1)
-    seconds = []
-    for batches in (_FEW, _MORE):
+def _measure(work: Callable[[int, int], None], validation: int = 0) -> StepTime:
+    """Compute step time and offset from the times of few and of more steps, and of few and of more validation images.
+
+    Args:
+        work: Function that does so many steps, and evaluates so many validation images at most.
+        validation: Number of validation images that the work evaluates later; 0 when it evaluates none.
+    """
+
+    def seconds(batches: int, seen: int) -> float:
         began = time.perf_counter()
-        work(batches)
-        seconds.append(time.perf_counter() - began)
-    step = max((seconds[1] - seconds[0]) / (_MORE - _FEW), seconds[1] / _MORE / 10)
-    return StepTime(step=step, once=max(0.0, seconds[1] - _MORE * step))
+        work(batches, seen)
+        return time.perf_counter() - began
+
+    work(1, _SEEN)  # what happens once in a process, e.g. compilation
+    few, more = seconds(_FEW, _SEEN), seconds(_MORE, _SEEN)
+    step = max((more - few) / (_MORE - _FEW), more / _MORE / 10)
+    once = max(0.0, more - _MORE * step)
+    if validation > _SEEN:
+        seen = min(validation, _MORE_SEEN)
+        once += max(0.0, seconds(_FEW, seen) - few) / (seen - _SEEN) * (validation - _SEEN)
+    return StepTime(step=step, once=once)
 
 
-def _limited(data: TaskData, images: int) -> TaskData:
-    """Return the same data with fewer training images."""
+def _limited(data: TaskData, images: int, seen: int = _SEEN) -> TaskData:
+    """Return the same data with fewer training images, and with fewer validation images."""
     limited = copy.copy(data)
     limited.train = data.train.take(torch.arange(min(images, len(data.train))))
+    limited.validation = data.validation.take(torch.arange(min(seen, len(data.validation))))
     return limited

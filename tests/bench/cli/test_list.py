@@ -40,7 +40,7 @@ def test_presets_say_how_long_they_take_with_each_schedule(bench: Callable[..., 
 
 
 def test_long_is_for_methods_and_presets_alone(bench: Callable[..., Any]) -> None:
-    message = "--long describes methods and presets only; it has no effect on models"
+    message = "--long describes methods, presets and keys only; it has no effect on models"
     assert message in bench("list", "models", "--long").refusal
 
 
@@ -69,3 +69,16 @@ def test_a_list_can_be_of_some(bench: Callable[..., Any]) -> None:
     assert "unknown method 'fixd': did you mean 'fixed'?" in bench("list", "methods", "fixd").refusal
     assert "unknown model 'resnet9'" in bench("list", "models", "resnet9").refusal
     assert "unknown preset 'quik': did you mean 'quick'?" in bench("list", "presets", "quik").refusal
+
+
+def test_keys_of_the_specification_are_listed_with_their_defaults(bench: Callable[..., Any]) -> None:
+    lines = bench("list", "keys").out.splitlines()
+    assert [line for line in lines if line.startswith("search.epochs = 1 ")] and len(lines) > 50
+    assert [line.split(" = ")[0] for line in bench("list", "keys", "accelerator").out.splitlines()] == [
+        "accelerator.hardware",
+        "accelerator.batch",
+        "accelerator.depthwise",
+    ]
+    said = bench("list", "keys", "--long", "tuning.match").out
+    assert said.startswith('tuning.match = "dual"\n    "dual", "hinge", "lambda"\n    "dual": λ moves')
+    assert "unknown key 'serach': did you mean 'search'?" in bench("list", "keys", "serach").refusal

@@ -65,7 +65,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("ui --port 0", "0 is not in the range"),
         (
             "list everything",
-            "'everything' is not one of 'methods', 'models', 'datasets', 'presets', 'reports', 'forms'",
+            "'everything' is not one of 'methods', 'models', 'datasets', 'presets', 'reports', 'forms', 'keys'",
         ),
         ("ui --port ٥٠٠٠", "'٥٠٠٠' is not a whole number; write it in the digits 0 to 9"),
         ("run --jobs 1_0", "'1_0' is not a whole number"),

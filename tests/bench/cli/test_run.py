@@ -84,7 +84,8 @@ def test_a_dry_run_lists_every_unit_and_leaves_no_store(
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
     assert [row[3] for row in rows] == [unit.identity for _, units in phases(plan) for unit in units]
     assert {row[1] for row in rows} == {"planned"}
-    assert "measured steps of resnet8: training" in answer.out and "up to 2 trials a tuning" in answer.out
+    assert answer.out.startswith("measuring a few steps of each kind of work …\nmeasured on resnet8: ")
+    assert "ms a step of sbs" in answer.out and "up to 2 trials a tuning" in answer.out
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -50,7 +50,7 @@ def test_no_time_for_a_pretraining_that_is_not_needed(loader: Callable[..., Task
 
 @pytest.mark.parametrize(
     ("once", "step", "expected"),
-    [(4.0, 2.0, (2.0, 4.0)), (0.0, 1.0, (1.0, 0.0)), (100.0, 0.0, (2.0, 90.0))],
+    [(4.0, 2.0, (2.0, 4.0)), (0.0, 1.0, (1.0, 0.0)), (100.0, 0.0, (2.5, 90.0))],
 )
 def test_step_and_offset_are_told_apart(
     monkeypatch: pytest.MonkeyPatch, once: float, step: float, expected: tuple[float, float]
@@ -58,11 +58,13 @@ def test_step_and_offset_are_told_apart(
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
-    def work(batches: int) -> None:
-        now[0] += once + step * batches
+    def work(batches: int, seen: int) -> None:
+        now[0] += once + step * batches + 0.01 * (seen - 64)
 
     found = _measure(work)
     assert (found.step, found.once) == pytest.approx(expected)  # a step takes some time, whatever was measured
+    later = _measure(work, 1064)
+    assert (later.step, later.once) == pytest.approx((expected[0], expected[1] + 10))
 
 
 def test_measuring_uses_a_few_images_and_leaves_the_data_alone(loader: Callable[..., TaskLoader]) -> None:
@@ -70,14 +72,16 @@ def test_measuring_uses_a_few_images_and_leaves_the_data_alone(loader: Callable[
     count = len(data.train)
     limited = _limited(data, 64)
     assert (len(limited.train), len(data.train)) == (64, count)
-    assert limited.validation is data.validation
+    assert len(_limited(data, 64, 5).validation) == 5 < len(data.validation)
 
 
 @pytest.mark.parametrize("match", ["dual", "hinge"])
 def test_every_kind_of_work_is_measured(loader: Callable[..., TaskLoader], match: str) -> None:
     """Also searches of methods that are not tuned."""
     working = loader({"methods": ["sbs", "fixed"], "tuning": {"match": match}})
-    guess = estimate(make_plan(working.spec).runs, working)
+    told: list[str] = []
+    guess = estimate(make_plan(working.spec).runs, working, lambda name, _: told.append(name))
+    assert told == ["training", "fine-tuning", "sbs"]
     assert guess.searches.keys() == {"sbs"}
     times = (*guess.searches.values(), guess.training, guess.finetuning)
     assert all(0 < time.step < 60 and 0 <= time.once < 60 for time in times)
