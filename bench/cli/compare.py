@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import Number, store_option
 from bench.errors import BenchError
+from bench.outputs.terminal import say
 
 
 @click.command()

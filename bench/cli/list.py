@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.lines import say
 from bench.errors import BenchError, unknown_name
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from bench.method import Method

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import (
     FILE,
     MOST_PROCESSES,
@@ -21,6 +20,7 @@ from bench.cli.options import (
 )
 from bench.errors import BenchError
 from bench.outputs.commands import command
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import FILE, MOST_PROCESSES, WholeNumber, names
 from bench.errors import BenchError
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from rich.table import Table

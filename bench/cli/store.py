@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import FILE, data_option, store_option
 from bench.outputs.commands import command
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from bench.diagnostics.doctor.finding import Finding

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import WholeNumber, store_option, tracking_option
 from bench.errors import BenchError, first_line
 from bench.outputs.commands import command
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from bench.reporting.mlflow.tracker import Tracker

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import FOLDER, data_option
 from bench.errors import BenchError
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from bench.diagnostics.validation.suite import CheckResult

@@ -1,6 +1,6 @@
-"""The long campaign: hundreds of kills and every other fault, one line for each, and a table of counts at the end.
+"""The long campaign: a thousand faults and 300 bad inputs, one line for each, and a table of counts at the end.
 
-    python -m tests.faults.campaign --kills 200 --seed 0
+    python -m tests.faults.campaign --seed 0
 
 The seed determines all choices. Finished parts are kept in `--folder`, and the same command continues from there. The
 exit status is 1 if a study ended neither like an undisturbed one nor with one clear line.
@@ -18,12 +18,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.faults import damage, storage, surroundings
+from tests.faults import damage, inputs, points, storage, surroundings
 from tests.faults.faults import CLEAR, EQUAL, REPORTED, SKIPPED, WRONG, Arena, FaultOutcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Command, Reference, Warm
 
 _KILLS_A_STUDY = 12
+_POINTS = (
+    *(("kill", part, 25) for part in range(8)),
+    *(("full", part, 25) for part in range(4)),
+    *(("terminate", 0, 25), ("interrupt", 0, 25)),
+)
+"""What happens at points of a study, and how often: parts that are finished are not repeated."""
+_EACH_COMMAND = 12
+"""Largest number of faults of each kind in each of the commands besides `bench run`."""
 
 Scenario = Callable[[Arena, int], Iterator[FaultOutcome]]
 
@@ -32,7 +40,19 @@ def _damages(kind: str) -> Scenario:
     return lambda arena, seed: damage.damage_faults(arena, seed, damages=(kind,))
 
 
+def _points(action: str, part: int, count: int) -> Scenario:
+    return lambda arena, seed: points.points_of_a_study(arena, 100 * seed + part, action, count)
+
+
+def _of_command(name: str) -> Scenario:
+    return lambda arena, _: points.points_of_a_command(arena, name, _EACH_COMMAND, ("kill", "interrupt", "full"))
+
+
 SCENARIOS: dict[str, Scenario] = {
+    "bad inputs": lambda arena, seed: inputs.bad_inputs(arena, seed, 300),
+    **{f"points: {action} {part}": _points(action, part, n) for action, part, n in _POINTS},
+    **{f"points of bench {name}": _of_command(name) for name in points.COMMANDS},
+    "clock between points": surroundings.clock_between_points,
     "full disk": lambda arena, _: storage.full_disks(arena),
     "disk filled at work": storage.disks_filled_at_work,
     "file size limit": lambda arena, _: storage.file_size_limits(arena),
@@ -125,12 +145,13 @@ class Summary:
             f"{kind:<34}" + "".join(f"{outcomes.get(column, ''):>18}" for column in columns)
             for kind, outcomes in counts.items()
         ]
+        bad = sum(outcome["kind"].startswith("bad input") for outcome in self.outcomes)
         wrong_studies = sum(study["outcome"] == WRONG for study in self.studies.values())
         commands = sum(study["commands"] for study in self.studies.values())
         tracebacks = sum(study["untidy"] for study in self.studies.values())
         lines.append(
             f"{len(self.kills)} kills in {len(self.studies)} studies and {commands} commands: {wrong_studies} studies "
-            f"wrong, {tracebacks} commands with a traceback; {len(self.outcomes)} other faults"
+            f"wrong, {tracebacks} commands with a traceback; {len(self.outcomes) - bad} other faults; {bad} bad inputs"
         )
         return "\n".join(lines)
 
@@ -203,7 +224,7 @@ def _asked(name: str, only: Sequence[str]) -> bool:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="least number of kills (200)")
+    parser.add_argument("--kills", type=int, default=150, help="least number of kills at random moments (150)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="for stores and summary.json (build/faults-SEED)")
     parser.add_argument("--only", default="", help=f"some of: kills, {', '.join(SCENARIOS)}")

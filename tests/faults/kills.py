@@ -4,10 +4,12 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +19,17 @@ from tests.faults.study import UNITS, Command, Ended, leftover_temporaries, sign
 
 Moment = Literal["any time", "checkpoint", "result", "lease", "table"]
 
-VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {
-    "one job": ((), 1),
-    "two jobs": (("--jobs", "2"), 1),
-    "loky": (("--backend", "loky", "--jobs", "2"), 1),
-    "two commands": ((), 2),
+_HERE: tuple[str, ...] = ()
+_OTHER_HOST = ("unshare", "--uts", "--net", "bash", "-c", 'hostname another-machine && exec "$@"', "bash")
+"""Command that runs another one as if on another machine: with another name and a network of its own."""
+VARIANTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+    "one job": ((), (_HERE,)),
+    "two jobs": (("--jobs", "2"), (_HERE,)),
+    "loky": (("--backend", "loky", "--jobs", "2"), (_HERE,)),
+    "two commands": ((), (_HERE, _HERE)),
+    "two hosts": ((), (_HERE, _OTHER_HOST)),
 }
-"""Arguments of the command, and number of commands that run at once."""
+"""Arguments of the command, and the prefix of each of the commands that run at once."""
 
 _ROLES: tuple[tuple[Role, float], ...] = (("worker", 0.68), ("command", 0.18), ("server", 0.14))
 _LOKY_ROLES: tuple[tuple[Role, float], ...] = (
@@ -115,7 +121,7 @@ class KillCampaign:
             kills: Largest number of kills.
             variant: Way in which the command is run; by turns when absent.
         """
-        chosen = variant or list(VARIANTS)[number % len(VARIANTS)]
+        chosen = variant or _possible()[number % len(_possible())]
         study = KilledStudy(number=number, variant=chosen, kills=[])
         began = time.monotonic()
         store = self._arena.fresh()
@@ -136,6 +142,13 @@ class KillCampaign:
         return study
 
 
+@cache
+def _possible() -> list[str]:
+    """Return the variants that this machine can run: only root can give a process another host name and network."""
+    done = subprocess.run([*_OTHER_HOST, "true"], capture_output=True, check=False) if os.getuid() == 0 else None
+    return [name for name in VARIANTS if name != "two hosts" or (done is not None and done.returncode == 0)]
+
+
 class _UnexpectedError(Exception):
     """A command ended in a way that is not allowed."""
 
@@ -145,7 +158,7 @@ class _Attempt:
 
     def __init__(self, arena: Arena, store: Path, study: KilledStudy, draw: random.Random, say: Any) -> None:
         self._arena, self._store, self._study, self._draw, self._say = arena, store, study, draw, say
-        self._arguments, self._at_once = VARIANTS[study.variant]
+        self._arguments, self._prefixes = VARIANTS[study.variant]
         self._commands: list[Command] = []
 
     def run(self, kills: int) -> None:
@@ -176,8 +189,8 @@ class _Attempt:
             self._wait_for_families()
         self._commands = [command for command in self._commands if command.family()]
         self._earlier = self._commands
-        self._commands = [Command(self._store, *self._arguments) for _ in range(self._at_once)]
-        self._study.commands += self._at_once
+        self._commands = [Command(self._store, *self._arguments, prefix=prefix) for prefix in self._prefixes]
+        self._study.commands += len(self._prefixes)
 
     def _wait_for_families(self) -> None:
         """After a command has ended, all its processes must end by themselves."""

@@ -157,13 +157,13 @@ class Command:
 class Warm:
     """Runs commands in forks of a process that has imported everything: a second instead of ten for each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: str) -> None:
         self._folder = folder
         self.token = new_token()
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.warm"],
             cwd=folder,
-            env=environment(self.token),
+            env=environment(self.token, **more),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -186,11 +186,17 @@ class Warm:
             self._server.kill()
         processes.kill_marked(self.token)
 
-    def bench(self, *arguments: str, **more: str) -> Ended:
-        """Run `bench` with some arguments and wait for its end."""
+    def bench(self, *arguments: str, fault: Mapping[str, Any] | None = None, **more: str) -> Ended:
+        """Run `bench` with some arguments and wait for its end.
+
+        Args:
+            arguments: Words after `bench`.
+            fault: Fault that the command meets, as `points.install` takes it.
+            more: Further environment variables.
+        """
         began = time.monotonic()
         log = self._folder / f"warm.{uuid.uuid4().hex[:8]}.log"
-        job = {"arguments": arguments, "output": str(log), "environment": more}
+        job = {"arguments": arguments, "output": str(log), "environment": more, "fault": fault}
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
@@ -300,12 +306,12 @@ class Reference:
     tracked: list[str] = field(default_factory=list)
 
     @classmethod
-    def from_store(cls, root: Path) -> "Reference":
-        """Read the store of a finished study."""
+    def from_store(cls, root: Path, expected: int = 0) -> "Reference":
+        """Read the store of a finished study, which has some number of units."""
         content = portrait(root)
         units = sum(key.endswith("record.json") for key in content)
-        if units != UNITS:
-            raise AssertionError(f"the undisturbed study has {units} units, not {UNITS}")
+        if units != (expected or UNITS):
+            raise AssertionError(f"the undisturbed study has {units} units, not {expected or UNITS}")
         return cls(root=root, portrait=content, tracked=tracked(root))
 
     def differences(self, root: Path, *, tracking: bool = True, left_out: Sequence[str] = ()) -> list[str]:

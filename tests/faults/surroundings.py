@@ -1,6 +1,7 @@
 """Faults around a study: clocks that jump, locked databases, servers that do not answer, processes that sleep."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.faults import EQUAL, SKIPPED, WRONG, Arena, FaultOutcome
+from tests.faults.points import points_of_a_study
 from tests.faults.processes import roles
-from tests.faults.study import Command, Ended
+from tests.faults.study import Command, Ended, Warm
 
 _MOST_EXTRA_SECONDS = 120.0
 """Largest delay that a tracking database or server which does not answer may cause."""
@@ -65,6 +68,23 @@ def clock_jumps(arena: Arena) -> Iterator[FaultOutcome]:
         yield _continued_at_another_time(arena, clock, first, second)
     for jumps in ((_DAY, -2 * _DAY), (-30 * _DAY, 0), (3600, -3600, 7200)):
         yield _jumping(arena, clock, jumps)
+
+
+def clock_between_points(arena: Arena, seed: int, count: int = 40) -> Iterator[FaultOutcome]:
+    """Kill a command at one write after the other, and let the clock jump by weeks before it is repeated."""
+    try:
+        clock = ShiftedClock(arena.folder)
+    except FileNotFoundError:
+        yield FaultOutcome(kind="clock", fault="between kills", outcome=SKIPPED, detail="there is no C compiler 'gcc'")
+        return
+    draw = random.Random(seed)  # noqa: S311
+    with Warm(arena.folder, **clock.variables) as warm:
+
+        def jump() -> None:
+            clock.set(draw.choice((-1, 1)) * draw.choice((3600, _DAY, 40 * _DAY)))
+
+        for outcome in points_of_a_study(arena, seed + 1000, "kill", count, warm, jump):
+            yield replace(outcome, kind="clock", fault=f"jumps before and after: {outcome.fault}")
 
 
 def _continued_at_another_time(arena: Arena, clock: ShiftedClock, first: int, second: int) -> FaultOutcome:

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,9 +22,9 @@ from bench.store import leases as leases_module
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.leases import Leases
 from bench.store.outcomes import Outcome, outcome_of_error
-from tests.faults import damage, storage
+from tests.faults import damage, inputs, points, storage
 from tests.faults import study as study_module
-from tests.faults.faults import EQUAL, REPORTED, SKIPPED, Arena, FaultOutcome
+from tests.faults.faults import CLEAR, EQUAL, REPORTED, SKIPPED, Arena, FaultOutcome
 from tests.faults.kills import KillCampaign
 from tests.faults.study import Reference, Warm
 
@@ -35,9 +38,11 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     with pytest.MonkeyPatch.context() as patch, Warm(folder) as warm:
         patch.setattr(study_module, "SETTINGS", (*study_module.SETTINGS, "--methods", "sbs,fixed", "--seeds", "1"))
         patch.setattr(study_module, "UNITS", 7)
-        ended = warm.run(folder / "reference")
+        root = folder / "small-reference"  # the same study as that of `points`
+        ended = warm.run(root)
         assert ended.status == 0, ended.output
-        yield Arena(folder=folder, reference=Reference.from_store(folder / "reference"), warm=warm, seconds=10.0)
+        (folder / "small-reference.done").touch()
+        yield Arena(folder=folder, reference=Reference.from_store(root), warm=warm, seconds=10.0)
 
 
 def well(outcomes: list[FaultOutcome]) -> bool:
@@ -51,6 +56,62 @@ def test_a_study_whose_processes_are_killed_ends_like_an_undisturbed_one(arena: 
     study = KillCampaign(arena, seed=1, say=said.append).study(number=0, kills=3, variant="two jobs")
     assert (study.outcome, study.detail) == (EQUAL, ""), said
     assert study.kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("action", "count"), [("kill", 6), ("full", 3)])
+def test_a_study_meets_a_fault_at_one_write_after_the_other(arena: Arena, action: str, count: int) -> None:
+    outcomes = list(points.points_of_a_study(arena, 3, action, count))
+    assert well(outcomes) and len(outcomes) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", points.COMMANDS)
+def test_a_command_that_is_killed_is_repeated(arena: Arena, name: str) -> None:
+    outcomes = list(points.points_of_a_command(arena, name, 2, ("kill",)))
+    assert well(outcomes) and outcomes
+
+
+@pytest.mark.slow
+def test_bad_inputs_end_with_one_line(arena: Arena) -> None:
+    outcomes = list(inputs.bad_inputs(arena, 0, 15))
+    assert [str(outcome) for outcome in outcomes if outcome.outcome != CLEAR] == [] and len(outcomes) == 15
+
+
+def test_faults_come_at_exact_points(tmp_path: Path) -> None:
+    """In a process of its own, since audit hooks stay for ever."""
+    code = (
+        "import sys; from pathlib import Path; from tests.faults import points; folder = Path(sys.argv[1])\n"
+        "points.install(str(folder), 3, sys.argv[2], sys.argv[1] + '.note')\n"
+        "(folder / 'a').write_text('1'); (folder / 'a').rename(folder / 'b'); (folder.parent / 'x').write_text('2')\n"
+        "(folder / 'c').write_text('3')\n"
+    )
+    for action, status, said in (("kill", -signal.SIGKILL, ""), ("full", 1, "No space left on device")):
+        folder = tmp_path / action
+        folder.mkdir()
+        words = [sys.executable, "-c", code, str(folder), action]
+        ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=study_module.ROOT)
+        assert ended.returncode == status and said in ended.stderr
+        assert sorted(path.name for path in folder.iterdir()) == ["b"]
+        assert Path(f"{folder}.note").read_text() == "c"
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("pretrained/a/record.json", "pretraining"),
+        ("runs/a/checkpoints/.search.000001.pt.0.tmp", "search"),
+        ("runs/a/checkpoints/finetune.000001.pt", "training"),
+        ("runs/a/network.pt", "result"),
+        ("tuning/a/record.json", "tuning"),
+        ("tuning/a/trials/0/trial.json", "trial"),
+        ("studies/tiny/table.md", "tables"),
+        ("leases/.lock", "lease"),
+        ("mlflow.db", "tracking"),
+    ],
+)
+def test_a_file_names_its_stage(path: str, stage: str) -> None:
+    assert points.stage_of(path) == stage
 
 
 @pytest.mark.slow

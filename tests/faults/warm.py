@@ -20,6 +20,7 @@ def main() -> None:
     import bench.study
     import reports.comparison  # noqa: F401
     from bench.__main__ import main as bench_main
+    from tests.faults import points
 
     del mlflow, optuna, torch, bench
     for line in sys.stdin:
@@ -42,6 +43,8 @@ def main() -> None:
     import signal
 
     signal.alarm(_HANGING_SECONDS)
+    if job.get("fault") is not None:
+        points.install(**job["fault"])
     bench_main()
 
 

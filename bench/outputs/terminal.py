@@ -1,4 +1,4 @@
-"""Lines on the terminal: every text that a command prints and that is no table, JSON or document."""
+"""Lines on the terminal: what a command prints besides tables, JSON and documents."""
 
 import click
 
