@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.tables import BELOW, DAMAGED, FAILURES, MISSING, OVER, STALE, section
+from bench.store.contents import UnitKey
 from bench.store.leases import Leases
 from reports.shared.commands import continuation, needed_units, repetition
 
@@ -70,7 +71,8 @@ def _tracebacks(
 ) -> Iterator[tuple[Mapping[str, Any], Path]]:
     """Yield failed runs with the files that hold their tracebacks; skipped ones with those of what they needed."""
     for run, state, _ in failures:
-        units = {"failed": [("runs", str(run["id"]))], "skipped": needed_units(results, run)}.get(state, [])
+        own: UnitKey = ("runs", str(run["id"]))
+        units = [own] if state == "failed" else needed_units(results, run) if state == "skipped" else []
         files = (results.store.unit(*unit) / "error.txt" for unit in units)
         yield from ((run, file) for file in files if file.exists())
 

@@ -163,7 +163,7 @@ def _heat_maps(
 
 def _heat_map(
     title: str, rows: Sequence[Mapping[str, Any]], unit: str, scale: "alt.Scale", most: float
-) -> "alt.LayerChart":
+) -> "alt.LayerChart | alt.FacetChart":
     import altair as alt
 
     lines, layers = unique(row["line"] for row in rows), unique(row["layer"] for row in rows)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.lines import say
 from bench.cli.options import FOLDER, data_option, names, store_option
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from bench.export.export import Exports

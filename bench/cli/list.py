@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,6 +13,7 @@ from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from bench.method import Method
+    from bench.plugins.entry_points import Kind
 
 _KINDS = ["methods", "models", "datasets", "presets", "reports", "forms", "keys"]
 _INDENT = 4
@@ -81,7 +82,8 @@ def _entries(kind: str, names: Sequence[str]) -> dict[str, str]:
         return {name: preset_summary(name) for name in _checked(kind, names, _preset_names())}
     if kind == "methods" and any(".py:" in name for name in names):
         return {name: summary_of(method) for name, method in _methods(names).items()}
-    return {name: summary(kind, name) for name in _checked(kind, names, available(kind))}
+    plugins = cast("Kind", kind)
+    return {name: summary(plugins, name) for name in _checked(kind, names, available(plugins))}
 
 
 def _preset_names() -> list[str]:
@@ -115,7 +117,7 @@ def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
 
 def _described(name: str, method: type[Method]) -> list[str]:
     """Return the lines that describe a method in full."""
-    from bench.cli.console import make_console
+    from bench.interface.progress import make_console
     from bench.plugins.summaries import summary_of
 
     width = make_console().width
@@ -155,8 +157,9 @@ def _options(method: type[Method]) -> Iterator[str]:
 
 
 def _print_preset_times(names: Sequence[str]) -> None:
-    from bench.cli.console import make_console, simple_table
+    from bench.cli.console import simple_table
     from bench.diagnostics.speed.preset_times import seconds
+    from bench.interface.progress import make_console
     from bench.reporting.wording import duration
     from bench.spec.sources import build, read_preset, schedule_names, with_schedule
 

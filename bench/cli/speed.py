@@ -177,10 +177,10 @@ def _modes(compiling: str, setting: SpeedConfig) -> tuple[bool, ...]:
 def _measure_all(setting: SpeedConfig, methods: Mapping[str, Method], modes: Sequence[bool], *, as_json: bool) -> None:
     import json
 
-    from bench.cli.console import make_console
     from bench.diagnostics.speed.measure import measure
     from bench.diagnostics.speed.published import sharing
     from bench.diagnostics.speed.trainings import candidates
+    from bench.interface.progress import make_console
 
     with _progress() as report:
         measured = measure(setting, candidates(methods, modes, setting.precision), report)
@@ -207,8 +207,8 @@ def _measure_growth(
 ) -> None:
     import json
 
-    from bench.cli.console import make_console
     from bench.diagnostics.speed.growth import draw, growth_with_bits, growth_with_depth
+    from bench.interface.progress import make_console
 
     with _progress() as report:
         if growth == "bits":

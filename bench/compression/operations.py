@@ -80,15 +80,14 @@ def count_multiplications(model: nn.Module, image: Tensor) -> Counts:
         return counter.counts
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts multiplications with the formulas of PyTorch's own counter, for the innermost module that is executed.
 
-    PyTorch's `FlopCounterMode` would load the compiler of PyTorch, which takes as long as PyTorch itself. The network
-    is not computed on the device "meta" for the same reason.
+    PyTorch's `FlopCounterMode` would load the compiler of PyTorch, which takes as long as PyTorch itself.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: dict[str, dict[str, int]] = {}
         self._running: list[str] = []
         self._formulas = FlopCounterMode(display=False, custom_mapping=_MISSING_FORMULAS).flop_registry

@@ -54,7 +54,8 @@ class NumpyEngine:
 
     def logits(self, images: Array) -> Array:
         """Compute logits."""
-        return self._network.run(images) / self._unit
+        logits: Array = self._network.run(images) / self._unit
+        return logits
 
     def run(self, images: Array) -> tuple[Array, Codes]:
         """Compute logits and codes."""

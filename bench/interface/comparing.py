@@ -74,5 +74,5 @@ def compare(
     folder = Store(Path(store))
     if study is None:
         return PairedComparison(compare_selections(select(folder, first), select(folder, second)))
-    sides = [replace(select(folder, f"{study}/{name}"), name=name) for name in (first, second)]
-    return PairedComparison(compare_selections(*sides))
+    one, other = (replace(select(folder, f"{study}/{name}"), name=name) for name in (first, second))
+    return PairedComparison(compare_selections(one, other))

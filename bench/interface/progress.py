@@ -227,9 +227,9 @@ class NotebookWatcher(Watcher):
     def _show(self) -> None:
         from IPython.display import HTML, display
 
-        content = HTML(self.html())  # type: ignore[no-untyped-call]
+        content = HTML(self.html())
         if self._handle is None:
-            self._handle = display(content, display_id=True)  # type: ignore[no-untyped-call]
+            self._handle = display(content, display_id=True)
         else:
             self._handle.update(content)
 

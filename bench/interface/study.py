@@ -92,7 +92,7 @@ class Study:
             "name": name,
             "methods": None if methods is None else [_method_entry(method) for method in methods],
             "budgets": [budgets] if isinstance(budgets, str) else budgets and list(budgets),
-            "seeds": list(range(int(seeds))) if isinstance(seeds, Integral) else seeds and list(seeds),
+            "seeds": _seeds(seeds),
         }
         values = merge(nested_settings(settings or {}), {**keys, **{k: v for k, v in stated.items() if v is not None}})
         self.spec = make_specification(
@@ -396,3 +396,10 @@ def _method_entry(method: str | type) -> str:
             "runs could not load it; write it into a file (in a notebook with %%writefile), and give 'file.py:Class'"
         )
     return f"{file}:{method.__name__}"
+
+
+def _seeds(seeds: int | Iterable[int] | None) -> list[int] | None:
+    """Return a list of seeds for a number of seeds or for the seeds themselves."""
+    if seeds is None:
+        return None
+    return list(range(int(seeds))) if isinstance(seeds, Integral | int) else list(seeds)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bench.errors import BenchError, unknown_name
 
@@ -37,7 +37,9 @@ def available(kind: Kind) -> Mapping[str, EntryPoint]:
 @cache
 def _installed(_: tuple[str, ...]) -> EntryPoints:
     """Read the entry points of all packages on the path, which takes tens of milliseconds."""
-    return entry_points()
+    everything: Any = entry_points()  # before Python 3.12 its type is a mapping by groups, too
+    found: EntryPoints = everything.select()
+    return found
 
 
 def find(kind: Kind, name: str) -> EntryPoint:

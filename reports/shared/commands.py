@@ -59,7 +59,7 @@ def needed_units(results: StudyResults, run: Mapping[str, Any]) -> list[UnitKey]
     needs = (read_checked(results.store.unit("runs", str(run["id"])) / "spec.json") or {}).get("depends_on") or {}
     kinds: tuple[UnitKind, ...] = ("pretrained", "tuning")
     identities = (needs.get("pretraining"), needs.get("tuning"))
-    return [(kind, unit) for kind, unit in zip(kinds, identities, strict=True) if UnitId.is_valid(unit)]
+    return [(kind, str(unit)) for kind, unit in zip(kinds, identities, strict=True) if UnitId.is_valid(unit)]
 
 
 def smaller_gradients(results: StudyResults) -> list[str]:

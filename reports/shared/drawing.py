@@ -99,7 +99,7 @@ def method_shape(methods: Sequence[str]) -> "alt.Shape":
     return alt.Shape("method:N", title=None, scale=scale)
 
 
-def legend_toggle() -> "tuple[alt.Parameter, alt.Opacity]":
+def legend_toggle() -> "tuple[alt.Parameter, Any]":
     """Return a selection of methods by a click on the legend, and an opacity that fades the others."""
     import altair as alt
 

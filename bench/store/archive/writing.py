@@ -133,8 +133,8 @@ def _add(tar: tarfile.TarFile, name: str, path: Path, command: str) -> dict[str,
         size = os.fstat(file.fileno()).st_size
         source: IO[bytes] = file
         if may_have_secrets(name) and size <= JSON_BYTES:
-            source = io.BytesIO(redacted(name, file.read(size), command))
-            size = len(source.getbuffer())  # type: ignore[attr-defined]
+            content = redacted(name, file.read(size), command)
+            source, size = io.BytesIO(content), len(content)
         info = _entry(name, size)
         hashing = _HashingReader(source)
         tar.addfile(info, hashing)  # type: ignore[arg-type]

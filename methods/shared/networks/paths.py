@@ -248,12 +248,12 @@ class PathNetwork(TrainedNetwork):
 
     def state(self, policy: Policy, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy the weights of the chosen paths, under the names of the float model."""
-        layers = [name for name, layer in self.layers.items() if isinstance(layer, MixedLayer)]
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, MixedLayer)}
         weights = {f"{alias}.weight": name for name in layers for alias in names_of(self.model, name)}
         state = super().state(policy, {name: names[name] for name in names if name not in weights})
         for alias, name in weights.items():
             chosen = self.bits.index(policy.layers[name].weight_bits)
-            state[alias] = self.layers[name].weight[chosen].detach().clone()  # type: ignore[union-attr]
+            state[alias] = layers[name].weight[chosen].detach().clone()
         return state
 
     def clips(self, policy: Policy) -> dict[str, float]:
