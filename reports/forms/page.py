@@ -203,7 +203,7 @@ def _shown(part: Part, anchors: dict[str, str], *, with_files: bool) -> ShownTab
     endings = _FIGURE_FILES if isinstance(part, Figure) else _TABLE_FILES
     files = tuple(f"{part.name}.{ending}" for ending in endings) if with_files else ()
     if isinstance(part, Figure):
-        described = {"description": ". ".join([part.title, *part.notes])}
+        described = {"description": escaped(". ".join([part.title, *part.notes]))}
         chart = page_specification(part.draw()) | described
         return ShownFigure(identity=identity, title=part.title, notes=part.notes, chart=chart, files=files)
     most = len(part.rows) if part.anchors else min(_MOST_ROWS, len(part.rows))
