@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.execution.stages.finetuning import quantizer_name, quantizer_of
 from bench.execution.task_loader import TaskLoader, on_device
 from bench.method import Task
-from bench.outputs.commands import command, shell
+from bench.outputs.commands import command, shell, study_command
 from bench.planning.methods import method_of_study
 from bench.results.groups import with_result
 from bench.results.selection import select
@@ -172,7 +172,7 @@ def _repeat(store: Store, identity: str) -> str:
         with suppress(BenchError):  # the document of a study is damaged
             document = store.load_study(name)
             if identity in document["runs"]:
-                again = document.get("command") or again
+                again = study_command(document.get("command"), store.root) or again
                 break
     return f"repeat it: {shell('mv', folder, f'{folder}.stale-0')} && {again}"
 
