@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.errors import BenchError, unknown_name
+from bench.outputs.commands import command
 
 _REQUIREMENTS = {
     "greater_than": "above {gt:.12g}",
@@ -81,7 +82,7 @@ def _unknown_key(location: tuple[int | str, ...], where: str, known: type[BaseMo
             f"'{where}' has no option '{key}': it belongs to the method {other}; add {other} to the methods, and set "
             f"the option with --set options.{other}.{key}=…"
         )
-    see = f"bench list methods --long {where.rpartition('.')[2]}" if where else "bench list keys"
+    see = command("list", "methods", "--long", where.rpartition(".")[2]) if where else command("list", "keys")
     return unknown_name(kind, key, holder.model_fields, see)
 
 
