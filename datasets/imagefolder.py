@@ -5,6 +5,7 @@ from typing import Self
 
 from bench.api import BenchError, ImageDataset, ImageFiles
 from bench.data.image_files import classes_in
+from bench.spec.schema import ImageOptions
 
 _TRAIN = "train"
 _TEST = ("test", "val")
@@ -15,8 +16,8 @@ _LAYOUT = "it needs DIR/train/<class>/… and DIR/val/<class>/… (or DIR/test/<
 class ImageFolder(ImageDataset):
     """The images in `train/<class>` and `test/<class>` or `val/<class>`, with ImageNet's mean and standard deviation.
 
-    The validation part is split off the training images, as for all data sets. If both `test` and `val` exist, `val` is
-    not used.
+    `task.images` has options on mirroring, windows, colours, channels and statistics. The validation part is split off
+    the training images, as for all data sets. If both `test` and `val` exist, `val` is not used.
     """
 
     summary = "any images, in DIR/train/<class>/… and DIR/val/<class>/… or DIR/test/<class>/…; --data-dir DIR"
@@ -24,14 +25,19 @@ class ImageFolder(ImageDataset):
 
     @classmethod
     def described(
-        cls, *, image_size: int | None = None, classes: int | None = None, data_dir: Path | None = None
+        cls,
+        *,
+        image_size: int | None = None,
+        classes: int | None = None,
+        data_dir: Path | None = None,
+        images: ImageOptions | None = None,
     ) -> Self:
         """Make the data set with the given number of classes; by default, folders are counted.
 
         Raises:
             BenchError: Classes must be counted, and their folder is missing.
         """
-        return cls(len(classes_in(_parts(data_dir)[0])) if classes is None else classes, image_size)
+        return cls(len(classes_in(_parts(data_dir)[0])) if classes is None else classes, image_size, images)
 
     @classmethod
     def folders(cls, data_dir: Path | None) -> list[Path]:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from bench.spec.keys import Key, keys
+from bench.spec.options import table_class
 from bench.spec.schema import StudySpec
 
 PAGE = Path(__file__).with_name("keys.md")
@@ -31,7 +34,9 @@ def tables() -> Iterator[str]:
 def _title(table: str) -> str:
     if not table:
         return "The study"
-    kind = StudySpec.model_fields[table].annotation
+    kind: type[BaseModel] = StudySpec
+    for name in table.split("."):
+        kind = table_class(kind.model_fields[name].annotation) or kind
     summary = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
     return f"`{table}`: {summary[0].lower()}{summary[1:]}"
 

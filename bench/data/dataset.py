@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.data.subset import Augmentation, Fault, Subset, TensorSubset
 from bench.errors import BenchError
+from bench.spec.schema import ImageOptions
 
 
 class Contents(ABC):
@@ -109,14 +110,19 @@ class Dataset(ABC):
     image_shape: tuple[int, int, int]
     num_classes: int
     training_images: ClassVar[int | None] = None
-    mean: ClassVar[tuple[float, ...]]
-    std: ClassVar[tuple[float, ...]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     augmentation: ClassVar[Augmentation] = Augmentation()
     counts_classes: ClassVar[bool] = False
 
     @classmethod
     def described(
-        cls, *, image_size: int | None = None, classes: int | None = None, data_dir: Path | None = None
+        cls,
+        *,
+        image_size: int | None = None,
+        classes: int | None = None,
+        data_dir: Path | None = None,
+        images: ImageOptions | None = None,
     ) -> Self:
         """Make the data set that a specification describes; no image is read.
 
@@ -124,10 +130,13 @@ class Dataset(ABC):
             image_size: Side of the images in pixels; the data set's own size by default.
             classes: Number of classes, for data sets that count them in their folder; counted there by default.
             data_dir: Folder in which data sets are looked for.
+            images: Reading and random changes of images, for image folders; `None` is not passed to data sets.
 
         Raises:
             BenchError: The data set does not support the given value, or it needs its folder and the folder is missing.
         """
+        if images is not None:
+            raise BenchError(f"task.images has no effect on {cls.__name__}; it is for image folders, so leave it out")
         for key, value in (("image_size", image_size), ("classes", classes)):
             if value is not None:
                 raise BenchError(

@@ -40,8 +40,8 @@ class Request:
 
     Attributes:
         positions: Positions of the images in the subset, int64 (n,).
-        draws: Draws for row, column and flip of each image, uniform in [0, 1), shape (n, 3); `None` for windows in the
-            middle.
+        draws: Draws for row, column and flip of each image, and for its colours if they change, uniform in [0, 1),
+            shape (n, 3) or (n, 6); `None` for windows in the middle.
     """
 
     positions: NDArray[np.int64]
@@ -52,7 +52,7 @@ Replacement = tuple[int, list[tuple[int, str]], int]
 """Replacement of an unreadable image: its index in the request, all images that could not be read as pairs of position
 in the subset and reason, and the position of the image that is used instead, -1 if there is none."""
 Answer = tuple[Tensor, list[Replacement]]
-"""Pixels `uint8` (n, 3, crop, crop), and replacements among them."""
+"""Pixels `uint8` (n, channels, crop, crop), and replacements among them."""
 Load = Callable[[Iterable[Request], int], Iterator[Answer]]
 """Function that has requests answered, given the number of answers that may be waiting."""
 
@@ -72,7 +72,7 @@ class Reader(torch.utils.data.Dataset[Answer]):
     def __getitem__(self, request: Request) -> Answer:
         """Read, decode and frame every image of a request."""
         side = self.framing.crop
-        images = empty_images(len(request.positions), side)
+        images = empty_images(len(request.positions), self.framing.options.channels, side)
         replacements: list[Replacement] = []
         for index, position in enumerate(request.positions.tolist()):
             pixels, failed, used = self._readable(position)
@@ -104,9 +104,9 @@ class Reader(torch.utils.data.Dataset[Answer]):
         yield from np.roll(members, -start)[1:].tolist()
 
 
-def empty_images(count: int, side: int, device: torch.device | None = None) -> Tensor:
-    """Allocate images, `uint8` (count, 3, side, side) in channels-last memory order."""
-    size = (count, 3, side, side)
+def empty_images(count: int, channels: int, side: int, device: torch.device | None = None) -> Tensor:
+    """Allocate images, `uint8` (count, channels, side, side) in channels-last memory order."""
+    size = (count, channels, side, side)
     return torch.empty(size, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
 
 

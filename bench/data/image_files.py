@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.spec.schema import ImageOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -219,31 +220,68 @@ class Framing:
     Attributes:
         resize: Length of the shorter side in pixels; the ratio of the sides is kept.
         crop: Side of the square window, at most `resize`.
+        options: Channels, and random changes in training.
     """
 
     resize: int
     crop: int
+    options: ImageOptions = field(default_factory=ImageOptions)
+
+    @property
+    def draws(self) -> int:
+        """Number of draws for each training image."""
+        return 6 if self.options.colour else 3
 
     def centre(self, pixels: Tensor) -> Tensor:
-        """Cut out the window in the middle, (3, crop, crop)."""
-        resized = self._resized(pixels)
-        top, left = (round((side - self.crop) / 2.0) for side in resized.shape[1:])
-        return resized[:, top : top + self.crop, left : left + self.crop]
+        """Cut out the window in the middle, (channels, crop, crop)."""
+        return self._in_channels(self._middle(self._resized(pixels)))
 
-    def random(self, pixels: Tensor, row: float, column: float, flip: float) -> Tensor:
-        """Cut out a window at a random position, possibly flipped, (3, crop, crop).
+    def random(self, pixels: Tensor, row: float, column: float, flip: float, *colour: float) -> Tensor:
+        """Change an image at random: by default a window at a random position, possibly flipped.
 
         Args:
             pixels: Pixels, `uint8` (3, H, W).
             row: Draw of the vertical position, uniform in [0, 1).
             column: Draw of the horizontal position, uniform in [0, 1).
             flip: Draw of the flip; below ½ the window is flipped horizontally.
+            colour: Draws of brightness, contrast and saturation, if colours are changed.
+
+        Returns:
+            Pixels, `uint8` (channels, crop, crop).
         """
         resized = self._resized(pixels)
-        positions = (side - self.crop + 1 for side in resized.shape[1:])
-        top, left = (int(draw * count) for draw, count in zip((row, column), positions, strict=True))
-        window = resized[:, top : top + self.crop, left : left + self.crop]
-        return window.flip(2) if flip < 0.5 else window
+        if self.options.crop == "middle":
+            window = self._middle(resized)
+        else:
+            positions = (side - self.crop + 1 for side in resized.shape[1:])
+            top, left = (int(draw * count) for draw, count in zip((row, column), positions, strict=True))
+            window = resized[:, top : top + self.crop, left : left + self.crop]
+        if self.options.mirror and flip < 0.5:
+            window = window.flip(2)
+        return self._in_channels(self._recoloured(window, colour))
+
+    def _middle(self, resized: Tensor) -> Tensor:
+        top, left = (round((side - self.crop) / 2.0) for side in resized.shape[1:])
+        return resized[:, top : top + self.crop, left : left + self.crop]
+
+    def _recoloured(self, window: Tensor, draws: tuple[float, ...]) -> Tensor:
+        """Change brightness, contrast and saturation, in this order, as torchvision does."""
+        if not self.options.colour:
+            return window
+        from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
+
+        for change, draw in zip((adjust_brightness, adjust_contrast, adjust_saturation), draws, strict=True):
+            window = change(window, 1 + self.options.colour * (2 * draw - 1))
+        return window
+
+    def _in_channels(self, window: Tensor) -> Tensor:
+        """Return the image as it is, or in grey."""
+        if self.options.channels == 3:
+            return window
+        from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+        grey: Tensor = rgb_to_grayscale(window)
+        return grey
 
     def _resized(self, pixels: Tensor) -> Tensor:
         """Resize bilinearly with antialiasing, like Pillow; round sizes like torchvision's `Resize`."""

@@ -22,6 +22,7 @@ from bench.data.image_decoding import Load, Loader, Reader, Request, empty_image
 from bench.data.image_files import Framing, ImageTable, classes_in
 from bench.data.subset import UNREADABLE, Fault, Subset
 from bench.errors import BenchError
+from bench.spec.schema import ImageOptions
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ UNREADABLE_SHARE = 0.01
 """Largest share of unreadable training or test images; a data set with more of them is refused."""
 _CHUNK = 32
 """Images that a process decodes at once. A batch is divided among processes, and few images wait in shared memory."""
+_GREY_MEAN, _GREY_STD = (0.449,), (0.226,)
+"""ImageNet's statistics for grey images: the means over its channels."""
 _NAMED = 3
 """Largest number of images that an error names."""
 
@@ -128,7 +131,7 @@ class FileSubset(Subset):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of random windows and flips. A whole epoch is drawn before its first batch."""
         permutation = torch.randperm(len(self), generator=order).numpy()
-        draws = torch.rand(len(self), 3, generator=order).numpy()
+        draws = torch.rand(len(self), self._framing.draws, generator=order).numpy()
         shares = []
         for number in range(skip, batches):
             mine = _share(slice(number * batch_size, (number + 1) * batch_size), len(self))
@@ -153,7 +156,7 @@ class FileSubset(Subset):
         answers = load(chunks, ahead)
         for share in shares:
             size, side = len(share.positions), self._framing.crop
-            images = empty_images(size, side, self._device)
+            images = empty_images(size, self._framing.options.channels, side, self._device)
             unreadable: list[int] = []
             for start in range(0, size, _CHUNK):
                 pixels, replacements = next(answers)
@@ -251,6 +254,7 @@ class ImageDataset(Dataset):
     Args:
         classes: Number of classes.
         image_size: Side of the window; `resize` changes in proportion. The class's own `crop` by default.
+        images: Channels, statistics, and random changes in training; the defaults when absent.
 
     Attributes:
         resize: Length of the shorter side in pixels.
@@ -259,19 +263,23 @@ class ImageDataset(Dataset):
 
     resize: int = 256
     crop: int = 224
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    def __init__(self, classes: int, image_size: int | None = None) -> None:
+    def __init__(self, classes: int, image_size: int | None = None, images: ImageOptions | None = None) -> None:
+        self.images = images or ImageOptions()
         if image_size is not None:
             self.crop, self.resize = image_size, round(image_size * self.resize / self.crop)
         self.num_classes = classes
-        self.image_shape = (3, self.crop, self.crop)
+        self.image_shape = (self.images.channels, self.crop, self.crop)
+        grey = self.images.channels == 1
+        self.mean = self.images.mean or (_GREY_MEAN if grey else self.mean)
+        self.std = self.images.std or (_GREY_STD if grey else self.std)
 
     @property
     def framing(self) -> Framing:
         """Size of the windows to cut out."""
-        return Framing(resize=self.resize, crop=self.crop)
+        return Framing(resize=self.resize, crop=self.crop, options=self.images)
 
     def read(self, train: Path, test: Path) -> ImageFiles:
         """List the images of both parts; no file is opened.

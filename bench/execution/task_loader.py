@@ -7,14 +7,12 @@ import torch
 from torch import nn
 
 from bench import replicas
-from bench.data.dataset import Dataset
 from bench.data.image_decoding import loading_workers
 from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from bench.method import Task
 from bench.models.build import build_model
-from bench.planning.networks import task_network
-from bench.plugins.registry import load
+from bench.planning.networks import described, task_network
 from bench.spec.schema import StudySpec
 from bench.training.synced_norm import synchronise_norms
 
@@ -45,8 +43,7 @@ class TaskLoader:
             BenchError: The data set is missing, or a part of it has no images.
         """
         asked = self.spec.task
-        kind: type[Dataset] = load("datasets", asked.dataset)
-        dataset = kind.described(image_size=asked.image_size, classes=asked.classes, data_dir=self._data_dir)
+        dataset = described(asked, self._data_dir)
         data = TaskData(
             dataset,
             dataset.load(self._data_dir),

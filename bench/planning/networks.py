@@ -28,8 +28,19 @@ def with_counted_classes(spec: StudySpec, data_dir: Path | None) -> StudySpec:
     kind: type[Dataset] = load("datasets", spec.task.dataset)
     if not kind.counts_classes or spec.task.classes is not None:
         return spec
-    classes = kind.described(image_size=spec.task.image_size, data_dir=data_dir).num_classes
+    classes = described(spec.task, data_dir).num_classes
     return spec.model_copy(update={"task": spec.task.model_copy(update={"classes": classes})})
+
+
+def described(task: TaskSpec, data_dir: Path | None = None) -> Dataset:
+    """Make the data set of a task; no image is read.
+
+    Raises:
+        BenchError: The data set is unknown, does not support a value of the task, or needs its folder and lacks it.
+    """
+    kind: type[Dataset] = load("datasets", task.dataset)
+    images = {} if task.images is None else {"images": task.images}
+    return kind.described(image_size=task.image_size, classes=task.classes, data_dir=data_dir, **images)
 
 
 def task_network(task: TaskSpec) -> NetworkShape:
@@ -38,7 +49,8 @@ def task_network(task: TaskSpec) -> NetworkShape:
     Raises:
         BenchError: A name is unknown, or the data set has no images of the requested size.
     """
-    return model_shape(task.model, task.dataset, image_size=task.image_size, classes=task.classes)
+    data = described(task)
+    return _traced(task.model, data.image_shape, data.num_classes, task.dataset, check=True)
 
 
 def task_model(task: TaskSpec) -> nn.Module:
@@ -47,8 +59,7 @@ def task_model(task: TaskSpec) -> nn.Module:
     Raises:
         BenchError: A name is unknown, or the data set has no images of the requested size.
     """
-    kind: type[Dataset] = load("datasets", task.dataset)
-    data = kind.described(image_size=task.image_size, classes=task.classes)
+    data = described(task)
     return build_model(task.model, data.image_shape, data.num_classes)
 
 

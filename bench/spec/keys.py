@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from bench.spec.options import Options, table_class
 from bench.spec.schema import Schedule, StudySpec
 
 _ATTRIBUTE = re.compile(r"    (\w+): (.*)")
@@ -68,9 +69,9 @@ def _keys(
     meanings = attribute_texts(Schedule) | attribute_texts(model)  # `SearchSchedule` refers to `Schedule`
     for name, field in model.model_fields.items():
         own = schema["properties"][name]
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            inner = definitions[own["$ref"].rpartition("/")[2]]
-            yield from _keys(field.annotation, f"{prefix}{name}.", definitions, inner)
+        kind = table_class(field.annotation)
+        if kind is not None:
+            yield from _keys(kind, f"{prefix}{name}.", definitions, definitions[kind.__name__])
         else:
             default = field.get_default(call_default_factory=True)
             yield Key(
@@ -84,7 +85,7 @@ def _keys(
 def attribute_texts(kind: type) -> dict[str, str]:
     """Return what the docstrings of a class and of its bases say about each attribute, on one line."""
     texts: dict[str, str] = {}
-    for base in reversed([base for base in kind.__mro__ if base not in BaseModel.__mro__]):
+    for base in reversed([base for base in kind.__mro__ if base not in Options.__mro__]):
         _, _, section = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
         name = ""
         for line in section.splitlines():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -90,10 +90,17 @@ def _class_at(location: tuple[int | str, ...], known: type[BaseModel]) -> type[B
     """Follow keys through nested classes, as far as they lead."""
     for part in location:
         field = known.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = None if field is None else table_class(field.annotation)
+        if inner is None:
             break
-        known = field.annotation
+        known = inner
     return known
+
+
+def table_class(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of a nested table, which may be unset; `None` for the annotation of a plain value."""
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 
 
 def _broken_rule(message: str, path: str) -> BenchError:

@@ -29,6 +29,34 @@ REPORT_SEEDS = 1_000_000
 """First tuning seed; report seeds are smaller."""
 
 
+class ImageOptions(Options):
+    """How images of an image folder are read and changed at random in training.
+
+    Attributes:
+        mirror: Whether half of the training images are mirrored. Letters, digits and signs must not be.
+        crop: Position of the square window in training images: "random", or "middle" as in testing.
+        colour: Strength of random changes of brightness, contrast and saturation in training: each is multiplied by a
+            factor between 1 − colour and 1 + colour.
+        channels: Number of channels: 3 for colour, 1 for grey.
+        mean: Mean of each channel, of pixels scaled to [0, 1]; ImageNet's when unset.
+        std: Standard deviation of each channel, of pixels scaled to [0, 1]; ImageNet's when unset.
+    """
+
+    mirror: bool = True
+    crop: Literal["random", "middle"] = "random"
+    colour: Annotated[float, Field(ge=0, le=1)] = 0.0
+    channels: Literal[1, 3] = 3
+    mean: tuple[Fraction, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+
+    @model_validator(mode="after")
+    def _statistics_are_of_the_channels(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} numbers, but images have {self.channels} channels")
+        return self
+
+
 class TaskSpec(Options):
     """The data set and the model to compress.
 
@@ -41,6 +69,7 @@ class TaskSpec(Options):
         image_size: Side of the square crop in pixels, for data sets of image files. The preceding resize keeps the
             data set's ratio, e.g. 256/224. The data set's own size when unset.
         classes: Number of classes of an image folder; counted in the folder when unset.
+        images: Reading of an image folder, and random changes in training.
         checkpoint: File with a pretrained state of the model, or "torchvision" for its published weights, which must
             be in torchvision's cache folder. Pretraining is skipped. `None` pretrains.
         init: "pretrained" compresses a pretrained network, "scratch" a freshly initialised one (paper, Section 5.6).
@@ -52,6 +81,7 @@ class TaskSpec(Options):
     train_images: Count | None = None
     image_size: Annotated[Annotated[int, Field(ge=8)] | None, _UNNAMED] = None
     classes: Annotated[Annotated[int, Field(ge=2)] | None, _UNNAMED] = None
+    images: Annotated[ImageOptions | None, _UNNAMED] = None
     checkpoint: str | None = None
     init: Literal["pretrained", "scratch"] = "pretrained"
 

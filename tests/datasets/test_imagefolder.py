@@ -6,8 +6,10 @@ import torch
 from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from bench.models.resnet import resnet8
-from bench.spec.schema import Schedule
+from bench.planning.networks import described
+from bench.spec.schema import ImageOptions, Schedule, TaskSpec
 from bench.spec.seeds import generator
+from bench.spec.sources import build
 from bench.training.loop import evaluate, fit
 from datasets.imagefolder import ImageFolder
 from tests.datasets.images import make_folder
@@ -32,6 +34,28 @@ def test_classes_are_counted_and_images_found(tmp_path: Path, name: str) -> None
     assert (len(contents.train), len(contents.test)) == (12, 8)
     assert [contents.train.name(row) for row in (0, 3)] == ["a/000.jpg", "b/000.jpg"]
     assert contents.train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+
+
+def test_options_of_images_reach_the_batches(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, train=3, test=2)
+    options = ImageOptions(channels=1, mirror=False, colour=0.2, mean=(0.5,))
+    task = TaskSpec(dataset="imagefolder", image_size=16, images=options)
+    dataset = described(task, root)
+    assert (dataset.image_shape, dataset.mean, dataset.std) == ((1, 16, 16), (0.5,), (0.226,))
+    data = TaskData(dataset, dataset.load(root), validation_fraction=0.34, device=CPU)
+    batches = [next(data.training_batches(4, generator("order")))[0] for _ in range(2)]
+    assert batches[0].shape == (4, 1, 16, 16) and torch.equal(*batches)
+    assert next(iter(data.evaluation_batches(data.test)))[0].shape == (8, 1, 16, 16)
+
+
+def test_options_of_images_are_for_image_folders_and_fit_each_other() -> None:
+    assert "images" not in TaskSpec().model_dump(mode="json")  # so that ids of older studies do not change
+    with pytest.raises(BenchError, match=r"task\.images has no effect on Digits; it is for image folders"):
+        described(TaskSpec(images=ImageOptions(mirror=False)))
+    with pytest.raises(BenchError, match="mean has 3 numbers, but images have 1 channels"):
+        build([{"task": {"images": {"channels": 1, "mean": [0.5, 0.5, 0.5]}}}])
+    with pytest.raises(BenchError, match=r"unknown specification key 'miror': did you mean 'mirror'\?"):
+        build([{"task": {"images": {"miror": False}}}])
 
 
 def test_images_lie_deeper_and_other_files_are_passed_over(tmp_path: Path) -> None:

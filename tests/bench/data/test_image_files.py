@@ -13,6 +13,7 @@ from torchvision import transforms
 
 from bench.data.image_files import Framing, ImageTable, UnreadableError, classes_in, decode
 from bench.errors import BenchError
+from bench.spec.schema import ImageOptions
 from tests.datasets.images import cut_short, make_folder, picture
 
 
@@ -181,6 +182,26 @@ def test_random_windows_are_cut_out_of_the_same_resized_image() -> None:
             assert _close(framing.random(pixels, row, column, 0.3), window.flip(2))
     last = framing.random(pixels, float(np.float32(1 - 2**-24)), 0.0, 0.5)
     assert _close(last, whole[:, 4:20, :16])
+
+
+def test_training_images_are_changed_as_the_options_say() -> None:
+    """The colours by torchvision's own functions, in their order."""
+    pixels = _pixels(picture(12, 20, 20))
+
+    def framing(**options: Any) -> Framing:
+        return Framing(resize=20, crop=16, options=ImageOptions(**options))
+
+    unmirrored = framing(mirror=False)
+    assert torch.equal(unmirrored.random(pixels, 0.0, 0.0, 0.1), framing().random(pixels, 0.0, 0.0, 0.9))
+    assert torch.equal(framing(crop="middle").random(pixels, 0.9, 0.1, 0.7), framing().centre(pixels))
+    grey = framing(channels=1).centre(pixels)
+    assert _close(grey, transforms.functional.rgb_to_grayscale(framing().centre(pixels)))
+    changed = framing(colour=0.5, mirror=False).random(pixels, 0.0, 0.0, 0.9, 0.2, 0.5, 1.0)
+    expected = unmirrored.random(pixels, 0.0, 0.0, 0.9)
+    for name, factor in (("brightness", 0.7), ("contrast", 1.0), ("saturation", 1.5)):
+        expected = getattr(transforms.functional, f"adjust_{name}")(expected, factor)
+    assert _close(changed, expected) and not _close(changed, unmirrored.random(pixels, 0.0, 0.0, 0.9))
+    assert (framing().draws, framing(colour=0.1).draws) == (3, 6)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
