@@ -199,6 +199,17 @@ class Branches(Base):
         return self.third(self.second(self.first(x).relu()).relu()).relu()  # type: ignore[no-any-return]
 
 
+class BranchesOnSizes(Base):
+    """The forward pass branches and loops on the sizes of tensors."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < 2 or len(x) == 0:
+            raise ValueError("small image")
+        for _ in range(x.size(1) // 8):
+            x = self.second(x)
+        return x
+
+
 class Squeezes(Base):
     """The map of one pixel is squeezed away without naming dimensions."""
 
@@ -311,6 +322,7 @@ HANDLED: Mapping[str, Maker] = {
     "blurred": Blurred,
     "matrix times vector": MatrixVector,
     "branches": Branches,
+    "branches on sizes": BranchesOnSizes,
     "squeezes": Squeezes,
     "small maps": SmallMaps,
     "skips in training": SkipsInTraining,

@@ -1,10 +1,14 @@
 """The graph of a network's operations: its nodes with the shapes of their results, and what is known of operations."""
 
+import inspect
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.meta_tracer import MetaProxy, MetaTracer
 
 from bench.compression.geometry import MatMul
 from bench.compression.heads import JoinHeads, PairBias, SplitHeads
@@ -66,6 +70,20 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self._layers) or plain_norm or super().is_leaf_module(m, module_qualified_name)
 
 
+class _SizedProxy(MetaProxy):
+    """A proxy of a tensor whose size is known."""
+
+    def __len__(self) -> int:
+        return len(self._tensor_meta)
+
+
+class _SizedTracer(MetaTracer, _Tracer):
+    """A tracer that knows the sizes of tensors, so that a forward pass may branch on them."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _SizedProxy(node, self)  # type: ignore[no-untyped-call]
+
+
 def traced(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
     """Trace a network symbolically, and note the shape of every tensor.
 
@@ -78,9 +96,21 @@ def traced(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...]
         Exception: The forward pass depends on its data. A user's forward function may raise any exception when it gets
             a proxy instead of a tensor.
     """
-    graph = fx.GraphModule(model, _Tracer(layers).trace(model))
+    graph = fx.GraphModule(model, _graph(model, images, layers))
     record_shapes(graph, images)
     return graph
+
+
+def _graph(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...]) -> fx.Graph:
+    """Trace a network, without sizes first, since what tells them is experimental in PyTorch."""
+    try:
+        return _Tracer(layers).trace(model)
+    except Exception:
+        name = next(iter(inspect.signature(model.forward).parameters))
+        with warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")
+            return _SizedTracer(layers).trace(model, {name: images.to("meta")})
+        raise
 
 
 def operation_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:

@@ -133,6 +133,6 @@ def check_executions(name: str, paths: Sequence[str], weighted: int) -> None:
     """
     twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
-        raise BenchError(f"model '{name}' runs layer '{twice[0]}' more than once; each may run once")
+        raise BenchError(f"model '{name}' runs layer '{twice[0]}' more than once; give each call a layer of its own")
     if weighted < 2:
         raise BenchError(f"model '{name}' must run at least two convolution or linear layers; it runs {weighted}")

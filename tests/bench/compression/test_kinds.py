@@ -465,6 +465,12 @@ def test_quantizers_have_no_choice_of_standardisation_without_norms() -> None:
     assert found and not any(found)
 
 
+def test_a_forward_that_branches_on_sizes_is_read() -> None:
+    network = shape_of(made("branches on sizes"))
+    assert [layer.name for layer in network.layers if layer.prunable] == ["second"]
+    assert network.norms == shape_of(Base()).norms and network.layers == shape_of(Base()).layers
+
+
 # --- as few passes as possible ----------------------------------------------------------------------------------------
 
 
