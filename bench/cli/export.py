@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "forms",
     default="packed",
     show_default=True,
-    help="Forms, separated by commas: packed, onnx, onnx-qdq.",
+    help="Forms, separated by commas: packed, onnx, onnx-qdq, qonnx.",
 )
 @click.option(
     "--out", type=FOLDER, default=None, help="Folder that gets a folder for each run.  [default: exports in the store]"

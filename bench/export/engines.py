@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.export.executor import PackedNetwork
-from bench.export.graph.operations import IMAGE, Quantize
+from bench.export.graph.operations import IMAGE, LOGITS, Quantize
 
 Array = NDArray[Any]
 Codes = Mapping[str, Array]
@@ -149,6 +151,43 @@ class OpenvinoEngine(_OnnxEngine):
     def _outputs(self, loaded: Any, images: Array) -> list[Array]:
         results = loaded(images)
         return [results[output] for output in loaded.outputs]
+
+
+class QonnxEngine:
+    """Executes a model of the QONNX dialect with the package `qonnx`, node by node.
+
+    Args:
+        content: Content of the file.
+        quantizers: Quantizers of the network.
+    """
+
+    name = "qonnx"
+
+    def __init__(self, content: bytes, quantizers: Sequence[Quantize]) -> None:
+        import onnx
+        from qonnx.core.modelwrapper import ModelWrapper
+
+        self.version = version("qonnx")
+        self._quantizers = quantizers
+        self._model = ModelWrapper(onnx.ModelProto.FromString(content))
+
+    def logits(self, images: Array) -> Array:
+        """Compute logits."""
+        return self.run(images)[0]
+
+    def run(self, images: Array) -> tuple[Array, Codes]:
+        """Compute logits and codes."""
+        from qonnx.core import onnx_exec
+        from qonnx.transformation.infer_shapes import InferShapes
+
+        if self._model.get_tensor_shape(IMAGE) != list(images.shape):
+            self._model.set_tensor_shape(IMAGE, list(images.shape))
+            self._model = self._model.transform(InferShapes())
+        # qonnx makes a model of each node in onnx's newest version of the format, which onnxruntime may not know yet.
+        readable = partial(onnx_exec.qonnx_make_model, ir_version=self._model.model.ir_version)
+        with patch.object(onnx_exec, "qonnx_make_model", readable):
+            tensors = onnx_exec.execute_onnx(self._model, {IMAGE: images}, return_full_exec_context=True)
+        return tensors[LOGITS], {made.name: _codes(tensors[made.name], made) for made in self._quantizers}
 
 
 def _exposed(content: bytes, names: Sequence[str]) -> bytes:

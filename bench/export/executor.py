@@ -52,6 +52,7 @@ class PackedNetwork:
     Attributes:
         program: Description of the network and its operations.
         tensors: Tensors of the file by name.
+        steps: Operations, with the values that the program leaves out.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -60,10 +61,10 @@ class PackedNetwork:
         header.pop("__metadata__", None)
         self.tensors = {name: _tensor(content[8 + length :], entry) for name, entry in header.items()}
         self.program: dict[str, Any] = json.loads(self.tensors["program"].tobytes())
-        self._steps = [DEFAULTS | step for step in self.program["operations"]]
+        self.steps = [DEFAULTS | step for step in self.program["operations"]]
         self._unit = 1 << self.program["fraction_bits"]
         self._weights: dict[str, Array] = {}
-        uses = [(name, number) for number, step in enumerate(self._steps) for name in step["inputs"]]
+        uses = [(name, number) for number, step in enumerate(self.steps) for name in step["inputs"]]
         self._last_use = dict(uses)
 
     def classify(self, images: Array) -> Array:
@@ -86,7 +87,7 @@ class PackedNetwork:
         if images.dtype != np.uint8 or list(images.shape[1:]) != self.program["image_shape"]:
             raise ValueError(f"images must be uint8 of shape (N, {self.program['image_shape']}), got {images.shape}")
         known: dict[str, Array] = {"image": images.astype(np.int64)}
-        for number, step in enumerate(self._steps):
+        for number, step in enumerate(self.steps):
             operation = getattr(self, f"_{step['operation']}")
             result = operation(step, *(known[name] for name in step["inputs"]))
             if observe is not None:

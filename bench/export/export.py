@@ -14,7 +14,7 @@ from bench.costs.counter import price
 from bench.errors import BenchError
 from bench.export.forms import Files, Form, form_named
 from bench.export.graph.reading import read_graph
-from bench.export.measurement import measured_cost
+from bench.export.measurement import MEASURED, measured_cost
 from bench.export.packed import FILE, parts
 from bench.export.rebuild import RebuiltRun, check_rebuilt, rebuild, runs_named
 from bench.export.verification import Agreement, verify
@@ -80,7 +80,7 @@ def export(
     Args:
         name: A run, by the beginning of its id; STUDY/METHOD or STUDY/METHOD/BUDGET; a study; or a method of the latest
             study.
-        forms: Forms: "packed", "onnx", "onnx-qdq".
+        forms: Forms: "packed", "onnx", "onnx-qdq", "qonnx".
         out: Folder that gets a folder for each run; `exports` in the store by default.
         store: Store of the runs, or its folder.
         data_dir: Folder of data sets.
@@ -93,7 +93,7 @@ def export(
         BenchError: The name or a form is unknown, a needed package is missing, or the only run is refused.
     """
     chosen = [form_named(form) for form in dict.fromkeys(forms)]
-    if measure and all(form.name == "packed" for form in chosen):
+    if measure and not any(form.name in MEASURED for form in chosen):
         raise BenchError("--measure times ONNX files; add onnx or onnx-qdq to --format, e.g. --format packed,onnx-qdq")
     place = store if isinstance(store, Store) else Store(Path(store))
     root = place.root / FOLDER if out is None else Path(out)
@@ -153,7 +153,7 @@ def export_run(
         (form.name, engine, promised) for form in forms for engine, promised in form.engines(files[form.name], graph)
     ]
     agreements = verify(run.network, graph, run.task.data, engines)
-    onnx_files = {name: next(iter(made.values())) for name, made in files.items() if name != "packed"}
+    onnx_files = {name: next(iter(made.values())) for name, made in files.items() if name in MEASURED}
     times = measured_cost(run, graph, onnx_files) if measure else ()
     document = {
         **_about(run, evaluation.top1),

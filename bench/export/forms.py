@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from bench.errors import BenchError, unknown_name
-from bench.export.engines import Engine, NumpyEngine, OnnxruntimeEngine, OpenvinoEngine
+from bench.export.engines import Engine, NumpyEngine, OnnxruntimeEngine, OpenvinoEngine, QonnxEngine
 from bench.export.graph.operations import Graph, Quantize
 from bench.export.packed import FILE, packed_files
 
@@ -38,7 +38,8 @@ def form_named(name: str) -> Form:
     if name not in FORMS:
         raise unknown_name("format", name, FORMS, "bench export --help")
     if name != "packed":
-        missing = [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]
+        needed = ("onnx", "onnxruntime", *(["qonnx"] if name == "qonnx" else []))
+        missing = [package for package in needed if find_spec(package) is None]
         if missing:
             raise BenchError(
                 f"--format {name} needs {' and '.join(missing)}; install the extra: pip install 'sbs-bench[export]'"
@@ -76,6 +77,18 @@ def _onnx_qdq() -> Form:
     return Form(name="onnx-qdq", files=files, engines=engines, limits=LIMITS)
 
 
+def _qonnx() -> Form:
+    from bench.export.onnx_forms.qonnx import FILE, LIMITS, QonnxForm
+
+    def files(graph: Graph) -> Files:
+        return {FILE: QonnxForm(graph).model().SerializeToString()}
+
+    def engines(made: Files, graph: Graph) -> list[tuple[Engine, bool]]:
+        return [(QonnxEngine(made[FILE], graph.quantizers), True)]
+
+    return Form(name="qonnx", files=files, engines=engines, limits=LIMITS)
+
+
 def _runtimes(content: bytes, graph: Graph, *, promised: bool) -> list[tuple[Engine, bool]]:
     """Return the installed engines of an ONNX file. The unoptimised one executes it as it is written."""
     engines: list[tuple[Engine, bool]] = [
@@ -93,5 +106,5 @@ def fast_engines() -> list[Callable[[bytes, Sequence[Quantize]], Engine]]:
     return [OnnxruntimeEngine, *further]
 
 
-FORMS: Mapping[str, Callable[[], Form]] = {"packed": _packed, "onnx": _onnx, "onnx-qdq": _onnx_qdq}
+FORMS: Mapping[str, Callable[[], Form]] = {"packed": _packed, "onnx": _onnx, "onnx-qdq": _onnx_qdq, "qonnx": _qonnx}
 """Functions that return forms, by name; those of ONNX import packages of the extra `export`."""

@@ -23,6 +23,8 @@ from bench.export.rebuild import RebuiltRun
 
 FLOAT, REDUCED = "float", "reduced float"
 """Names of the full float network, and of the float network with the kept filters."""
+MEASURED = ("onnx", "onnx-qdq")
+"""Forms that runtimes execute; the executors of others show what they mean, and are not made to be fast."""
 BATCHES = (1, 16)
 """Numbers of images that are computed together."""
 ROUNDS = 20

@@ -87,7 +87,7 @@ class OnnxForm:
     def constant(self, name: str, values: NDArray[Any]) -> str:
         """Add a constant with a name of its own, and return the name; real numbers get float32."""
         array = values.astype(np.float32) if values.dtype == np.float64 else values
-        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self._constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def number(self, value: float) -> str:

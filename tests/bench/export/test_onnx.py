@@ -43,7 +43,7 @@ def outputs(model: Any, images: torch.Tensor, names: list[str], level: str = "OR
 def accumulators(made: Sample, codes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Sums of products of all layers but the first, by the executor of the packed form, for given codes."""
     network = PackedNetwork(packed_network(made.graph))
-    for step in network.program["operations"]:
+    for step in network.steps:
         if step["operation"] == "layer" and step["inputs"] != ["image"]:
             sums = network._sums(step, codes[step["inputs"][0]].astype(np.int64))[:, 0]
             yield f"{step['path']}.sums", sums[:, :, 0, 0] if step["linear"] else sums
