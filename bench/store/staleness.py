@@ -11,7 +11,7 @@ from bench.store.outcomes import RESULTS
 COUNTER_VERSION = 2
 """Version of the cost counter, stored with every result; raised whenever `bench.costs.counter` counts differently."""
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Version of the harness's part in searches and runs: cost term, calibration, repair, fine-tuning. It is stored with
 every result of a method, and raised whenever this part gives other numbers for the same specification."""
 

@@ -18,10 +18,13 @@ from bench.training.loop import fit, reestimate_norms
 def compressed_network(context: UnitContext, method: Method, matched: MatchedSearch) -> nn.Module:
     """Build the compressed network of a search, ready for fine-tuning.
 
+    It starts the process anew, since an interrupted run that continues here has made no search in its process.
+
     Raises:
         KeyError: The method named parameters of quantizers that the network does not have.
     """
     spec, task = context.spec, context.task
+    start_process_deterministically(derive("prepare", context.unit.seed), spec.threads)
     model = task.make_model()
     restore_state(model, matched.result.state)
     own = spec.recipe == "own"

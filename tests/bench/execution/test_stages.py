@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bench.compression.compress import compress
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy, load_policy, uniform
@@ -546,6 +547,28 @@ def test_a_search_starts_from_its_own_seed_and_threads_whatever_came_before(atte
     attempt(None)
     assert Direct.started == (derive("search", 0), 1)
     assert torch.initial_seed() == derive("finetune", 0)
+
+
+def test_what_fine_tuning_starts_from_does_not_depend_on_what_the_process_did_before(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was interrupted after its search continues in a process that has not searched."""
+    starts: list[tuple[int, int]] = []
+    original = search._search
+
+    def calibrate(network: nn.Module, images: Tensor) -> None:
+        starts.append((torch.initial_seed(), torch.get_num_threads()))
+
+    def searched(*arguments: Any) -> Any:
+        result = original(*arguments)
+        torch.manual_seed(99)
+        torch.set_num_threads(2)
+        return result
+
+    monkeypatch.setattr(finetuning, "calibrate", calibrate)
+    monkeypatch.setattr(search, "_search", searched)
+    attempt(None)
+    assert starts == [(derive("prepare", 0), 1)]
 
 
 def test_a_mistake_of_a_method_is_the_end_of_its_unit(attempt: Attempt) -> None:
