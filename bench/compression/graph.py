@@ -109,7 +109,7 @@ def _graph(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...]
         name = next(iter(inspect.signature(model.forward).parameters))
         with warnings.catch_warnings(), suppress(Exception):
             warnings.simplefilter("ignore")
-            return _SizedTracer(layers).trace(model, {name: images.to("meta")})
+            return _SizedTracer(layers).trace(model, {name: images})
         raise
 
 
