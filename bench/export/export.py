@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from bench.compression.policy import FULL_PRECISION_BITS, load_policy
+from bench.compression.policy import FULL_PRECISION_BITS, load_policy, uniform
 from bench.costs.counter import price
 from bench.errors import BenchError
+from bench.export.documents import DOCUMENT, FOLDER
 from bench.export.forms import Files, Form, form_named
 from bench.export.graph.reading import read_graph
 from bench.export.measurement import MEASURED, measured_cost
@@ -22,9 +23,6 @@ from bench.outputs.commands import command
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.machine import hardware, versions
 
-DOCUMENT = "export.json"
-FOLDER = "exports"
-"""Folder of the store with what was exported, one folder for each run."""
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Instructions of processors on which integer arithmetic of runtimes depends."""
 
@@ -168,8 +166,8 @@ def export_run(
 
 def _about(run: RebuiltRun, top1: float) -> dict[str, Any]:
     """Return what `export.json` says of the run, its costs, and the machine."""
-    cost = price(run.task.network, run.policy)
-    record = run.record
+    network, record = run.task.network, run.record
+    cost = price(network, run.policy)
     return {
         "run": run.identity,
         **{key: record.get(key) for key in ("model", "dataset", "method", "budget", "seed")},
@@ -179,6 +177,7 @@ def _about(run: RebuiltRun, top1: float) -> dict[str, Any]:
         "rebuilt_top1": top1,
         "counted": {
             "bops": cost.bops,
+            "full_precision_bops": price(network, uniform(network, FULL_PRECISION_BITS)).bops,
             "memory_kb": cost.memory_kb,
             "weight_bits": sum(layer.weight_memory_bits for layer in cost.layers),
             "peak_activation_bits": max(layer.activation_memory_bits for layer in cost.layers),

@@ -1,0 +1,67 @@
+"""Documents of exports in a store: how they are read, with fields of known types."""
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.inputs.names import FileName, UnitId, inside
+from bench.store.files import Store, read_checked
+from bench.store.schemas import fitting
+
+DOCUMENT = "export.json"
+FOLDER = "exports"
+"""Folder of the store with what was exported, one folder for each run."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class StoredAgreement(_Document):
+    """How a form agrees with the harness in one engine."""
+
+    engine: str
+    images: int
+    equal: int
+    traced: int
+    broken: bool
+
+
+class StoredForm(_Document):
+    """A form: the bytes of its files, of which the network is the first, and how it agrees."""
+
+    files: dict[str, int]
+    agreements: list[StoredAgreement]
+
+
+class StoredTime(_Document):
+    """Measured time of a form in one engine, and quartiles of its ratio to the float network."""
+
+    form: str
+    engine: str
+    version: str
+    batch: int
+    milliseconds: float
+    ratio: tuple[float, float, float]
+
+
+class StoredCosts(_Document):
+    """Costs by the counter, and the bytes of the float parameters."""
+
+    bops: float
+    full_precision_bops: float
+    float_parameter_bytes: int
+    simulated_latency_ms: float | None = None
+
+
+class StoredExport(_Document):
+    """What an export of a run was found to be."""
+
+    run: str
+    counted: StoredCosts
+    forms: dict[str, StoredForm]
+    measured: list[StoredTime] = []
+
+
+def read_export(store: Store, run: str) -> StoredExport | None:
+    """Read the document of a run's export; `None` if there is none, or if it is damaged."""
+    document = fitting(read_checked(inside(store.root, FileName(FOLDER), UnitId(run)) / DOCUMENT), StoredExport)
+    return None if document is None else StoredExport.model_validate(document)
