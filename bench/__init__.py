@@ -19,7 +19,7 @@ _MODULES = {
     "BenchError": "bench.errors",
     "Study": "bench.interface.study",
     "compare": "bench.interface.comparing",
-    "load_network": "bench.interface.networks",
+    "load_network": "bench.export.rebuild",
     "price": "bench.interface.pricing",
 }
 """Modules of the public names, which are loaded when first used. `__init__.pyi` lists them for type checkers."""

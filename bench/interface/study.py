@@ -301,7 +301,7 @@ class Study:
 
     def load_network(self, method: str, *, budget: str | None = None, seed: int | None = None) -> nn.Module:
         """Return the compressed network of a finished run; see `bench.load_network`."""
-        from bench.interface.networks import load_network
+        from bench.export.rebuild import load_network
 
         return load_network(
             self.run_id(method, budget=budget, seed=seed), store=self.store.root, data_dir=self.data_dir

@@ -125,7 +125,7 @@ def test_the_network_of_a_run_computes_what_the_run_did(study: Study) -> None:
     logits = network(torch.zeros(2, 3, 16, 16))
     again = load_network(study.run_id(method)[:8], store=study.store.root)
     assert torch.equal(logits, again(torch.zeros(2, 3, 16, 16)))
-    with pytest.raises(BenchError, match=f"'{method}' is a method, not a run"):
+    with pytest.raises(BenchError, match=f"'{method}' stands for 2 finished runs; name one by its id"):
         load_network(method, store=study.store.root)
 
 
