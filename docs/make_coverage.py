@@ -126,7 +126,7 @@ def tried(family: str, model: str, size: int) -> Row:
     try:
         make = partial(_normal, model, size)
         network = trace(make(), (3, size, size), name=model, dataset="noise", classes=_CLASSES)
-        own = sum(operation.macs for operation in (*network.layers, *network.unquantized))
+        own = sum(layer.macs for layer in network.layers) + sum(rest.macs for rest in network.unquantized)
         row |= {"multiplications": f"{own / _MILLION:.1f}", "counted": _count(network, own, model, size)}
         check_function(make(), network, (3, size, size))
         row |= {"quantized": "yes", "pruned": _pruned(network)}

@@ -281,12 +281,8 @@ def shifted_windows() -> nn.Module:
 
 def position_networks() -> nn.Module:
     """Linear layers that read no image compute the position biases."""
-    model = SwinTransformer(
-        *([2, 2], 8, [2], [2], [4, 4]),
-        stochastic_depth_prob=0.0,
-        num_classes=CLASSES,
-        block=SwinTransformerBlockV2,
-    )
+    block: Any = SwinTransformerBlockV2
+    model = SwinTransformer([2, 2], 8, [2], [2], [4, 4], stochastic_depth_prob=0.0, num_classes=CLASSES, block=block)
     return normal_form(model, "net")
 
 

@@ -81,7 +81,7 @@ class _SizedTracer(MetaTracer, _Tracer):
     """A tracer that knows the sizes of tensors, so that a forward pass may branch on them."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _SizedProxy(node, self)  # type: ignore[no-untyped-call]
+        return _SizedProxy(node, self)
 
 
 def traced(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
@@ -109,7 +109,8 @@ def _graph(model: nn.Module, images: Tensor, layers: tuple[type[nn.Module], ...]
         name = next(iter(inspect.signature(model.forward).parameters))
         with warnings.catch_warnings(), suppress(Exception):
             warnings.simplefilter("ignore")
-            return _SizedTracer(layers).trace(model, {name: images})
+            sized: fx.Graph = _SizedTracer(layers).trace(model, {name: images})
+            return sized
         raise
 
 
