@@ -223,7 +223,8 @@ def _synchronised(small: SmallStudy, store: Path, out: Path) -> tuple[list[str],
 def _cleaned(small: SmallStudy, store: Path, out: Path) -> tuple[list[str], Callable[[], str]]:
     (store / "leases" / "dead.json").write_text("{}")
     for name in ("runs", "tuning", "pretrained"):
-        shutil.copytree(next((store / name).iterdir()), store / name / "old.stale-1")
+        unit = next((store / name).iterdir())
+        shutil.copytree(unit, unit.with_name(f"{unit.name}.stale-1"))
     for path in (
         sorted(store.rglob("*.stale-1/*")) + sorted(store.rglob("*.stale-1")) + [store / "leases" / "dead.json"]
     ):
