@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bench.compression.channel_groups import Role, Structure
-from bench.compression.executions import IMAGES, Call, Execution, execute
 from bench.compression.geometry import MatMul, has_own_forward
 from bench.compression.operations import Operation
 from bench.compression.requirements import check_executions, check_modules
+from bench.compression.structure.channel_groups import Role, Structure
+from bench.compression.structure.executions import IMAGES, Call, Execution, execute
 from bench.errors import BenchError
 
 Position = Literal["first", "middle", "last"]

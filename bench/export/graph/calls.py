@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from bench.compression.node_shapes import shape_of
+from bench.compression.structure.node_shapes import shape_of
 from bench.export.graph.operations import Add, Clip, Hardsigmoid, Hardswish, MaxPool, Mean, Multiply, Operation, Reshape
 
 

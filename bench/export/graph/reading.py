@@ -8,10 +8,10 @@ from torch import Tensor, fx, nn
 
 from bench.compression.compress import QuantizedLayer, QuantizedProduct
 from bench.compression.geometry import ConvGeometry, LinearGeometry
-from bench.compression.graph import operation_name, traced
 from bench.compression.kernels import steps
-from bench.compression.node_shapes import shape_of
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive
+from bench.compression.structure.graph import operation_name, traced
+from bench.compression.structure.node_shapes import shape_of
 from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from bench.export.graph.calls import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one

@@ -14,7 +14,6 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.compression import compress as compress_module
-from bench.compression import executions
 from bench.compression.compress import QuantizedLayer, QuantizedProduct, calibrate, compress, reduce
 from bench.compression.function_check import check_function
 from bench.compression.geometry import ConvGeometry
@@ -22,6 +21,7 @@ from bench.compression.operations import Operation
 from bench.compression.policy import Policy, uniform
 from bench.compression.quantizer import UniformQuantizer, best_clip, standardize
 from bench.compression.shapes import LayerShape, NetworkShape, trace
+from bench.compression.structure import executions
 from bench.costs.counter import price
 from bench.errors import BenchError
 from tests.kinds_of_networks import (

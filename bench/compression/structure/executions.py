@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.compression.channel_groups import Structure, analyse
 from bench.compression.failures import told_in_one_line
 from bench.compression.geometry import MatMul
 from bench.compression.operations import Counts, Operation, count_multiplications
 from bench.compression.requirements import check_logits
+from bench.compression.structure.channel_groups import Structure, analyse
 from bench.errors import BenchError
 
 _LARGE = 128 * 128

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from bench.compression.channel_marks import Channels, Mark
 from bench.compression.geometry import MatMul, has_own_forward
-from bench.compression.graph import (
+from bench.compression.heads import JoinHeads, PairBias, SplitHeads
+from bench.compression.structure.channel_marks import Channels, Mark
+from bench.compression.structure.graph import (
     ADDITIONS,
     GATES,
     NON_NEGATIVE,
@@ -36,8 +37,7 @@ from bench.compression.graph import (
     reads_sizes_only,
     traced,
 )
-from bench.compression.heads import JoinHeads, PairBias, SplitHeads
-from bench.compression.node_shapes import shape_of
+from bench.compression.structure.node_shapes import shape_of
 
 _log = logging.getLogger(__name__)
 

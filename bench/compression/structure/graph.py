@@ -12,7 +12,7 @@ from torch.fx.experimental.meta_tracer import MetaProxy, MetaTracer
 
 from bench.compression.geometry import MatMul
 from bench.compression.heads import JoinHeads, PairBias, SplitHeads
-from bench.compression.node_shapes import record_shapes, shape_of
+from bench.compression.structure.node_shapes import record_shapes, shape_of
 
 NON_NEGATIVE = {"relu", "relu6", "sigmoid", "hardsigmoid"}
 SIGNED = {"hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "hardtanh", "mish"}

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression.channel_groups import Role, Structure, analyse
 from bench.compression.policy import uniform
 from bench.compression.shapes import NetworkShape, trace
+from bench.compression.structure.channel_groups import Role, Structure, analyse
 from bench.errors import BenchError
 from bench.models.build import build_model
 
