@@ -140,9 +140,9 @@ class Summary:
         """Write the counts as a table for people."""
         columns = (EQUAL, REPORTED, CLEAR, SKIPPED, WRONG)
         counts = self.counts()
-        lines = [f"{'':<34}" + "".join(f"{column:>18}" for column in columns)]
+        lines = [f"{'':<34}" + "".join(f"{column:>22}" for column in columns)]
         lines += [
-            f"{kind:<34}" + "".join(f"{outcomes.get(column, ''):>18}" for column in columns)
+            f"{kind:<34}" + "".join(f"{outcomes.get(column, ''):>22}" for column in columns)
             for kind, outcomes in counts.items()
         ]
         bad = sum(outcome["kind"].startswith("bad input") for outcome in self.outcomes)

@@ -28,7 +28,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _STAGES = ("lease", "tracking", "pretraining", "training", "trial", "search", "tuning", "trial", "search", "tuning")
 _STAGES += ("search", "result", "training", "result", "tables", "tracking")
 """Stages in the order of a study, in each of which one command after the other meets its fault."""
-_MOST_CHANGES = 12
+_MOST_CHANGES = 6
 """Largest number of a point within its stage."""
 _MOST_IDLE = 40
 """Commands in a row that may end without an event."""
