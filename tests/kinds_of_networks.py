@@ -10,6 +10,8 @@ from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.swin_transformer import SwinTransformerBlockV2
 
+from bench.compression.geometry import MatMul
+from bench.compression.heads import JoinHeads, SplitHeads
 from bench.models.normal_form import normal_form
 
 IMAGE = (3, 12, 12)
@@ -210,6 +212,22 @@ class BranchesOnSizes(Base):
         return x
 
 
+class SeparateProjections(Base):
+    """Attention over positions, with a linear layer each for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(8, 8) for _ in range(4))
+        self.split, self.join = SplitHeads(2, parts=1), JoinHeads()
+        self.scores, self.mix = MatMul(), MatMul()
+
+    def middle(self, x: Tensor) -> Tensor:
+        tokens = self.second(x).flatten(2).transpose(1, 2)
+        (q,), (k,), (v,) = (self.split(layer(tokens)) for layer in (self.q, self.k, self.v))
+        mixed = self.join(self.mix(torch.softmax(self.scores(q, k.transpose(-2, -1)), dim=-1), v))
+        return x + self.proj(mixed).transpose(1, 2).reshape(x.shape)
+
+
 class Squeezes(Base):
     """The map of one pixel is squeezed away without naming dimensions."""
 
@@ -329,5 +347,6 @@ HANDLED: Mapping[str, Maker] = {
     "shifted windows": shifted_windows,
     "windows with position networks": position_networks,
     "channels last": channels_last,
+    "separate projections": SeparateProjections,
 }
 """Networks that are compressed, by name."""

@@ -466,6 +466,13 @@ def test_quantizers_have_no_choice_of_standardisation_without_norms() -> None:
     assert found and not any(found)
 
 
+def test_heads_of_separate_projections_are_removed_together() -> None:
+    network = shape_of(made("separate projections"))
+    assert [layer.name for layer in network.layers if layer.leader == "q"] == ["k", "v", "scores", "mix"]
+    assert [layer.name for layer in network.layers if layer.producer == "q"] == ["scores", "mix", "proj"]
+    assert (network["q"].prunable, network["q"].filters, network["k"].rows((1, 3))) == (True, 4, [2, 3, 6, 7])
+
+
 def test_a_forward_that_branches_on_sizes_is_read() -> None:
     network = shape_of(made("branches on sizes"))
     assert [layer.name for layer in network.layers if layer.prunable] == ["second"]
