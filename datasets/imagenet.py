@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Self
 
 from bench.api import BenchError, ImageDataset, ImageFiles
+from bench.spec.schema import ImageOptions
 from datasets.shared.files import data_folder
 
 _CLASSES = 1000
@@ -22,13 +23,20 @@ class ImageNet(ImageDataset):
 
     @classmethod
     def described(
-        cls, *, image_size: int | None = None, classes: int | None = None, data_dir: Path | None = None
+        cls,
+        *,
+        image_size: int | None = None,
+        classes: int | None = None,
+        data_dir: Path | None = None,
+        images: ImageOptions | None = None,
     ) -> Self:
         """Make the data set with images of any size.
 
         Raises:
-            BenchError: Another number of classes is given.
+            BenchError: Another number of classes is given, or another treatment of images.
         """
+        if images is not None:
+            raise BenchError("task.images has no effect on imagenet; it is for image folders, so leave it out")
         if classes not in (None, _CLASSES):
             raise BenchError(f"task.classes = {classes} has no effect on imagenet, which has {_CLASSES}; leave it out")
         return cls(_CLASSES, image_size)
