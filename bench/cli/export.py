@@ -1,4 +1,4 @@
-"""The command `bench export`: networks of runs as files that run without the harness."""
+"""The commands about deployment: `bench choose` finds a network that fits a device, `bench export` writes its files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from bench.cli.options import FOLDER, data_option, names, store_option
 from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.export.choice import Candidate
     from bench.export.export import Exports
 
 
@@ -74,3 +77,64 @@ def _tell(made: Exports) -> None:
         say(f"bench: {run} was not exported: {reason}", err=True)
     if made.left_out:
         say(f"left out, as they have full precision: {', '.join(made.left_out)}")
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--flash", default=None, metavar="300KB", help="Memory for the weights.")
+@click.option("--ram", default=None, metavar="64KB", help="Memory for the largest input of a layer.")
+@click.option("--latency", default=None, metavar="2ms", help="Time for one image, on the simulated accelerator.")
+@click.option("--measured", is_flag=True, help="Limit the time that `bench export --measure` found instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@store_option
+def choose(
+    study: str | None,
+    flash: str | None,
+    ram: str | None,
+    latency: str | None,
+    measured: bool,
+    as_json: bool,
+    store_dir: Path,
+) -> int:
+    """Choose the network of a study that fits a device.
+
+    Those that fit are ranked by their accuracy on validation images. The test accuracy is shown for the first one only,
+    since nothing may be chosen by it. Without STUDY, the latest study is used. If nothing fits, the exit status is 1.
+
+    \b
+    bench choose quick --flash 300KB --ram 32KB --latency 2ms
+    """  # noqa: D301  (click wants the character)
+    import json
+    from dataclasses import asdict
+
+    from bench.cli.console import show
+    from bench.errors import EXIT_SOME_FAILED
+    from bench.export.choice import Limits, amount, candidates, choice_table
+    from bench.outputs.commands import command
+    from bench.results.tables import StudyResults
+    from bench.store.files import Store
+
+    limits = Limits(
+        flash=amount(flash, "flash"), ram=amount(ram, "ram"), latency=amount(latency, "latency"), measured=measured
+    )
+    store = Store(store_dir)
+    found = candidates(StudyResults(store, store.load_study(study)))
+    fitting = [candidate for candidate in found if limits.allow(candidate)]
+    if as_json:
+        rows = [{key: value for key, value in asdict(each).items() if key != "top1"} for each in fitting]
+        click.echo(json.dumps({"fitting": rows, "test_top1": fitting[0].top1 if fitting else None}, indent=1))
+    elif fitting:
+        show([choice_table(fitting)])
+        say(f"test Top-1 of the first: {fitting[0].top1:.2f} %")
+        say(f"export it: {command('export', fitting[0].run, '--format', 'packed', store=store_dir)}")
+    else:
+        say(f"none of {len(found)} networks fits; the smallest needs {_least(found)}")
+    return 0 if fitting else EXIT_SOME_FAILED
+
+
+def _least(found: Sequence[Candidate]) -> str:
+    """Describe the least that any network of a study needs."""
+    if not found:
+        return "nothing, as no run has finished"
+    flash, ram = (min(getattr(candidate, name) for candidate in found) for name in ("flash", "ram"))
+    return f"{flash:.1f} KB of flash, and the one with the smallest inputs {ram:.1f} KB of RAM"

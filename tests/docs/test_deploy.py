@@ -20,9 +20,10 @@ FASTER = ["--in-process", "--set", "pretrain.epochs=2", "--model", "resnet8"]
 
 @pytest.mark.slow
 def test_the_page_leads_from_a_study_to_classes(bench: Any, tmp_path: Path) -> None:
-    study, exported = (shlex.split(line) for line in re.findall(r"(?m)^ {4}bench (.*)$", PAGE)[:2])
-    assert (study[0], exported[0]) == ("run", "export")
+    study, chosen, exported = (shlex.split(line) for line in re.findall(r"(?m)^ {4}bench (.*)$", PAGE)[:3])
+    assert (study[0], chosen[0], exported[0]) == ("run", "choose", "export")
     assert bench(*study, *FASTER).status == 0
+    assert "export it: bench export " in bench(*chosen).out
     answer = bench(*exported)
     assert answer.status == 0, answer.err
     assert "359/359" in answer.out
