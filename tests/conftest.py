@@ -143,7 +143,7 @@ def work(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unit_runner, "work_in_this_process", noting)
-        chosen = RunSettings(store=store, data_dir=None, isolated=isolated, **settings)
+        chosen = RunSettings(store=store, data_dir=None, isolated=isolated, command=("bench", "run"), **settings)
         document = run_study(plan, chosen, tracker, watcher)  # type: ignore[arg-type]
     return Worked(spec, plan, store, document, watcher, tracker)
 
