@@ -5,6 +5,7 @@ BIN := .venv/bin
 
 # One stamp for both targets: installs once, again when the project file or the pins change.
 .venv/.ready: pyproject.toml constraints.txt
+	@echo "installing into .venv: about 5 GB, some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
