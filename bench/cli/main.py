@@ -6,7 +6,6 @@ A command imports what it needs only when it runs, so that `--help` answers at o
 import click
 
 from bench import __version__
-from bench.cli.compare import compare, plan_seeds
 from bench.cli.cost import cost
 from bench.cli.export import choose, export
 from bench.cli.list import list_
@@ -14,7 +13,7 @@ from bench.cli.options import Text
 from bench.cli.run import run
 from bench.cli.speed import speed
 from bench.cli.store import archive, clean, doctor, restore
-from bench.cli.study import report, status
+from bench.cli.study import compare, plan_seeds, report, status
 from bench.cli.tracking import sync, ui
 from bench.cli.validate import validate, verify
 

@@ -1,10 +1,14 @@
 """From a preset or a file, and the values that a user states, to the specification of a study."""
 
-from collections.abc import Mapping
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.plugins.entry_points import available
 from bench.plugins.method_files import with_files
 from bench.spec.schema import StudySpec
 from bench.spec.sources import build, merge, nested, read_preset, read_toml, with_schedule
@@ -83,3 +87,35 @@ def _without_other_methods(start: dict[str, Any], methods: Any) -> dict[str, Any
         key: {method: value for method, value in table.items() if method in methods} for key, table in tables.items()
     }
     return {**start, **kept}
+
+
+def method_entry(method: str | type) -> str:
+    """Return an entry of `methods`: a name or location as it is, and the location of a class.
+
+    Raises:
+        BenchError: The class is not defined in a file, from which other processes could load it.
+    """
+    if isinstance(method, str):
+        return method
+    location = f"{method.__module__}:{method.__qualname__}"
+    registered = next((name for name, entry in available("methods").items() if entry.value == location), None)
+    if registered is not None:
+        return registered
+    try:
+        file = inspect.getsourcefile(method)
+    except (OSError, TypeError):
+        file = None
+    defined = getattr(sys.modules.get(method.__module__), method.__name__, None) is method
+    if file is None or not defined or method.__module__ == "__main__":
+        raise BenchError(
+            f"the class {method.__qualname__} is not at the top level of a module in a file, so that the processes of "
+            "runs could not load it; write it into a file (in a notebook with %%writefile), and give 'file.py:Class'"
+        )
+    return f"{file}:{method.__name__}"
+
+
+def seed_list(seeds: int | Iterable[int] | None) -> list[int] | None:
+    """Return a list of seeds for a number of seeds or for the seeds themselves."""
+    if seeds is None:
+        return None
+    return list(range(int(seeds))) if isinstance(seeds, Integral | int) else list(seeds)

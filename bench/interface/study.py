@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from bench.errors import BenchError, unknown_name
-from bench.interface.specification import make_specification, nested_settings, task_values
+from bench.interface.specification import make_specification, method_entry, nested_settings, seed_list, task_values
 from bench.outputs.commands import DEFAULT_STORE
-from bench.plugins.entry_points import available
 from bench.spec.sources import merge
 from bench.store.files import Store
 
@@ -90,9 +86,9 @@ class Study:
     ) -> None:
         stated = {
             "name": name,
-            "methods": None if methods is None else [_method_entry(method) for method in methods],
+            "methods": None if methods is None else [method_entry(method) for method in methods],
             "budgets": [budgets] if isinstance(budgets, str) else budgets and list(budgets),
-            "seeds": _seeds(seeds),
+            "seeds": seed_list(seeds),
         }
         values = merge(nested_settings(settings or {}), {**keys, **{k: v for k, v in stated.items() if v is not None}})
         self.spec = make_specification(
@@ -371,35 +367,3 @@ class Study:
 
         at = "" if budget is None else f"/{budget}"
         return compare(f"{first}{at}", f"{second}{at}", study=self.spec.name, store=self.store.root)
-
-
-def _method_entry(method: str | type) -> str:
-    """Return an entry of `methods`: a name or location as it is, and the location of a class.
-
-    Raises:
-        BenchError: The class is not defined in a file, from which other processes could load it.
-    """
-    if isinstance(method, str):
-        return method
-    location = f"{method.__module__}:{method.__qualname__}"
-    registered = next((name for name, entry in available("methods").items() if entry.value == location), None)
-    if registered is not None:
-        return registered
-    try:
-        file = inspect.getsourcefile(method)
-    except (OSError, TypeError):
-        file = None
-    defined = getattr(sys.modules.get(method.__module__), method.__name__, None) is method
-    if file is None or not defined or method.__module__ == "__main__":
-        raise BenchError(
-            f"the class {method.__qualname__} is not at the top level of a module in a file, so that the processes of "
-            "runs could not load it; write it into a file (in a notebook with %%writefile), and give 'file.py:Class'"
-        )
-    return f"{file}:{method.__name__}"
-
-
-def _seeds(seeds: int | Iterable[int] | None) -> list[int] | None:
-    """Return a list of seeds for a number of seeds or for the seeds themselves."""
-    if seeds is None:
-        return None
-    return list(range(int(seeds))) if isinstance(seeds, Integral | int) else list(seeds)
