@@ -13,6 +13,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # else a table that exists no longer would stay, e.g. of failures
         folder.mkdir(parents=True)
         publish(results, folder)
-        fill_in(f"results: {name}", markdown(make_document(results, [DEFAULT_REPORT])))
+        fill_in(f"results: {name}", markdown(_tables_of(make_document(results, [DEFAULT_REPORT]))))
         fill_in(f"answers: {name}", markdown(answers(results)))
         print(f"{folder.name}: {len(list(folder.iterdir()))} files")  # noqa: T201
 
@@ -67,6 +68,15 @@ def publish(results: StudyResults, folder: Path) -> None:
         else:
             path.unlink()
     _draw(document, folder)
+
+
+def _tables_of(document: Document) -> Document:
+    """Leave out the figures, whose files lie in another folder than the page."""
+    sections = (
+        replace(section, parts=tuple(part for part in section.parts if isinstance(part, Table)))
+        for section in document.sections
+    )
+    return replace(document, sections=tuple(sections))
 
 
 def _specification(study: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def test_plan_says_in_a_line_that_there_is_no_forecast_reason(bench: Callable[..
         (("compare", "fixed-4", "sbs"), "run 'fixed-4' is ambiguous: 3 ids begin with it"),
         (("compare", "sbs"), "Missing argument 'B'"),
         (("plan", "--detect", "0"), "--detect 0 is no difference in Top-1; give points above 0 up to 100, e.g. 0.3"),
-        (("plan", "--detect", "nan"), "--detect nan is no difference in Top-1"),
+        (("plan", "--detect", "nan"), "'nan' is not a number; write it in the digits 0 to 9, e.g. 0.3"),
         (("plan",), "Missing option '--detect'"),
         (("plan", "--detect", "1", "--baseline", "fixt"), "did you mean 'fixed'?"),
         (("plan", "quik", "--detect", "1"), "no study 'quik'"),

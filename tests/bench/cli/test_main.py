@@ -72,7 +72,7 @@ SMALL = ("run", "--methods", "fixed", "--model", "resnet8", "--dataset", "synthe
         ("run --jobs 1000000", "1000000 is not in the range 1<=x<=1024"),
         ("run --set threads=1000000 --dry-run", "'threads' is 1000000"),
         ("run --budget ٤bit --methods fixed --dry-run", "budget '٤bit' is not understood"),
-        ("run --preset=", "unknown preset ''"),
+        ("run --preset=", "'' is empty; give a value, or leave the option out"),
         ("report --out=", "the path is empty; give one, or leave the option out"),
         ("run --store=", "the path is empty"),
         ("rum", "No such command 'rum'"),

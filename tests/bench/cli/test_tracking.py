@@ -65,6 +65,6 @@ def test_sync_to_nowhere_is_one_clear_line(bench: Any, fake: Any) -> None:
     with short():
         message = bench("sync", "--store", fake.root, "--tracking-uri", uri).refusal
     assert message.startswith("cannot bring MLflow at http://user:***@127.0.0.1:9 up to date: Connection refused;")
-    assert f"`bench sync quick --store {fake.root} --tracking-uri http" in message
+    assert f"`bench sync quick --tracking-uri 'http://user:***@127.0.0.1:9' --store '{fake.root}'`" in message
     assert "exclude each other" in bench("sync", "quick", "--all", "--store", fake.root).refusal
     assert "no study" in bench("sync", "--all", "--store", fake.root / "nothing").refusal

@@ -133,11 +133,11 @@ def test_a_torchvision_for_another_torch_names_the_pair(tmp_path: Path, monkeypa
     finding = only(doctor_environment.torchvision(seen))
     assert finding.status == PROBLEM
     assert finding.found == "torchvision 0.27.1 needs torch==2.12.1; torch 2.11.0+cpu is installed"
-    assert finding.remedy == "pip install 'torch==2.12.1' 'torchvision==0.27.1'"
+    assert finding.remedy == "pip install torch==2.12.1 torchvision==0.27.1"
     installed(monkeypatch, torch="2.12.1+cu130", torchvision="0.27.1")
     finding = only(doctor_environment.torchvision(seen))
     assert finding.found == "was built for another torch than 2.12.1+cu130"
-    assert finding.remedy == "pip install --force-reinstall 'torch==2.12.1' 'torchvision==0.27.1'"
+    assert finding.remedy == "pip install --force-reinstall torch==2.12.1 torchvision==0.27.1"
 
 
 def test_a_torchvision_that_is_missing_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_a_damaged_study(fake: FakeStore) -> None:
     path.write_text(path.read_text().replace("fixed-4bit-0", "fixed-4bit-9"))
     finding = only(doctor_health.studies(doctor_request(fake.root)))
     assert finding.status == PROBLEM and finding.found == "the study.json of 'quick' is damaged or missing"
-    assert finding.remedy.startswith("run bench run again")
+    assert finding.remedy.startswith(f"run `bench run --store {fake.root}` again")
     path.write_text("{")
     assert "the study's command" in only(doctor_health.studies(doctor_request(fake.root))).remedy
 
@@ -454,7 +454,7 @@ def test_stale_results_by_method(fake: FakeStore) -> None:
         fake.store.write_record("runs", f"fixed-4bit-{seed}", record | {"fingerprint": changed})
     finding = only(doctor_health.stale(doctor_request(fake.root)))
     assert (finding.status, finding.found) == (WARN, "2 results of fixed: method source changed")
-    assert finding.remedy == "bench run; it makes them again"
+    assert finding.remedy == f"`bench run --store {fake.root}`; it makes them again"
 
 
 def test_the_results_of_a_method_that_is_not_installed(fake: FakeStore) -> None:
