@@ -282,7 +282,10 @@ def test_a_full_disk_or_a_busy_lock_does_not_end_the_heartbeat(leases: Leases, m
 
 def test_a_lock_that_cannot_be_had_is_one_clear_line(leases: Leases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
-    with leases.lock(), pytest.raises(BenchError, match=r"cannot acquire the lock '.*\.lock': .* see `bench doctor`"):
+    with (
+        leases.lock(),
+        pytest.raises(BenchError, match=r"cannot acquire the lock '.*\.lock': .* see `bench doctor --store .*`"),
+    ):
         leases.acquire("runs-x", "run x")
     taken(leases)
 

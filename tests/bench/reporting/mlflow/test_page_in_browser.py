@@ -47,9 +47,9 @@ def page() -> Iterator[Any]:
         browser.close()
 
 
-def table(page: Any) -> list[dict[str, str]]:
+def table(page: Any, column: str = "top1") -> list[dict[str, str]]:
     """The run table as it is shown: by row, what stands below each heading."""
-    page.wait_for_selector("[role=gridcell][col-id*='top1']")
+    page.wait_for_selector(f"[role=gridcell][col-id*='{column}']")
     heads = page.eval_on_selector_all(
         ".ag-header-cell", "cells => cells.map(cell => [cell.getAttribute('col-id'), cell.innerText.trim()])"
     )
@@ -61,7 +61,7 @@ def table(page: Any) -> list[dict[str, str]]:
 
 
 def test_the_run_table_shows_every_seed_at_once(ui: Ui, page: Any) -> None:
-    page.goto(ui.url)
+    page.goto(ui.views["every seed"])
     found = {(row["method"], row["budget"], row["seed"]): row for row in table(page)}
     expected = {("fixed", "4bit", str(seed)): top1 for seed, top1 in enumerate(("70", "71", "72"))}
     expected |= {("sbs", "4bit", str(seed)): top1 for seed, top1 in enumerate(("72", "72.5", "74.5"))}
@@ -73,10 +73,10 @@ def test_the_run_table_shows_every_seed_at_once(ui: Ui, page: Any) -> None:
 
 
 def test_methods_show_mean_and_deviation_and_can_be_compared(ui: Ui, page: Any) -> None:
-    page.goto(ui.views["mean and standard deviation over seeds"])
-    rows = table(page)
-    assert [row["method"] for row in rows] == ["full_precision", "sbs", "fixed", "dnas"]
-    assert rows[1]["top1_mean"] == "73" and rows[1]["top1_std"].startswith("1.322")
+    page.goto(ui.url)
+    rows = table(page, "result")
+    assert [row["result"] for row in rows][:2] == ["80.50 ± 0.71", "73.00 ± 1.32"]
+    assert rows[1]["delta"].startswith("+2.00 [+0.76, +3.24]") and rows[1]["share"] == "98.8 %"
     boxes = page.locator("[role=row][row-index] .ag-selection-checkbox input")
     boxes.nth(1).click()
     boxes.nth(2).click()
@@ -89,7 +89,7 @@ def test_methods_show_mean_and_deviation_and_can_be_compared(ui: Ui, page: Any) 
 
 @pytest.mark.parametrize(
     ("shows", "title", "count"),
-    [("every seed", "bops vs. top1", 9), ("mean and standard deviation over seeds", "bops_mean vs. top1_mean", 4)],
+    [("every seed", "bops vs. top1", 9), ("mean and standard deviation over seeds", "budget_share vs. top1_mean", 3)],
 )
 def test_charts_are_there(ui: Ui, page: Any, shows: str, title: str, count: int) -> None:
     page.goto(ui.views[f"{shows}, as charts"])
@@ -101,7 +101,7 @@ def test_charts_are_there(ui: Ui, page: Any, shows: str, title: str, count: int)
 
 
 def test_policy_and_table_are_shown_as_artifacts(ui: Ui, page: Any) -> None:
-    page.goto(ui.views["mean and standard deviation over seeds"])
+    page.goto(ui.url)
     page.get_by_role("link", name="sbs 4bit").first.click()
     page.get_by_text("Artifacts").first.click()
     for name, words in (("policy.html", ("Means of 3 seeds", "stem")), ("table.html", ("73.00±1.32", "Search s"))):

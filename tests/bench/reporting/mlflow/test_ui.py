@@ -48,7 +48,7 @@ def test_the_user_interface_shows_the_study(mixed: Any, tmp_path: Path) -> None:
         assert "<title>MLflow</title>" in fetch(server)
         found = json.loads(fetch(f"{server}/api/2.0/mlflow/experiments/search", {"max_results": 10}))
         ids = {entry["name"]: entry["experiment_id"] for entry in found["experiments"]}
-        assert ui.url.startswith(f"{server}/#/experiments/{ids['quick']}/runs?viewStateShareKey=bench-runs&")
+        assert ui.url.startswith(f"{server}/#/experiments/{ids['quick']}/runs?viewStateShareKey=bench-methods&")
         assert len(ui.views) == 4 and all(url.startswith(ui.url.partition("?")[0]) for url in ui.views.values())
         run = by_name(mixed.root)["sbs 4bit seed 0"].info.run_id
         assert json.loads(fetch(f"{server}/get-artifact?path=policy.json&run_uuid={run}")) == fake_store.POLICY
