@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
 from unittest.mock import patch
@@ -142,15 +142,21 @@ class OpenvinoEngine(_OnnxEngine):
         super().__init__(content, quantizers)
 
     def _loaded(self, content: bytes) -> Any:
-        import openvino
-
-        core = openvino.Core()
+        core = _openvino_core()
         settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         return core.compile_model(core.read_model(content), "CPU", settings)
 
     def _outputs(self, loaded: Any, images: Array) -> list[Array]:
-        results = loaded(images)
+        results = loaded(images, share_inputs=False, share_outputs=False)
         return [results[output] for output in loaded.outputs]
+
+
+@cache
+def _openvino_core() -> Any:
+    """Return the one core of this process: its threads must not end before the process does."""
+    import openvino
+
+    return openvino.Core()
 
 
 class QonnxEngine:
