@@ -21,7 +21,7 @@ from bench.spec.sources import build, read_toml
 from tests.fake_store import FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
-EARLIER = ROOT / "docs" / "results" / "earlier.md"
+RESULTS = ROOT / "docs" / "results" / "README.md"
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -186,13 +186,16 @@ def test_scripts_can_be_imported(script: Path, monkeypatch: pytest.MonkeyPatch) 
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_the_finding_of_the_first_page_is_a_row_of_the_results() -> None:
-    finding = re.search(r"is (\S+) points of Top-1, with a 95 %\s+interval of \[(\S+), (\S+)\]", PAGES[0].read_text())
-    assert finding is not None
-    mean, low, high = (number.replace("−", "-") for number in finding.groups())
-    row = rf"\| sbs +\| fixed +\| 3bit +\| +5 \| +{re.escape(mean)} \| +\[{re.escape(low)}, {re.escape(high)}\] \|"
-    (table,) = re.findall(r"<!-- answers: evidence -->.*?<!-- end -->", EARLIER.read_text(), re.DOTALL)
-    assert re.search(row, table)
+def test_the_finding_of_the_first_page_is_in_the_results() -> None:
+    """Both differences of SBS with their intervals, and that of random policies."""
+    finding = PAGES[0].read_text().partition("**One finding.**")[2].partition("\n\n")[0].replace("−", "-")
+    (table,) = re.findall(r"<!-- results: equal -->.*?<!-- end -->", RESULTS.read_text(), re.DOTALL)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    found = {(row[0], row[1]): (row[5], row[6]) for row in rows}
+    for budget in ("3bit", "4bit"):
+        delta, interval = found["sbs", budget]
+        assert delta in finding and interval in " ".join(finding.split())
+    assert found["random", "3bit"][0] in finding
 
 
 SPECIFICATIONS = [path for path in sorted(ROOT.glob("docs/results/*.toml")) if path.stem != "questions"]
