@@ -51,7 +51,9 @@ def _sentences(rows: Sequence[BaselineDifference], tests: int) -> Iterator[str]:
             stated = words.format(baseline=baseline, tests=tests, needed=_pairs_for(tests))
             yield f"{stated}: {_listed(members[standing])}."
     unknown = (*members["same"], *members["undecided"], *members["untested"])
-    yield from _limits([row.pair for row in unknown if row.pair])
+    pairs = [row.pair for row in unknown if row.pair]
+    # A row of two or three pairs would hide what those with enough of them could have shown.
+    yield from _limits([pair for pair in pairs if pair.n >= MIN_PAIRS] or pairs)
     flagged = [row.group.method for row in rows if row.pair and row.flags]
     if flagged:
         yield f"No verdict ({wording.FLAGGED}): {wording.listed(flagged)}."

@@ -86,3 +86,11 @@ def test_each_budget_has_a_sentence(tmp_path: Path) -> None:
         fake.seeds("fixed", [70.0], budget=budget)
         fake.seeds("sbs", [71.0], budget=budget)
     assert [text.split(":")[0] for text in verdicts(fake)] == ["3bit", "4bit"]
+
+
+def test_a_row_of_few_pairs_does_not_hide_what_the_others_could_show(fake: FakeStore) -> None:
+    shifts = (1.0, -1.0, 2.0, -2.0, 0.5, 0.0)
+    fake.seeds("sbs", shifted(*shifts))
+    fake.seeds("hawq", [value + 30 * number for number, value in enumerate(FIXED[:2])])
+    (text,) = verdicts(fake)
+    assert f"Differences below {smallest_detectable(std(shifts), 6):.2f} points" in text
