@@ -105,7 +105,7 @@ def latex(table: Table) -> str:
 
 def figure_in_terminal(figure: Figure) -> str:
     """Render a figure in plain text: its title, and the file that `bench report --out` draws."""
-    return f"Figure: {in_terminal(figure.title)} ({figure.name}.svg with --out)\n"
+    return f"Figure: {in_terminal(figure.title)} ({figure.name}.svg with `bench report --out DIR`)\n"
 
 
 def figure_in_markdown(figure: Figure) -> str:
