@@ -34,7 +34,7 @@ class ExportedNetwork:
     Attributes:
         run: Id of the run.
         folder: Folder of the files.
-        agreements: How each form agrees with the harness, by engine.
+        agreements: Comparisons of each form with the harness, by engine.
         document: Content of `export.json`.
     """
 

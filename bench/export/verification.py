@@ -178,7 +178,7 @@ def is_near_tie(observed: Observed, image: int, predicted: int, codes: Codes, qu
     """Whether rounding errors of float32 explain another prediction for an image.
 
     Args:
-        observed: What the harness's network computes.
+        observed: Logits and codes that the harness's network computes.
         image: Number of the image in the batch.
         predicted: Class that was predicted instead of the harness's.
         codes: Codes of the exported network.

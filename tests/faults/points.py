@@ -43,7 +43,7 @@ def install(folder: str, point: int, action: str, note: str, stage: str = "") ->
     Args:
         folder: Folder whose changes count.
         point: Number of the change, from 1.
-        action: What happens, one of `ACTIONS`.
+        action: Fault at the point, one of `ACTIONS`.
         note: File that will hold the path of the change.
         stage: Stage whose changes count; those of all stages if empty.
     """
@@ -138,7 +138,7 @@ def points_of_a_study(
     Args:
         arena: Arena of the stores.
         seed: Seed of the points.
-        action: What happens, one of `ACTIONS`.
+        action: Fault at the point, one of `ACTIONS`.
         count: Number of events.
         warm: Server that runs the commands; that of the arena when absent.
         between: Function that is called before each command.
@@ -264,7 +264,7 @@ def points_of_a_command(arena: Arena, name: str, count: int, actions: tuple[str,
         arena: Arena of the stores.
         name: Name of the command.
         count: Largest number of events for each action.
-        actions: What happens, some of `ACTIONS`.
+        actions: Faults at the points, some of `ACTIONS`.
     """
     small = SmallStudy(arena)
     for action in actions:

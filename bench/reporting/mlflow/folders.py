@@ -21,7 +21,7 @@ from bench.reporting.mlflow.entries import (
 )
 from bench.reporting.mlflow.pages import table_page
 from bench.reporting.mlflow.views import colours
-from bench.reporting.report import DEFAULT_REPORT, DEFAULT_WIDTH, make_document
+from bench.reporting.report import DEFAULT_REPORT, DEFAULT_WIDTH, Document, make_document
 from bench.results.differences import result_lines
 from bench.results.tables import IDENTITY, StudyResults, read_record, section
 from bench.store.files import CHECKSUM, Store, UnitKind, read_json
@@ -67,6 +67,7 @@ class StudyFolders:
         self._store, self._study = store, study
         self._colours = colours(_methods(study))
         self._summaries: dict[tuple[UnitKind, str], UnitSummary] = {}
+        self._comparison: Document | None = None
 
     def forget(self) -> None:
         """Make the next scan read every record."""
@@ -74,6 +75,7 @@ class StudyFolders:
 
     def scan(self) -> list[UnitSummary]:
         """Return all units with a readable record: each tuning with its trials, then the runs."""
+        self._comparison = None
         units: list[UnitSummary | None] = []
         for tuning in map(str, self._study.get("tunings") or ()):
             units += [self._summary("tuning", tuning)]
@@ -114,17 +116,22 @@ class StudyFolders:
         file = self._store.study(str(self._study["name"])) / "table.md"
         texts = {file.name: read_text(file, JSON_BYTES)} if file.is_file() else {}
         results = StudyResults(self._store, self._study)
-        pages = {f"{table.name}.html": table_page(table) for table in make_document(results, [DEFAULT_REPORT]).tables}
+        pages = {f"{table.name}.html": table_page(table) for table in self._compared().tables}
         return texts | pages | {"results.csv": result_lines(results).to_csv(index=False)}
 
     def note(self) -> str:
         """Return the verdict and the table of the study in Markdown, for the description of its experiment."""
-        results = StudyResults(self._store, self._study)
-        document = make_document(results, [DEFAULT_REPORT])
+        document = self._compared()
         tables = tuple(table.without(table.expendable()) for table in document.tables)
         brief = replace(document, sections=(replace(document.sections[0], parts=tables),))
         text = str(load("forms", "markdown").render(brief, DEFAULT_WIDTH))
         return text if len(text) <= _LONGEST_NOTE else "\n".join(f"- {line}" for line in tables[0].headline)
+
+    def _compared(self) -> Document:
+        """Return the comparison of the study; it is made once after each scan."""
+        if self._comparison is None:
+            self._comparison = make_document(StudyResults(self._store, self._study), [DEFAULT_REPORT])
+        return self._comparison
 
     def policies(self, group: GroupKey, runs: Sequence[UnitSummary]) -> dict[str, str]:
         """Return the mean policy of a group's runs as a page, by the name of its file; nothing without policies."""

@@ -142,7 +142,7 @@ def start_server(command: list[str], uri: str, address: Address, timeout: float)
     Args:
         command: Command that serves.
         uri: Address of the database.
-        address: Where it listens.
+        address: Host and port on which the server listens.
         timeout: Seconds to wait for the first answer.
 
     Raises:

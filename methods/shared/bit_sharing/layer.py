@@ -39,7 +39,7 @@ class SharedOperation(nn.Module):
 
     Args:
         shape: Shape of the layer or product.
-        space: Its choices.
+        space: Choices of bits and filters that the search has in the layer.
 
     Attributes:
         weight_quantizer: Bit sharing of the weight, or of the right operand.
