@@ -3,12 +3,13 @@
     .venv/bin/python docs/make_coverage.py 64 224        # about an hour on one core
     .venv/bin/python docs/make_coverage.py 64 --only resnet18,vit_b_16
 
-Each network is taken as torchvision builds it, with 10 classes, and tried in the same four ways:
+Each network is taken as torchvision builds it, with 10 classes, and tried in the same five ways:
 
 * counted: the harness's multiplications are those that PyTorch's own counter finds in torchvision's network;
 * quantized: the compressed network passes the check that it is the network (`bench.compression.function_check`);
 * pruned: the share of the filters in searched layers that may be removed; removing them is part of that check;
-* searched: `sbs` makes two updates and returns a policy that can be priced.
+* searched: `sbs` makes two updates and returns a policy that can be priced;
+* exported: the network with that policy, in each form of `bench export`, predicts as the harness on a few images.
 
 Every row is written to `docs/results/coverage.csv` as soon as it is made, and is not made again, so that the script
 continues where it was stopped. To make a row again, delete it there.
@@ -29,11 +30,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.api import Arrays, Dataset, SearchJob, Task, TaskData, uniform
+from bench.compression.compress import calibrate, compress
 from bench.compression.function_check import check_function
-from bench.compression.policy import check
+from bench.compression.policy import Policy, check
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.counter import price
 from bench.errors import BenchError, first_line
+from bench.export.forms import form_named
+from bench.export.graph.reading import read_graph
+from bench.export.verification import verify
 from bench.models.normal_form import normal_form
 from bench.reporting.report import Column, Document, Section, Table
 from bench.spec.schema import SearchSchedule
@@ -66,7 +71,8 @@ FAMILIES = {
 PAGE = Path(__file__).resolve().parent / "models.md"
 ROWS = Path(__file__).resolve().parent / "results" / "coverage.csv"
 _CLASSES = 10
-_BATCH = 2
+_OUTCOMES = ("counted", "quantized", "searched", "exported")
+_FORMS = ("packed", "onnx")
 _MILLION = 1e6
 
 
@@ -78,7 +84,7 @@ class Row:
         family, model: Names of the family and the network.
         size: Height of the images in pixels.
         multiplications: Multiplications for an image, in millions.
-        counted, quantized, pruned, searched: Outcomes in words.
+        counted, quantized, pruned, searched, exported: Outcomes in words.
         seconds: Seconds that the row took.
     """
 
@@ -90,6 +96,7 @@ class Row:
     quantized: str = ""
     pruned: str = ""
     searched: str = ""
+    exported: str = ""
     seconds: str = ""
 
 
@@ -130,11 +137,12 @@ def tried(family: str, model: str, size: int) -> Row:
         row |= {"multiplications": f"{own / _MILLION:.1f}", "counted": _count(network, own, model, size)}
         check_function(make(), network, (3, size, size))
         row |= {"quantized": "yes", "pruned": _pruned(network)}
-        row["searched"] = searched(make, network, size)
+        data = _noise(size)
+        policy = searched(make, network, data)
+        row["searched"] = f"{price(network, policy).bops / price(network, uniform(network, 8)).bops:.2f} of 8 bit"
+        row["exported"] = exported(make, network, policy, data)
     except BenchError as error:
-        row.setdefault("counted", "no")
-        last = next(key for key in ("searched", "pruned", "quantized", "counted") if row.get(key) or key == "counted")
-        row[last] = f"no: {_without_place(str(error))}"
+        row[next(key for key in _OUTCOMES if key not in row)] = f"no: {_without_place(str(error))}"
     return Row(**row, seconds=f"{time.monotonic() - begin:.0f}")  # type: ignore[arg-type]
 
 
@@ -179,14 +187,19 @@ class _Noise(Dataset):
         count = 2 * _CLASSES
         images = torch.randint(0, 256, (count, *self.image_shape), generator=draws, dtype=torch.uint8)
         labels = torch.arange(count) % _CLASSES
-        return Arrays(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+        tested = 4
+        return Arrays(
+            train_images=images, train_labels=labels, test_images=images[:tested], test_labels=labels[:tested]
+        )
 
 
-def searched(make: partial[nn.Module], network: NetworkShape, size: int) -> str:
-    """Let `sbs` make two updates, and check and price its policy."""
+def _noise(size: int) -> TaskData:
     dataset = _Noise(size)
-    device = torch.device("cpu")
-    data = TaskData(dataset, dataset.load(None), validation_fraction=0.5, device=device)
+    return TaskData(dataset, dataset.load(None), validation_fraction=0.5, device=torch.device("cpu"))
+
+
+def searched(make: partial[nn.Module], network: NetworkShape, data: TaskData) -> Policy:
+    """Let `sbs` make two updates, and check its policy."""
     updates = 2
     job = SearchJob(
         task=Task(data=data, network=network, make_model=make),
@@ -200,7 +213,23 @@ def searched(make: partial[nn.Module], network: NetworkShape, size: int) -> str:
     )
     policy = Sbs().search(job).policy
     check(network, policy)
-    return f"{price(network, policy).bops / price(network, uniform(network, 8)).bops:.2f} of 8 bit"
+    return policy
+
+
+def exported(make: partial[nn.Module], network: NetworkShape, policy: Policy, data: TaskData) -> str:
+    """Export the untrained network with a policy, and compare its predictions with those of the harness."""
+    compressed = compress(make(), network, policy)
+    images, _ = next(data.train.unchanged(_CLASSES))
+    calibrate(compressed, data.normalize(images))
+    graph = read_graph(compressed.eval(), data, model=network.model, dataset="noise")
+    engines = []
+    for name in _FORMS:
+        form = form_named(name)
+        engines += [(name, engine, promised) for engine, promised in form.engines(form.files(graph), graph)]
+    broken = [result for result in verify(compressed, graph, data, engines) if result.broken]
+    if broken:
+        return "no: " + ", ".join(f"{result.form} in {result.engine} predicts otherwise" for result in broken)
+    return ", ".join(_FORMS)
 
 
 def read_rows() -> dict[tuple[str, int], Row]:
@@ -222,7 +251,18 @@ def write_rows(rows: dict[tuple[str, int], Row]) -> None:
 
 def table(rows: dict[tuple[str, int], Row]) -> Table:
     """Make the table of all rows."""
-    titles = ("Family", "Network", "Pixels", "M multiplications", "Counted", "Quantized", "May lose", "Searched", "s")
+    titles = (
+        "Family",
+        "Network",
+        "Pixels",
+        "M multiplications",
+        "Counted",
+        "Quantized",
+        "May lose",
+        "Searched",
+        "Exported",
+        "s",
+    )
     numbers = {"Pixels", "M multiplications", "May lose", "s"}
     columns = tuple(Column(title=title, align="right" if title in numbers else "left") for title in titles)
     cells = [tuple(map(str, asdict(row).values())) for row in rows.values()]
@@ -236,6 +276,7 @@ def main() -> None:
     parser.add_argument("sizes", nargs="+", type=int, help="heights of the images in pixels")
     parser.add_argument("--only", default=",".join(FAMILIES.values()), help="names of networks, with commas")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # so that the seconds of rows can be compared, whatever else the machine does
     wanted = given.only.split(",")
     rows = read_rows()
     for size in given.sizes:

@@ -13,14 +13,18 @@ The input of a layer is taken at the place of its quantizer: a copy that this la
 same tensor, such as the sum at the end of a residual block, see it unquantized, and must not count.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from bench.api import LayerShape, NetworkShape, SearchJob, UniformQuantizer, generator
+from bench.api import BenchError, LayerShape, NetworkShape, SearchJob, UniformQuantizer, generator
 from bench.compression.quantizer import Shifted, standardize
 from methods.shared.decisions import What
 
@@ -86,8 +90,22 @@ def loss_graph(job: SearchJob, images: int) -> LossGraph:
     order = generator("hessian", job.seed)
     data = job.task.data
     batch, labels = next(data.training_batches(min(images, len(data.train)), order, purpose="calibration"))
-    loss = F.cross_entropy(model(batch), labels)
-    return LossGraph(tensors, torch.autograd.grad(loss, list(tensors.values()), create_graph=True))
+    with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        loss = F.cross_entropy(model(batch), labels)
+        gradients = torch.autograd.grad(loss, list(tensors.values()), create_graph=True)
+    return LossGraph(tensors, gradients)
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Replacement of operations without a second derivative in PyTorch by equal ones that have it."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation of the forward pass."""
+        if getattr(function, "__name__", "") in ("hardsigmoid", "hardsigmoid_"):
+            return F.relu6(arguments[0] + 3) / 6
+        return function(*arguments, **(keywords or {}))
 
 
 def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: float) -> Traces:
@@ -98,12 +116,15 @@ def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: 
         signs: Generator of the signs.
         draws: Largest number of draws, at least 2.
         tolerance: Relative change of all running means below which drawing stops (PyHessian's rule).
+
+    Raises:
+        BenchError: PyTorch has no second derivative of an operation of the network.
     """
     tensors = list(graph.tensors.values())
     drawn = torch.zeros(0, len(tensors), dtype=torch.float64)
     while len(drawn) < draws:
         vectors = [_signs(tensor, signs) for tensor in tensors]
-        products = torch.autograd.grad(graph.gradients, tensors, vectors, retain_graph=True)
+        products = _hessian_products(graph.gradients, tensors, vectors)
         row = torch.stack(
             [(vector * product).sum().double().cpu() for vector, product in zip(vectors, products, strict=True)]
         )
@@ -116,6 +137,19 @@ def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: 
         standard_errors=dict(zip(graph.tensors, errors.tolist(), strict=True)),
         draws=len(drawn),
     )
+
+
+def _hessian_products(gradients: Sequence[Tensor], tensors: list[Tensor], vectors: list[Tensor]) -> Sequence[Tensor]:
+    try:
+        return torch.autograd.grad(gradients, tensors, vectors, retain_graph=True)
+    except RuntimeError as error:
+        missing = re.search(r"derivative for (?:aten::)?(\S+?)(?:_backward)? is not implemented", str(error))
+        if missing is None:
+            raise
+        raise BenchError(
+            f"the Hessian needs second derivatives, and PyTorch has none of the network's operation '{missing[1]}'; "
+            "replace it in the model, or leave out the methods that use the Hessian"
+        ) from error
 
 
 def _change_of_mean(drawn: Tensor) -> float:

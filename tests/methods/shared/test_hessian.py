@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.compression.quantizer import best_clip, quantize_literal, standardize
 from bench.compression.shapes import LayerShape, NetworkShape, trace
+from bench.errors import BenchError
 from bench.method import SearchJob, Task
 from bench.spec.seeds import generator
 from methods.shared.hessian import LossGraph, hutchinson, loss_graph, sensitivity, squared_error
@@ -143,6 +144,50 @@ def test_traces_are_those_at_the_place_of_the_quantizer(branched_job: SearchJob,
     found = hutchinson(chosen, torch.Generator().manual_seed(0), draws=400, tolerance=1e-300)
     error = found.standard_errors[layer, "activation_bits"]
     assert found.means[layer, "activation_bits"] == pytest.approx(expected, abs=4 * error)
+
+
+class Gated(nn.Module):
+    """Channels scaled by a hard sigmoid, and attention by PyTorch's fused operation, in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 2, 4, stride=4), nn.Conv2d(2, 2, 1)
+        self.gate, self.sigmoid = nn.Conv2d(2, 2, 1), nn.Hardsigmoid(inplace=True)
+        self.fc = nn.Linear(2, 10)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x.double()))
+        x = torch.tanh(self.inner(x)) * self.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.fc(F.scaled_dot_product_attention(tokens, tokens, tokens).mean(1))  # type: ignore[no-any-return]
+
+
+def test_hard_sigmoids_and_fused_attention_have_second_derivatives(
+    small_task: Task, make_job: Callable[..., SearchJob]
+) -> None:
+    torch.manual_seed(5)
+    model = Gated()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    shapes = trace(Branched(), (1, 8, 8), name="gated", dataset="digits")
+    layers = tuple(layer for layer in shapes.layers if layer.name in ("stem", "inner", "fc"))
+    job = make_job(replace(small_task, network=replace(shapes, layers=layers), make_model=Gated), model.state_dict())
+    graph = loss_graph(job, 3)
+    index = list(graph.tensors).index(("inner", "activation_bits"))
+    chosen = LossGraph({key: graph.tensors[key] for key in [("inner", "activation_bits")]}, [graph.gradients[index]])
+    (exact,) = exact_traces(chosen, list(chosen.tensors.values()))
+    numbers = graph.tensors["inner", "activation_bits"].numel()
+    assert exact == pytest.approx(difference_trace(job, "inner", 3, numbers), rel=1e-4)
+
+
+def test_an_operation_without_a_second_derivative_is_named() -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    loss = torch.ops.aten.hardsigmoid.default(weight).square().sum()
+    graph = LossGraph({("a", "weight_bits"): weight}, torch.autograd.grad(loss, [weight], create_graph=True))
+    with pytest.raises(BenchError, match="needs second derivatives.*'hardsigmoid'"):
+        hutchinson(graph, torch.Generator(), draws=2, tolerance=1e-3)
 
 
 def test_of_a_diagonal_hessian_one_draw_is_exact_and_draws_end_early() -> None:
