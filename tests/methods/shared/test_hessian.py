@@ -186,7 +186,7 @@ def test_an_operation_without_a_second_derivative_is_named() -> None:
     weight = torch.zeros(3, requires_grad=True)
     loss = torch.ops.aten.hardsigmoid.default(weight).square().sum()
     graph = LossGraph({("a", "weight_bits"): weight}, torch.autograd.grad(loss, [weight], create_graph=True))
-    with pytest.raises(BenchError, match="needs second derivatives.*'hardsigmoid'"):
+    with pytest.raises(BenchError, match=r"needs second derivatives.*'hardsigmoid'"):
         hutchinson(graph, torch.Generator(), draws=2, tolerance=1e-3)
 
 
