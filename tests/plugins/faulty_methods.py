@@ -365,6 +365,15 @@ class StrengthWorksBackwards(Sound):
         return strength
 
 
+class OtherLayersReadEverywhere(Sound):
+    """It reads the weights of every searched layer, and products of activations have none."""
+
+    def decisions(self, job: SearchJob) -> list[Decision]:
+        model = job.float_model()
+        assert all(torch.isfinite(model.get_submodule(layer.name).weight).all() for layer in job.task.network.middle)
+        return super().decisions(job)
+
+
 class OtherLayersEmptied(Sound):
     """At a high strength, it drops every group of a layer that feeds a depthwise convolution."""
 

@@ -1,6 +1,10 @@
-"""The check on a second network, with kinds of layers that the small one lacks: depthwise, grouped, and with a gate."""
+"""The check on two more networks, with kinds of layers that the small one lacks.
 
-from collections.abc import Callable
+One has depthwise and grouped convolutions and a gate, the other attention, whose products of activations have no
+weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.diagnostics.validation import budgets, results
-from bench.diagnostics.validation.small_task import SmallTask, task_of
+from bench.diagnostics.validation.small_task import task_of
 from bench.diagnostics.validation.under_test import TOLERANCE, MethodUnderTest
-from bench.diagnostics.validation.verdicts import NotApplicable, Violation
+from bench.diagnostics.validation.verdicts import NotApplicable
 from bench.errors import UnreachableBudgetError
+from bench.models.attention import SelfAttention
 
 _TIGHT = 1 + TOLERANCE / 3
 """Budget with the cheapest policy in its window, relative to the cost of that policy."""
@@ -44,36 +49,72 @@ class ManyKinds(nn.Module):
         return logits
 
 
+class Attending(nn.Module):
+    """A network with attention over the positions of a small map.
+
+    Args:
+        in_channels: Number of channels of an image.
+        num_classes: Number of logits.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.patches = nn.Conv2d(8, 8, 2, stride=2)
+        self.norm = nn.LayerNorm(8)
+        self.attention = SelfAttention(nn.MultiheadAttention(8, 2, batch_first=True), "attention")
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits, of shape (images, classes)."""
+        tokens = self.patches(F.relu(self.stem(images))).flatten(2).transpose(1, 2)
+        normalised = self.norm(tokens)
+        attended, _ = self.attention(normalised, normalised, normalised, need_weights=False)
+        logits: Tensor = self.fc((tokens + attended).mean(1))
+        return logits
+
+
+_NETWORKS: Mapping[str, type[ManyKinds | Attending]] = {
+    "depthwise and grouped layers and a gate": ManyKinds,
+    "attention": Attending,
+}
+"""Networks, by what they have."""
+
+
 def other_layers(under_test: MethodUnderTest) -> str:
-    """Check result and repair on a network with other kinds of layers, up to the lowest cost.
+    """Check result and repair on networks with other kinds of layers, up to the lowest cost.
 
     Checks that the method does not pass on the small network are left out, since they report that themselves.
     """
     _ = under_test.plain
-    other = MethodUnderTest(
-        name=under_test.name,
-        small_task=_second_task(under_test.small_task),
-        options=under_test.options,
-        location=under_test.location,
-    )
     checks = (results.search, results.policy, results.decisions, results.network, budgets.within_reach, _cheap)
     passed = [check for check in checks if check is results.search or _passes(check, under_test)]
-    for check in passed:
+    for kinds, network in _NETWORKS.items():
+        _check_on(_on_network(under_test, network), passed, kinds)
+    return f"networks with {' and with '.join(_NETWORKS)}: valid policies, at the lowest cost too"
+
+
+def _check_on(other: MethodUnderTest, checks: Sequence[Callable[[MethodUnderTest], str]], kinds: str) -> None:
+    for check in checks:
         try:
             check(other)
         except NotApplicable:
             continue
-        except Violation as violation:
-            raise Violation(f"on a network with depthwise and grouped layers and a gate: {violation}") from violation
-    layers = len(other.network.layers)
-    return f"{layers} layers, depthwise, grouped and with a gate: valid policies, at the lowest cost too"
+        except Exception as error:
+            error.add_note(f"on a network with {kinds}")
+            raise
 
 
-def _second_task(small_task: SmallTask) -> SmallTask:
-    """Make a task of the same images and the second network."""
-    data = small_task.task.data
-    made = task_of(data, lambda: ManyKinds(data.image_shape[0], data.num_classes), "many_kinds")
-    return replace(made, patience=small_task.patience)
+def _on_network(under_test: MethodUnderTest, network: type[ManyKinds | Attending]) -> MethodUnderTest:
+    """Take the same method and images, and another network."""
+    data = under_test.small_task.task.data
+    made = task_of(data, lambda: network(data.image_shape[0], data.num_classes), network.__name__)
+    return MethodUnderTest(
+        name=under_test.name,
+        small_task=replace(made, patience=under_test.small_task.patience),
+        options=under_test.options,
+        location=under_test.location,
+    )
 
 
 def _passes(check: Callable[[MethodUnderTest], str], under_test: MethodUnderTest) -> bool:

@@ -95,9 +95,14 @@ def _outcome(check: Check, under_test: MethodUnderTest) -> tuple[Verdict, str]:
     except NotApplicable as reason:
         return "n/a", str(reason)
     except Violation as violation:
-        return "FAIL", str(violation)
+        return "FAIL", _noted(violation, str(violation))
     except Exception as error:
-        return "FAIL", f"{type(error).__name__}: {error}{_where(error, under_test)}"
+        return "FAIL", _noted(error, f"{type(error).__name__}: {error}{_where(error, under_test)}")
+
+
+def _noted(error: Exception, words: str) -> str:
+    """Put the notes of an exception before its words: the check adds one if the small task was not the cause."""
+    return ": ".join([*getattr(error, "__notes__", []), words])
 
 
 def _where(error: Exception, under_test: MethodUnderTest) -> str:

@@ -118,6 +118,7 @@ SAID = {
     "CheapestIsNoPolicy": "cannot be pruned",
     "CostliestIsTooCheap": "the plain search found a policy of .* BOPs, but costliest.. says",
     "CostliestIsNoPolicy": "cannot be pruned",
+    "OtherLayersReadEverywhere": r"on a network with attention: .*no attribute 'weight'",
     "OtherLayersEmptied": r"on a network with depthwise .*'expand.0' keeps filters \[\]; allowed: one or",
     "ExtremesDiverge": "NaN, infinite or unusable after the search",
     "StrengthWorksBackwards": "a larger strength must mean a cheaper network",
