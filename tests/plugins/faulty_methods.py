@@ -370,7 +370,7 @@ class OtherLayersReadEverywhere(Sound):
 
     def decisions(self, job: SearchJob) -> list[Decision]:
         model = job.float_model()
-        assert all(torch.isfinite(model.get_submodule(layer.name).weight).all() for layer in job.task.network.middle)
+        assert all(model.get_submodule(layer.name).weight.isfinite().all() for layer in job.task.network.middle)
         return super().decisions(job)
 
 

@@ -50,7 +50,7 @@ def under_test_of(small_task: SmallTask, plugin: Callable[..., None]) -> Callabl
     def made(kind: type[Any]) -> MethodUnderTest:
         name = snake_case(kind.__name__)
         plugin("methods", name, kind)
-        hasty = SmallTask(task=small_task.task, pretrained=small_task.pretrained, patience=2.0)
+        hasty = SmallTask(task=small_task.task, pretrained=small_task.pretrained, patience=6.0)
         return MethodUnderTest(name=name, small_task=hasty)
 
     return made
