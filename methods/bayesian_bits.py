@@ -152,14 +152,14 @@ class BayesianNetwork(TrainedNetwork):
         self.layers = replace_layers(self.model, self.network, gated, edge)
         self.pruned = {name: layer for name, layer in self.layers.items() if layer.phi_filters is not None}
         self.bits = next(iter(space.values())).weight_bits
-        self._mac_shares = self._shares_of_macs().to(job.task.device)
+        self._mac_shares = self._shares_of_macs(job.task.device)
         self._relaxed = job.measure.relaxed(self.network, space, job.task.device, EDGE_BITS)
         self.threshold()
 
-    def _shares_of_macs(self) -> Tensor:
+    def _shares_of_macs(self, device: torch.device) -> Tensor:
         """Compute MACs of each searched layer over those of the layer with most, shape (L,)."""
         macs = {layer.name: layer.macs for layer in price(self.network, uniform(self.network, EDGE_BITS)).layers}
-        return torch.tensor([macs[name] / max(macs.values()) for name in self.layers])
+        return torch.tensor([macs[name] / max(macs.values()) for name in self.layers], device=device)
 
     def gate_parameters(self) -> list[nn.Parameter]:
         """List φ of all gates."""

@@ -121,7 +121,7 @@ def hutchinson(graph: LossGraph, signs: torch.Generator, draws: int, tolerance: 
         BenchError: PyTorch has no second derivative of an operation of the network.
     """
     tensors = list(graph.tensors.values())
-    drawn = torch.zeros(0, len(tensors), dtype=torch.float64)
+    drawn = torch.zeros(0, len(tensors), dtype=torch.float64, device="cpu")
     while len(drawn) < draws:
         vectors = [_signs(tensor, signs) for tensor in tensors]
         products = _hessian_products(graph.gradients, tensors, vectors)

@@ -77,7 +77,7 @@ class MixedOperation(nn.Module):
         """Add the quantizers and the logits."""
         self.weight_quantizers = nn.ModuleList(of_weights)
         self.activation_quantizers = nn.ModuleList(of_inputs)
-        self.logits = nn.Parameter(torch.zeros(2, len(self.bits)))
+        self.logits = nn.Parameter(torch.zeros(2, len(self.bits), device=device))
         self.to(device)
         self.probabilities = torch.full((2, len(self.bits)), 1 / len(self.bits), device=device)
 
