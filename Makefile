@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test long faults fuzz lint
+.PHONY: setup demo test long faults fuzz gpu-check lint
 
 # One stamp for both targets: installs once, again when the project file or the pins change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ faults: setup
 # Ten thousand mutations of a file for each of its readers; BENCH_MUTATIONS=1000 makes it shorter.
 fuzz: setup
 	$(BIN)/python -m pytest -m long tests/long/test_hostile_files.py
+
+# Tests, times of steps and a study on one GPU, in twelve minutes; DATA_DIR=DIR has CIFAR-100.
+gpu-check: setup
+	$(BIN)/python -m tests.scale.gpu_check --out gpu-check $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 lint: setup
 	$(BIN)/ruff check .
