@@ -73,6 +73,8 @@ ROWS = Path(__file__).resolve().parent / "results" / "coverage.csv"
 _CLASSES = 10
 _OUTCOMES = ("counted", "quantized", "searched", "exported")
 _FORMS = ("packed", "onnx")
+_NO = "no: "
+"""Beginning of an outcome that gives a reason."""
 _MILLION = 1e6
 
 
@@ -142,7 +144,7 @@ def tried(family: str, model: str, size: int) -> Row:
         row["searched"] = f"{price(network, policy).bops / price(network, uniform(network, 8)).bops:.2f} of 8 bit"
         row["exported"] = exported(make, network, policy, data)
     except BenchError as error:
-        row[next(key for key in _OUTCOMES if key not in row)] = f"no: {_without_place(str(error))}"
+        row[next(key for key in _OUTCOMES if key not in row)] = f"{_NO}{_without_place(str(error))}"
     return Row(**row, seconds=f"{time.monotonic() - begin:.0f}")  # type: ignore[arg-type]
 
 
@@ -161,7 +163,7 @@ def _count(network: NetworkShape, own: int, model: str, size: int) -> str:
     rest, constant = (sum(each.macs for each in group) for group in (network.unquantized, network.constant))
     share = f", {100 * rest / own:.1f} % not quantized" if rest else ""
     share += f", with {constant / _MILLION:.1f} M that read no image" if constant else ""
-    return f"equal{share}" if own + constant == theirs else f"no: {own + constant} here, {theirs} in PyTorch's count"
+    return f"equal{share}" if own + constant == theirs else f"{_NO}{own + constant} here, {theirs} in PyTorch's count"
 
 
 def _pruned(network: NetworkShape) -> str:
@@ -228,7 +230,7 @@ def exported(make: partial[nn.Module], network: NetworkShape, policy: Policy, da
         engines += [(name, engine, promised) for engine, promised in form.engines(form.files(graph), graph)]
     broken = [result for result in verify(compressed, graph, data, engines) if result.broken]
     if broken:
-        return "no: " + ", ".join(f"{result.form} in {result.engine} predicts otherwise" for result in broken)
+        return _NO + ", ".join(f"{result.form} in {result.engine} predicts otherwise" for result in broken)
     return ", ".join(_FORMS)
 
 
@@ -265,9 +267,17 @@ def table(rows: dict[tuple[str, int], Row]) -> Table:
     )
     numbers = {"Pixels", "M multiplications", "May lose", "s"}
     columns = tuple(Column(title=title, align="right" if title in numbers else "left") for title in titles)
-    cells = [tuple(map(str, asdict(row).values())) for row in rows.values()]
+    cells, notes = [], []
+    for row in rows.values():
+        values = {name: str(value) for name, value in asdict(row).items()}
+        for name in _OUTCOMES:
+            if values[name].startswith(_NO):
+                notes.append(f"{row.family}, {row.size} pixels, {name}: {values[name]}")
+                values[name] = "no"
+        cells.append(tuple(values.values()))
     versions = f"torch {torch.__version__.partition('+')[0]}, torchvision {torchvision.__version__.partition('+')[0]}"
-    return Table(name="coverage", title=f"Families of torchvision ({versions})", columns=columns, rows=tuple(cells))
+    title = f"Families of torchvision ({versions})"
+    return Table(name="coverage", title=title, columns=columns, rows=tuple(cells), notes=tuple(notes))
 
 
 def main() -> None:
