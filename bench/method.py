@@ -293,6 +293,7 @@ class Method(ABC):
 
     Attributes:
         summary: One line for `bench list methods`.
+        family: Kind of search in a word or two, e.g. "learned gates", by which the leaderboard filters.
         source: Paper or other origin of the definition, for `bench list methods --long`.
         deviations: Differences from the source, one sentence each, for the same command.
         capabilities: Abilities and needs.
@@ -300,6 +301,7 @@ class Method(ABC):
     """
 
     summary: ClassVar[str]
+    family: ClassVar[str] = "other"
     source: ClassVar[str] = ""
     deviations: ClassVar[tuple[str, ...]] = ()
     capabilities: ClassVar[Capabilities]

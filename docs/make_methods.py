@@ -1,8 +1,8 @@
 """Write the sections of `docs/methods.md` from the methods themselves: `.venv/bin/python docs/make_methods.py`.
 
-Names and their order come from the entry points in `pyproject.toml`; summaries, sources, abilities, options and
-deviations from the classes; what options mean from their docstrings; and the values of the paper's schedule from its
-files. The result replaces what stands between `<!-- methods -->` and `<!-- end -->` in the page.
+Names and their order come from the entry points in `pyproject.toml`; summaries, families, sources,
+abilities, options and deviations from the classes; what options mean from their docstrings; and the values of the
+paper's schedule from its files. The result replaces what stands between `<!-- methods -->` and `<!-- end -->` in the page.
 `tests/docs/test_methods_page.py` fails when the page is not what this script would write.
 """
 
@@ -60,14 +60,14 @@ def meanings(options: type[Options]) -> dict[str, str]:
 
 def overview(known: Methods) -> Iterator[str]:
     """Yield the lines of the table of all methods."""
-    yield "| method | chooses among | removes filters | meets its budget by | quantizer of its own |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| method | family | chooses among | removes filters | meets its budget by | quantizer of its own |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for name, kind in known.items():
         can = kind.capabilities
         removes = "yes" if can.prunes else "no"
         by = {"strength": "λ", "direct": "itself", "ignored": "–"}[can.budget]
         own = "yes" if can.own_quantizer else "no"
-        yield f"| [`{name}`](#{name}) | {_candidates(kind)} | {removes} | {by} | {own} |"
+        yield f"| [`{name}`](#{name}) | {kind.family} | {_candidates(kind)} | {removes} | {by} | {own} |"
 
 
 def _candidates(kind: type[Method]) -> str:

@@ -250,6 +250,7 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
     """Bayesian Bits with groups of filters."""
 
     summary = "Bayesian Bits: pruning and mixed precision by nested stochastic gates over quantized residual errors"
+    family = "learned gates"
     source = (
         "van Baalen, Louizos, Nagel, Amjad, Wang, Blankevoort and Welling, Bayesian Bits: Unifying Quantization and "
         "Pruning, NeurIPS 2020, arXiv 2005.07093; code: Qualcomm-AI-research/BayesianBits"

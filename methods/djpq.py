@@ -306,6 +306,7 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
     """DJPQ."""
 
     summary = "DJPQ: learned step, range and exponent of every tensor, and an information bottleneck on channels"
+    family = "learned ranges"
     source = (
         "Wang et al., Differentiable Joint Pruning and Quantization for Hardware Efficiency, 2020, arXiv 2007.10463"
     )

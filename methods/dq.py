@@ -237,6 +237,7 @@ class Dq(TrainingMethod[DqNetwork], ChoosesBits):
     """DQ with case U3."""
 
     summary = "DQ: learned step and range of every tensor, from which its number of bits follows"
+    family = "learned ranges"
     source = "Uhlich et al., Mixed Precision DNNs: All you need is a good parametrization, ICLR 2020, arXiv 1905.11452"
     deviations = (
         "One squared hinge is on what the budget limits, for weights and inputs together and relative to the budget; "

@@ -22,6 +22,7 @@ class Edmips(PathMethod):
     """EdMIPS with the common quantizer."""
 
     summary = "EdMIPS: one weight under a softmax mixture of candidate bits, weights and logits trained together"
+    family = "multi-path"
     source = (
         "Cai and Vasconcelos 2020, Rethinking Differentiable Search for Mixed-Precision Neural Networks, "
         "arXiv 2004.05795"

@@ -28,6 +28,7 @@ class Fixed(Method):
     """Uniform precision, quantized by the common quantizer."""
 
     summary = "Uniform precision: the largest k bits that fit the budget"
+    family = "uniform"
     source = "this project: the baseline of the SBS paper's tables, with the common quantizer"
     deviations = (
         "Clip values are calibrated on a batch before fine-tuning, as for all methods here; clip_init = 'paper' and "

@@ -7,6 +7,7 @@ class FullPrecision(Method):
     """No compression; fine-tuning is the same as for all methods."""
 
     summary = "Reference: no compression, fine-tuned as long as the others"
+    family = "reference"
     source = "this project: the reference of every study"
     deviations = (
         "It is trained further, for as long as the compressed networks; full-precision rows of the SBS paper are the "

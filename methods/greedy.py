@@ -58,6 +58,7 @@ class Greedy(ChoosesBits):
     """Sensitivity tensor by tensor, then a greedy knapsack."""
 
     summary = "Sensitivity of every tensor at every candidate, then steps down in the order of loss per saved cost"
+    family = "sensitivity"
     source = "this project: a baseline, sensitivities and a greedy knapsack as in common use"
     capabilities = Capabilities(budget="direct", mixed_precision=True)
     Options = GreedyOptions

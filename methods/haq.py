@@ -108,6 +108,7 @@ class Haq(ChoosesBits):
     """A DDPG agent that chooses bits layer by layer."""
 
     summary = "HAQ: an agent learns to choose bits layer by layer, rewarded by the accuracy within the budget (DDPG)"
+    family = "reinforcement learning"
     source = (
         "Wang, Liu, Lin, Lin, Han 2019: HAQ: Hardware-Aware Automated Quantization with Mixed Precision, "
         "arXiv 1811.08886; github.com/mit-han-lab/haq"

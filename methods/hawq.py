@@ -52,6 +52,7 @@ class Hawq(ChoosesBits):
     """Hessian traces and an integer programme."""
 
     summary = "HAWQ: average Hessian trace × quantization error, and bits by an exact integer programme"
+    family = "sensitivity"
     source = (
         "Dong et al. 2020, HAWQ-V2, arXiv 1911.03852, for sensitivities; Yao et al. 2021, HAWQ-V3, arXiv 2011.10680, "
         "for the allocation"

@@ -84,6 +84,7 @@ class MultiPath(PathMethod):
     """Multi-path search with SBS's quantizer."""
 
     summary = "SBS without bit sharing: separate weights for each candidate, Gumbel-softmax, the common quantizer"
+    family = "multi-path"
     source = "the SBS paper's Section 5.1, 'without bit sharing': the scheme of DNAS with the quantizer of SBS"
     deviations: ClassVar[tuple[str, ...]] = (
         *CHOICES,

@@ -56,6 +56,7 @@ class RandomPolicy(ChoosesBits):
     """Bits drawn uniformly among those that meet the budget."""
 
     summary = "Control: bits drawn at random, uniformly among all that meet the budget; or the best of several draws"
+    family = "control"
     source = "this project: a control that no search should be worse than"
     deviations = (
         "Filters are kept: of all policies that may drop filters, nearly all drop about half of them.",

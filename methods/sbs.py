@@ -202,6 +202,7 @@ class Sbs(SharingMethod):
     """SBS with joint pruning and quantization."""
 
     summary = "Single-path bit sharing: pruning and mixed precision by learned gates in one set of weights"
+    family = "learned gates"
     source = SOURCE
     deviations: ClassVar[tuple[str, ...]] = (
         *SharingMethod.deviations,
@@ -261,6 +262,7 @@ class CostOnly(Sbs):
     """The control: SBS whose thresholds never feel the task."""
 
     summary = "Control: SBS with the task's gradient on its thresholds switched off, so that cost alone decides"
+    family = "control"
     source = "this project: a control, SBS without the task's gradient on its gates"
     deviations = (*_OF_CONTROLS, "Cost alone may remove filters where the task would lower bits: see cost_only_q.")
     task_gradient = False
@@ -270,6 +272,7 @@ class CostOnlyQ(SbsQ):
     """The control for SBS-Q, in whose space no pruning can hide what cost alone does to bits."""
 
     summary = "Control: SBS-Q with the task's gradient on its thresholds switched off"
+    family = "control"
     source = "this project: a control, SBS-Q without the task's gradient on its gates"
     deviations = _OF_CONTROLS
     task_gradient = False

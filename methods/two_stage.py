@@ -120,6 +120,7 @@ class PruneThenQuantize(_TwoStage):
     """SBS-P, then SBS-Q on the filters that are left."""
 
     summary = "Two stages: filter pruning at full precision, then mixed-precision quantization of what is left"
+    family = "learned gates"
     source = f"{SOURCE}, Section 5.2 and Table 7"
     capabilities = replace(_TwoStage.capabilities, full_precision=True)
 
@@ -144,6 +145,7 @@ class QuantizeThenPrune(_TwoStage):
     """SBS-Q, then SBS-P at the bits found."""
 
     summary = "Two stages: mixed-precision quantization, then filter pruning at the bits found"
+    family = "learned gates"
     source = f"{SOURCE}, Section 5.2 and Table 7"
 
     def first_space(self, network: NetworkShape) -> SearchSpace:

@@ -30,6 +30,7 @@ class Width(Method):
     """A uniformly narrower network in uniform precision."""
 
     summary = "Uniformly narrower: the same share of filters from every prunable layer, at uniform precision"
+    family = "uniform"
     source = "Li, Kadav, Durdanovic, Samet and Graf 2017, Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
     deviations = (
         "One share for all layers, the largest that fits the budget; the paper sets shares by hand for each stage.",

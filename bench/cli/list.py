@@ -123,6 +123,7 @@ def _described(name: str, method: type[Method]) -> list[str]:
     width = make_console().width
     lines = [name, *_wrapped(summary_of(method), width)]
     facts = {
+        "family": [method.family],
         "source": [method.source or "not stated"],
         "can": [", ".join(method.capabilities.in_words())],
         "options": list(_options(method)) or ["none"],

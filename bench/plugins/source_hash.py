@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-_TEXTS = frozenset({"summary", "source", "deviations"})
+_TEXTS = frozenset({"summary", "family", "source", "deviations"})
 """Class attributes that only describe a method; see `bench.method.Method`."""
 
 _SIMPLE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)

@@ -22,11 +22,12 @@ _WRONG: dict[str, list[str]] = {"no such": ["value"]}
 
 
 def summary_and_source(under_test: MethodUnderTest) -> str:
-    """Check the summary of the method, its source, and its deviations from the source."""
+    """Check the summary of the method, its family, its source, and its deviations from the source."""
     kind = type(under_test.method)
-    summary, source = getattr(kind, "summary", ""), kind.source
-    if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
-        raise Violation(f"the class attribute 'summary' is {summary!r}; give one line for `bench list methods`")
+    summary, family, source = getattr(kind, "summary", ""), kind.family, kind.source
+    for name, text in (("summary", summary), ("family", family)):
+        if not isinstance(text, str) or not text.strip() or "\n" in text:
+            raise Violation(f"the class attribute {name!r} is {text!r}; give one line for `bench list methods --long`")
     if not isinstance(source, str) or not source.strip():
         raise Violation("the class attribute 'source' is empty; name the paper, or whose idea the method is")
     deviations: Any = kind.deviations

@@ -52,7 +52,7 @@ def test_methods_tell_all_of_themselves(bench: Callable[..., Any]) -> None:
     for name, block in message.items():
         method = load("methods", name)
         words = " ".join(block.split())
-        for text in (method.summary, method.source, *method.deviations, *method.Options.model_fields):
+        for text in (method.summary, method.family, method.source, *method.deviations, *method.Options.model_fields):
             assert text and " ".join(text.split()) in words, (name, text)
     assert "can: the harness brings it onto the budget by λ, removes filters, chooses bits layer by layer" in " ".join(
         message["sbs"].split()
