@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench.reporting.pages.page import sort_value
 from bench.reporting.report import make_document
 from bench.store.files import write_json
-from reports.forms.page import page, sort_value
+from reports.forms.page import page
 from tests import fake_store
 from tests.reports.reading import ALL, EVIL, cells_of_page, layer, results_of
 

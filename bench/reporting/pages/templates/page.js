@@ -1,4 +1,4 @@
-import DataTable from "itables";
+const { default: DataTable } = await tables(); // from the script before this one
 
 const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -6,10 +6,10 @@ const follow = () => root.classList.toggle("dark", dark.matches);
 dark.addEventListener("change", follow);
 follow();
 
-const chosen = { budget: "", method: "" };
+const chosen = Object.fromEntries([...document.querySelectorAll(".filters select")].map(({ name }) => [name, ""]));
 const passes = (values) => Object.entries(chosen).every(([name, wanted]) => !wanted || !values[name] || values[name] === wanted);
 
-const tables = [...document.querySelectorAll("table.sortable")].map((element) => {
+const shown = [...document.querySelectorAll("table.sortable")].map((element) => {
   const table = new DataTable(element, {
     columnDefs: [{ targets: ".right", orderSequence: ["desc", "asc"] }],
     layout: {
@@ -22,7 +22,7 @@ const tables = [...document.querySelectorAll("table.sortable")].map((element) =>
 });
 
 // A chart in a folded part has no width yet, so charts are drawn when they become visible.
-const charts = JSON.parse(document.getElementById("charts").textContent);
+const charts = JSON.parse(document.getElementById("charts")?.textContent ?? "{}");
 const drawn = new Map();
 const filtered = (spec) => {
   if (!Object.values(chosen).some(Boolean)) return spec;
@@ -52,7 +52,7 @@ addEventListener("beforeprint", () => document.querySelectorAll("details").forEa
 
 document.querySelector(".filters")?.addEventListener("change", async (event) => {
   chosen[event.target.name] = event.target.value;
-  for (const table of tables) table.draw();
+  for (const table of shown) table.draw();
   await drawVisible();
 });
 
