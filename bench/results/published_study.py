@@ -154,6 +154,6 @@ def _number(text: object) -> float:
 
 
 def _same(first: float, second: float) -> bool:
-    return math.isclose(first, second, rel_tol=_ROUNDING, abs_tol=_ROUNDING) or (
-        math.isnan(first) and math.isnan(second)
-    )
+    if math.isnan(first) or math.isnan(second):
+        return math.isnan(first) and math.isnan(second)
+    return math.isclose(first, second, rel_tol=_ROUNDING, abs_tol=_ROUNDING)

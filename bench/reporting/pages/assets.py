@@ -16,6 +16,8 @@ from bench.store.files import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 
 _FOLDER = FileName("assets")
+_LESS_IN_CSS, _LESS_IN_JAVASCRIPT = "\\3c ", "\\x3c"
+"""Escapes of "<" in strings."""
 _STYLE, _TABLES = FileName("page.css"), FileName("tables.js")
 
 
@@ -102,8 +104,8 @@ def _style() -> str:
     from jinja2 import Template
 
     library = (files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8")
-    own = Template((TEMPLATES / "style.css").read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)  # noqa: S701
-    return f"{_enclosed(library, 'style', chr(92) + '3c ')}\n{own.render(colours=COLOURS, dark_colours=DARK_COLOURS)}"
+    own = Template((TEMPLATES / "style.css").read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
+    return f"{_enclosed(library, 'style', _LESS_IN_CSS)}\n{own.render(colours=COLOURS, dark_colours=DARK_COLOURS)}"
 
 
 @cache
@@ -120,7 +122,7 @@ def _chart_library() -> str:
     import vl_convert
 
     charts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
-    return _enclosed(charts, "script", "\\x3c")
+    return _enclosed(charts, "script", _LESS_IN_JAVASCRIPT)
 
 
 @cache
