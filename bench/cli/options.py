@@ -92,6 +92,9 @@ data_option = click.option(
     envvar="BENCH_DATA_DIR",
     help="Folder of data sets in torchvision's layout.",
 )
+networks_option = click.option(
+    "--networks", is_flag=True, help="Evaluate every network of an archive again on the test images."
+)
 tracking_option = click.option(
     "--tracking-uri", default=None, help="MLflow server or database.  [default: an SQLite file in the store]"
 )

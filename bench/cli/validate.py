@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import FOLDER, data_option
+from bench.cli.options import FILE, FOLDER, data_option, networks_option
 from bench.errors import BenchError
 from bench.outputs.terminal import say
 
@@ -22,12 +22,52 @@ _VERDICTS = {"yes": "pass", "no": "FAIL", "deviation": "note"}
 
 
 @click.command()
+@click.argument("archive", type=FILE, required=False, metavar="[ARCHIVE]")
 @click.option("--out", type=FOLDER, default=None, help="Folder to which the lines are written as a table, and figures.")
-def verify(out: Path | None) -> int:
-    """Check claims of the paper against this implementation.
+@networks_option
+@data_option
+def verify(archive: Path | None, out: Path | None, data_dir: Path | None, *, networks: bool) -> int:
+    """Check claims of the paper against this implementation, or a study that somebody else ran.
 
-    The claims are its theorem, bounds, toy regression and printed costs.
-    """
+    The claims are its theorem, bounds, toy regression and printed costs. With ARCHIVE, a file of `bench archive`, the
+    ids, costs, choices, data and tables in it are computed again.
+
+    \b
+    bench verify
+    bench verify quick.tar.gz --networks
+    """  # noqa: D301  (click wants the character)
+    if archive is not None:
+        if out is not None:
+            raise BenchError("--out writes the checks of the paper's claims; leave it out with an archive")
+        return _verify_archive(archive, data_dir, networks=networks)
+    if networks:
+        raise BenchError("--networks is about an archive; name one: bench verify FILE.tar.gz --networks")
+    return _verify_claims(out)
+
+
+def _verify_archive(archive: Path, data_dir: Path | None, *, networks: bool) -> int:
+    """Print the checks of an archive, and return the exit status."""
+    from bench.diagnostics.submission import Inspection, Submission, inspect, unpacked
+    from bench.errors import EXIT_SOME_FAILED
+    from bench.reporting.wording import count
+
+    with unpacked(archive) as results:
+        lines = []
+        for line in inspect(Submission(results=results, data_dir=data_dir), networks=networks):
+            lines.append(line)
+            say(f"{_VERDICTS[line.verdict]}  {line.what}: {line.figure}")
+    found = Inspection(lines=tuple(lines), networks=networks)
+    if found.faults:
+        say(f"{count(len(found.faults), 'check')} failed: the archive cannot stand on a leaderboard")
+    elif found.missing:
+        say(f"{count(len(found.missing), 'check')} could not be made: see the lines with 'note'")
+    else:
+        say("all checks passed" + ("" if networks else "; --networks evaluates the networks too"))
+    return EXIT_SOME_FAILED if found.faults else 0
+
+
+def _verify_claims(out: Path | None) -> int:
+    """Print the checks of the paper's claims, and return the exit status."""
     from bench.diagnostics.verify import verification
     from bench.errors import EXIT_SOME_FAILED
     from bench.plugins.entry_points import available
