@@ -12,7 +12,7 @@ from bench.results.groups import difference as paired_difference
 from bench.results.groups import outside_by_seed, p_to_correct, top1_by_seed
 from bench.results.statistics import MIN_PAIRS, PairedDifference
 from bench.results.tables import FAILURES
-from reports.shared.formatting import ALL_EQUAL, TOO_FEW, count, difference, in_budget, number, span, spread
+from reports.shared.formatting import ALL_EQUAL, TOO_FEW, difference, finished, in_budget, number, span, spread
 from reports.shared.limits import limited_measures
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _cells(row: _Row, measures: Sequence[type[Measure]]) -> tuple[str, ...]:
         row.model,
         row.method,
         row.budget,
-        count(len(done), failed),
+        finished(len(done), failed),
         spread(*top1),
         *(("default", "", "") if row.default else difference(row.difference, row.p)),
         *(spread(cost / kind.scale, std / kind.scale) for kind, (cost, std) in zip(measures, costs, strict=True)),

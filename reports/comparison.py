@@ -24,8 +24,8 @@ from reports.shared.difference_figure import difference_figure
 from reports.shared.formatting import (
     FLAGGED,
     anchor,
-    count,
     difference,
+    finished,
     interval,
     measured,
     number,
@@ -117,7 +117,7 @@ def _cells(row: Row, baseline: str, measures: Sequence[type[Measure]]) -> tuple[
     return (
         row.method,
         row.budget,
-        count(result["n"], result["n_failed"]),
+        finished(result["n"], result["n_failed"]),
         spread(result["top1_mean"], result["top1_std"]),
         interval(percent_interval(row.top1)),
         *_difference_cells(row, baseline),

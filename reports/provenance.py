@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 from bench.api import Column, Report, StudyResults, Table
 from bench.outputs.commands import study_command
 from bench.reporting import wording
-from bench.results.tables import DAMAGED, IDENTITY, MISSING, section
+from bench.reporting.about import hardware_in_words, versions_in_words
+from bench.results.tables import DAMAGED, IDENTITY, MISSING
 from reports.shared.commands import repetition
 from reports.shared.formatting import anchor, named_runs, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_HARDWARE = ("gpu", "processor")
-_CONDITIONS = ("device", "threads")
 _MOST_RUNS = 20
 
 
@@ -65,8 +64,8 @@ def _cells(results: StudyResults, group: "pd.DataFrame") -> tuple[str, ...]:
         str(runs[0]["budget"]),
         repetition(results, runs),
         _listed([f"{run['seed']}: {run['id']}" for run in runs]),
-        _distinct(_versions(record) for record in records),
-        _distinct(_hardware(record) for record in records),
+        _distinct(versions_in_words(record) for record in records),
+        _distinct(hardware_in_words(record) for record in records),
         _period(runs),
         number(group["total_seconds"].sum(), 0),
     )
@@ -86,16 +85,6 @@ def _listed(runs: list[str]) -> str:
 
 def _distinct(texts: Iterable[str]) -> str:
     return "; ".join(filter(None, dict.fromkeys(texts)))
-
-
-def _versions(record: Mapping[str, Any]) -> str:
-    return ", ".join(f"{package} {version}" for package, version in section(record, "versions").items())
-
-
-def _hardware(record: Mapping[str, Any]) -> str:
-    hardware = section(record, "hardware")
-    name = next((str(hardware[key]) for key in _HARDWARE if hardware.get(key)), "")
-    return ", ".join(filter(None, [name, *(f"{key} {hardware[key]}" for key in _CONDITIONS if key in hardware)]))
 
 
 def _period(runs: Iterable[Mapping[str, Any]]) -> str:

@@ -97,6 +97,13 @@ def study_command(line: object, store: Path) -> str:
     return command(*words[1:], store=None if named else store)
 
 
+def seeds_argument(seeds: list[int]) -> str:
+    """Write seeds as `--seeds` reads them: a count for 0, 1, …, otherwise a list."""
+    if len(seeds) > 1 and seeds == list(range(len(seeds))):
+        return str(len(seeds))
+    return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
+
+
 def _unescaped(text: str) -> str:
     return os.fsdecode(_ESCAPE.sub(lambda found: _byte(found[1]), os.fsencode(text)))
 

@@ -1,7 +1,13 @@
-"""What a study is about, in the words that stand at the top of its page."""
+"""What a study is about, in the words that stand at the top of its page, and what its runs were made with."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from bench.reporting import wording
 from bench.results.tables import StudyResults, section
+
+_HARDWARE = ("gpu", "processor")
+_CONDITIONS = ("device", "threads")
 
 
 def about_study(results: StudyResults) -> tuple[str, ...]:
@@ -26,3 +32,15 @@ def about_study(results: StudyResults) -> tuple[str, ...]:
             ),
         )
     )
+
+
+def versions_in_words(record: Mapping[str, Any]) -> str:
+    """Return the versions that a run's record states: "python 3.11.7, torch 2.12.1"."""
+    return ", ".join(f"{package} {version}" for package, version in section(record, "versions").items())
+
+
+def hardware_in_words(record: Mapping[str, Any]) -> str:
+    """Return the hardware that a run's record states: the GPU or processor, device and threads."""
+    hardware = section(record, "hardware")
+    name = next((str(hardware[key]) for key in _HARDWARE if hardware.get(key)), "")
+    return ", ".join(filter(None, [name, *(f"{key} {hardware[key]}" for key in _CONDITIONS if key in hardware)]))

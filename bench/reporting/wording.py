@@ -1,10 +1,10 @@
 """Figures as text, the same in every table and sentence. An unknown figure is an empty text."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from bench.results.statistics import MIN_PAIRS, Interval, PairedDifference
+from bench.results.statistics import MIN_PAIRS, Interval, PairedDifference, t_interval
 
 MILLION = 1e6
 TOO_FEW = f"n<{MIN_PAIRS}"
@@ -24,6 +24,18 @@ def number(value: float, digits: int = 2, sign: str = "") -> str:
         sign: "+" to show the sign of positive numbers too.
     """
     return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+
+
+def spread(mean: float, std: float) -> str:
+    """Format mean±std; figures below 1 get more decimals. No mean gives an empty text."""
+    digits = 2 if math.isnan(mean) or mean == 0 or abs(mean) >= 1 else 4
+    return number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
+
+
+def percent_interval(values: Sequence[float]) -> Interval:
+    """Return the 95 % interval of a mean of percentages, cut at 0 and 100, beyond which no mean lies."""
+    ends = t_interval(values)
+    return Interval(max(0.0, ends.low), min(100.0, ends.high)) if ends.low == ends.low else ends
 
 
 def interval(ends: Interval, sign: str = "") -> str:
@@ -49,6 +61,11 @@ def span(values: Iterable[float]) -> str:
     """Format percentages as one number, or as their range: "56.9", "95.1 to 96.4"."""
     low, high = min(ends := list(values)), max(ends)
     return number(low, 1) if number(low, 1) == number(high, 1) else f"{number(low, 1)} to {number(high, 1)}"
+
+
+def finished(n: int, failed: int) -> str:
+    """Format the number of finished runs; "2/3" when one of three failed."""
+    return f"{n}/{n + failed}" if failed else str(n)
 
 
 def count(n: int, word: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.api import StudyResults
 from bench.inputs.names import UnitId
-from bench.outputs.commands import command, split
+from bench.outputs.commands import command, seeds_argument, split
 from bench.results.tables import section
 from bench.spec.schema import smaller_limit
 from bench.store.contents import UnitKey
@@ -78,17 +78,10 @@ def _command(results: StudyResults, runs: list[Mapping[str, Any]], options: Iter
         [
             *("--spec", str(_specification(results, str(first["id"])))),
             *(("--model", str(first["model"])) if results.spec.get("further_models") else ()),
-            *("--methods", method, *budget, "--seeds", _seeds([int(run["seed"]) for run in runs])),
+            *("--methods", method, *budget, "--seeds", seeds_argument([int(run["seed"]) for run in runs])),
             *("--name", name, *_data(results), *options),
         ]
     )
-
-
-def _seeds(seeds: list[int]) -> str:
-    """Write seeds as `--seeds` reads them: a count for 0, 1, …, otherwise a list."""
-    if len(seeds) > 1 and seeds == list(range(len(seeds))):
-        return str(len(seeds))
-    return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
 
 
 def _joined(arguments: list[str]) -> str:

@@ -1,13 +1,23 @@
 """Figures and names as cells of tables, the same in all reports."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.api import StudyResults
 from bench.costs.measures import Measure
-from bench.reporting.wording import ALL_EQUAL, FLAGGED, TOO_FEW, difference, interval, number, span
-from bench.results.statistics import Interval, t_interval
+from bench.reporting.wording import (
+    ALL_EQUAL,
+    FLAGGED,
+    TOO_FEW,
+    difference,
+    finished,
+    interval,
+    number,
+    percent_interval,
+    span,
+    spread,
+)
 from bench.results.tables import COSTLIEST, IDENTITY, INSIDE
 
 if TYPE_CHECKING:
@@ -18,9 +28,9 @@ __all__ = [
     "FLAGGED",
     "TOO_FEW",
     "anchor",
-    "count",
     "difference",
     "figure",
+    "finished",
     "in_budget",
     "interval",
     "measured",
@@ -31,23 +41,6 @@ __all__ = [
     "spread",
     "window_position",
 ]
-
-
-def count(n: int, failed: int) -> str:
-    """Format the number of finished runs; "2/3" when one of three failed."""
-    return f"{n}/{n + failed}" if failed else str(n)
-
-
-def spread(mean: float, std: float) -> str:
-    """Format mean±std; figures below 1 get more decimals. No mean gives an empty text."""
-    digits = 2 if math.isnan(mean) or mean == 0 or abs(mean) >= 1 else 4
-    return number(mean, digits) if math.isnan(std) else f"{mean:.{digits}f}±{std:.{digits}f}"
-
-
-def percent_interval(values: Sequence[float]) -> Interval:
-    """Return the 95 % interval of a mean of percentages, cut at 0 and 100, beyond which no mean lies."""
-    ends = t_interval(values)
-    return Interval(max(0.0, ends.low), min(100.0, ends.high)) if ends.low == ends.low else ends
 
 
 def measured(cost: float, measure: type[Measure]) -> str:
