@@ -73,9 +73,14 @@ def _targets(key: str, spec: StudySpec) -> tuple[tuple[str, ...], Sequence[str]]
     method, dot, option = key.partition(".")
     if dot and method in spec.methods and option in _options(spec, method):
         return (method,), [f"options.{method}.{option}"]
-    if key in _CHANGEABLE_IN_TASK or key.partition(".")[0] in _CHANGEABLE:
+    if is_of_specification(key):
         return spec.methods, [key]
     raise _not_ablatable(key, spec)
+
+
+def is_of_specification(key: str) -> bool:
+    """Return whether an ablated option is an entry of the specification that changes runs of all methods."""
+    return key in _CHANGEABLE_IN_TASK or key.partition(".")[0] in _CHANGEABLE
 
 
 def _not_ablatable(key: str, spec: StudySpec) -> BenchError:
