@@ -38,6 +38,7 @@ class Entry:
         study: Name of the study.
         terms: Conditions that rows must share to be ranked together.
         beside: Runs of the row, with their difference to the study's baseline.
+        baseline: Name of the study's baseline.
         failed: Number of runs that ended without a network.
         limit: Limit of the budget, in the unit of its measure; NaN without a budget.
         executions: Id and starting time of each run, by which copies of one run are recognised.
@@ -50,6 +51,7 @@ class Entry:
     study: str
     terms: Terms
     beside: BaselineDifference
+    baseline: str
     failed: int
     limit: float
     executions: frozenset[tuple[str, str]]
@@ -158,34 +160,53 @@ class Board:
         return "" if measure is None or math.isnan(first.limit) else measure.in_words(first.limit)
 
     def rank(self, entry: Entry) -> str:
-        """Return the rank of a row, "†" for one that breaks equality, and "–" for one that cannot be ranked."""
+        """Return the rank of a row: the same for equal means, "†" for one that breaks equality, "–" for references."""
         if entry.is_ranked:
-            return str(1 + self.ranked.index(entry))
+            return str(1 + sum(other.mean_top1 > entry.mean_top1 for other in self.ranked))
         return "†" if entry.top1 and entry.group.flags else "–"
 
 
 def entries_of(sources: Sequence[Source]) -> list[Entry]:
-    """Return the rows of all sources, each once: of copies of the same runs, those of the source checked best stay."""
+    """Return the rows of all sources; of rows that share runs, one stays.
+
+    It is one with a difference to a baseline if there is any, then the one with the most runs, of the source that was
+    checked best, and the latest.
+    """
     entries = [entry for source in sources for results in source.studies for entry in _of_study(source, results)]
-    # The better checked come first; a row that has all runs of another and more goes before that one in any case.
-    order = sorted(entries, key=lambda entry: (-len(entry.executions), CHECKED.index(entry.source.check)))
+    by_start = sorted(entries, key=lambda entry: entry.started, reverse=True)
+    order = sorted(by_start, key=lambda entry: (entry.beside.pair is None, -len(entry.executions), _check(entry)))
     kept: list[Entry] = []
     for entry in order:
-        if not any(entry.executions <= other.executions and _label(entry) == _label(other) for other in kept):
+        if not any(_share_runs(entry, other) for other in kept):
             kept.append(entry)
     return [entry for entry in entries if any(entry is other for other in kept)]
 
 
-def _label(entry: Entry) -> tuple[str, str]:
-    return entry.label, entry.board
+def _check(entry: Entry) -> int:
+    return CHECKED.index(entry.source.check)
+
+
+def _share_runs(entry: Entry, other: Entry) -> bool:
+    """Return whether two rows are of the same runs, or in one source of runs of the same specification."""
+    if (entry.label, entry.board) != (other.label, other.board):
+        return False
+    if entry.source is other.source:
+        return bool({run for run, _ in entry.executions} & {run for run, _ in other.executions})
+    return bool(entry.executions & other.executions)
 
 
 def boards_of(entries: Sequence[Entry]) -> list[Board]:
     """Return the boards, by data set, model and budget."""
     limited = [entry for entry in entries if entry.group.budget]
     boards = [_board(identity, entries) for identity in dict.fromkeys(entry.board for entry in limited)]
-    order = {id(board): (board.terms.dataset, board.terms.model, board.budget, -len(board.ranked)) for board in boards}
-    return sorted(boards, key=lambda board: order[id(board)])
+    return sorted(boards, key=_place)
+
+
+def _place(board: Board) -> tuple[str, str, str, float, int]:
+    """Return the place of a board in the index: by task and budget, the latest protocol first."""
+    first, protocol = next(iter((*board.ranked, *board.others))), board.terms.values.get("protocol")
+    latest = -protocol if isinstance(protocol, int) else 1
+    return board.terms.dataset, board.terms.model, first.group.measure, first.limit, latest
 
 
 def _board(identity: str, entries: Sequence[Entry]) -> Board:
@@ -231,6 +252,7 @@ def _entry(source: Source, results: StudyResults, beside: BaselineDifference, ru
         study=results.name,
         terms=terms_of(results, group.runs[0], group.method),
         beside=beside,
+        baseline=str(results.spec.get("baseline", "")),
         failed=int(runs["status"].isin(FAILURES).sum()),
         limit=float(done["budget_cost"].max()) if group.budget else math.nan,
         executions=frozenset(zip(done["id"], done["started"], strict=True)),

@@ -15,7 +15,7 @@ from bench.plugins.registry import load
 from bench.reporting.charts import method_looks
 from bench.reporting.pages.assets import linked_assets, write_assets
 from bench.reporting.pages.glyphs import glyph_of
-from bench.reporting.pages.page import Page, Row, ShownSection, ShownTable, render
+from bench.reporting.pages.page import Page, Row, ShownPart, ShownSection, render
 from bench.reporting.report import DEFAULT_WIDTH, Document, Section
 from bench.reporting.wording import count
 from bench.store.files import write_text
@@ -67,7 +67,7 @@ def _csv(boards: Sequence[Board], known: Mapping[str, MethodFacts]) -> str:
     return str(load("forms", "csv").render(document, DEFAULT_WIDTH))
 
 
-def _section(name: str, title: str, *parts: ShownTable, folded: bool = False) -> ShownSection:
+def _section(name: str, title: str, *parts: ShownPart, folded: bool = False) -> ShownSection:
     return ShownSection(name=name, title=title, parts=parts, folded=folded)
 
 
@@ -100,7 +100,7 @@ def _method_page(facts: MethodFacts, boards: Sequence[Board], links: Links) -> P
     return Page(
         title=f"{facts.name}: leaderboard",
         heading=facts.name,
-        about=(facts.family, facts.summary),
+        about=(facts.summary,),
         way=(_HOME,),
         filters=_choices(results.rows, ("data", "model", "budget")),
         sections=(

@@ -13,7 +13,7 @@ from bench.leaderboard.methods import MethodFacts
 from bench.leaderboard.repeating import Repeating
 from bench.leaderboard.sources import Source
 from bench.reporting import wording
-from bench.reporting.pages.page import Glyph, Row, ShownTable, cell_of, shown_table
+from bench.reporting.pages.page import Glyph, Row, ShownList, ShownTable, cell_of, shown_table
 from bench.reporting.report import Column, Table
 from bench.results import statistics
 from bench.spec.schema import canonical_hash
@@ -65,42 +65,56 @@ def file_name(kind: str, words: str, identity: str) -> FileName:
 
 def ranking(board: Board, known: Mapping[str, MethodFacts], links: Links, scale: Scale) -> ShownTable:
     """Make the table of a board's rows, the ranked ones first."""
-    columns = (
-        Column(title="#", note="#: rank by mean Top-1; † breaks equality, – cannot be ranked"),
-        Column(title="Method", align="left"),
-        Column(title="Family", align="left", drop=3),
-        Column(title="Seeds", note="Seeds: finished runs, of all that ended"),
-        Column(title="Top-1 %", note="Top-1: mean±std over seeds"),
-        Column(title="95 % interval", drop=8, note="95 % interval: Student-t, cut at 0 and 100 %"),
-        Column(title="Δ to the baseline", align="left", note=_DELTA_NOTE),
-        Column(title="% of budget", drop=9),
-        Column(title="Search s", note="Search s: mean of one search; Tuning s: all trials before it"),
-        Column(title="Tuning s", drop=5),
-        Column(title="Hardware", align="left", drop=4),
-        Column(title="Repeated", align="left", drop=1, note=_REPEATED_NOTE),
-        Column(title="Checked", align="left", note=_CHECKED_NOTE),
-        Column(title="Source", align="left", drop=6),
-        Column(title="Flags", align="left", drop=2, note="Flags: what the row has not in common with the others"),
-    )
+    columns = _ranking_columns(board)
     texts = [_ranking_texts(board, entry, known[entry.method]) for entry in board.entries]
-    table = Table(name="ranking", title=_counted(board), columns=columns, rows=tuple(texts))
+    notes = [f"{board.rank(entry)} {entry.label}: {flag}" for entry in board.entries for flag in _flags(entry)]
+    table = Table(
+        name="ranking",
+        title=_counted(board),
+        columns=columns,
+        rows=tuple(texts),
+        notes=tuple(dict.fromkeys(notes)),
+    )
     rows = []
     for number, (entry, row) in enumerate(zip(board.entries, texts, strict=True)):
-        cells = [cell_of(column, text) for column, text in zip(columns, row, strict=True)]
-        cells[0] = replace(cells[0], title="; ".join(entry.group.flags))
-        cells[1] = replace(
-            cells[1],
+        cells = dict(zip((column.title for column in columns), map(cell_of, columns, row), strict=True))
+        glyph, delta = links.glyphs[entry.method], _delta_title(board)
+        cells["#"] = replace(cells["#"], title="; ".join(_flags(entry)))
+        cells["Method"] = replace(
+            cells["Method"],
             link=links.methods[entry.method],
             title=known[entry.method].summary,
-            glyph=links.glyphs[entry.method],
+            glyph=glyph,
             copies=f"row-{number}",
         )
         if entry.beside.pair is not None:
-            drawn = scale.whisker(entry.beside.pair, links.glyphs[entry.method], row[6])
-            cells[6] = replace(cells[6], whisker=drawn, order=repr(entry.beside.pair.mean))
+            drawn = scale.whisker(entry.beside.pair, glyph, cells[delta].text)
+            cells[delta] = replace(cells[delta], whisker=drawn, order=repr(entry.beside.pair.mean))
+        cells["Repeated"] = replace(cells["Repeated"], title="; ".join(_repeated(board, entry)))
         values = {"family": known[entry.method].family, "checked": entry.source.check}
-        rows.append(Row(cells=tuple(cells), values=values, faint=not entry.is_ranked))
-    return shown_table(table, rows)
+        rows.append(Row(cells=tuple(cells.values()), values=values, faint=not entry.is_ranked))
+    return shown_table(table, rows, searched=True)
+
+
+def _ranking_columns(board: Board) -> tuple[Column, ...]:
+    repeated = any(board.repetitions.values())
+    return (
+        Column(title="#", note="#: rank by mean Top-1; † breaks equality, – cannot be ranked"),
+        Column(title="Method", align="left"),
+        Column(title="Top-1 %", note="Top-1: mean±std over seeds"),
+        Column(title=_delta_title(board), align="left", note=_DELTA_NOTE),
+        Column(title="95 % interval", drop=8, note="95 % interval: Student-t, cut at 0 and 100 %"),
+        Column(title="Seeds", note="Seeds: finished runs, of all that ended"),
+        Column(title="Search s", note="Search s: mean of one search; Tuning s: all trials before it"),
+        Column(title="Tuning s", drop=5),
+        Column(title="% of budget", drop=9),
+        Column(title="Family", align="left", drop=3),
+        Column(title="Hardware", align="left", drop=4),
+        Column(title="Repeated", align="left", drop=0 if repeated else 1, note=_REPEATED_NOTE),
+        Column(title="Checked", align="left", note=_CHECKED_NOTE),
+        Column(title="Source", align="left", drop=2),
+        Column(title="Flags", align="left", drop=10),
+    )
 
 
 def _counted(board: Board) -> str:
@@ -118,16 +132,16 @@ def _ranking_texts(board: Board, entry: Entry, facts: MethodFacts) -> tuple[str,
     return (
         board.rank(entry),
         entry.label,
-        facts.family,
-        wording.finished(len(group.runs), entry.failed),
         top1_of(entry),
+        delta_of(entry, named=len(_baselines(board)) > 1),
         wording.interval(wording.percent_interval(values)),
-        delta_of(entry),
-        wording.number(100 * cost, 1),
+        wording.finished(len(group.runs), entry.failed),
         wording.number(group.search_seconds, 1),
         wording.number(group.tuning_seconds, 1),
+        wording.number(100 * cost, 1),
+        facts.family,
         entry.hardware,
-        "; ".join(_repeated(board, entry)),
+        "; ".join(_repeated(board, entry, named=False)),
         entry.source.check,
         entry.source.name,
         "; ".join(_flags(entry)),
@@ -140,19 +154,38 @@ def top1_of(entry: Entry) -> str:
     return wording.spread(statistics.mean(values), statistics.std(values))
 
 
-def delta_of(entry: Entry) -> str:
-    """Return the difference of a row to its study's baseline, with its interval and what it is to."""
+def delta_of(entry: Entry, *, named: bool = True) -> str:
+    """Return the difference of a row to its study's baseline, with its interval.
+
+    Args:
+        entry: The row.
+        named: Whether to say what it is to.
+    """
+    if entry.group.method == entry.baseline:
+        return "baseline"
     if entry.beside.pair is None:
         return ""
     delta, ends, _ = wording.difference(entry.beside.pair, math.nan)
     flagged = wording.FLAGGED if entry.beside.flags else ""
-    return " ".join(filter(None, (delta, ends, flagged)))
+    return " ".join(filter(None, (delta, ends, f"to {entry.baseline}" if named else "", flagged)))
 
 
-def _repeated(board: Board, entry: Entry) -> Iterator[str]:
+def _delta_title(board: Board) -> str:
+    baselines = _baselines(board)
+    return f"Δ to {baselines.pop()}" if len(baselines) == 1 else "Δ to the baseline"
+
+
+def _baselines(board: Board) -> set[str]:
+    """Return the baselines that the differences on a board are to."""
+    return {entry.baseline for entry in board.entries if entry.beside.pair is not None}
+
+
+def _repeated(board: Board, entry: Entry, *, named: bool = True) -> Iterator[str]:
+    """Yield a text for each repetition of a row by somebody else, with the source's name or without it."""
     for repetition in board.repetitions[id(entry)]:
-        number = "=" if repetition.is_equal else f"≠ {repetition.largest:.2f}"
-        yield f"{number} {repetition.by} ({wording.count(repetition.seeds, 'seed')})"
+        number = "=" if repetition.is_equal else f"≠ {repetition.largest:.2f},"
+        by = f" by {repetition.by}" if named else ""
+        yield f"{number} {wording.count(repetition.seeds, 'seed')}{by}"
 
 
 def _flags(entry: Entry) -> Iterator[str]:
@@ -172,6 +205,7 @@ def origin(board: Board, repeating: Repeating) -> ShownTable:
         Column(title="Study", align="left"),
         Column(title="To repeat", align="left", code=True),
         Column(title="Top-1 by seed", align="left"),
+        Column(title="Repeated", align="left"),
         Column(title="Options", align="left"),
         Column(title="Versions", align="left"),
         Column(title="Hardware", align="left"),
@@ -184,6 +218,7 @@ def origin(board: Board, repeating: Repeating) -> ShownTable:
             entry.study,
             repeating.command(entry),
             ", ".join(f"{seed}: {top1:.2f}" for seed, top1 in sorted(entry.top1.items())),
+            "; ".join(_repeated(board, entry)),
             options_of(entry),
             entry.versions,
             entry.hardware,
@@ -212,35 +247,31 @@ def terms(board: Board) -> ShownTable:
     return shown_table(table, [Row(cells=tuple(map(cell_of, columns, row))) for row in table.rows])
 
 
-def definition(facts: MethodFacts) -> ShownTable:
-    """Make the table of what a method is."""
-    columns = (Column(title="", align="left"), Column(title="", align="left"))
-    rows = [
-        ("Source", facts.source or "not stated"),
-        ("Family", facts.family),
-        *(("Can", text) for text in facts.abilities),
-    ]
-    rows += [("Deviation", text) for text in facts.deviations]
-    table = Table(name="definition", title=facts.summary, columns=columns, rows=tuple(rows))
-    return shown_table(table, [Row(cells=tuple(map(cell_of, columns, row))) for row in rows])
+def definition(facts: MethodFacts) -> ShownList:
+    """List what a method is."""
+    terms = [("Source", facts.source or "not stated"), ("Family", facts.family)]
+    terms += [("Abilities", ", ".join(facts.abilities))] if facts.abilities else []
+    terms += [("Deviations", text) for text in facts.deviations]
+    return ShownList(identity="part-definition", terms=tuple(terms))
 
 
 def results_of_method(rows: Sequence[tuple[Board, Entry]], links: Links) -> ShownTable:
     """Make the table of all rows of one method; options are those in which the rows differ."""
+    varied = any("[" in entry.label for _, entry in rows)
     columns = (
-        Column(title="Data set", align="left"),
-        Column(title="Model", align="left"),
+        Column(title="Data set", align="left", drop=1),
+        Column(title="Model", align="left", drop=1),
         Column(title="Budget", align="left"),
-        Column(title="Variant", align="left", drop=3),
+        Column(title="Variant", align="left", drop=0 if varied else 3),
         Column(title="Rank", note="Rank: among the rows of the same task, schedule and budget"),
         Column(title="Seeds"),
         Column(title="Top-1 %"),
         Column(title="Δ to the baseline", align="left", note=_DELTA_NOTE),
-        Column(title="Search s"),
+        Column(title="Search s", drop=4),
         Column(title="Schedule", align="left"),
         Column(title="Checked", align="left", drop=1, note=_CHECKED_NOTE),
         Column(title="Source", align="left", drop=2),
-        Column(title="Differing options", align="left", drop=4),
+        Column(title="Differing options", align="left", drop=5),
     )
     differing = _differing_options([entry for _, entry in rows])
     texts = [
@@ -268,7 +299,7 @@ def results_of_method(rows: Sequence[tuple[Board, Entry]], links: Links) -> Show
         cells[2] = replace(cells[2], link=links.boards[board.identity], title="The ranking at this budget")
         values = {"data": board.terms.dataset, "model": board.terms.model, "budget": board.budget}
         shown.append(Row(cells=tuple(cells), values=values, faint=not entry.is_ranked))
-    return shown_table(table, shown)
+    return shown_table(table, shown, searched=True)
 
 
 def _differing_options(entries: Sequence[Entry]) -> list[str]:
@@ -300,7 +331,7 @@ def all_boards(boards: Sequence[Board], links: Links) -> ShownTable:
                 str(len(board.ranked)),
                 "" if first is None else first.label,
                 "" if first is None else top1_of(first),
-                "" if first is None else delta_of(first) or "the baseline itself",
+                "" if first is None else delta_of(first),
                 board.terms.in_words,
             )
         )
@@ -311,7 +342,7 @@ def all_boards(boards: Sequence[Board], links: Links) -> ShownTable:
         values = {"data": board.terms.dataset, "model": board.terms.model, "budget": board.budget}
         rows.append(Row(cells=tuple(cells), values=values))
     title = f"{wording.count(len(boards), 'ranking')}: rows of unequal schedules are never ranked together"
-    return shown_table(Table(name="tasks", title=title, columns=columns, rows=tuple(texts)), rows)
+    return shown_table(Table(name="tasks", title=title, columns=columns, rows=tuple(texts)), rows, searched=True)
 
 
 def all_methods(known: Mapping[str, MethodFacts], entries: Sequence[Entry], links: Links) -> ShownTable:

@@ -12,6 +12,8 @@ from bench.reporting.report import Column, Table
 
 _NUMBER = re.compile(r"[\[(~]?(?P<below><)?\s*(?P<number>[-+−]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)")
 _MOST_ROWS = 2000
+_UNSEARCHED = 12
+"""Number of rows above which a table has a field for a text that rows must have."""
 _UNPAGED = 200
 """Number of rows above which a table is divided into pages."""
 _LONG = 34
@@ -106,6 +108,7 @@ class ShownTable:
         paged: Whether the table is divided into pages.
         folded: Whether the reader opens the table.
         files: Names of its files beside the page.
+        searched: Whether there is a field for a text that rows must have.
     """
 
     identity: str
@@ -120,6 +123,20 @@ class ShownTable:
     paged: bool
     folded: bool
     files: tuple[str, ...]
+    searched: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownList:
+    """A list of terms, each with a text.
+
+    Attributes:
+        identity: Id of the list in the page.
+        terms: Terms and texts; a term that is the one before it is not repeated.
+    """
+
+    identity: str
+    terms: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +157,7 @@ class ShownFigure:
     files: tuple[str, ...]
 
 
-ShownPart = ShownTable | ShownFigure
+ShownPart = ShownTable | ShownFigure | ShownList
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +167,7 @@ class ShownSection:
     Attributes:
         name: Id in the page.
         title: Heading.
-        parts: Tables and figures.
+        parts: Tables, figures and lists.
         folded: Whether the reader opens the section.
     """
 
@@ -222,13 +239,16 @@ def shown_rows(table: Table) -> int:
     return len(table.rows) if table.anchors else min(_MOST_ROWS, len(table.rows))
 
 
-def shown_table(table: Table, rows: Sequence[Row], *, files: tuple[str, ...] = ()) -> ShownTable:
+def shown_table(
+    table: Table, rows: Sequence[Row], *, files: tuple[str, ...] = (), searched: bool = False
+) -> ShownTable:
     """Return a table as a page shows it.
 
     Args:
         table: The table.
         rows: Its rows, as many as `shown_rows`.
         files: Names of its files beside the page.
+        searched: Whether it has a field for a text even with few rows.
     """
     left_out = f"The first {len(rows)} of {len(table.rows)} rows; all of them are in {table.name}.csv"
     return ShownTable(
@@ -244,4 +264,5 @@ def shown_table(table: Table, rows: Sequence[Row], *, files: tuple[str, ...] = (
         paged=len(table.rows) > _UNPAGED and not table.anchors,
         folded=table.folded,
         files=files,
+        searched=searched or len(rows) > _UNSEARCHED,
     )
