@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.inputs.names import FileName, inside
-from bench.leaderboard import tables
+from bench.leaderboard import listings, tables
 from bench.leaderboard.boards import Board, Entry
 from bench.leaderboard.drawing import Scale
+from bench.leaderboard.links import Links, file_name
 from bench.leaderboard.methods import MethodFacts, facts_of
 from bench.leaderboard.repeating import Repeating
 from bench.leaderboard.sources import Source
-from bench.leaderboard.tables import Links
 from bench.plugins.registry import load
 from bench.reporting.charts import method_looks
 from bench.reporting.pages.assets import linked_assets, write_assets
@@ -39,7 +39,7 @@ def write_site(folder: Path, boards: Sequence[Board], sources: Sequence[Source])
     known = {name: facts_of(name) for name in sorted({entry.method for entry in entries})}
     looks = method_looks(known)
     links = Links(
-        methods={name: tables.file_name("method", name, name) for name in known},
+        methods={name: file_name("method", name, name) for name in known},
         boards={board.identity: _board_file(board) for board in boards},
         glyphs={name: glyph_of(look) for name, look in looks.items()},
     )
@@ -58,11 +58,11 @@ def write_site(folder: Path, boards: Sequence[Board], sources: Sequence[Source])
 
 def _board_file(board: Board) -> FileName:
     words = " ".join((board.terms.dataset, board.terms.model, board.budget))
-    return tables.file_name("task", words, board.identity)
+    return file_name("task", words, board.identity)
 
 
 def _csv(boards: Sequence[Board], known: Mapping[str, MethodFacts]) -> str:
-    table = tables.all_rows(_ROWS, boards, known)
+    table = listings.all_rows(_ROWS, boards, known)
     document = Document(study="", sections=(Section(name="", title="", parts=(table,)),))
     return str(load("forms", "csv").render(document, DEFAULT_WIDTH))
 
@@ -96,7 +96,7 @@ def _board_page(board: Board, known: Mapping[str, MethodFacts], links: Links, re
 
 def _method_page(facts: MethodFacts, boards: Sequence[Board], links: Links) -> Page:
     rows = [(board, entry) for board in boards for entry in board.entries if entry.method == facts.name]
-    results = tables.results_of_method(rows, links)
+    results = listings.results_of_method(rows, links)
     return Page(
         title=f"{facts.name}: leaderboard",
         heading=facts.name,
@@ -111,7 +111,7 @@ def _method_page(facts: MethodFacts, boards: Sequence[Board], links: Links) -> P
 
 
 def _index(boards: Sequence[Board], known: Mapping[str, MethodFacts], sources: Sequence[Source], links: Links) -> Page:
-    listed = tables.all_boards(boards, links)
+    listed = listings.all_boards(boards, links)
     entries: list[Entry] = list({id(entry): entry for board in boards for entry in board.entries}.values())
     refused = sum(bool(source.refused) for source in sources)
     return Page(
@@ -125,7 +125,7 @@ def _index(boards: Sequence[Board], known: Mapping[str, MethodFacts], sources: S
         filters=_choices(listed.rows, ("data", "model", "budget")),
         sections=(
             _section("tasks", "Tasks", listed),
-            _section("methods", "Methods", tables.all_methods(known, entries, links)),
-            _section("sources", "Sources", tables.all_sources(sources)),
+            _section("methods", "Methods", listings.all_methods(known, entries, links)),
+            _section("sources", "Sources", listings.all_sources(sources)),
         ),
     )
