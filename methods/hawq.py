@@ -18,14 +18,12 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
-from bench.api import Capabilities, Decision, Options, Policy, SearchJob, SearchResult, uniform
-from methods.shared.budget import unreachable
+from bench.api import Capabilities, Decision, Options, Policy, SearchJob, SearchResult
+from methods.shared import allocation
 from methods.shared.decisions import bits_decision
 from methods.shared.hessian import Sensitivity, Traces, hutchinson, loss_graph, sensitivity
-from methods.shared.knapsack import cheapest_choice
 from methods.shared.options import Candidates, ChoosesBits
 
 
@@ -104,7 +102,7 @@ def _record(traces: Traces, omega: Sensitivity, images: int) -> dict[str, Any]:
 
 
 def allocate(job: SearchJob, omega: Sensitivity, bits: Sequence[int], *, tied: bool) -> Policy:
-    """Find the bits of least total Ω within the budget, exactly (`methods.shared.knapsack`).
+    """Find the bits of least total Ω within the budget, exactly (`methods.shared.allocation`).
 
     Args:
         job: Network, measure and budget.
@@ -115,24 +113,13 @@ def allocate(job: SearchJob, omega: Sensitivity, bits: Sequence[int], *, tied: b
     Raises:
         UnreachableBudgetError: Even the lowest candidates cost more than the budget.
     """
-    network, policy = job.task.network, uniform(job.task.network, bits[0])
-    least = job.price(policy)
-    if least > job.budget:
-        raise unreachable(job, f"uniform {bits[0]} bit", least)
-    pairs = [(b, b) for b in bits] if tied else list(product(bits, bits))
-    values, rises = [], []
-    for layer in network.middle:
+    pairs = allocation.tied(bits) if tied else list(product(bits, bits))
+    values = {}
+    for layer in job.task.network.middle:
         of_weights = dict(zip(bits, omega[layer.name, "weight_bits"], strict=True))
         of_inputs = dict(zip(bits, omega[layer.name, "activation_bits"], strict=True))
-        values.append([of_weights[weight] + (0.0 if tied else of_inputs[activation]) for weight, activation in pairs])
-        choices = [policy.with_layer(layer.name, weight_bits=w, activation_bits=a) for w, a in pairs]
-        costs = [job.measure.price_layer(choice, layer) for choice in choices]
-        rises.append([cost - costs[0] for cost in costs])
-    chosen = cheapest_choice(np.array(values), np.array(rises, dtype=np.float64), job.budget - least)
-    for layer, index in zip(network.middle, chosen.tolist(), strict=True):
-        weight, activation = pairs[index]
-        policy = policy.with_layer(layer.name, weight_bits=weight, activation_bits=activation)
-    return policy
+        values[(layer.name,)] = [of_weights[w] + (0.0 if tied else of_inputs[a]) for w, a in pairs]
+    return allocation.allocate(job, values, pairs, in_window=False)
 
 
 def _decisions(policy: Policy, omega: Sensitivity, bits: tuple[int, ...]) -> list[Decision]:

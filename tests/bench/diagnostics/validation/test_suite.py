@@ -27,6 +27,7 @@ LIGHT: dict[str, dict[str, Any]] = {
     "greedy": {"batches": 1},
     "haq": {"episodes": 4, "warmup_episodes": 2},
     "hawq": {"draws": 4, "images": 16},
+    "hawq_v3": {"draws": 4, "images": 16},
 }
 """Options that shorten searches whose length does not follow from the schedule."""
 FAULTY = dict(faulty_methods.faulty())
