@@ -13,10 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
 
 from bench.api import (
     FULL_PRECISION_BITS,
@@ -26,15 +23,13 @@ from bench.api import (
     Policy,
     SearchJob,
     SearchResult,
-    calibrate,
-    compress,
-    generator,
     policy_of,
     uniform,
 )
 from methods.shared.budget import unreachable
 from methods.shared.decisions import What, bits_decision
 from methods.shared.options import Candidates, ChoosesBits
+from methods.shared.policy_losses import PolicyLosses, sensitivity_batches
 
 _WHAT: tuple[What, What] = ("weight_bits", "activation_bits")
 
@@ -123,37 +118,11 @@ def sensitivities(job: SearchJob, bits: Sequence[int], batches: int) -> Losses:
         bits: Candidate bits, rising.
         batches: Number of training batches.
     """
-    network = job.task.network
-    float_policy = uniform(network, FULL_PRECISION_BITS)
-    data = _batches(job, batches)
-    return {
-        (layer.name, what): [_loss(job, float_policy.with_layer(layer.name, **{what: b}), data) for b in bits]
-        for layer in network.middle
-        for what in _WHAT
-    }
-
-
-def _batches(job: SearchJob, count: int) -> Sequence[tuple[Tensor, Tensor]]:
-    """Draw the training batches that all networks see."""
-    order = generator("sensitivity", job.seed)
-    stream = job.task.data.training_batches(job.schedule.batch_size, order, purpose="calibration")
-    return [batch for batch, _ in zip(stream, range(count), strict=False)]
-
-
-@torch.no_grad()
-def _loss(job: SearchJob, policy: Policy, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Compute the mean cross-entropy under a policy.
-
-    Normalisations use the statistics of each batch, since standardised weights change the scale of a layer. Nothing is
-    left out at random, as dropout would: its noise would be larger than the rise that one tensor causes.
-    """
-    network: nn.Module = compress(job.float_model(), job.task.network, policy)
-    calibrate(network, batches[0][0])
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train()
-    return sum(float(F.cross_entropy(network(images), labels)) for images, labels in batches) / len(batches)
+    float_policy = uniform(job.task.network, FULL_PRECISION_BITS)
+    tensors = [(layer.name, what) for layer in job.task.network.middle for what in _WHAT]
+    policies = [float_policy.with_layer(layer, **{what: b}) for layer, what in tensors for b in bits]
+    measured = PolicyLosses(job, float_policy, bits, sensitivity_batches(job, batches)).of(policies)
+    return {tensor: measured[number * len(bits) : (number + 1) * len(bits)] for number, tensor in enumerate(tensors)}
 
 
 def step_down(

@@ -114,7 +114,7 @@ def allocate(job: SearchJob, omega: Sensitivity, bits: Sequence[int], *, tied: b
         UnreachableBudgetError: Even the lowest candidates cost more than the budget.
     """
     pairs = allocation.tied(bits) if tied else list(product(bits, bits))
-    values = {}
+    values: dict[allocation.Group, list[float]] = {}
     for layer in job.task.network.middle:
         of_weights = dict(zip(bits, omega[layer.name, "weight_bits"], strict=True))
         of_inputs = dict(zip(bits, omega[layer.name, "activation_bits"], strict=True))

@@ -83,13 +83,13 @@ def _solved(values: Floats, limits: Sequence[Limit], tighter: float) -> Indices 
     scaled = lowered * (_SPREAD / (lowered.max() or 1.0))
     result = milp(
         scaled.ravel(),
-        integrality=np.ones(values.size),
+        integrality=np.ones(values.size, dtype=np.int64),
         bounds=Bounds(0, 1),
         constraints=constraints,
         options={"mip_rel_gap": 0.0},
     )
     if result.status == _INFEASIBLE:
         return None
-    if result.status != _SOLVED:
+    if result.status != _SOLVED or result.x is None:
         raise ArithmeticError(f"the integer programme was not solved: {result.message}")
     return np.asarray(result.x.reshape(values.shape).argmax(1), dtype=np.intp)

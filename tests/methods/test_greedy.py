@@ -16,8 +16,9 @@ from bench.costs.counter import price
 from bench.errors import UnreachableBudgetError
 from bench.matching.repair import policy_of
 from bench.method import SearchJob, Task
-from methods.greedy import Greedy, GreedyOptions, Losses, _batches, sensitivities, step_down
+from methods.greedy import Greedy, GreedyOptions, Losses, sensitivities, step_down
 from methods.shared.decisions import bits_decision
+from methods.shared.policy_losses import sensitivity_batches
 
 MakeJob = Callable[..., SearchJob]
 
@@ -33,7 +34,7 @@ def test_a_sensitivity_is_the_loss_with_this_tensor_quantized(network: NetworkSh
     assert len(found) == 2 * len(network.middle)
     layer = network.middle[1].name
     losses = []
-    for images, labels in _batches(job, 2):
+    for images, labels in sensitivity_batches(job, 2):
         model = job.float_model().train()
         weight = model.get_submodule(layer).weight
         standard = standardize(weight.detach())

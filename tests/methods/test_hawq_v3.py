@@ -13,7 +13,7 @@ from bench.errors import UnreachableBudgetError
 from bench.method import SearchJob, Task
 from bench.models.imagenet import resnet18
 from methods.hawq_v3 import HawqV3, HawqV3Options, of_weights, values
-from methods.shared.allocation import allocate, tied
+from methods.shared.allocation import Group, allocate, tied
 from methods.shared.decisions import What
 from methods.shared.hessian import LossGraph, loss_graph
 from methods.shared.readers import readers
@@ -162,7 +162,7 @@ def test_the_idle_layer_has_the_lowest_bits(known_best: tuple[SearchJob, Policy]
     assert found.record["sensitivity"]["idle"] == pytest.approx([0, 0], abs=1e-9)
     assert found.record["sensitivity"]["busy"][0] > 1e-3
     assert found.policy == uniform(job.task.network, 2)  # 4 bits for both cost more than the budget
-    values_apart = {(name,): found.record["sensitivity"][name] for name in ("idle", "busy")}
+    values_apart: dict[Group, list[float]] = {(name,): found.record["sensitivity"][name] for name in ("idle", "busy")}
     assert allocate(job, values_apart, tied((2, 4))) == best
 
 

@@ -12,7 +12,7 @@ from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.errors import UnreachableBudgetError
 from bench.method import SearchJob
 from bench.spec.schema import AcceleratorSpec
-from methods.shared.allocation import allocate, tied
+from methods.shared.allocation import Group, allocate, tied
 from methods.shared.readers import readers
 
 MakeJob = Callable[..., SearchJob]
@@ -58,12 +58,14 @@ def test_pairs_are_chosen_for_each_layer(network: NetworkShape, make_job: MakeJo
     names = [layer.name for layer in network.middle]
     base = uniform(network, 2)
     wanted = base.with_layer(names[0], activation_bits=4)
-    values = {(name,): [1.0, 0.5, 0.6] if name == names[0] else [0.0, 0.0, 0.0] for name in names}
+    values: dict[Group, list[float]] = {
+        (name,): [1.0, 0.5, 0.6] if name == names[0] else [0.0, 0.0, 0.0] for name in names
+    }
     job = make_job(budget=BOPS.price(network, wanted))
     assert allocate(job, values, pairs, in_window=False) == wanted
 
 
 def test_the_cheapest_pairs_are_named_where_they_cost_too_much(network: NetworkShape, make_job: MakeJob) -> None:
-    values = {(layer.name,): [1.0, 0.5] for layer in network.middle}
+    values: dict[Group, list[float]] = {(layer.name,): [1.0, 0.5] for layer in network.middle}
     with pytest.raises(UnreachableBudgetError, match="even 2 bit weights with 8 bit inputs costs"):
         allocate(make_job(budget=1.0), values, [(2, 8), (4, 8)])
