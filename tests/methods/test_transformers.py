@@ -22,6 +22,7 @@ from methods.greedy import Greedy
 from methods.haq import Haq, HaqOptions
 from methods.hawq import Hawq
 from methods.hawq_v3 import HawqV3
+from methods.ip import Ip
 from methods.multi_path import MultiPath
 from methods.random_policy import RandomPolicy
 from methods.sbs import Sbs, SbsOptions, search_space
@@ -39,10 +40,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "bayesian_bits": BayesianBits,
     "hawq": Hawq,
     "hawq_v3": HawqV3,
+    "ip": Ip,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "greedy": Greedy,
 }
-WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3"}
+WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip"}
 
 
 def products(model: nn.Module) -> list[QuantizedProduct]:

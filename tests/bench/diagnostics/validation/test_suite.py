@@ -28,6 +28,7 @@ LIGHT: dict[str, dict[str, Any]] = {
     "haq": {"episodes": 4, "warmup_episodes": 2},
     "hawq": {"draws": 4, "images": 16},
     "hawq_v3": {"draws": 4, "images": 16},
+    "ip": {"batches": 1},
 }
 """Options that shorten searches whose length does not follow from the schedule."""
 FAULTY = dict(faulty_methods.faulty())
