@@ -23,6 +23,7 @@ from methods.haq import Haq, HaqOptions
 from methods.hawq import Hawq
 from methods.hawq_v3 import HawqV3
 from methods.ip import Ip
+from methods.limpq import Limpq
 from methods.multi_path import MultiPath
 from methods.random_policy import RandomPolicy
 from methods.sbs import Sbs, SbsOptions, search_space
@@ -41,10 +42,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "hawq": Hawq,
     "hawq_v3": HawqV3,
     "ip": Ip,
+    "limpq": Limpq,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "greedy": Greedy,
 }
-WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip"}
+WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq"}
 
 
 def products(model: nn.Module) -> list[QuantizedProduct]:
