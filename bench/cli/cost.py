@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bench.compression.shapes import NetworkShape
     from bench.costs.breakdown import CostBreakdown, Difference
     from bench.costs.measures import MeasureName
+    from bench.export.measurement import MeasuredTime
     from bench.spec.schema import AcceleratorSpec
 
 _TASK = {"model": "resnet20", "dataset": "cifar100"}
@@ -53,6 +54,11 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
 )
 @data_option
 @click.option(
+    "--measured",
+    is_flag=True,
+    help="Also measure on this machine how long the network takes in ONNX forms, with random weights.",
+)
+@click.option(
     "--long", "long_form", is_flag=True, help="Also show which layers may lose filters, and why others may not."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with exact integers.")
@@ -65,6 +71,7 @@ def cost(
     by: MeasureName | None,
     as_json: bool,
     long_form: bool,
+    measured: bool,
     image_size: int | None,
     data_dir: Path | None,
     **accelerator: Any,
@@ -76,9 +83,11 @@ def cost(
     \b
     bench cost --model resnet56 --bits 4
     bench cost --policy policy.json --by latency
+    bench cost --policy policy.json --measured    also the time that it takes here, beside the float network's
     bench cost --diff 4bit policy.json    two policies, and how much more the second costs
     """  # noqa: D301  (click wants the character)
     import json
+    from dataclasses import asdict
 
     from bench.cli.console import show
     from bench.costs.breakdown import CostBreakdown
@@ -92,17 +101,35 @@ def cost(
         raise BenchError(f"--by {by} chooses what the table shows; it has no effect with --json")
     if long_form and (as_json or diff is not None):
         raise BenchError(f"--long adds a table for one policy; leave it out with {'--json' if as_json else '--diff'}")
+    if measured and diff is not None:
+        raise BenchError("--measured times the network of one policy; leave it out with --diff")
     task = {"model": model, "dataset": dataset}
     images = {"image_size": image_size, "data_dir": data_dir}
     spec = _accelerator(accelerator)
     costs = (
         _breakdown(bits or policy_file, task, images, spec) if diff is None else _difference(diff, task, images, spec)
     )
+    times = _measured_times(costs, images) if measured and isinstance(costs, CostBreakdown) else None
     if as_json:
-        click.echo(json.dumps(costs.to_json(), indent=1))
-    else:
-        further = [filters_table(costs.network)] if long_form and isinstance(costs, CostBreakdown) else []
-        show([table(costs, by or "bops"), *further])
+        further = {} if times is None else {"measured": [asdict(time) for time in times]}
+        click.echo(json.dumps(costs.to_json() | further, indent=1))
+        return
+    tables = [table(costs, by or "bops")]
+    if long_form and isinstance(costs, CostBreakdown):
+        tables.append(filters_table(costs.network))
+    if times is not None:
+        from bench.export.tables import policy_time_table
+
+        tables.append(policy_time_table(times))
+    show(tables)
+
+
+def _measured_times(costs: CostBreakdown, images: dict[str, Any]) -> list[MeasuredTime]:
+    from bench.export.measurement import measured_policy
+    from bench.export.untrained import untrained_network
+
+    network = untrained_network(costs.network.model, costs.network.dataset, **images)
+    return measured_policy(network, costs.policy)
 
 
 def _accelerator(options: dict[str, Any]) -> AcceleratorSpec:

@@ -33,6 +33,7 @@ class CostBreakdown:
 
     Attributes:
         network: Shapes of the full network.
+        policy: The policy.
         cost: Operations and memory for one image.
         accelerator: Accelerator that latency and energy are estimated on.
         executions: Execution of each layer on the accelerator for a batch, by name, as far as it is known.
@@ -40,6 +41,7 @@ class CostBreakdown:
     """
 
     network: NetworkShape
+    policy: Policy
     cost: NetworkCost
     accelerator: AcceleratorSpec
     executions: Mapping[str, Execution]
@@ -124,7 +126,14 @@ def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Polic
         except BenchError as error:
             unknown[layer.name] = str(error)
     unknown |= dict.fromkeys((operation.label for operation in network.unquantized), NOT_A_LAYER)
-    return CostBreakdown(network=network, cost=cost, accelerator=accelerator, executions=executions, unknown=unknown)
+    return CostBreakdown(
+        network=network,
+        policy=policy,
+        cost=cost,
+        accelerator=accelerator,
+        executions=executions,
+        unknown=unknown,
+    )
 
 
 # --- two policies -------------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ from bench.compression.policy import FULL_PRECISION_BITS, load_policy, uniform
 from bench.costs.counter import price
 from bench.errors import BenchError
 from bench.export.documents import DOCUMENT, FOLDER
-from bench.export.forms import Files, Form, form_named
+from bench.export.forms import Files, Form, form_named, network_file
+from bench.export.graph.operations import Graph
 from bench.export.graph.reading import read_graph
 from bench.export.measurement import MEASURED, measured_cost
 from bench.export.packed import FILE, parts
 from bench.export.rebuild import RebuiltRun, check_rebuilt, rebuild, runs_named
+from bench.export.untrained import UntrainedNetwork
 from bench.export.verification import Agreement, verify
 from bench.outputs.commands import command
 from bench.store.files import Store, write_bytes, write_checked
@@ -151,8 +153,8 @@ def export_run(
         (form.name, engine, promised) for form in forms for engine, promised in form.engines(files[form.name], graph)
     ]
     agreements = verify(run.network, graph, run.task.data, engines)
-    onnx_files = {name: next(iter(made.values())) for name, made in files.items() if name in MEASURED}
-    times = measured_cost(run, graph, onnx_files) if measure else ()
+    onnx_files = {name: network_file(made) for name, made in files.items() if name in MEASURED}
+    times = measured_cost(graph, _full_graph(run), onnx_files) if measure else ()
     document = {
         **_about(run, evaluation.top1),
         "forms": {form.name: _entry(form, files[form.name], agreements) for form in forms},
@@ -162,6 +164,10 @@ def export_run(
     if folder != store.root / FOLDER / identity:
         write_checked(store.root / FOLDER / identity / DOCUMENT, document)
     return ExportedNetwork(run=identity, folder=folder, agreements=tuple(agreements), document=document)
+
+
+def _full_graph(run: RebuiltRun) -> Graph:
+    return UntrainedNetwork(run.task.make_model(), run.task.network, run.task.data).full_graph(run.policy)
 
 
 def _about(run: RebuiltRun, top1: float) -> dict[str, Any]:

@@ -38,13 +38,28 @@ def form_named(name: str) -> Form:
     if name not in FORMS:
         raise unknown_name("format", name, FORMS, "bench export --help")
     if name != "packed":
-        needed = ("onnx", "onnxruntime", *(["qonnx"] if name == "qonnx" else []))
-        missing = [package for package in needed if find_spec(package) is None]
-        if missing:
-            raise BenchError(
-                f"--format {name} needs {' and '.join(missing)}; install the extra: pip install 'sbs-bench[export]'"
-            )
+        require(("onnx", "onnxruntime", *(["qonnx"] if name == "qonnx" else [])), f"--format {name}")
     return FORMS[name]()
+
+
+def require(packages: Sequence[str], what: str) -> None:
+    """Check that packages of the extra `export` are installed.
+
+    Args:
+        packages: Names of packages.
+        what: What needs them, in words.
+
+    Raises:
+        BenchError: One is missing.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise BenchError(f"{what} needs {' and '.join(missing)}; install the extra: pip install 'sbs-bench[export]'")
+
+
+def network_file(files: Files) -> bytes:
+    """Return the content of the network's own file."""
+    return next(iter(files.values()))
 
 
 def _packed() -> Form:

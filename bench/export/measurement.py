@@ -7,19 +7,18 @@ round and engine. Times say what this machine does. They belong to no budget and
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.compression.compress import compress
 from bench.compression.policy import Policy
 from bench.export.engines import Engine
+from bench.export.forms import fast_engines, form_named, network_file, require
 from bench.export.graph.operations import Graph
-from bench.export.graph.reading import read_graph
-from bench.export.rebuild import RebuiltRun
+from bench.export.untrained import UntrainedNetwork
 
 FLOAT, REDUCED = "float", "reduced float"
 """Names of the full float network, and of the float network with the kept filters."""
@@ -52,19 +51,18 @@ class MeasuredTime:
     ratio: tuple[float, float, float]
 
 
-def measured_cost(run: RebuiltRun, graph: Graph, files: Mapping[str, bytes]) -> list[MeasuredTime]:
+def measured_cost(graph: Graph, full: Graph, files: Mapping[str, bytes]) -> list[MeasuredTime]:
     """Measure the ONNX forms of a network beside the float networks, in every runtime that is installed.
 
     Args:
-        run: The run.
-        graph: Graph of its network.
+        graph: Graph of the network.
+        full: Graph of the network with all filters.
         files: ONNX files by form.
     """
-    from bench.export.forms import fast_engines
     from bench.export.onnx_forms.float import FloatForm
 
     contents = {
-        FLOAT: FloatForm(full_graph(run)).model().SerializeToString(),
+        FLOAT: FloatForm(full).model().SerializeToString(),
         REDUCED: FloatForm(graph).model().SerializeToString(),
         **files,
     }
@@ -78,12 +76,16 @@ def measured_cost(run: RebuiltRun, graph: Graph, files: Mapping[str, bytes]) -> 
     return times
 
 
-def full_graph(run: RebuiltRun) -> Graph:
-    """Return the graph of the network with all filters."""
-    layers = {name: replace(layer, kept_filters=None) for name, layer in run.policy.layers.items()}
-    policy = Policy(model=run.policy.model, dataset=run.policy.dataset, layers=layers)
-    network = compress(run.task.make_model(), run.task.network, policy).eval()
-    return read_graph(network, run.task.data, model=policy.model, dataset=policy.dataset)
+def measured_policy(network: UntrainedNetwork, policy: Policy) -> list[MeasuredTime]:
+    """Measure the network of a policy in all forms that are measured, with random weights.
+
+    Raises:
+        BenchError: Packages are missing, or the network cannot be exported.
+    """
+    require(("onnx", "onnxruntime"), "measuring times")
+    graph = network.graph(policy)
+    files = {name: network_file(form_named(name).files(graph)) for name in MEASURED}
+    return measured_cost(graph, network.full_graph(policy), files)
 
 
 def _measured(engines: Mapping[str, Engine], images: NDArray[np.uint8]) -> list[MeasuredTime]:

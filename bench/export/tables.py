@@ -1,8 +1,11 @@
 """Tables of what was exported: how each form agrees with the harness, and measured times."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bench.export.export import Exports
+from bench.export.measurement import MeasuredTime
 from bench.reporting.report import Column, Table
 
 _AGREEMENT = ("run", "method", "budget", "form", "engine", "KB", "equal", "Top-1 %", "recorded", "codes differing")
@@ -56,23 +59,28 @@ def _network_bytes(document: Any, form: str) -> int:
 
 def time_table(exports: Exports) -> Table:
     """Return one row for each network, form, engine and number of images."""
-    rows = [
-        (
-            str(network.document["run"])[:8],
-            entry["engine"],
-            str(entry["batch"]),
-            entry["form"],
-            f"{entry['milliseconds']:.3f}",
-            f"{entry['ratio'][1]:.2f}",
-            f"{entry['ratio'][0]:.2f}–{entry['ratio'][2]:.2f}",
-        )
-        for network in exports.networks
-        for entry in network.document["measured"]
-    ]
-    titles = ("run", "engine", "images", "form", "ms", "× float", "quartiles")
+    documents = [network.document for network in exports.networks]
+    rows = [(str(document["run"])[:8], *_time_cells(entry)) for document in documents for entry in document["measured"]]
+    return _time_table("Measured times on one thread", ("run",), rows)
+
+
+def policy_time_table(measured: Sequence[MeasuredTime]) -> Table:
+    """Return one row for each form, engine and number of images of one policy's network."""
+    rows = [_time_cells(asdict(entry)) for entry in measured]
+    return _time_table("Measured times on one thread, with random weights", (), rows)
+
+
+def _time_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    low, middle, high = entry["ratio"]
+    numbers = (f"{entry['milliseconds']:.3f}", f"{middle:.2f}", f"{low:.2f}–{high:.2f}")
+    return (entry["engine"], str(entry["batch"]), entry["form"], *numbers)
+
+
+def _time_table(title: str, first: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    titles = (*first, "engine", "images", "form", "ms", "× float", "quartiles")
     return Table(
         name="measured",
-        title="Measured times on one thread",
+        title=title,
         columns=tuple(Column(title=title) for title in titles),
         rows=tuple(rows),
         notes=("× float: median ratio to the float network in the same engine and round; below 1 is faster.",),

@@ -1,6 +1,6 @@
 """Reading of a compressed network into the graph that is exported. What the graph cannot express is refused by name."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from bench.compression.kernels import steps
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive
 from bench.compression.structure.graph import operation_name, traced
 from bench.compression.structure.node_shapes import shape_of
-from bench.data.task_data import TaskData
 from bench.errors import BenchError
 from bench.export.graph.calls import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one
 from bench.export.graph.operations import IMAGE, LOGITS, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
@@ -23,12 +22,20 @@ _SAME = frozenset({"identity", "dropout", "stochastic_depth", "contiguous", "clo
 """Operations that change nothing in evaluation."""
 
 
-def read_graph(network: nn.Module, data: TaskData, *, model: str, dataset: str) -> Graph:
+class Pixels(Protocol):
+    """The shape of images, and the mean and standard deviation of their pixels, from 0 to 255, by channel."""
+
+    image_shape: tuple[int, int, int]
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+
+def read_graph(network: nn.Module, data: Pixels, *, model: str, dataset: str) -> Graph:
     """Read a compressed network.
 
     Args:
         network: Compressed network in evaluation mode, on the CPU.
-        data: Data of the network, for the shape of its images and their normalisation.
+        data: Shape of the network's images, and their normalisation.
         model: Name of the model.
         dataset: Name of the data set.
 
