@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import FILE, WholeNumber, data_option
+from bench.cli.options import FILE, WholeNumber, data_option, store_option
 from bench.errors import BenchError
+from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.compression.policy import Policy
     from bench.compression.shapes import NetworkShape
     from bench.costs.breakdown import CostBreakdown, Difference
     from bench.costs.measures import MeasureName
     from bench.export.measurement import MeasuredTime
+    from bench.export.untrained import UntrainedNetwork
     from bench.spec.schema import AcceleratorSpec
 
 _TASK = {"model": "resnet20", "dataset": "cifar100"}
@@ -40,9 +45,15 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     "--hardware",
     default=None,
     metavar="NAME|FILE",
-    help="Simulated accelerator; docs/bitfusion.md describes it.  [default: bf_e]",
+    help="Simulated accelerator, see docs/bitfusion.md; or onnxruntime or openvino, of which times for layers are "
+    "measured here, or a file with such times.  [default: bf_e]",
 )
-@click.option("--batch", type=WholeNumber(1), default=None, help="Images that are computed together.  [default: 16]")
+@click.option(
+    "--batch",
+    type=WholeNumber(1),
+    default=None,
+    help="Images that are computed together.  [default: 16, or 1 where times are measured]",
+)
 @click.option(
     "--depthwise",
     type=click.Choice(["dense", "channelwise"]),
@@ -58,6 +69,7 @@ _TASK = {"model": "resnet20", "dataset": "cifar100"}
     is_flag=True,
     help="Also measure on this machine how long the network takes in ONNX forms, with random weights.",
 )
+@store_option
 @click.option(
     "--long", "long_form", is_flag=True, help="Also show which layers may lose filters, and why others may not."
 )
@@ -74,6 +86,7 @@ def cost(
     measured: bool,
     image_size: int | None,
     data_dir: Path | None,
+    store_dir: Path,
     **accelerator: Any,
 ) -> None:
     """Price a policy layer by layer.
@@ -83,6 +96,7 @@ def cost(
     \b
     bench cost --model resnet56 --bits 4
     bench cost --policy policy.json --by latency
+    bench cost --policy policy.json --hardware onnxruntime    latency by layers that are measured here, once
     bench cost --policy policy.json --measured    also the time that it takes here, beside the float network's
     bench cost --diff 4bit policy.json    two policies, and how much more the second costs
     """  # noqa: D301  (click wants the character)
@@ -106,9 +120,11 @@ def cost(
     task = {"model": model, "dataset": dataset}
     images = {"image_size": image_size, "data_dir": data_dir}
     spec = _accelerator(accelerator)
-    costs = (
-        _breakdown(bits or policy_file, task, images, spec) if diff is None else _difference(diff, task, images, spec)
-    )
+
+    def on(network: NetworkShape) -> AcceleratorSpec:
+        return _with_measured_times(spec, network, images, store_dir)
+
+    costs = _breakdown(bits or policy_file, task, images, on) if diff is None else _difference(diff, task, images, on)
     times = _measured_times(costs, images) if measured and isinstance(costs, CostBreakdown) else None
     if as_json:
         further = {} if times is None else {"measured": [asdict(time) for time in times]}
@@ -126,31 +142,64 @@ def cost(
 
 def _measured_times(costs: CostBreakdown, images: dict[str, Any]) -> list[MeasuredTime]:
     from bench.export.measurement import measured_policy
-    from bench.export.untrained import untrained_network
 
-    network = untrained_network(costs.network.model, costs.network.dataset, **images)
-    return measured_policy(network, costs.policy)
+    return measured_policy(_untrained(costs.network, images), costs.policy)
+
+
+def _with_measured_times(
+    spec: AcceleratorSpec, network: NetworkShape, images: dict[str, Any], store_dir: Path
+) -> AcceleratorSpec:
+    """Put a table of measured times in the place of the name of a runtime."""
+    from bench.spec.schema import ENGINES
+
+    if spec.hardware not in ENGINES:
+        return spec
+    from bench.export.layer_times import measured_times
+    from bench.store.files import Store
+
+    subjects = [_untrained(network, images)]
+    path = measured_times(spec.hardware, subjects, spec.batch, Store(store_dir), partial(say, err=True))
+    return spec.model_copy(update={"hardware": str(path)})
+
+
+def _untrained(network: NetworkShape, images: dict[str, Any]) -> UntrainedNetwork:
+    from bench.export.untrained import untrained_network
+    from bench.plugins.registry import load
+
+    return untrained_network(network, load("datasets", network.dataset).described(**images))
 
 
 def _accelerator(options: dict[str, Any]) -> AcceleratorSpec:
+    from pydantic import ValidationError
+
+    from bench.spec.options import explain
     from bench.spec.schema import AcceleratorSpec
 
-    return AcceleratorSpec(**{key: value for key, value in options.items() if value is not None})
+    try:
+        return AcceleratorSpec(**{key: value for key, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise explain(error, "accelerator", AcceleratorSpec) from error
 
 
 def _breakdown(
-    choice: int | Path | None, task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
+    choice: int | Path | None,
+    task: dict[str, str | None],
+    images: dict[str, Any],
+    on: Callable[[NetworkShape], AcceleratorSpec],
 ) -> CostBreakdown:
     from bench.compression.policy import load_policy
     from bench.interface.pricing import price
 
     policy = load_policy(choice) if isinstance(choice, Path) else choice or 0
     network = _network([] if isinstance(policy, int) else [policy], task, images)
-    return price(network, policy, **accelerator.model_dump())
+    return price(network, policy, **on(network).model_dump())
 
 
 def _difference(
-    names: tuple[str, str], task: dict[str, str | None], images: dict[str, Any], accelerator: AcceleratorSpec
+    names: tuple[str, str],
+    task: dict[str, str | None],
+    images: dict[str, Any],
+    on: Callable[[NetworkShape], AcceleratorSpec],
 ) -> Difference:
     from bench.compression.policy import Policy
     from bench.costs.breakdown import Difference, policy_or_bits, side
@@ -163,6 +212,7 @@ def _difference(
             f"--diff: '{names[0]}' is for {tasks[0]}, '{names[1]}' for {tasks[1]}; both must be for the same"
         )
     network = _network(policies, task, images)
+    accelerator = on(network)
     first, second = (side(name, network, choice, accelerator) for name, choice in zip(names, choices, strict=True))
     return Difference(first=first, second=second)
 

@@ -17,6 +17,7 @@ from bench.costs.accelerator.bitfusion import Execution
 from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.accelerator.pricing import NOT_A_LAYER, execute_layer
 from bench.costs.counter import BITS_PER_KB, LayerCost, NetworkCost, price
+from bench.costs.measured import Quartiles, read_times
 from bench.costs.measures import MEASURES, MeasureName
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
@@ -36,7 +37,9 @@ class CostBreakdown:
         policy: The policy.
         cost: Operations and memory for one image.
         accelerator: Accelerator that latency and energy are estimated on.
-        executions: Execution of each layer on the accelerator for a batch, by name, as far as it is known.
+        executions: Execution of each layer on the accelerator for a batch, or its measured time for an image, by name,
+            as far as it is known.
+        rest_ms: Measured time beyond the layers, for one image.
         unknown: Reason for each layer, or operation outside of the layers, whose execution is not known, by name.
     """
 
@@ -44,8 +47,9 @@ class CostBreakdown:
     policy: Policy
     cost: NetworkCost
     accelerator: AcceleratorSpec
-    executions: Mapping[str, Execution]
+    executions: Mapping[str, "Execution | MeasuredTime"]
     unknown: Mapping[str, str]
+    rest_ms: float = 0.0
 
     def total(self, measure: MeasureName) -> float | None:
         """Return the cost of the whole network for one image in the measure's unit; `None` when it is not known."""
@@ -55,7 +59,9 @@ class CostBreakdown:
             return self.cost.memory_kb
         if self.unknown:
             return None
-        return sum(_executed(measure, execution) for execution in self.executions.values())
+        parts = [_executed(measure, execution) for execution in self.executions.values()]
+        known = [part for part in parts if part is not None]
+        return sum(known) + (self.rest_ms if measure == "latency" else 0) if len(known) == len(parts) else None
 
     def layer_cost(self, measure: MeasureName, layer: LayerCost) -> float | None:
         """Return one layer's part of the total; `None` when it is not known."""
@@ -89,18 +95,39 @@ class CostBreakdown:
             "latency_ms": self.total("latency"),
             "energy_mj": self.total("energy"),
             **self.accelerator.model_dump(),
+            **({"rest_ms": self.rest_ms} if self.accelerator.measured else {}),
             "search_space": policies(self.network),
             "layers": layers,
         }
 
 
-def _executed(measure: MeasureName, execution: Execution) -> float:
-    """Return the milliseconds or millijoules of an execution for one image."""
-    return execution.latency_ms if measure == "latency" else execution.energy_mj
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredTime:
+    """Measured time of a layer for one image; energy is not measured.
+
+    Attributes:
+        quartiles: Quartiles in milliseconds.
+    """
+
+    quartiles: Quartiles
+
+    @property
+    def latency_ms(self) -> float:
+        """Median in milliseconds."""
+        return self.quartiles[1]
 
 
-def _execution_json(execution: Execution | None) -> dict[str, Any]:
+def _executed(measure: MeasureName, execution: Execution | MeasuredTime) -> float | None:
+    """Return the milliseconds or millijoules of an execution for one image; `None` if it is not known."""
+    if measure == "latency":
+        return execution.latency_ms
+    return None if isinstance(execution, MeasuredTime) else execution.energy_mj
+
+
+def _execution_json(execution: Execution | MeasuredTime | None) -> dict[str, Any]:
     """Return a layer's figures for the whole batch; memory traffic is reads and writes together."""
+    if isinstance(execution, MeasuredTime):
+        return {"latency_ms": execution.latency_ms, "latency_quartiles_ms": list(execution.quartiles)}
     if execution is None:
         return {"cycles": None, "dram_bits": None, "energy_nj": None}
     return {
@@ -117,8 +144,11 @@ def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Polic
         BenchError: The policy does not fit the network, or the hardware does not exist.
     """
     cost = price(network, policy)
+    if accelerator.measured:
+        return _measured_breakdown(accelerator, network, policy, cost)
     read_hardware(accelerator.hardware)
-    executions, unknown = {}, {}
+    executions: dict[str, Execution | MeasuredTime] = {}
+    unknown = {}
     for shape, layer in zip(network.layers, cost.layers, strict=True):
         bits = layer.weight_bits, layer.activation_bits
         try:
@@ -133,6 +163,33 @@ def breakdown(accelerator: AcceleratorSpec, network: NetworkShape, policy: Polic
         accelerator=accelerator,
         executions=executions,
         unknown=unknown,
+    )
+
+
+def _measured_breakdown(
+    accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy, cost: NetworkCost
+) -> CostBreakdown:
+    """Price a policy in every measure, with latency by a table of measured layers."""
+    times = read_times(accelerator.hardware)
+    rest = times.network(network).rest_ms
+    executions: dict[str, Execution | MeasuredTime] = {}
+    unknown = {}
+    for shape, layer in zip(network.layers, cost.layers, strict=True):
+        bits = layer.weight_bits, layer.activation_bits
+        try:
+            quartiles = times.quartiles(shape, *bits, layer.in_channels, layer.out_channels)
+        except BenchError as error:
+            unknown[layer.name] = str(error)
+        else:
+            executions[layer.name] = MeasuredTime(quartiles=quartiles)
+    return CostBreakdown(
+        network=network,
+        policy=policy,
+        cost=cost,
+        accelerator=accelerator,
+        executions=executions,
+        unknown=unknown,
+        rest_ms=rest,
     )
 
 

@@ -7,7 +7,7 @@ from math import ceil, floor
 
 from bench.compression.policy import FULL_PRECISION_BITS, Policy, uniform
 from bench.compression.shapes import NetworkShape
-from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
+from bench.costs.measures import BOPS, Energy, Latency, Measure, MeasuredLatency, Memory
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
@@ -20,8 +20,12 @@ _MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
     "allowed: '4bit' (cost of uniform 4 bit), '2.5bit' (half-way between 2 and 3 bit), '630.6M' (BOPs), "
     "'0.016x' (of full precision), '395KB' (memory), "
-    "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same for memory, latency or energy)"
+    "'21.6ms' (latency), '29.8mJ' (energy), '4bit:KB' and '0.9x:ms' (the same for memory, latency or energy), "
+    "'1.2ms@onnxruntime' (on this hardware)"
 )
+
+
+_SET_HARDWARE = "choose it with --set accelerator.hardware=NAME"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,20 +65,22 @@ def parse_budget(
 
     Args:
         text: Budget in one of these forms: `4bit`, `2.5bit`, `630.6M`, `0.016x`, `395KB`, `21.6ms`, `29.8mJ`,
-            `4bit:KB`, `0.9x:ms`.
+            `4bit:KB`, `0.9x:ms`; in ms and mJ also with the hardware, `1.2ms@onnxruntime`.
         network: Shapes of the network.
         tolerance: Relative width of the window below the limit.
         accelerator: Accelerator that latency and energy are estimated for; the default one if none is given.
 
     Raises:
-        BenchError: The text has none of the forms, or the budget exceeds the cost of the uncompressed network.
+        BenchError: The text has none of the forms, the budget exceeds the cost of the costliest uniform network, or the
+            times of the accelerator have not been measured.
     """
     measure, limit = _read(text, network, accelerator or AcceleratorSpec())
-    most = measure.price(network, uniform(network, measure.max_bits))
+    bits = measure.costliest_bits(network)
+    most = measure.price(network, uniform(network, bits))
     if not 0 < limit <= most:
         raise BenchError(
             f"budget '{text}' is {measure.in_words(limit)}; it must be above 0 and at most what {network.model} costs "
-            f"{_at(measure.max_bits)}, {measure.in_words(most)}"
+            f"{_at(bits)}, {measure.in_words(most)}"
         )
     return Budget(text=text, limit=limit, tolerance=tolerance, measure=measure)
 
@@ -85,18 +91,27 @@ def _at(bits: int) -> str:
 
 def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
     """Return the measure that a text limits, and the limit."""
-    relative, colon, unit = text.partition(":")
+    amount, at, hardware = text.partition("@")
+    relative, colon, unit = amount.partition(":")
+    measure: Measure = BOPS
+    limit: float | None
     if colon and unit in _MEASURES:
         measure = measure_in(unit, accelerator)
         limit = _relative(relative, network, measure)
-    elif measured := _MEASURED.fullmatch(text):
+    elif measured := _MEASURED.fullmatch(amount):
         measure, limit = measure_in(measured[2], accelerator), float(measured[1]) * _SIZES[measured[2]]
-    elif absolute := _ABSOLUTE.fullmatch(text):
-        measure, limit = BOPS, float(absolute[1]) * PREFIXES[absolute[2]]
+    elif absolute := _ABSOLUTE.fullmatch(amount):
+        limit = float(absolute[1]) * PREFIXES[absolute[2]]
     else:
-        measure, limit = BOPS, _relative(text, network, BOPS)
+        limit = _relative(amount, network, BOPS)
     if limit is None:
         raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
+    if at and not measure.on_accelerator:
+        raise BenchError(f"budget '{text}': only a budget in ms or mJ depends on hardware; leave out '@{hardware}'")
+    if at and hardware != accelerator.title:
+        raise BenchError(
+            f"budget '{text}' is on '{hardware}', but the hardware is '{accelerator.title}'; {_SET_HARDWARE}"
+        )
     return measure, limit
 
 
@@ -119,7 +134,15 @@ def _uniform_cost(bits: Fraction, network: NetworkShape, measure: Measure) -> fl
 
 
 def measure_in(unit: str, accelerator: AcceleratorSpec) -> Measure:
-    """Return the measure that is written in a unit: KB or MB, ms, or mJ."""
+    """Return the measure that is written in a unit: KB or MB, ms, or mJ.
+
+    Raises:
+        BenchError: It is energy, and times are measured.
+    """
     if unit in ("KB", "MB"):
         return Memory()
+    if accelerator.measured:
+        if unit == "mJ":
+            raise BenchError(f"energy is not measured; on '{accelerator.title}' budgets are in ms, e.g. '0.9x:ms'")
+        return MeasuredLatency(accelerator)
     return Latency(accelerator) if unit == "ms" else Energy(accelerator)

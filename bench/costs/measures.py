@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from bench.compression.policy import FULL_PRECISION_BITS, LayerSpace, Policy
+from bench.compression.policy import FULL_PRECISION_BITS, LayerSpace, Policy, check, uniform
 from bench.costs.accelerator.hardware import read_hardware
+from bench.costs.measured import LayerTimes, read_times
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,9 @@ class Measure(ABC):
         unit: Unit in which `price` counts.
         scale: Size of one shown unit in `unit`.
         decimals: Decimals of a shown figure.
-        on_accelerator: Whether the figure is estimated on a simulated accelerator.
+        on_accelerator: Whether the figure is estimated for hardware, simulated or measured.
+        rises_with_bits: Whether more bits and more filters never cost less, so that a method's cheapest and costliest
+            policies are known.
     """
 
     name: ClassVar[MeasureName]
@@ -46,11 +49,16 @@ class Measure(ABC):
     scale: ClassVar[float] = 1.0
     decimals: ClassVar[int]
     on_accelerator: ClassVar[bool] = False
+    rises_with_bits: ClassVar[bool] = True
 
     @property
     def max_bits(self) -> int:
-        """Bits of the costliest uniform network that can be priced."""
+        """Highest bits that can be priced."""
         return FULL_PRECISION_BITS
+
+    def costliest_bits(self, network: "NetworkShape") -> int:
+        """Return the bits of the costliest uniform network that can be priced."""
+        return self.max_bits
 
     @abstractmethod
     def price(self, network: "NetworkShape", policy: Policy) -> float:
@@ -165,7 +173,7 @@ class Memory(Measure):
 
 @dataclass(frozen=True)
 class _OnAccelerator(Measure):
-    """Base of the measures that the simulated accelerator estimates for one image."""
+    """Base of the measures that are estimated for one image on hardware."""
 
     accelerator: "AcceleratorSpec"
     decimals = 4
@@ -203,9 +211,19 @@ class _OnAccelerator(Measure):
         self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int
     ) -> "RelaxedCost":
         """Make the differentiable form: a table of every layer at all pairs of bits and some channel counts."""
+        return self._table(network, choices, device, edge_bits, 0)
+
+    def _table(
+        self,
+        network: "NetworkShape",
+        choices: Mapping[str, LayerSpace],
+        device: "torch.device",
+        edge_bits: int,
+        constant: float,
+    ) -> "RelaxedCost":
         from bench.costs.relaxed import RelaxedTable
 
-        edge = sum(
+        edge = constant + sum(
             self._execute(layer, edge_bits, edge_bits, layer.in_channels, layer.out_channels)
             for layer in network.layers
             if layer.position != "middle"
@@ -226,6 +244,48 @@ class Latency(_OnAccelerator):
     def read(self, cost: "AcceleratorCost") -> float:
         """Read the milliseconds."""
         return cost.latency_ms
+
+
+@dataclass(frozen=True)
+class MeasuredLatency(Latency):
+    """Milliseconds for one image by a table of layers that were measured on a machine.
+
+    Fewer bits may take longer, since integers must be made from real numbers first.
+    """
+
+    rises_with_bits = False
+
+    @property
+    def max_bits(self) -> int:
+        """Full precision, in which every machine computes."""
+        return FULL_PRECISION_BITS
+
+    def costliest_bits(self, network: "NetworkShape") -> int:
+        """Return the bits of the slowest uniform network."""
+        levels = {level.weight_bits for layer in self._times.layers for level in layer.levels}
+        return max(levels, key=lambda bits: self.price(network, uniform(network, bits)))
+
+    def price(self, network: "NetworkShape", policy: Policy) -> float:
+        """Return the sum over the layers, and the rest of the network."""
+        check(network, policy)
+        return sum(self.price_layer(policy, layer) for layer in network.layers) + self.constant(network)
+
+    def constant(self, network: "NetworkShape") -> float:
+        """Return what the float network takes beyond its layers."""
+        return self._times.network(network).rest_ms
+
+    def relaxed(
+        self, network: "NetworkShape", choices: Mapping[str, LayerSpace], device: "torch.device", edge_bits: int
+    ) -> "RelaxedCost":
+        """Make the differentiable form from the same table."""
+        return self._table(network, choices, device, edge_bits, self.constant(network))
+
+    def _execute(self, layer: "LayerShape", weight_bits: int, activation_bits: int, inputs: int, outputs: int) -> float:
+        return self._times.quartiles(layer, weight_bits, activation_bits, inputs, outputs)[1]
+
+    @property
+    def _times(self) -> LayerTimes:
+        return read_times(self.accelerator.hardware)
 
 
 @dataclass(frozen=True)

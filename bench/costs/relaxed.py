@@ -250,9 +250,9 @@ class _LayerTable:
         return cls(inputs, outputs, torch.tensor(prices, dtype=torch.float64).reshape([len(axis) for axis in axes]))
 
 
-def channel_counts(channels: int) -> list[int]:
-    """List the channel counts at which a layer is priced: at most nine, evenly spread, including 1 and all."""
-    steps = _CHANNEL_COUNTS - 1
+def channel_counts(channels: int, most: int = _CHANNEL_COUNTS) -> list[int]:
+    """List channel counts at which a layer is priced: at most so many, evenly spread, including 1 and all."""
+    steps = most - 1
     return sorted({max(1, round(channels * step / steps)) for step in range(steps + 1)})
 
 

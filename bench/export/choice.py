@@ -112,7 +112,7 @@ def _candidate(results: StudyResults, row: Mapping[Any, Any]) -> Candidate | Non
         return None
     spec = StudySpec.model_validate_json(json.dumps(stored["specification"]))
     layers = price(task_network(spec.task), policy_from_json(document)).layers
-    latency = float(row["latency_ms"])
+    latency = math.nan if spec.accelerator.measured else float(row["latency_ms"])
     return Candidate(
         run=run,
         method=str(row["method"]),

@@ -1,6 +1,5 @@
 """Export of runs: files in several forms, verified on the test split, with a document that says how they agree."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -23,10 +22,7 @@ from bench.export.untrained import UntrainedNetwork
 from bench.export.verification import Agreement, verify
 from bench.outputs.commands import command
 from bench.store.files import Store, write_bytes, write_checked
-from bench.store.machine import hardware, versions
-
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""Instructions of processors on which integer arithmetic of runtimes depends."""
+from bench.store.machine import hardware, instructions, versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +184,11 @@ def _about(run: RebuiltRun, top1: float) -> dict[str, Any]:
             "weight_bits": sum(layer.weight_memory_bits for layer in cost.layers),
             "peak_activation_bits": max(layer.activation_memory_bits for layer in cost.layers),
             "float_parameter_bytes": sum(parameter.numel() for parameter in run.task.make_model().parameters()) * 4,
-            "simulated_latency_ms": record["metrics"].get("latency_ms"),
+            "simulated_latency_ms": None if run.spec.accelerator.measured else record["metrics"].get("latency_ms"),
         },
         "versions": versions(),
-        "machine": {**hardware(torch.device("cpu")), "instructions": _instructions()},
+        "machine": {**hardware(torch.device("cpu")), "instructions": instructions()},
     }
-
-
-def _instructions() -> list[str]:
-    """Return which instructions for integer arithmetic the processor has."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return [platform.processor()]
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return [flag for flag in _FLAGS if flag in line.split()]
 
 
 def _entry(form: Form, files: Files, agreements: Sequence[Agreement]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ MEASURED = ("onnx", "onnx-qdq")
 """Forms that runtimes execute; the executors of others show what they mean, and are not made to be fast."""
 BATCHES = (1, 16)
 """Numbers of images that are computed together."""
+Name = TypeVar("Name")
 ROUNDS = 20
 _LEAST_SECONDS = 0.02
 """Least time of one measurement, in which short calls are repeated."""
@@ -106,17 +107,20 @@ def _measured(engines: Mapping[str, Engine], images: NDArray[np.uint8]) -> list[
     return made
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, NDArray[np.float64]]:
+def in_turns(
+    calls: Mapping[Name, Callable[[], Any]], rounds: int, least_seconds: float = _LEAST_SECONDS
+) -> dict[Name, NDArray[np.float64]]:
     """Time calls in turns, by the processor's time of this process.
 
     Args:
-        calls: Functions by name; each is called once before.
+        calls: Functions by name; each is called before.
         rounds: Number of rounds.
+        least_seconds: Least time of one measurement, in which short calls are repeated.
 
     Returns:
         Seconds of one call in each round, by name.
     """
-    repeats = {name: max(1, round(_LEAST_SECONDS / max(_timed(call, 2), 1e-6))) for name, call in calls.items()}
+    repeats = {name: max(1, round(least_seconds / max(_timed(call, 2), 1e-6))) for name, call in calls.items()}
     rows = [{name: _timed(call, repeats[name]) for name, call in calls.items()} for _ in range(rounds)]
     return {name: np.array([row[name] for row in rows]) for name in calls}
 

@@ -1,7 +1,6 @@
 """Networks with random weights: the time of a network depends on its policy, and hardly on its weights."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,6 @@ from bench.data.dataset import Dataset
 from bench.export.graph.operations import Graph
 from bench.export.graph.reading import Pixels, read_graph
 from bench.models.build import build_model
-from bench.planning.networks import model_shape
-from bench.plugins.registry import load
 
 _IMAGES = 2
 """Images of random pixels on which clip values are calibrated."""
@@ -52,26 +49,15 @@ class UntrainedNetwork:
         return self.graph(replace(policy, layers=layers))
 
 
-def untrained_network(
-    model: str, dataset: str, *, image_size: int | None = None, data_dir: Path | None = None
-) -> UntrainedNetwork:
-    """Build a named model for the images of a data set, without reading any image.
+def untrained_network(shape: NetworkShape, images: Dataset) -> UntrainedNetwork:
+    """Build a model for the images of a data set, none of which is read.
 
     Args:
-        model: Name of a model, or "package.module:function".
-        dataset: Name of a data set.
-        image_size: Side of the images in pixels, for data sets of image files.
-        data_dir: Folder of data sets.
-
-    Raises:
-        BenchError: A name is unknown, or the network cannot be compressed.
+        shape: Shapes of the model on these images.
+        images: Data set.
     """
-    kind: type[Dataset] = load("datasets", dataset)
-    images = kind.described(image_size=image_size, data_dir=data_dir)
     return UntrainedNetwork(
-        build_model(model, images.image_shape, images.num_classes),
-        model_shape(model, dataset, image_size=image_size, data_dir=data_dir),
-        _DatasetPixels(images),
+        build_model(shape.model, images.image_shape, images.num_classes), shape, _DatasetPixels(images)
     )
 
 

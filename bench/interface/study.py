@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -14,6 +15,8 @@ from bench.interface.specification import make_specification, method_entry, nest
 from bench.outputs.commands import DEFAULT_STORE
 from bench.spec.sources import merge
 from bench.store.files import Store
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import altair
@@ -150,7 +153,12 @@ class Study:
         from bench.planning.networks import with_counted_classes
         from bench.planning.plan import make_plan
 
-        return make_plan(with_counted_classes(self.spec, self.data_dir))
+        spec = with_counted_classes(self.spec, self.data_dir)
+        if spec.accelerator.measured:
+            from bench.export.layer_times import with_measured_times
+
+            spec = with_measured_times(spec, self.store, _log.info)
+        return make_plan(spec)
 
     def run(
         self,
@@ -221,7 +229,7 @@ class Study:
         from bench.execution.task_loader import TaskLoader
         from bench.study import study_document
 
-        stored_spec = self.plan.spec.model_dump(mode="json")  # with the classes that were counted
+        stored_spec = self.plan.spec.model_dump(mode="json")  # with counted classes and measured times
         if stored is not None and stored.get("spec") == stored_spec:
             return stored
         checksum = TaskLoader(self.plan.spec, self.data_dir).task.data.checksum

@@ -11,7 +11,7 @@ budget keeps from higher bits has them, and then the most useful step is taken.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 from bench.compression.policy import LayerPolicy, Policy
 from bench.compression.shapes import NetworkShape
@@ -118,7 +118,7 @@ def repair(network: NetworkShape, policy: Policy, decisions: Sequence[Decision],
     seen: set[tuple[int, ...]] = set()
     while not budget.matches(cost) and (state := ledger.state()) not in seen:
         seen.add(state)
-        moves = _moves(ledger, towards_less=cost > budget.limit)
+        moves = _moves(ledger, budget, towards_less=cost > budget.limit)
         landing = _landing(ledger, cost, moves, budget)
         if landing is None and not moves:
             break
@@ -244,16 +244,17 @@ class _Ledger:
         return policy
 
 
-def _moves(ledger: _Ledger, *, towards_less: bool) -> list[Move]:
+def _moves(ledger: _Ledger, budget: Budget, *, towards_less: bool) -> list[Move]:
     """Return all moves by one option that change the cost in the wanted direction, largest gain first."""
-    step = -1 if towards_less else 1
+    wanted = -1 if towards_less else 1
+    steps = (wanted,) if budget.measure.rises_with_bits else (-1, 1)
     possible = []
-    for index, decision in enumerate(ledger.decisions):
+    for (index, decision), step in product(enumerate(ledger.decisions), steps):
         chosen = decision.chosen + step
         if 0 <= chosen < len(decision.options):
             boundary = min(decision.chosen, chosen)
             possible.append(Move(index=index, chosen=chosen, gain=step * decision.margins[boundary]))
-    effective = [move for move in possible if step * ledger.effect(move) > 0]
+    effective = [move for move in possible if wanted * ledger.effect(move) > 0]
     return sorted(effective, key=lambda move: (-move.gain, move.index))
 
 

@@ -70,10 +70,12 @@ def reaches(spec: StudySpec, methods: Sequence[str], variant: str) -> list[Reach
 
 
 def _cost(policy_of: Callable[[NetworkShape], Policy | None], network: NetworkShape, budget: Budget) -> float | None:
-    """Price a method's cheapest or costliest policy; `None` when it does not state one.
+    """Price a method's cheapest or costliest policy; `None` when it does not state one, or fewer bits may cost more.
 
     The costliest policy has no more bits than the measure can price: an accelerator computes up to 8.
     """
+    if not budget.measure.rises_with_bits:
+        return None
     try:
         policy = policy_of(network)
     except Exception:  # the method's own code; the units of the method fail and say why

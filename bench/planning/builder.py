@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.costs.budget import Budget, parse_budget
+from bench.costs.measured import read_times
 from bench.errors import BenchError, StudyHaltedError
 from bench.matching.tune import largest_trials
 from bench.method import Method
@@ -17,7 +18,7 @@ from bench.models.weights import checkpoint_of
 from bench.planning.methods import method_of_study
 from bench.planning.networks import task_network
 from bench.planning.units import RunUnit, TrialUnit, TuningUnit, Unit, kind_of, method_unit, title, trial_of
-from bench.spec.schema import StudySpec, canonical_hash
+from bench.spec.schema import AcceleratorSpec, StudySpec, canonical_hash
 from bench.spec.seeds import tuning_seed
 from bench.store.files import file_hash
 
@@ -41,6 +42,7 @@ class UnitBuilder:
         checkpoint = checkpoint_of(spec.task)
         if checkpoint is not None:
             self._task = {**self._task, "checkpoint": _checkpoint_hash(checkpoint)}
+        self._accelerator = _accelerator(spec.accelerator)
         self._machine = {"device": spec.device.partition(":")[0], "threads": spec.threads}
         if spec.devices > 1:
             self._machine["devices"] = spec.devices
@@ -96,7 +98,7 @@ class UnitBuilder:
             "tuning": None if tuning is None else tuning.identity,
             **({"match": self.spec.tuning.match} if trains and tuning is None else {}),
             "repair": self.spec.tuning.repair,
-            "accelerator": self._dump["accelerator"],  # latency and energy are recorded at every budget
+            "accelerator": self._accelerator,  # latency and energy are recorded at every budget
             "seed": seed,
         }
         return RunUnit(
@@ -120,7 +122,7 @@ class UnitBuilder:
             stated = {"text": budget.text, "limit": budget.limit, "tolerance": budget.tolerance}
             stated["measure"] = budget.measure.name
             if budget.measure.on_accelerator:
-                stated["accelerator"] = self._dump["accelerator"]
+                stated["accelerator"] = self._accelerator
         return {
             "task": self._task,
             "method": name,
@@ -133,6 +135,14 @@ class UnitBuilder:
             "compile": self.spec.compile,
             **self._machine,
         }
+
+
+def _accelerator(spec: AcceleratorSpec) -> dict[str, Any]:
+    """Return what latencies depend on: the settings of the simulation, or the checksum of the measured times."""
+    if not spec.measured:
+        return spec.model_dump(mode="json")
+    read_times(spec.hardware)
+    return {"measured": file_hash(Path(spec.hardware)), "batch": spec.batch}
 
 
 def _checkpoint_hash(path: Path) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench import replicas
+from bench.compression.policy import FULL_PRECISION_BITS
 from bench.compression.shapes import NetworkShape
 from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.budget import Budget, parse_budget
+from bench.costs.measured import read_times
 from bench.errors import BenchError
 from bench.method import Method
 from bench.planning.budgets import Reach, check_spendable, reaches
@@ -123,7 +125,7 @@ def _runs(variant: Variant, builder: UnitBuilder) -> Iterator[RunUnit]:
 
 def _check_measure(name: str, method: Method, budget: Budget) -> None:
     """Make sure that the cost of every policy of a method can be computed in the budget's measure."""
-    if budget.measure.on_accelerator and method.capabilities.full_precision:
+    if budget.measure.max_bits < FULL_PRECISION_BITS and method.capabilities.full_precision:
         raise BenchError(
             f"budget '{budget.text}': {name} prunes at full precision, which the accelerator cannot compute; leave it "
             "out with --methods, or give a budget of BOPs or of memory, e.g. '4bit' or '395KB'"
@@ -132,7 +134,7 @@ def _check_measure(name: str, method: Method, budget: Budget) -> None:
 
 def _check_names(spec: StudySpec) -> None:
     """Make sure that what is needed only when a run ends, or in the report, exists."""
-    read_hardware(spec.accelerator.hardware)
+    (read_times if spec.accelerator.measured else read_hardware)(spec.accelerator.hardware)
     if spec.baseline not in spec.methods:
         find("methods", spec.baseline)
 

@@ -8,6 +8,7 @@ from bench.compression.shapes import LayerShape, NetworkShape
 from bench.compression.space_size import CANDIDATES, in_words, policies
 from bench.costs.breakdown import CostBreakdown, Difference, Side
 from bench.costs.counter import LayerCost, OperationCost
+from bench.costs.measured import read_times
 from bench.costs.measures import MEASURES, Bops, Measure, MeasureName
 from bench.errors import BenchError
 from bench.reporting.report import Column, Table
@@ -128,6 +129,10 @@ def _share(share: float, largest: float) -> str:
 
 
 def _check_known(costs: CostBreakdown, measure: MeasureName) -> None:
+    if costs.total(measure) is None and costs.accelerator.measured and not costs.unknown:
+        raise BenchError(
+            f"--by {measure}: on '{costs.accelerator.title}' only latency is measured; allowed: --by latency"
+        )
     if costs.total(measure) is None:
         raise BenchError(
             f"--by {measure} needs the {measure} of every layer; {_reason(costs)}; "
@@ -206,7 +211,11 @@ def _exactly(costs: CostBreakdown) -> str:
 
 def _accelerator_notes(costs: CostBreakdown) -> Iterator[str]:
     spec = costs.accelerator
-    yield f"Latency and energy: {spec.hardware}, batch {spec.batch}, depthwise {spec.depthwise}"
+    if spec.measured:
+        beyond = f"{costs.rest_ms:.4f} ms of the total are beyond the layers"
+        yield f"Latency: {read_times(spec.hardware).in_words()}; {beyond}"
+    else:
+        yield f"Latency and energy: {spec.hardware}, batch {spec.batch}, depthwise {spec.depthwise}"
     if costs.unknown:
         yield f"{_UNKNOWN} {_reason(costs)}"
 

@@ -73,7 +73,7 @@ def _keys(
         if kind is not None:
             yield from _keys(kind, f"{prefix}{name}.", definitions, definitions[kind.__name__])
         else:
-            default = field.get_default(call_default_factory=True)
+            default = field.get_default(call_default_factory=True, validated_data={})
             yield Key(
                 name=f"{prefix}{name}",
                 allowed=_in_words(own),

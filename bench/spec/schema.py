@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +25,9 @@ _UNNAMED = Field(exclude_if=lambda value: value is None)
 
 PUBLISHED_WEIGHTS = "torchvision"
 """Value of `task.checkpoint` that asks for the weights that torchvision publishes for the model."""
+
+ENGINES = ("onnxruntime", "openvino")
+"""Runtimes whose times for layers can be measured, as names of hardware."""
 
 REPORT_SEEDS = 1_000_000
 """First tuning seed; report seeds are smaller."""
@@ -185,18 +189,41 @@ class TuningSpec(Options):
 
 
 class AcceleratorSpec(Options):
-    """The simulated accelerator that latency and energy are estimated for; see `docs/bitfusion.md`.
+    """The hardware that latency and energy are estimated for: simulated (`docs/bitfusion.md`), or measured by layers.
 
     Attributes:
-        hardware: Name of a BitFusion configuration, or the path of a TOML file with one.
-        batch: Images per batch; latency and energy are stated per image.
-        depthwise: Execution of depthwise convolutions: "dense" computes every input channel for every output channel,
-            as the paper's figures do; "channelwise" computes each channel by itself.
+        hardware: Name of a BitFusion configuration, or the path of a TOML file with one. Or "onnxruntime" or
+            "openvino", whose times for the layers are measured on this machine when a study is planned; then it becomes
+            the path of the JSON file with these times.
+        batch: Images per batch; latency and energy are stated per image. 1 by default for measured times.
+        depthwise: Execution of depthwise convolutions by the simulated accelerator: "dense" computes every input
+            channel for every output channel, as the paper's figures do; "channelwise" computes each channel by itself.
     """
 
     hardware: str = "bf_e"
-    batch: Count = 16
+    batch: Count = Field(default_factory=lambda values: 1 if _is_measured(values.get("hardware")) else 16)
     depthwise: Literal["dense", "channelwise"] = "dense"
+
+    @model_validator(mode="after")
+    def _depthwise_is_simulated(self) -> Self:
+        if self.measured and self.depthwise != "dense":
+            raise ValueError(f"depthwise is about simulated accelerators; leave it out for '{self.title}'")
+        return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether the times of layers are measured and not simulated."""
+        return _is_measured(self.hardware)
+
+    @property
+    def title(self) -> str:
+        """Name of the hardware, without folder and ending if it is a file."""
+        path = Path(self.hardware)
+        return path.stem if path.suffix in (".toml", ".json") else self.hardware
+
+
+def _is_measured(hardware: Any) -> bool:
+    return isinstance(hardware, str) and (hardware in ENGINES or hardware.endswith(".json"))
 
 
 class StudySpec(Options):
@@ -212,7 +239,8 @@ class StudySpec(Options):
         ablate: Values to try one at a time, by key: an option of methods, or another key of the specification.
         budgets: Budgets: "4bit" or "2.5bit", what so many bits cost; "630.6M", bit operations, also with k, G or T;
             "0.016x", a share of full precision; "395KB" or "2MB", memory; "21.6ms", latency; "29.8mJ", energy;
-            "4bit:KB" or "0.9x:ms", the first two kinds in another measure.
+            "4bit:KB" or "0.9x:ms", the first two kinds in another measure; "1.2ms@onnxruntime", in ms or mJ on this
+            hardware, which becomes that of `accelerator`.
         seeds: Report seeds.
         allowance: Equality of training after the pretrained network. "equal": every network gets the updates of one
             search and one fine-tuning; fine-tuning is longer where the search has not trained the weights. "policy":
@@ -246,7 +274,7 @@ class StudySpec(Options):
     devices: Processes = 1
     compile: Compile = "auto"
     precision: Precision = "fp32"
-    accelerator: AcceleratorSpec = AcceleratorSpec()
+    accelerator: AcceleratorSpec = Field(default_factory=lambda values: _named_hardware(values.get("budgets", ())))
     task: TaskSpec = TaskSpec()
     pretrain: Schedule = Schedule()
     search: SearchSchedule = SearchSchedule()
@@ -260,6 +288,17 @@ class StudySpec(Options):
         if repeated:
             raise ValueError(f"{', '.join(repeated)} is listed twice; each may appear once")
         return values
+
+    @model_validator(mode="after")
+    def _budgets_are_on_one_hardware(self) -> Self:
+        for text in self.budgets:
+            name = hardware_of(text)
+            if name not in (None, self.accelerator.title):
+                raise ValueError(
+                    f"budget '{text}' is on '{name}', but the study's hardware is '{self.accelerator.title}'; a study "
+                    f"has one: --set accelerator.hardware={name}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _models_differ(self) -> Self:
@@ -295,6 +334,17 @@ class StudySpec(Options):
                     f"give a multiple of {self.devices}, e.g. --set {name}.batch_size={near}"
                 )
         return self
+
+
+def _named_hardware(budgets: tuple[str, ...]) -> AcceleratorSpec:
+    """Return the hardware that budgets name; the default one if they name none."""
+    named = next((name for name in map(hardware_of, budgets) if name is not None), None)
+    return AcceleratorSpec() if named is None else AcceleratorSpec(hardware=named)
+
+
+def hardware_of(budget: str) -> str | None:
+    """Return the hardware that a budget names, "onnxruntime" in "1.2ms@onnxruntime"; `None` if it names none."""
+    return budget.partition("@")[2] or None
 
 
 def canonical_hash(document: Any) -> str:

@@ -45,6 +45,9 @@ def resolve_device(text: str, devices: int = 1, *, elsewhere: bool = False) -> t
     return device
 
 
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the harness, of Python, and of the libraries that results depend on."""
     installed = {"sbs-bench": bench.__version__, "python": platform.python_version()}
@@ -69,6 +72,16 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         description["gpu"] = torch.cuda.get_device_name(device)
     return description
+
+
+def instructions() -> list[str]:
+    """Return which instructions for integer arithmetic the processor has, on which the speed of runtimes depends."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return [platform.processor()]
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return [flag for flag in _FLAGS if flag in line.split()]
 
 
 def _processor() -> str:

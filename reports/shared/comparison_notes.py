@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.api import StudyResults
@@ -182,8 +183,15 @@ def _accelerator(runs: "pd.DataFrame", spec: Mapping[str, Any]) -> Iterator[str]
     """Describe the accelerator when a budget limits latency or energy."""
     if any(measure.on_accelerator for measure in limited_measures(runs)):
         stated = section(spec, "accelerator")
+        hardware = str(stated.get("hardware"))
+        if hardware.endswith(".json"):
+            yield (
+                f"Latency: of an image, the sum of layers that were measured with {Path(hardware).stem} on the machine "
+                "that planned the study; not the time of the networks themselves"
+            )
+            return
         yield (
-            f"Latency and energy: of an image, simulated BitFusion ({stated.get('hardware')}, batch "
+            f"Latency and energy: of an image, simulated BitFusion ({hardware}, batch "
             f"{stated.get('batch')}), depthwise convolutions {stated.get('depthwise')}"
         )
 

@@ -65,13 +65,6 @@ def price_on(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy
     return AcceleratorCost(accelerator=accelerator, layers=layers)
 
 
-def computes(accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy) -> bool:
-    """Whether the accelerator computes with all bits of a policy, all layers are square, and there is nothing else."""
-    highest = _hardware(accelerator.hardware).max_bits
-    supported = all(max(layer.weight_bits, layer.activation_bits) <= highest for layer in policy.layers.values())
-    return supported and not network.unquantized and all(_is_known(layer) for layer in network.layers)
-
-
 def execute_layer(
     accelerator: AcceleratorSpec,
     layer: LayerShape,
@@ -112,10 +105,6 @@ def _form(accelerator: AcceleratorSpec, layer: LayerShape) -> Form:
     if layer.position == "first" and layer.kind == "conv":
         return "image"
     return "channelwise" if layer.depthwise and accelerator.depthwise == "channelwise" else "conv"
-
-
-def _is_known(layer: LayerShape) -> bool:
-    return layer.kind != "matmul" and _is_square(layer)
 
 
 def _is_square(layer: LayerShape) -> bool:

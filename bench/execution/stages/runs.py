@@ -7,8 +7,7 @@ from torch import nn
 
 from bench.compression.policy import EDGE_BITS, Policy, uniform
 from bench.compression.shapes import NetworkShape
-from bench.costs.accelerator.pricing import computes, price_on
-from bench.costs.counter import price
+from bench.costs.breakdown import breakdown
 from bench.costs.measures import Measure
 from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
@@ -139,22 +138,19 @@ def _training(context: UnitContext, matched: MatchedSearch) -> dict[str, int]:
 
 
 def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) -> dict[str, float | None]:
-    """Return every cost of the final network; latency and energy are `None` for bits that the accelerator lacks."""
-    cost = price(network, policy)
-    costs: dict[str, float | None] = {
+    """Return every cost of the final network; latency and energy are `None` where they are not known."""
+    costs = breakdown(accelerator, network, policy)
+    cost = costs.cost
+    return {
         "bops": cost.bops,
         "memory_kb": cost.memory_kb,
         "memory_bits": cost.memory_bits,
         "peak_memory_bits": cost.peak_memory_bits,
         "macs": cost.macs,
         "parameters": cost.parameters,
-        "latency_ms": None,
-        "energy_mj": None,
+        "latency_ms": costs.total("latency"),
+        "energy_mj": costs.total("energy"),
     }
-    if computes(accelerator, network, policy):
-        executed = price_on(accelerator, network, policy)
-        costs.update(latency_ms=executed.latency_ms, energy_mj=executed.energy_mj)
-    return costs
 
 
 def _write_files(context: UnitContext, matched: MatchedSearch, network: nn.Module) -> None:

@@ -96,7 +96,7 @@ def check_reachable(network: NetworkShape, method: Method, name: str, budget: Bu
     Raises:
         UnreachableBudgetError: It does.
     """
-    cheapest = method.cheapest(network)
+    cheapest = method.cheapest(network) if budget.measure.rises_with_bits else None
     if cheapest is None:
         return
     cost = budget.price(network, cheapest)

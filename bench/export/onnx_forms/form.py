@@ -36,6 +36,8 @@ class OnnxForm:
 
     Args:
         graph: Graph of the network.
+        reads_pixels: Whether it reads such images; if not, it reads real numbers of the same shape, as layers inside of
+            a network do.
 
     Attributes:
         opset, ir_version: Versions of the operators and of the file, which every runtime of the last years reads.
@@ -46,17 +48,20 @@ class OnnxForm:
     ir_version: ClassVar[int] = 8
     further_opsets: ClassVar[Mapping[str, int]] = {}
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, reads_pixels: bool = True) -> None:
         self.graph = graph
+        self._input = _PIXELS if reads_pixels else IMAGE
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
     def model(self) -> onnx.ModelProto:
         """Return the model."""
-        graph = self.graph
-        pixels = self.node("Cast", [IMAGE], to=TensorProto.FLOAT)
-        centred = self.node("Sub", [pixels, self.constant("image.mean", _by_channel(graph.mean))])
-        self.node("Div", [centred, self.constant("image.std", _by_channel(graph.std))], result=_PIXELS)
+        graph, kind = self.graph, TensorProto.FLOAT
+        if self._input == _PIXELS:
+            kind = TensorProto.UINT8
+            pixels = self.node("Cast", [IMAGE], to=TensorProto.FLOAT)
+            centred = self.node("Sub", [pixels, self.constant("image.mean", _by_channel(graph.mean))])
+            self.node("Div", [centred, self.constant("image.std", _by_channel(graph.std))], result=_PIXELS)
         for operation in graph.operations:
             _WRITE[type(operation)](self, operation)
         self.node("Identity", [graph.output], result=LOGITS)
@@ -64,7 +69,7 @@ class OnnxForm:
         made = helper.make_graph(
             self._nodes,
             graph.model,
-            [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["N", *graph.image_shape])],
+            [helper.make_tensor_value_info(IMAGE, kind, ["N", *graph.image_shape])],
             [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", *classes])],
             list(self._constants.values()),
         )
@@ -96,7 +101,7 @@ class OnnxForm:
 
     def source(self, operation: Operation) -> str:
         """Return the name of the only tensor that an operation reads; the normalised pixels for the image."""
-        return _PIXELS if operation.inputs[0] == IMAGE else operation.inputs[0]
+        return self._input if operation.inputs[0] == IMAGE else operation.inputs[0]
 
     def position(self, operation: Quantize) -> str:
         """Write the code of a tensor as a number in float32, rounded as the harness does."""

@@ -27,8 +27,8 @@ LIMITS = (
 class QdqForm(OnnxForm):
     """Writes a graph with quantizers as pairs of operations."""
 
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph)
+    def __init__(self, graph: Graph, *, reads_pixels: bool = True) -> None:
+        super().__init__(graph, reads_pixels=reads_pixels)
         self._bits = {layer.path: layer.weight_bits for layer in graph.layers}
 
     def quantize(self, operation: Quantize) -> None:

@@ -13,6 +13,8 @@ from bench.errors import BenchError
 from bench.export import forms, measurement
 from bench.export.measurement import in_turns, measured_policy
 from bench.export.untrained import UntrainedNetwork, untrained_network
+from bench.planning.networks import model_shape
+from datasets.digits import Digits
 
 onnx_installed = pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxruntime"))), reason="needs the extra `export`")
 FORMS = {"float", "reduced float", "onnx", "onnx-qdq"}
@@ -20,7 +22,7 @@ FORMS = {"float", "reduced float", "onnx", "onnx-qdq"}
 
 @pytest.fixture(scope="module")
 def network() -> UntrainedNetwork:
-    return untrained_network("resnet8", "digits")
+    return untrained_network(model_shape("resnet8", "digits"), Digits.described())
 
 
 def test_a_graph_without_training_is_that_of_the_policy(network: UntrainedNetwork) -> None:

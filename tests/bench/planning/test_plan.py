@@ -10,16 +10,17 @@ import torch
 from bench.compression.policy import uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.counter import price
-from bench.errors import BenchError
+from bench.errors import BenchError, StudyHaltedError
 from bench.planning.builder import stored_specification, stored_unit
 from bench.planning.methods import make_method
-from bench.planning.networks import with_counted_classes
+from bench.planning.networks import model_shape, with_counted_classes
 from bench.planning.plan import Plan, make_plan, phases
 from bench.planning.units import RunUnit, TrialUnit, Unit, kind_of, planned_epochs, title, trial_of
 from bench.spec.schema import canonical_hash
 from bench.spec.sources import build
 from bench.store.files import read_json, save_state, write_json
 from datasets.imagefolder import ImageFolder
+from tests.bench.costs.tables import write_table
 from tests.datasets.images import make_folder
 
 Planner = Callable[..., Plan]
@@ -355,3 +356,53 @@ def test_what_works_at_full_precision_cannot_have_a_budget_of_the_accelerator(me
     with pytest.raises(BenchError, match=f"{method} prunes at full precision, which the accelerator cannot compute"):
         make_plan(spec)
     assert make_plan(build([{"methods": [method], "budgets": ["0.2x:KB"], "device": "cpu"}])).runs
+
+
+# --- measured times ---
+
+
+def test_identities_have_the_checksum_of_measured_times(plan: Planner, tmp_path: Path) -> None:
+    network = model_shape("resnet8", "synthetic")
+
+    def planned(folder: str, rest: float, *changes: Mapping[str, Any]) -> Plan:
+        path = tmp_path / folder / "onnxruntime.json"
+        path.parent.mkdir(exist_ok=True)
+        return plan({"accelerator": {"hardware": write_table(path, network, rest=rest)}}, *changes)
+
+    measured = {"budgets": ["0.9x:ms@onnxruntime"]}
+    first = planned("a", 0.25, measured)
+    assert identities(planned("b", 0.25, measured)) == identities(first)  # wherever the file lies
+    other = planned("a", 0.5, measured)
+    with_table = {unit.identity for unit in (*first.runs, *first.tunings) if unit.budget is not None}
+    assert with_table.isdisjoint(unit.identity for unit in (*other.runs, *other.tunings))
+    assert {unit.identity for unit in first.pretrainings} == {unit.identity for unit in other.pretrainings}
+    # A run at another budget records a latency too, but its tuning does not depend on it.
+    bops = planned("a", 0.25), planned("a", 0.5)
+    assert [unit.identity for unit in bops[0].tunings] == [unit.identity for unit in bops[1].tunings]
+    assert {unit.identity for unit in bops[0].runs}.isdisjoint(unit.identity for unit in bops[1].runs)
+
+
+def test_a_unit_is_refused_once_its_measured_times_have_changed(plan: Planner, tmp_path: Path) -> None:
+    network, path = model_shape("resnet8", "synthetic"), tmp_path / "onnxruntime.json"
+    hardware = write_table(path, network, rest=0.25)
+    made = plan({"budgets": ["0.9x:ms@onnxruntime"], "accelerator": {"hardware": hardware}})
+    stored = json.loads(json.dumps(stored_specification(run_of(made, "sbs"))))
+    assert stored_unit(stored).identity == run_of(made, "sbs").identity
+    write_table(path, network, rest=0.5)
+    with pytest.raises(StudyHaltedError, match="run the study's command again"):
+        stored_unit(stored)
+
+
+def test_full_precision_can_be_measured(plan: Planner, tmp_path: Path) -> None:
+    """A simulated accelerator has at most 8 bits, and fewer bits are cheaper on it; both need not hold elsewhere."""
+    hardware = write_table(tmp_path / "onnxruntime.json", model_shape("resnet8", "synthetic"))
+    made = plan(
+        {"methods": ["sbs_p", "fixed"], "budgets": ["0.9x:ms@onnxruntime"], "accelerator": {"hardware": hardware}}
+    )
+    assert {unit.method for unit in made.runs} == {"sbs_p", "fixed"}
+    assert all(reach.cheapest is None and reach.costliest is None for reach in made.reaches)
+
+
+def test_times_that_are_not_measured_yet_are_one_clear_line(plan: Planner) -> None:
+    with pytest.raises(BenchError, match="the times of 'openvino' are not measured yet; type: bench cost --hardware"):
+        plan({"budgets": ["1.2ms@openvino"]})
