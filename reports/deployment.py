@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.costs.measures import Bops
-from bench.export.documents import StoredExport, StoredTime, read_export
+from bench.store.exports import StoredExport, StoredTime, read_export
 from reports.shared.drawing import Rows, data, method_colour, method_shape, unique
 from reports.shared.formatting import named_runs, number
 

@@ -19,6 +19,9 @@ from bench.errors import BenchError
 from bench.inputs.reading import JSON_BYTES, parse_json, read_bytes
 from bench.spec.schema import ENGINES
 
+FOLDER = "measured"
+"""Folder of a store with tables, each in a folder named by the hash of what was measured, and on which machine."""
+
 Quartiles = tuple[float, float, float]
 """First quartile, median and third quartile, in milliseconds for one image."""
 

@@ -10,12 +10,12 @@ from typing import Any
 from bench.compression.policy import policy_from_json
 from bench.costs.counter import BITS_PER_KB, price
 from bench.errors import BenchError
-from bench.export.documents import read_export
 from bench.planning.networks import task_network
 from bench.reporting.report import Column, Table
 from bench.results.groups import with_result
 from bench.results.tables import StudyResults
 from bench.spec.schema import StudySpec
+from bench.store.exports import read_export
 from bench.store.files import Store, read_stored_specification
 
 _AMOUNT = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([A-Za-z]{2})")

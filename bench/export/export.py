@@ -11,7 +11,6 @@ import torch
 from bench.compression.policy import FULL_PRECISION_BITS, load_policy, uniform
 from bench.costs.counter import price
 from bench.errors import BenchError
-from bench.export.documents import DOCUMENT, FOLDER
 from bench.export.forms import Files, Form, form_named, network_file
 from bench.export.graph.operations import Graph
 from bench.export.graph.reading import read_graph
@@ -21,6 +20,7 @@ from bench.export.rebuild import RebuiltRun, check_rebuilt, rebuild, runs_named
 from bench.export.untrained import UntrainedNetwork
 from bench.export.verification import Agreement, verify
 from bench.outputs.commands import command
+from bench.store.exports import DOCUMENT, FOLDER
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.machine import hardware, instructions, versions
 

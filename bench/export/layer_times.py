@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy
 from bench.compression.shapes import LayerShape, NetworkShape
-from bench.costs.measured import Quartiles, is_free_input, is_free_output, layer_key
+from bench.costs.measured import FOLDER, Quartiles, is_free_input, is_free_output, layer_key
 from bench.costs.relaxed import channel_counts
 from bench.export.engines import Engine, OnnxruntimeEngine, OpenvinoEngine
 from bench.export.forms import require
@@ -34,8 +34,6 @@ from bench.store.machine import hardware, instructions
 if TYPE_CHECKING:
     from bench.export.onnx_forms.form import OnnxForm
 
-FOLDER = "measured"
-"""Folder of the store with tables, each in a folder named by the hash of what was measured, and on which machine."""
 FORM = "onnx-qdq"
 FLOAT, WIDE, NARROW = (FULL_PRECISION_BITS, FULL_PRECISION_BITS), (8, 8), (7, 8)
 """Highest bits of weights and inputs of each kind of arithmetic."""

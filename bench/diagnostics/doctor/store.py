@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.costs.measured import FOLDER as MEASURED
+from bench.costs.measured import read_times
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import BenchError, first_line
 from bench.outputs.commands import command
@@ -145,6 +147,23 @@ def disk_use(request: DoctorRequest) -> Iterator[Finding]:
     yield Finding(check="disk use", status=OK, found=found, remedy=remedy)
 
 
+def measured_times(request: DoctorRequest) -> Iterator[Finding]:
+    """Report the tables of measured layers, and how far their times spread."""
+    files = sorted((request.store.root / MEASURED).glob("*/*.json"))
+    if not files:
+        yield Finding(check="measured times", status=OK, found="none; budgets such as 1.2ms@onnxruntime measure them")
+    for file in files:
+        try:
+            times = read_times(str(file))
+        except BenchError as error:
+            remedy = f"remove {file}; the next study that needs it measures again"
+            yield Finding(check="measured times", status=WARN, found=first_line(error), remedy=remedy)
+            continue
+        networks = ", ".join(f"{network.model} on {network.dataset}" for network in times.networks)
+        found = f"{networks}: {len(times.layers)} kinds of layers, {times.in_words()}"
+        yield Finding(check="measured times", status=OK, found=found)
+
+
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("store", writable),
     ("locks", locks),
@@ -152,4 +171,5 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("clock", clock),
     ("disk", space),
     ("disk use", disk_use),
+    ("measured times", measured_times),
 )

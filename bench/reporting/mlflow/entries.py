@@ -11,11 +11,13 @@ from typing import Any
 
 from bench.compression.policy import Policy, policy_from_json
 from bench.errors import BenchError, escaped
+from bench.inputs.names import FileName
 from bench.reporting.mlflow.pages import policy_page
 from bench.reporting.wording import TOO_FEW, interval, probability
 from bench.results.statistics import MIN_PAIRS, Interval
 from bench.results.tables import FINISHED, IDENTITY, STALE, section
 from bench.spec.schema import canonical_hash
+from bench.store.exports import DOCUMENT, StoredExport
 from bench.store.files import CHECKSUM, read_json
 from bench.store.staleness import why_stale
 
@@ -104,7 +106,14 @@ def parent_entry(study: Mapping[str, Any], line: Mapping[str, Any]) -> Entry:
     )
 
 
-def run_entry(study: Mapping[str, Any], folder: Path, identity: str, record: Mapping[str, Any]) -> Entry:
+def run_entry(
+    study: Mapping[str, Any],
+    folder: Path,
+    identity: str,
+    record: Mapping[str, Any],
+    export: StoredExport | None = None,
+    exported: Path | None = None,
+) -> Entry:
     """Make the entry of a run.
 
     Args:
@@ -112,6 +121,8 @@ def run_entry(study: Mapping[str, Any], folder: Path, identity: str, record: Map
         folder: Folder of the run.
         identity: Identity of the entry.
         record: Record of the run.
+        export: Document of the run's export, if it was exported.
+        exported: Folder of the exported files; files that are elsewhere are left out.
     """
     params = _params(record) | {"seed": str(record.get("seed")), "phase": "run"}
     params |= {key: escaped(str(record.get(key))) for key in ("recipe", "match")}
@@ -119,17 +130,18 @@ def run_entry(study: Mapping[str, Any], folder: Path, identity: str, record: Map
         **section(record, "metrics"),
         **section(record, "times"),
         "peak_memory_mb": record.get("peak_memory_mb"),
+        **({} if export is None else _export_metrics(export)),
     }
     name = f"{_name(params)} seed {record.get('seed')}"
     return Entry(
         identity=identity,
-        stamp=str(stamp(record, study)),
+        stamp=str(with_export(stamp(record, study), export)),
         name=name,
         params=params | _settings(record),
         tags=params | _status_and_reason(study, record) | _within_budget(record),
         metrics=_numbers(metrics),
         curves=read_json(folder / "curves.json"),
-        files=_present(folder, "policy.json", "error.txt"),
+        files=(*_present(folder, "policy.json", "error.txt"), *_exported_files(export, exported)),
         texts=policy_artifact([read_json(folder / "policy.json")], name),
         **_times(record),
     )
@@ -175,6 +187,33 @@ def stamp(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
         return None
     reason = why_stale(record, study)
     return str(record[CHECKSUM]) if reason is None else canonical_hash([record[CHECKSUM], reason])
+
+
+def with_export(text: str | None, export: StoredExport | None) -> str | None:
+    """Return the stamp of a run, which also changes when the run is exported; `None` as `stamp`."""
+    return text if text is None or export is None else canonical_hash([text, export.checksum])
+
+
+def _export_metrics(export: StoredExport) -> dict[str, float]:
+    """Return sizes, agreement and measured times of an exported network, by form and runtime."""
+    metrics: dict[str, float] = {}
+    for name, form in export.forms.items():
+        worst = min(form.agreements, key=lambda agreement: agreement.equal)
+        metrics[f"export.{name}.kb"] = next(iter(form.files.values())) / 1000
+        metrics[f"export.{name}.equal_percent"] = 100 * worst.equal / worst.images
+    for time in export.measured:
+        engine = time.engine.partition(",")[0]
+        metrics[f"export.{time.form}.{engine}.batch{time.batch}.ms"] = time.milliseconds
+        metrics[f"export.{time.form}.{engine}.batch{time.batch}.ratio"] = time.ratio[1]
+    return metrics
+
+
+def _exported_files(export: StoredExport | None, folder: Path | None) -> tuple[Path, ...]:
+    """Return the document and the files of an export, as far as they are in its folder of the store."""
+    if export is None or folder is None:
+        return ()
+    names = [name for form in export.forms.values() for name in form.files if FileName.is_valid(name)]
+    return _present(folder, DOCUMENT, *dict.fromkeys(names))
 
 
 def curve_points(curves: Any) -> list[tuple[str, float, int]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bench.inputs.reading import JSON_BYTES, read_text
@@ -18,13 +19,17 @@ from bench.reporting.mlflow.entries import (
     run_entry,
     stamp,
     trial_entry,
+    with_export,
 )
 from bench.reporting.mlflow.pages import table_page
 from bench.reporting.mlflow.views import colours
 from bench.reporting.report import DEFAULT_REPORT, DEFAULT_WIDTH, Document, make_document
 from bench.results.differences import result_lines
 from bench.results.tables import IDENTITY, StudyResults, read_record, section
+from bench.store.exports import DOCUMENT, export_folder, read_export
 from bench.store.files import CHECKSUM, Store, UnitKind, read_json
+
+Signature = tuple[int, ...]
 
 _LONGEST_NOTE = 4900
 """Characters of a description; MLflow's servers accept tags of 5,000."""
@@ -36,7 +41,7 @@ class UnitSummary:
 
     Attributes:
         kind, unit: Kind and id of the unit.
-        signature: Modification time, size and inode of the record's file.
+        signature: Modification time, size and inode of the record's file, and of the document of a run's export.
         group: Model, data set, method and budget.
         stamp: Text that changes when the unit's entry does; `None` when MLflow does not show the unit.
         counts: Whether the unit is a run whose figures are part of the group's.
@@ -44,7 +49,7 @@ class UnitSummary:
 
     kind: UnitKind
     unit: str
-    signature: tuple[int, int, int]
+    signature: Signature
     group: GroupKey
     stamp: str | None
     counts: bool = False
@@ -108,8 +113,10 @@ class StudyFolders:
         if record is None or stamp(record, self._study) is None:
             return None
         folder = self._store.unit(unit.kind, unit.unit)
-        make = trial_entry if unit.kind == "trials" else run_entry
-        return self._coloured(make(self._study, folder, unit.identity, record))
+        if unit.kind == "trials":
+            return self._coloured(trial_entry(self._study, folder, unit.identity, record))
+        export, exported = read_export(self._store, unit.unit), export_folder(self._store, unit.unit)
+        return self._coloured(run_entry(self._study, folder, unit.identity, record, export, exported))
 
     def tables(self) -> dict[str, str]:
         """Return the study's tables, by the names of their files."""
@@ -155,12 +162,12 @@ class StudyFolders:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def _summary(self, kind: UnitKind, unit: str) -> UnitSummary | None:
-        try:
-            state = (self._store.unit(kind, unit) / "record.json").stat()
-        except OSError:
-            return None
         # Taken before the record is read, so that a record that is replaced in between is read again the next time.
-        signature = (state.st_mtime_ns, state.st_size, state.st_ino)
+        signature = _signature(self._store.unit(kind, unit) / "record.json")
+        if not signature:
+            return None
+        if kind == "runs":
+            signature += _signature(export_folder(self._store, unit) / DOCUMENT)
         known = self._summaries.get((kind, unit))
         if known is not None and known.signature == signature:
             return known
@@ -172,15 +179,24 @@ class StudyFolders:
         self._summaries[kind, unit] = summary
         return summary
 
-    def _summarized(
-        self, kind: UnitKind, unit: str, signature: tuple[int, int, int], record: Mapping[str, Any]
-    ) -> UnitSummary:
+    def _summarized(self, kind: UnitKind, unit: str, signature: Signature, record: Mapping[str, Any]) -> UnitSummary:
         shown = None if kind == "tuning" else stamp(record, self._study)
         # The stamp of an outdated result is not its checksum.
         counts = kind == "runs" and record.get("status") == "done" and shown == str(record[CHECKSUM])
+        if kind == "runs":
+            shown = with_export(shown, read_export(self._store, unit))
         return UnitSummary(
             kind=kind, unit=unit, signature=signature, group=group_key(record), stamp=shown, counts=counts
         )
+
+
+def _signature(file: Path) -> Signature:
+    """Return modification time, size and inode of a file; nothing if there is none."""
+    try:
+        state = file.stat()
+    except OSError:
+        return ()
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def _methods(study: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,9 @@
 """Documents of exports in a store: how they are read, with fields of known types."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.inputs.names import FileName, UnitId, inside
 from bench.store.files import Store, read_checked
@@ -28,8 +31,8 @@ class StoredAgreement(_Document):
 class StoredForm(_Document):
     """A form: the bytes of its files, of which the network is the first, and how it agrees."""
 
-    files: dict[str, int]
-    agreements: list[StoredAgreement]
+    files: Annotated[dict[str, int], Field(min_length=1)]
+    agreements: Annotated[list[StoredAgreement], Field(min_length=1)]
 
 
 class StoredTime(_Document):
@@ -53,15 +56,29 @@ class StoredCosts(_Document):
 
 
 class StoredExport(_Document):
-    """What an export of a run was found to be."""
+    """What an export of a run was found to be.
 
+    Attributes:
+        checksum: Checksum of the document.
+        run: Id of the run.
+        counted: Costs by the counter.
+        forms: Forms by name.
+        measured: Measured times.
+    """
+
+    checksum: str
     run: str
     counted: StoredCosts
     forms: dict[str, StoredForm]
     measured: list[StoredTime] = []
 
 
+def export_folder(store: Store, run: str) -> Path:
+    """Return the folder of a run's export in a store."""
+    return inside(store.root, FileName(FOLDER), UnitId(run))
+
+
 def read_export(store: Store, run: str) -> StoredExport | None:
     """Read the document of a run's export; `None` if there is none, or if it is damaged."""
-    document = fitting(read_checked(inside(store.root, FileName(FOLDER), UnitId(run)) / DOCUMENT), StoredExport)
+    document = fitting(read_checked(export_folder(store, run) / DOCUMENT), StoredExport)
     return None if document is None else StoredExport.model_validate(document)
