@@ -39,6 +39,8 @@ from .errors import BenchError as BenchError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UnreachableBudgetError as UnreachableBudgetError
 from .export.export import export as export
+from .export.importing.imported import ImportedNetwork as ImportedNetwork
+from .export.importing.imported import import_network as import_network
 from .export.rebuild import load_network as load_network
 from .matching.repair import policy_of as policy_of
 from .method import STRENGTH as STRENGTH

@@ -1,4 +1,7 @@
-"""The commands about deployment: `bench choose` finds a network that fits a device, `bench export` writes its files."""
+"""The commands about deployment.
+
+`bench choose` finds a network that fits a device, `bench export` writes its files, and `bench import` checks files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.options import FOLDER, data_option, names, store_option
+from bench.cli.options import FILE, FOLDER, data_option, names, store_option
 from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
@@ -77,6 +80,40 @@ def _tell(made: Exports) -> None:
         say(f"bench: {run} was not exported: {reason}", err=True)
     if made.left_out:
         say(f"left out, as they have full precision: {', '.join(made.left_out)}")
+
+
+@click.command(name="import")
+@click.argument("file", type=FILE)
+@click.option("--dataset", default=None, help="Name of a data set to evaluate on.  [default: the one in the file]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_option
+def import_(file: Path, dataset: str | None, as_json: bool, data_dir: Path | None) -> int:
+    """Check a file that `bench export` wrote: what it is, what it costs, and how it predicts.
+
+    Nothing in the file is executed but operations that the harness writes itself. Costs are counted from the layers in
+    the file. Its layers are compared with those of the model that it names, and with the document export.json beside
+    it, if there is one. Every engine predicts the whole test split. The exit status is 1 if something is not as it is
+    said to be.
+
+    \b
+    bench import exported/9603492b/network.safetensors
+    bench import network.onnx --dataset imagefolder --data-dir my-photos
+    """  # noqa: D301  (click wants the character)
+    import json
+
+    from bench.cli.console import show
+    from bench.errors import EXIT_SOME_FAILED
+    from bench.export.importing.imported import import_network
+    from bench.export.importing.tables import network_table, predictions_table
+
+    imported = import_network(file, dataset=dataset, data_dir=data_dir)
+    if as_json:
+        click.echo(json.dumps(imported.to_json(), indent=1))
+    else:
+        show([network_table(imported), predictions_table(imported)])
+        for fault in imported.faults:
+            say(f"bench: {fault}", err=True)
+    return EXIT_SOME_FAILED if imported.faults else 0
 
 
 @click.command()

@@ -7,7 +7,7 @@ import click
 
 from bench import __version__
 from bench.cli.cost import cost
-from bench.cli.export import choose, export
+from bench.cli.export import choose, export, import_
 from bench.cli.leaderboard import leaderboard
 from bench.cli.list import list_
 from bench.cli.options import Text
@@ -20,7 +20,7 @@ from bench.cli.validate import validate, verify
 
 _SECTIONS = {
     "Studies": (run, status, plan_seeds),
-    "Results": (report, compare, leaderboard, choose, export, ui, sync),
+    "Results": (report, compare, leaderboard, choose, export, import_, ui, sync),
     "Methods and costs": (list_, cost, validate, speed, verify),
     "Store and machine": (archive, restore, clean, doctor),
 }

@@ -170,12 +170,10 @@ class QonnxEngine:
     name = "qonnx"
 
     def __init__(self, content: bytes, quantizers: Sequence[Quantize]) -> None:
-        import onnx
-        from qonnx.core.modelwrapper import ModelWrapper
-
         self.version = version("qonnx")
         self._quantizers = quantizers
-        self._model = ModelWrapper(onnx.ModelProto.FromString(content))
+        self._content = content
+        self._model: Any = None
 
     def logits(self, images: Array) -> Array:
         """Compute logits."""
@@ -184,16 +182,24 @@ class QonnxEngine:
     def run(self, images: Array) -> tuple[Array, Codes]:
         """Compute logits and codes."""
         from qonnx.core import onnx_exec
-        from qonnx.transformation.infer_shapes import InferShapes
 
-        if self._model.get_tensor_shape(IMAGE) != list(images.shape):
-            self._model.set_tensor_shape(IMAGE, list(images.shape))
-            self._model = self._model.transform(InferShapes())
+        if self._model is None or self._model.get_tensor_shape(IMAGE) != list(images.shape):
+            self._model = self._for_shape(images.shape)
         # qonnx makes a model of each node in onnx's newest version of the format, which onnxruntime may not know yet.
         readable = partial(onnx_exec.qonnx_make_model, ir_version=self._model.model.ir_version)
         with patch.object(onnx_exec, "qonnx_make_model", readable):
             tensors = onnx_exec.execute_onnx(self._model, {IMAGE: images}, return_full_exec_context=True)
         return tensors[LOGITS], {made.name: _codes(tensors[made.name], made) for made in self._quantizers}
+
+    def _for_shape(self, shape: Sequence[int]) -> Any:
+        """Return the model for so many images; inferred shapes of another number would stay in the same model."""
+        import onnx
+        from qonnx.core.modelwrapper import ModelWrapper
+        from qonnx.transformation.infer_shapes import InferShapes
+
+        model = ModelWrapper(onnx.ModelProto.FromString(self._content))
+        model.set_tensor_shape(IMAGE, list(shape))
+        return model.transform(InferShapes())
 
 
 def _exposed(content: bytes, names: Sequence[str]) -> bytes:

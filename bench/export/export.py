@@ -1,5 +1,6 @@
 """Export of runs: files in several forms, verified on the test split, with a document that says how they agree."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -148,11 +149,13 @@ def export_run(
     engines = [
         (form.name, engine, promised) for form in forms for engine, promised in form.engines(files[form.name], graph)
     ]
-    agreements = verify(run.network, graph, run.task.data, engines)
+    verification = verify(run.network, graph, run.task.data.test, engines)
+    agreements = verification.agreements
     onnx_files = {name: network_file(made) for name, made in files.items() if name in MEASURED}
     times = measured_cost(graph, _full_graph(run), onnx_files) if measure else ()
     document = {
         **_about(run, evaluation.top1),
+        "predictions": " ".join(map(str, verification.predictions)),
         "forms": {form.name: _entry(form, files[form.name], agreements) for form in forms},
         "measured": [asdict(measured) for measured in times],
     }
@@ -195,6 +198,7 @@ def _entry(form: Form, files: Files, agreements: Sequence[Agreement]) -> dict[st
     """Return what `export.json` says of a form."""
     entry: dict[str, Any] = {
         "files": {name: len(content) for name, content in files.items()},
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "limits": list(form.limits),
         "agreements": [agreement.to_json() for agreement in agreements if agreement.form == form.name],
     }

@@ -18,12 +18,14 @@ class Form:
 
     Attributes:
         name: Name of the form.
-        files: Function that makes its files by name; the network is the first one.
+        file: Name of the file of the network.
+        files: Function that makes its files by name.
         engines: Function that returns the engines that execute the files, and whether each must predict as the harness.
         limits: Differences from the harness's network, in words.
     """
 
     name: str
+    file: str
     files: Callable[[Graph], Files]
     engines: Callable[[Files, Graph], Sequence[tuple[Engine, bool]]]
     limits: tuple[str, ...] = ()
@@ -66,7 +68,7 @@ def _packed() -> Form:
     def engines(files: Files, graph: Graph) -> list[tuple[Engine, bool]]:
         return [(NumpyEngine(files[FILE], graph.quantizers), True)]
 
-    return Form(name="packed", files=packed_files, engines=engines)
+    return Form(name="packed", file=FILE, files=packed_files, engines=engines)
 
 
 def _onnx() -> Form:
@@ -76,7 +78,11 @@ def _onnx() -> Form:
         return {FILE: IntegerForm(graph).model().SerializeToString()}
 
     return Form(
-        name="onnx", files=files, engines=lambda made, graph: _runtimes(made[FILE], graph, promised=True), limits=LIMITS
+        name="onnx",
+        file=FILE,
+        files=files,
+        engines=lambda made, graph: _runtimes(made[FILE], graph, promised=True),
+        limits=LIMITS,
     )
 
 
@@ -89,7 +95,7 @@ def _onnx_qdq() -> Form:
     def engines(made: Files, graph: Graph) -> list[tuple[Engine, bool]]:
         return _runtimes(made[FILE], graph, promised=False)
 
-    return Form(name="onnx-qdq", files=files, engines=engines, limits=LIMITS)
+    return Form(name="onnx-qdq", file=FILE, files=files, engines=engines, limits=LIMITS)
 
 
 def _qonnx() -> Form:
@@ -101,7 +107,7 @@ def _qonnx() -> Form:
     def engines(made: Files, graph: Graph) -> list[tuple[Engine, bool]]:
         return [(QonnxEngine(made[FILE], graph.quantizers), True)]
 
-    return Form(name="qonnx", files=files, engines=engines, limits=LIMITS)
+    return Form(name="qonnx", file=FILE, files=files, engines=engines, limits=LIMITS)
 
 
 def _runtimes(content: bytes, graph: Graph, *, promised: bool) -> list[tuple[Engine, bool]]:

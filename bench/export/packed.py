@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bench.errors import BenchError
 from bench.export import executor
+from bench.export.graph import program
 from bench.export.graph.operations import (
     Add,
     Clip,
@@ -34,8 +35,6 @@ from bench.export.graph.operations import (
 
 FILE, EXECUTOR = "network.safetensors", "executor.py"
 """Names of the files of this form."""
-VERSION = 1
-"""Version of the program's meaning."""
 FRACTION_BITS = 24
 MULTIPLIER_BITS = 31
 _MOST_BITS = 62
@@ -47,7 +46,7 @@ _DTYPES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64"}
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 Step: TypeAlias = tuple[dict[str, Any], int]
-"""Values of an operation as JSON, and a bound of the size of its result's numbers."""
+"""Integers that define an operation, as JSON, and a bound of the size of its result's numbers."""
 
 
 def pack(codes: list[tuple[NDArray[np.uint8], int]]) -> NDArray[np.uint8]:
@@ -78,23 +77,22 @@ def packed_network(graph: Graph) -> bytes:
     Raises:
         BenchError: A number of the computation could have more than 63 bits.
     """
+    return _safetensors(packed_tensors(graph), {"format": "packed network"})
+
+
+def packed_tensors(graph: Graph) -> Tensors:
+    """Make the tensors of a network's file.
+
+    Raises:
+        BenchError: A number of the computation could have more than 63 bits.
+    """
     writer = _Writer(graph)
-    program = {
-        "version": VERSION,
-        "model": graph.model,
-        "dataset": graph.dataset,
-        "image_shape": list(graph.image_shape),
-        "fraction_bits": FRACTION_BITS,
-        "output": graph.output,
-        "operations": writer.steps,
-    }
-    text = json.dumps(program, separators=(",", ":")).encode()
-    tensors: Tensors = {
+    stated = program.text({**program.about(graph), "fraction_bits": FRACTION_BITS, "operations": writer.steps})
+    return {
         **writer.tensors(),
         "weights": pack([(layer.codes, layer.weight_bits) for layer in graph.layers]),
-        "program": np.frombuffer(text, dtype=np.uint8),
+        "program": np.frombuffer(stated.encode(), dtype=np.uint8),
     }
-    return _safetensors(tensors, {"format": "packed network"})
 
 
 def parts(content: bytes) -> dict[str, int]:
@@ -131,12 +129,11 @@ class _Writer:
         self._bounds: dict[str, int] = {}
         self._first_bit = 0
         for operation in graph.operations:
-            name, write = _STEPS[type(operation)]
             bounds = [self._bounds.get(name, 0) for name in operation.inputs]
-            values, bound = write(self, operation, bounds)
+            values, bound = _STEPS[type(operation)](self, operation, bounds)
             self._bounds[operation.name] = self._checked(operation, bound)
-            stated = {key: value for key, value in values.items() if executor.DEFAULTS.get(key, ...) != value}
-            self.steps.append({"operation": name, "name": operation.name, "inputs": list(operation.inputs), **stated})
+            further = {key: value for key, value in values.items() if executor.DEFAULTS.get(key, ...) != value}
+            self.steps.append({**program.stated(operation), **further})
 
     def tensors(self) -> Tensors:
         """Return the numbers of all layers, one layer after the other."""
@@ -154,8 +151,6 @@ class _Writer:
         bits = min(MULTIPLIER_BITS, _MOST_BITS - top.bit_length())
         multiplier, shift = fixed_point(1 / (operation.step * _UNIT), bits)
         values = {
-            "layer": operation.layer,
-            "largest_code": operation.levels,
             "offset": round(operation.offset * _UNIT),
             "top": top,
             "multiplier": multiplier,
@@ -180,20 +175,11 @@ class _Writer:
         first_bit = self._first_bit
         self._first_bit += layer.codes.size * layer.weight_bits
         values = {
-            "path": layer.path,
-            "linear": layer.linear,
             "first_multiplier": self._add("multipliers", multipliers),
             "first_shift": self._add("shifts", shifts),
             "first_bias": self._add("biases", bias),
-            "weight_bits": layer.weight_bits,
-            "weight_shape": list(layer.codes.shape),
             "first_bit": first_bit,
-            "largest_code": layer.input_levels,
             "sums_apart": apart,
-            "stride": list(layer.stride),
-            "padding": list(layer.padding),
-            "dilation": list(layer.dilation),
-            "groups": layer.groups,
             **self._border(layer),
         }
         sizes = np.abs(layer.integers).sum(axis=(2, 3))  # (O, I/groups)
@@ -215,23 +201,17 @@ class _Writer:
         }
 
     def clip(self, operation: Clip, bounds: list[int]) -> Step:
-        """Write a limit."""
-        high = operation.high
-        return {"high": high}, bounds[0] if high is None else min(bounds[0], high * _UNIT)
+        """Bound a limit."""
+        return {}, bounds[0] if operation.high is None else min(bounds[0], operation.high * _UNIT)
 
     def multiply(self, operation: Multiply, bounds: list[int]) -> Step:
-        """Write a product."""
+        """Bound a product."""
         return {}, self._checked(operation, bounds[0] * bounds[1]) // _UNIT + 1
 
     def mean(self, operation: Mean, bounds: list[int]) -> Step:
-        """Write a mean over positions."""
+        """Bound a mean over positions."""
         self._checked(operation, 2 * bounds[0] * operation.count)
-        return {"keeps_dimensions": operation.keeps_dimensions}, bounds[0]
-
-    def max_pool(self, operation: MaxPool, bounds: list[int]) -> Step:
-        """Write a maximum over windows."""
-        window = {"kernel": operation.kernel, "stride": operation.stride, "padding": operation.padding}
-        return {key: list(value) for key, value in window.items()}, bounds[0]
+        return {}, bounds[0]
 
     def _checked(self, operation: Operation, bound: int) -> int:
         """Return a bound of a number's size.
@@ -247,19 +227,19 @@ class _Writer:
         return bound
 
 
-_STEPS: Mapping[type[Operation], tuple[str, Callable[[_Writer, Any, list[int]], Step]]] = {
-    Quantize: ("quantize", _Writer.quantize),
-    Layer: ("layer", _Writer.layer),
-    Clip: ("clip", _Writer.clip),
-    Add: ("add", lambda _, __, bounds: ({}, sum(bounds))),
-    Multiply: ("multiply", _Writer.multiply),
-    Mean: ("mean", _Writer.mean),
-    MaxPool: ("max_pool", _Writer.max_pool),
-    Hardsigmoid: ("hardsigmoid", lambda _, __, ___: ({}, _UNIT)),
-    Hardswish: ("hardswish", lambda _, __, bounds: ({}, bounds[0])),
-    Reshape: ("reshape", lambda _, operation, bounds: ({"shape": operation.shape}, bounds[0])),
+_STEPS: Mapping[type[Operation], Callable[[_Writer, Any, list[int]], Step]] = {
+    Quantize: _Writer.quantize,
+    Layer: _Writer.layer,
+    Clip: _Writer.clip,
+    Add: lambda _, __, bounds: ({}, sum(bounds)),
+    Multiply: _Writer.multiply,
+    Mean: _Writer.mean,
+    MaxPool: lambda _, __, bounds: ({}, bounds[0]),
+    Hardsigmoid: lambda _, __, ___: ({}, _UNIT),
+    Hardswish: lambda _, __, bounds: ({}, bounds[0]),
+    Reshape: lambda _, __, bounds: ({}, bounds[0]),
 }
-"""Name of each operation, and a function that returns its values and a bound of its result's size."""
+"""Function for each operation that returns the integers that define it, and a bound of its result's size."""
 
 
 def fixed_point(value: float, bits: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from bench.compression.quantizer import QuantizerFactory
 from bench.errors import BenchError
 from bench.execution.stages.finetuning import quantizer_name, quantizer_of
 from bench.execution.task_loader import TaskLoader, on_device
+from bench.export.importing.files import is_network_file, read_network_file
 from bench.method import Task
 from bench.outputs.commands import command, shell, study_command
 from bench.planning.methods import method_of_study
@@ -111,23 +112,28 @@ def _same_quantizer(store: Store, record: Mapping[str, Any], spec: StudySpec) ->
     return quantizer
 
 
-def load_network(run: str, store: Store | Path | str = "bench-store", data_dir: Path | str | None = None) -> nn.Module:
-    """Return the compressed network of a run as a plain module in evaluation mode, on the CPU.
+def load_network(
+    run: str | Path, store: Store | Path | str = "bench-store", data_dir: Path | str | None = None
+) -> nn.Module:
+    """Return the compressed network of a run, or of an exported file, as a plain module in evaluation mode, on the CPU.
 
     Args:
-        run: A run, by the beginning of its id, or a name that stands for a single run.
+        run: A run, by the beginning of its id, or a name that stands for a single run; or the path of a file that
+            `bench export` wrote, with the ending .safetensors or .onnx, which needs neither store nor data.
         store: Store of the run, or its folder.
         data_dir: Folder of data sets.
 
     Returns:
-        The network. It reads images that are normalised as `TaskData.normalize` does, and has exactly the recorded
-        Top-1.
+        The network. It reads images that are normalised as `TaskData.normalize` does. That of a run has exactly the
+        recorded Top-1.
 
     Raises:
-        BenchError: The name stands for no run or several, or the run cannot be rebuilt.
+        BenchError: The name stands for no run or several, the run cannot be rebuilt, or the file cannot be read.
     """
+    if is_network_file(str(run)):
+        return read_network_file(Path(run)).network
     place = store if isinstance(store, Store) else Store(Path(store))
-    runs = runs_named(place, run)
+    runs = runs_named(place, str(run))
     if len(runs) != 1:
         raise BenchError(f"'{run}' stands for {len(runs)} finished runs; name one by its id: bench status")
     rebuilt = rebuild(place, runs[0], None if data_dir is None else Path(data_dir))

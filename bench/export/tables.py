@@ -21,7 +21,7 @@ def agreement_table(exports: Exports) -> Table:
             entry["form"],
             f"{entry['engine']} {entry['version']}",
             f"{_network_bytes(document, entry['form']) / 1000:.1f}",
-            _equal(entry),
+            equal_predictions(entry),
             f"{entry['top1']:.2f}",
             f"{document['recorded_top1']:.2f}",
             f"{entry['codes_differing']:,} of {entry['codes']:,}",
@@ -46,7 +46,8 @@ def agreement_table(exports: Exports) -> Table:
     )
 
 
-def _equal(entry: dict[str, Any]) -> str:
+def equal_predictions(entry: Mapping[str, Any]) -> str:
+    """Return how many predictions of an engine are equal, in words."""
     words = f"{entry['equal']}/{entry['images']}"
     if entry["traced"]:
         words += f", {entry['traced']} near ties"

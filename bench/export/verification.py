@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.data.task_data import TaskData
+from bench.data.subset import Subset
 from bench.export.engines import Codes, Engine
 from bench.export.graph.operations import Graph, Quantize
 from bench.training.loop import evaluating
@@ -46,6 +46,7 @@ class Agreement:
         codes: Number of codes compared.
         codes_differing: Codes that differ.
         largest_logit_difference: Largest difference of two logits.
+        differing: Classes that were predicted instead of the harness's, by the numbers of the images.
     """
 
     form: str
@@ -59,6 +60,7 @@ class Agreement:
     codes: int = 0
     codes_differing: int = 0
     largest_logit_difference: float = 0.0
+    differing: dict[str, int] = field(default_factory=dict)
 
     @property
     def top1(self) -> float:
@@ -73,6 +75,26 @@ class Agreement:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of `export.json`."""
         return {**asdict(self), "top1": self.top1, "broken": self.broken}
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """Comparison of exported networks with that of the harness.
+
+    Attributes:
+        agreements: One agreement for each engine.
+        predictions: Classes that the harness's network predicts for all images.
+        correct: Images whose label it predicts.
+    """
+
+    agreements: list[Agreement]
+    predictions: list[int] = field(default_factory=list)
+    correct: int = 0
+
+    @property
+    def top1(self) -> float:
+        """Top-1 of the harness's network in percent."""
+        return 100 * self.correct / max(1, len(self.predictions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,37 +154,52 @@ def observe(network: nn.Module, graph: Graph, images: Tensor) -> Observed:
 
 
 def verify(
-    network: nn.Module, graph: Graph, data: TaskData, engines: Sequence[tuple[str, Engine, bool]]
-) -> list[Agreement]:
-    """Compare exported networks with that of the harness on the whole test split.
+    network: nn.Module, graph: Graph, images: Subset, engines: Sequence[tuple[str, Engine, bool]]
+) -> Verification:
+    """Compare exported networks with that of the harness on all images of a part of the data.
 
     Args:
         network: The harness's network, on the CPU.
         graph: Graph of the network.
-        data: Data of the network.
+        images: Images, with one label each.
         engines: Forms, engines that execute them, and whether equal predictions are promised.
-
-    Returns:
-        One agreement for each engine.
     """
-    results = [
-        Agreement(form=form, engine=engine.name, version=engine.version, promised=promised)
-        for form, engine, promised in engines
-    ]
-    per_image = sum(int(np.prod(quantizer.shape)) for quantizer in graph.quantizers)
-    size = max(1, min(_BATCH, _BATCH_CODES // max(1, per_image)))
-    for images, labels in data.test.unchanged(size):
-        observed = observe(network, graph, data.normalize(images))
-        pixels = np.ascontiguousarray(images.numpy())
-        for result, (_, engine, _) in zip(results, engines, strict=True):
+    result = Verification(
+        agreements=[
+            Agreement(form=form, engine=engine.name, version=engine.version, promised=promised)
+            for form, engine, promised in engines
+        ]
+    )
+    for batch, labels in images.unchanged(_batch_size(graph)):
+        observed = observe(network, graph, normalized(graph, batch))
+        pixels = np.ascontiguousarray(batch.numpy())
+        for agreement, (_, engine, _) in zip(result.agreements, engines, strict=True):
             logits, codes = engine.run(pixels)
-            _count(result, observed, logits, codes, labels.numpy(), graph)
-    return results
+            _count(agreement, observed, logits, codes, labels.numpy(), graph)
+        predictions = observed.logits.argmax(axis=1)
+        result.predictions += predictions.tolist()
+        result.correct += int((predictions == labels.numpy()).sum())
+    return result
+
+
+def _batch_size(graph: Graph) -> int:
+    """Return how many images fit into memory, with all codes and the windows of any layer."""
+    codes = sum(int(np.prod(quantizer.shape)) for quantizer in graph.quantizers)
+    windows = max(layer.window_elements for layer in graph.layers)
+    return max(1, min(_BATCH, _BATCH_CODES // max(codes, windows)))
+
+
+def normalized(graph: Graph, images: Tensor) -> Tensor:
+    """Normalise `uint8` images as `TaskData.normalize` does."""
+    floats = images.to(torch.float32, memory_format=torch.channels_last)
+    mean, std = (torch.from_numpy(values).float().view(-1, 1, 1) for values in (graph.mean, graph.std))
+    return floats.sub_(mean).div_(std)
 
 
 def _count(result: Agreement, observed: Observed, logits: Array, codes: Codes, labels: Array, graph: Graph) -> None:
     """Add a batch to an agreement."""
     expected, predicted = observed.logits.argmax(axis=1), logits.argmax(axis=1)
+    first = result.images
     result.images += len(labels)
     result.equal += int((predicted == expected).sum())
     result.correct += int((predicted == labels).sum())
@@ -171,6 +208,7 @@ def _count(result: Agreement, observed: Observed, logits: Array, codes: Codes, l
     difference = float(np.abs(logits - observed.logits).max())
     result.largest_logit_difference = max(result.largest_logit_difference, difference)
     for image in np.flatnonzero(predicted != expected):
+        result.differing[str(first + image)] = int(predicted[image])
         result.traced += is_near_tie(observed, int(image), int(predicted[image]), codes, graph.quantizers)
 
 

@@ -39,7 +39,7 @@ _DTYPES = {
 }
 
 
-class _FormatError(ValueError):
+class FormatError(ValueError):
     """A file does not follow the format; the message says where."""
 
 
@@ -50,19 +50,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         BenchError: The file is missing, or does not follow the format.
     """
     try:
-        return _tensors(read_bytes(path, CHECKPOINT_BYTES))
+        return parse_safetensors(read_bytes(path, CHECKPOINT_BYTES))
     except OSError as error:
         raise BenchError(f"cannot read the checkpoint '{path}': {error.strerror}") from error
-    except _FormatError as error:
+    except FormatError as error:
         raise BenchError(f"the checkpoint '{path}' cannot be read: it is no valid safetensors file: {error}") from error
 
 
-def _tensors(content: bytes) -> dict[str, Tensor]:
-    """Cut the content of a file into its tensors."""
+def parse_safetensors(content: bytes) -> dict[str, Tensor]:
+    """Cut the content of a file into its tensors.
+
+    Raises:
+        FormatError: It does not follow the format.
+    """
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     begin = _LENGTH_BYTES + length
     if length > _LONGEST_HEADER or begin > len(content):
-        raise _FormatError(f"its header of {length:,} bytes does not fit into its {len(content):,} bytes")
+        raise FormatError(f"its header of {length:,} bytes does not fit into its {len(content):,} bytes")
     header = _header(content[_LENGTH_BYTES:begin])
     places = {name: _place(name, entry) for name, entry in header.items() if name != _METADATA}
     _check_cover({name: span for name, (_, _, span) in places.items()}, len(content) - begin)
@@ -75,17 +79,17 @@ def _header(text: bytes) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         if twice:
-            raise _FormatError(f"its header has '{twice[0]}' twice")
+            raise FormatError(f"its header has '{twice[0]}' twice")
         return dict(pairs)
 
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except _FormatError:
+    except FormatError:
         raise
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply
-        raise _FormatError("its header is not JSON") from error
+        raise FormatError("its header is not JSON") from error
     if not isinstance(header, dict):
-        raise _FormatError("its header is not a JSON object")
+        raise FormatError("its header is not a JSON object")
     return header
 
 
@@ -97,12 +101,12 @@ def _place(name: str, entry: Any) -> _Place:
     fields = entry if isinstance(entry, dict) else {}
     dtype = _DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
-        raise _FormatError(f"'{name}' has data type {fields.get('dtype')!r}; allowed: {', '.join(_DTYPES)}")
+        raise FormatError(f"'{name}' has data type {fields.get('dtype')!r}; allowed: {', '.join(_DTYPES)}")
     shape, span = _whole_numbers(fields.get("shape")), _whole_numbers(fields.get("data_offsets"))
     if shape is None or span is None or len(span) != 2:
-        raise _FormatError(f"'{name}' lacks a shape or two offsets of whole numbers")
+        raise FormatError(f"'{name}' lacks a shape or two offsets of whole numbers")
     if span[1] - span[0] != math.prod(shape) * dtype.itemsize or math.prod(filter(None, shape)) > _MOST_ELEMENTS:
-        raise _FormatError(f"'{name}' of shape {shape} has {span[1] - span[0]:,} bytes")
+        raise FormatError(f"'{name}' of shape {shape} has {span[1] - span[0]:,} bytes")
     return dtype, shape, (span[0], span[1])
 
 
@@ -116,10 +120,10 @@ def _check_cover(spans: Mapping[str, tuple[int, int]], size: int) -> None:
     end = 0
     for name, (first, behind) in sorted(spans.items(), key=lambda item: item[1]):
         if first != end:
-            raise _FormatError(f"'{name}' begins at byte {first:,}, but what is before it ends at {end:,}")
+            raise FormatError(f"'{name}' begins at byte {first:,}, but what is before it ends at {end:,}")
         end = behind
     if end != size:
-        raise _FormatError(f"its tensors have {end:,} bytes, but {size:,} bytes follow the header")
+        raise FormatError(f"its tensors have {end:,} bytes, but {size:,} bytes follow the header")
 
 
 def _tensor(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...], span: tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from bench.inputs.names import FileName, UnitId, inside
 from bench.store.files import Store, read_checked
@@ -18,20 +18,27 @@ class _Document(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+Whole = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,12}$")]
+Classes = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}( [0-9]{1,9})*$")]
+
+
 class StoredAgreement(_Document):
     """How a form agrees with the harness in one engine."""
 
     engine: str
+    version: str | None = None
     images: int
     equal: int
     traced: int
     broken: bool
+    differing: dict[Whole, int] | None = None
 
 
 class StoredForm(_Document):
     """A form: the bytes of its files, of which the network is the first, and how it agrees."""
 
     files: Annotated[dict[str, int], Field(min_length=1)]
+    sha256: dict[str, str] = {}
     agreements: Annotated[list[StoredAgreement], Field(min_length=1)]
 
 
@@ -50,6 +57,7 @@ class StoredCosts(_Document):
     """Costs by the counter, and the bytes of the float parameters."""
 
     bops: float
+    memory_kb: float | None = None
     full_precision_bops: float
     float_parameter_bytes: int
     simulated_latency_ms: float | None = None
@@ -68,6 +76,11 @@ class StoredExport(_Document):
 
     checksum: str
     run: str
+    model: str | None = None
+    dataset: str | None = None
+    method: str | None = None
+    recorded_top1: float | None = None
+    predictions: Classes | None = None
     counted: StoredCosts
     forms: dict[str, StoredForm]
     measured: list[StoredTime] = []
@@ -80,5 +93,10 @@ def export_folder(store: Store, run: str) -> Path:
 
 def read_export(store: Store, run: str) -> StoredExport | None:
     """Read the document of a run's export; `None` if there is none, or if it is damaged."""
-    document = fitting(read_checked(export_folder(store, run) / DOCUMENT), StoredExport)
+    return read_document(export_folder(store, run) / DOCUMENT)
+
+
+def read_document(path: Path) -> StoredExport | None:
+    """Read the document of an export; `None` if there is none, or if it is damaged."""
+    document = fitting(read_checked(path), StoredExport)
     return None if document is None else StoredExport.model_validate(document)

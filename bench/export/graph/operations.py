@@ -7,6 +7,7 @@ other operations read and write real numbers. Every form of export is made from 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -128,6 +129,12 @@ class Layer(Operation):
         """Quantized weights."""
         return self.weight_step * self.integers.astype(np.float64)
 
+    @property
+    def window_elements(self) -> int:
+        """Number of input numbers in the windows of all positions."""
+        positions = 1 if self.linear else prod(self.shape[1:])
+        return prod(self.codes.shape[1:]) * self.groups * positions
+
     @cached_property
     def border(self) -> "BorderMap":
         """What is added to the output at each position, because of offsets, bias and normalisation."""
@@ -219,6 +226,11 @@ class Graph:
     std: Reals
     operations: tuple[Operation, ...]
     output: str
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return next(operation for operation in self.operations if operation.name == self.output).shape[0]
 
     @property
     def layers(self) -> Sequence[Layer]:

@@ -15,9 +15,8 @@ from bench.compression.structure.node_shapes import shape_of
 from bench.errors import BenchError
 from bench.export.graph.calls import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one
 from bench.export.graph.operations import IMAGE, LOGITS, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
+from bench.export.graph.program import MOST_BITS
 
-MOST_BITS = 8
-"""Largest number of bits of weights and activations in an exported network."""
 _SAME = frozenset({"identity", "dropout", "stochastic_depth", "contiguous", "clone", "detach"})
 """Operations that change nothing in evaluation."""
 

@@ -7,6 +7,8 @@ from bench.export.onnx_forms.form import OnnxForm
 class FloatForm(OnnxForm):
     """Writes a graph in float32, as runtimes execute it fastest."""
 
+    name = "float"
+
     def quantize(self, operation: Quantize) -> None:
         """Write nothing but the name."""
         self.node("Identity", [self.source(operation)], result=operation.name)

@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bench.export.graph import program
 from bench.export.graph.operations import (
     IMAGE,
     LOGITS,
@@ -26,6 +27,8 @@ from bench.export.graph.operations import (
     Reshape,
 )
 
+PROGRAM = "program"
+"""Name of the property with the program."""
 _PIXELS = "image.pixels"
 
 
@@ -40,10 +43,12 @@ class OnnxForm:
             a network do.
 
     Attributes:
+        name: Name of the form.
         opset, ir_version: Versions of the operators and of the file, which every runtime of the last years reads.
         further_opsets: Versions of other sets of operators, by domain.
     """
 
+    name: ClassVar[str]
     opset: ClassVar[int] = 13
     ir_version: ClassVar[int] = 8
     further_opsets: ClassVar[Mapping[str, int]] = {}
@@ -65,12 +70,12 @@ class OnnxForm:
         for operation in graph.operations:
             _WRITE[type(operation)](self, operation)
         self.node("Identity", [graph.output], result=LOGITS)
-        classes = next(operation for operation in graph.operations if operation.name == graph.output).shape
+        outputs = next(operation for operation in graph.operations if operation.name == graph.output).shape
         made = helper.make_graph(
             self._nodes,
             graph.model,
             [helper.make_tensor_value_info(IMAGE, kind, ["N", *graph.image_shape])],
-            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", *classes])],
+            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", *outputs])],
             list(self._constants.values()),
         )
         opsets = {"": self.opset, **self.further_opsets}
@@ -80,8 +85,15 @@ class OnnxForm:
             ir_version=self.ir_version,
             producer_name="sbs-bench",
         )
+        helper.set_model_props(model, self.properties())
         onnx.checker.check_model(model)
         return model
+
+    def properties(self) -> dict[str, str]:
+        """Return what the model says of itself: its program, from which `bench import` makes the graph again."""
+        operations = [program.stated(operation) for operation in self.graph.operations]
+        stated = {**program.about(self.graph), "form": self.name, "operations": operations}
+        return {PROGRAM: program.text(stated)}
 
     def node(self, kind: str, inputs: Sequence[str], *, result: str = "", **attributes: Any) -> str:
         """Add a node with one result, and return the name of it."""
@@ -168,6 +180,16 @@ class OnnxForm:
         doubled = self.node("Mul", [reals, self.number(2)])
         odd = self.node("Sub", [doubled, self.number(layer.weight_levels)])
         return self.node("Mul", [odd, self.number(layer.weight_step)])
+
+    @classmethod
+    def stored_codes(cls, layer: Layer, weights: NDArray[Any]) -> NDArray[Any]:
+        """Return the codes of a layer's weights, of the form in which the model has these."""
+        return weights
+
+    @classmethod
+    def scale_unit(cls, layer: Layer) -> float:
+        """Return the scale of a layer's channels whose factor is 1."""
+        return 1.0
 
     def quantize(self, operation: Quantize) -> None:
         """Write a quantizer."""

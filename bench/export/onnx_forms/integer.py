@@ -8,7 +8,10 @@ The first layer multiplies normalised pixels by its quantized weights in float32
 different scales, and padding is no pixel.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from bench.export.graph.operations import Layer, Quantize
@@ -25,6 +28,18 @@ ZERO_POINTS = (127, 128)
 class IntegerForm(OnnxForm):
     """Writes a graph with `ConvInteger` and `MatMulInteger`."""
 
+    name = "onnx"
+
+    @classmethod
+    def stored_codes(cls, layer: Layer, weights: NDArray[Any]) -> NDArray[Any]:
+        """Return the codes of weights, which are doubled if there is room."""
+        return weights if layer.reads_image or layer.weight_bits == 8 else weights // 2
+
+    @classmethod
+    def scale_unit(cls, layer: Layer) -> float:
+        """Return the scale of integer sums."""
+        return 1.0 if layer.reads_image else layer.weight_step * float(layer.input_steps[0])
+
     def quantize(self, operation: Quantize) -> None:
         """Write a quantizer whose result are codes of type `uint8`."""
         self.node("Cast", [self.position(operation)], result=operation.name, to=TensorProto.UINT8)
@@ -40,8 +55,7 @@ class IntegerForm(OnnxForm):
         else:
             halves = [self._products(layer, layer.codes, zero) for zero in ZERO_POINTS]
             self.node("Add", halves, result=sums)
-        scale = layer.factor * layer.weight_step * layer.input_steps[0]
-        self.scaled(layer, self.node("Cast", [sums], to=TensorProto.FLOAT), scale)
+        self.scaled(layer, self.node("Cast", [sums], to=TensorProto.FLOAT), layer.factor * self.scale_unit(layer))
 
     def _products(self, layer: Layer, weights: np.ndarray, zero: int, result: str = "") -> str:
         matrix = weights[:, :, 0, 0].T if layer.linear else weights

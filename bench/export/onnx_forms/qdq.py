@@ -9,7 +9,10 @@ some runtimes would round them to its accumulator.
 numbers hardly any are exactly half-way.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.export.graph.operations import Graph, Layer, Quantize
 from bench.export.onnx_forms.form import OnnxForm
@@ -27,9 +30,16 @@ LIMITS = (
 class QdqForm(OnnxForm):
     """Writes a graph with quantizers as pairs of operations."""
 
+    name = "onnx-qdq"
+
     def __init__(self, graph: Graph, *, reads_pixels: bool = True) -> None:
         super().__init__(graph, reads_pixels=reads_pixels)
         self._bits = {layer.path: layer.weight_bits for layer in graph.layers}
+
+    @classmethod
+    def stored_codes(cls, layer: Layer, weights: NDArray[Any]) -> NDArray[Any]:
+        """Return the codes of weights, which are odd numbers if they have at most 7 bits."""
+        return weights if layer.weight_bits == 8 else (weights.astype(np.int64) + layer.weight_levels) // 2
 
     def quantize(self, operation: Quantize) -> None:
         """Write a quantizer, whose result are multiples of its step, without the offset."""

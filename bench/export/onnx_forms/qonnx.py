@@ -11,11 +11,10 @@ about sizes.
 
 import json
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import onnx
-from onnx import helper
+from numpy.typing import NDArray
 
 from bench.export.graph.operations import Layer, Quantize
 from bench.export.onnx_forms.form import OnnxForm
@@ -34,17 +33,21 @@ LIMITS = (
 class QonnxForm(OnnxForm):
     """Writes a graph with nodes `Quant` on the weights and the input of every layer."""
 
+    name = "qonnx"
     further_opsets: ClassVar[Mapping[str, int]] = {DOMAIN: 1}
 
-    def model(self) -> onnx.ModelProto:
-        """Return the model, with the bits of every layer in its properties."""
-        model = super().model()
+    def properties(self) -> dict[str, str]:
+        """Return the program, and the bits of every layer."""
         bits = {
             layer.path: {"weight_bits": layer.weight_bits, "activation_bits": layer.input_bits}
             for layer in self.graph.layers
         }
-        helper.set_model_props(model, {"policy_bits": json.dumps(bits)})
-        return model
+        return {**super().properties(), "policy_bits": json.dumps(bits)}
+
+    @classmethod
+    def stored_codes(cls, layer: Layer, weights: NDArray[Any]) -> NDArray[Any]:
+        """Return the codes of weights, which are multiples of their step."""
+        return (np.rint(weights / layer.weight_step) + layer.weight_levels) / 2
 
     def quantize(self, operation: Quantize) -> None:
         """Write a quantizer of activations, without their offset."""

@@ -1,0 +1,1 @@
+"""Reading of exported files, which may come from anywhere: their networks, what they cost, and how they predict."""
