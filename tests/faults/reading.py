@@ -5,6 +5,7 @@ line; it must not raise anything else, wait, fill the memory, or execute what th
 """
 
 import io
+import json
 import os
 import random
 import resource
@@ -14,19 +15,27 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.compression.policy import load_policy
 from bench.costs.accelerator.hardware import read_hardware
+from bench.costs.breakdown import breakdown
 from bench.errors import BenchError
+from bench.export.executor import PackedNetwork
+from bench.export.importing.files import read_network_file
+from bench.export.packed import _safetensors, packed_network
 from bench.plugins.registry import load
 from bench.reporting.mlflow.folders import StudyFolders
 from bench.reporting.report import make_document
 from bench.results.status import unit_states
 from bench.results.tables import StudyResults
+from bench.spec.schema import AcceleratorSpec
 from bench.spec.sources import build, read_toml
 from bench.store.archive import archive, restore
 from bench.store.cleanup import clean
@@ -35,6 +44,7 @@ from bench.store.leases import Holder, Leases
 from bench.store.survey import survey
 from bench.training.checkpoints import Checkpoints, GeneratorState
 from tests import fake_store
+from tests.bench.export.networks import Shifting, sample
 from tests.faults.mutations import mutated_bytes, mutated_json
 
 MOST_MEMORY = 1 << 30
@@ -186,6 +196,27 @@ def _state(folder: Path) -> Path:
     return folder / "model.pt"
 
 
+@cache
+def _exported(form: str) -> bytes:
+    """Return the file of a small network, with every kind of tensor."""
+    torch.manual_seed(0)
+    graph = sample(Shifting(), (3, 13, 11)).graph
+    if form == "packed":
+        return packed_network(graph)
+    from bench.export.onnx_forms.integer import IntegerForm
+
+    return IntegerForm(graph).model().SerializeToString()
+
+
+def _network(form: str, name: str) -> Callable[[Path], Path]:
+    def prepare(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(_exported(form))
+        return folder / name
+
+    return prepare
+
+
 # --- what reads them ----------------------------------------------------------------------------------------------
 
 
@@ -236,6 +267,18 @@ def _restored(path: Path) -> None:
         assert not [
             found for found in path.parent.iterdir() if found.name not in ("store", "target", "valid", path.name)
         ]
+
+
+def _executed(path: Path) -> None:
+    """Read an exported network, price it, and execute what was accepted: the file itself, and the module."""
+    file = read_network_file(path)
+    breakdown(AcceleratorSpec(), file.shape, file.policy)
+    images = np.random.default_rng(0).integers(0, 256, (1, *file.graph.image_shape), dtype=np.uint8)
+    engine, _ = file.engines()[0]
+    with np.errstate(all="ignore"):
+        engine.logits(images)
+    with torch.no_grad():
+        file.network(torch.from_numpy(images).float())
 
 
 def _checkpoint(path: Path) -> None:
@@ -334,21 +377,63 @@ def _of_archive(valid: Path, draw: random.Random) -> bytes:
     return buffer.getvalue()
 
 
-def _dumped(document: Any) -> bytes:
-    import json
+def _of_packed(valid: Path, draw: random.Random) -> bytes:
+    content = valid.read_bytes()
+    kind = draw.randrange(4)
+    if kind == 0:
+        return mutated_bytes(content, draw)
+    if kind == 1:
+        length = int.from_bytes(content[:8], "little")
+        header = mutated_json(json.loads(content[8 : 8 + length]), draw)
+        return len(header).to_bytes(8, "little") + header + content[8 + length :]
+    tensors = dict(PackedNetwork(content).tensors)
+    name = "program" if kind == 2 else draw.choice(sorted(tensors))
+    values = tensors[name]
+    if name == "program":
+        values = np.frombuffer(mutated_json(json.loads(values.tobytes()), draw), dtype=np.uint8)
+    else:
+        values = np.frombuffer(
+            mutated_bytes(values.tobytes(), draw)[: values.nbytes].ljust(values.nbytes), values.dtype
+        )
+    return _safetensors({**tensors, name: values}, {"format": "packed network"})
 
+
+def _of_onnx(valid: Path, draw: random.Random) -> bytes:
+    import onnx
+
+    content = valid.read_bytes()
+    kind = draw.randrange(5)
+    if kind == 0:
+        return mutated_bytes(content, draw)
+    model = onnx.ModelProto.FromString(content)
+    (program,) = model.metadata_props
+    node, constant = draw.choice(model.graph.node), draw.choice(model.graph.initializer)
+    if kind == 1:
+        program.value = mutated_json(json.loads(program.value), draw).decode(errors="replace")
+    elif kind == 2:
+        constant.raw_data = mutated_bytes(constant.raw_data, draw)
+    elif kind == 3:
+        constant.data_location = onnx.TensorProto.EXTERNAL
+        constant.external_data.add(key="location", value=draw.choice(("/etc/passwd", "../secret", "network.onnx")))
+    else:
+        node.op_type = draw.choice(("If", "Loop", "Identity", "Conv", "Quant", ""))
+        node.domain = draw.choice(("", "", "com.microsoft", "../x"))
+    made: bytes = model.SerializeToString()
+    return made
+
+
+def _dumped(document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
 def _of_content(content: bytes, scratch: Path, draw: random.Random) -> bytes:
-    import json
-
     try:
         return mutated_json(json.loads(content), draw)
     except ValueError:
         return mutated_bytes(content, draw)
 
 
+_HAS_ONNX = all(map(find_spec, ("onnx", "onnxruntime")))
 _SPECIFICATION = (
     'name = "s"\nmethods = ["fixed", "sbs"]\nseeds = [0, 1]\n[task]\nmodel = "resnet8"\n[search]\nlr = 1e-3\n'
 )
@@ -373,5 +458,7 @@ READERS = (
     Reader("hardware", _text("h.toml", _HARDWARE), read_hardware, _of_bytes),
     Reader("state", _state, load_state, _of_state),
     Reader("checkpoint", _state, _checkpoint, _of_state),
+    Reader("packed network", _network("packed", "network.safetensors"), _executed, _of_packed),
+    *([Reader("onnx network", _network("onnx", "network.onnx"), _executed, _of_onnx)] if _HAS_ONNX else []),
 )
 """Every reader, each with a valid file and mutations of it."""

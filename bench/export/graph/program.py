@@ -39,7 +39,7 @@ VERSION = 2
 """Version of the program's meaning."""
 MOST_BITS = 8
 """Largest number of bits of weights and activations in an exported network."""
-_MOST_ELEMENTS = 1 << 26
+_MOST_ELEMENTS = 1 << 25
 """Largest size of a tensor for one image, and of all windows that a layer reads."""
 _MOST_MACS = 1 << 43
 _MOST_OPERATIONS = 20_000
@@ -48,7 +48,8 @@ Shape: TypeAlias = tuple[int, ...]
 Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}$")]
 Title: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,200}$")]
 Size: TypeAlias = Annotated[int, Field(ge=1, le=1 << 16)]
-Padding: TypeAlias = Annotated[int, Field(ge=0, le=1 << 10)]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=64)]
+Padding: TypeAlias = Annotated[int, Field(ge=0, le=64)]
 Real: TypeAlias = Annotated[float, Field(ge=-1e9, le=1e9)]
 PositiveReal: TypeAlias = Annotated[float, Field(ge=1e-12, le=1e9)]
 Codes: TypeAlias = Annotated[int, Field(ge=1, le=steps(MOST_BITS))]
@@ -181,12 +182,12 @@ class _LayerStep(_Step):
     path: Name
     linear: bool = False
     weight_bits: Annotated[int, Field(ge=1, le=MOST_BITS)]
-    weight_shape: tuple[Size, Size, Size, Size]
+    weight_shape: tuple[Size, Size, Side, Side]
     weight_step: PositiveReal
     largest_code: Codes
-    stride: tuple[Size, Size] = (1, 1)
+    stride: tuple[Side, Side] = (1, 1)
     padding: tuple[Padding, Padding, Padding, Padding] = (0, 0, 0, 0)
-    dilation: tuple[Size, Size] = (1, 1)
+    dilation: tuple[Side, Side] = (1, 1)
     groups: Size = 1
 
     def made(self, tensors: "_Tensors") -> Operation:
@@ -269,8 +270,8 @@ class _MeanStep(_Step):
 
 class _MaxPoolStep(_Step):
     operation: Literal["max_pool"]
-    kernel: tuple[Size, Size]
-    stride: tuple[Size, Size] = (1, 1)
+    kernel: tuple[Side, Side]
+    stride: tuple[Side, Side] = (1, 1)
     padding: tuple[Padding, Padding, Padding, Padding] = (0, 0, 0, 0)
     dilation: ClassVar[tuple[int, int]] = (1, 1)
 

@@ -17,6 +17,9 @@ from bench.store.exports import DOCUMENT, StoredExport, read_document
 _ELSEWHERE_SHARE = 0.01
 """Largest share of predictions in floating point that another processor or version of an engine changes."""
 
+_MOST_SHOWN = 3
+"""Largest number of layers that are named."""
+
 
 @dataclass(frozen=True)
 class ModelComparison:
@@ -54,7 +57,10 @@ def compare_with_model(shape: NetworkShape, graph: Graph) -> ModelComparison:
         elif not _is_reduced(own[layer.name], layer):
             differences.append(f"layer '{layer.name}' is not that of {shape.model}")
     filters, all_filters = (sum(layer.out_channels for layer in side.layers) for side in (shape, full))
-    return ModelComparison(True, differences, filters, all_filters)
+    shown = differences[:_MOST_SHOWN]
+    if len(differences) > len(shown):
+        shown.append(f"{len(differences) - len(shown)} more layers are not those of {shape.model}")
+    return ModelComparison(True, shown, filters, all_filters)
 
 
 def _is_reduced(own: LayerShape, full: LayerShape) -> bool:

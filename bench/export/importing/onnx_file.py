@@ -48,7 +48,7 @@ def read_onnx(content: bytes) -> tuple[str, Graph]:
         raise ProgramError("it is no ONNX model") from error
     properties = {entry.key: entry.value for entry in model.metadata_props}
     stated = properties.get(PROGRAM)
-    if stated is None:
+    if not isinstance(stated, str):
         raise ProgramError("it has no program: another tool wrote it, or an earlier version of the harness")
     graph = read_program(stated.encode())
     document = parse_json(stated.encode())

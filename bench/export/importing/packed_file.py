@@ -95,6 +95,8 @@ def _check_same(tensors: Tensors, again: Tensors, largest_difference: float) -> 
     """Check that a file is what the harness writes for its graph."""
     if tensors.keys() != again.keys():
         raise ProgramError(f"it has other tensors than {', '.join(again)}")
+    if not np.array_equal(tensors["program"], again["program"]):
+        raise ProgramError("its program has values that do not follow from its operations and numbers")
     tolerances = {"multipliers": 1.0, "biases": largest_difference}
     for name, expected in again.items():
         given = tensors[name]

@@ -226,7 +226,7 @@ def test_the_executor_imports_numpy_alone() -> None:
 
 def test_the_program_is_json_that_names_every_operation(small: Sample) -> None:
     program = PackedNetwork(packed_network(small.graph)).program
-    assert (program["version"], program["image_shape"]) == (1, [3, 16, 16])
+    assert (program["version"], program["image_shape"]) == (2, [3, 16, 16])
     assert {step["operation"] for step in program["operations"]} == {"layer", "quantize", "clip", "add", "mean"}
     assert [step["name"] for step in program["operations"]] == [made.name for made in small.graph.operations]
 

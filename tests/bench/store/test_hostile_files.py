@@ -18,7 +18,11 @@ from bench.training.checkpoints import Checkpoints
 from tests import fake_store
 from tests.faults.reading import READERS, Reader, attack, limited
 
-QUICK = {"json": 300, "policy": 300, "specification": 300, "hardware": 300, "state": 200, "checkpoint": 200}
+NETWORKS = ("packed network", "onnx network")
+QUICK = {
+    **{"json": 300, "policy": 300, "specification": 300, "hardware": 300, "state": 200, "checkpoint": 200},
+    **dict.fromkeys(NETWORKS, 200),
+}
 """Mutations for readers of one file; those that read a whole store get 25, and those that make all reports 3."""
 
 
@@ -61,7 +65,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
     path.unlink()
     make(path)
     with limited():
-        if reader.name in ("policy", "specification", "hardware", "state", "archive"):
+        if reader.name in ("policy", "specification", "hardware", "state", "archive", *NETWORKS):
             with pytest.raises(BenchError) as told:
                 reader.read(path)
             assert str(path) in str(told.value) and "\n" not in str(told.value)
