@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,14 +20,15 @@ from bench.planning.budgets import Reach, budget_notes
 from bench.planning.checkpoints import check_checkpoints
 from bench.planning.methods import method_of_study
 from bench.planning.plan import Plan, phases
-from bench.planning.units import RunUnit, TuningUnit, Unit, kind_of, planned_epochs, title
+from bench.planning.units import RunUnit, TuningUnit, Unit, kind_of, title
 from bench.plugins.registry import source_hash
 from bench.reporting.mlflow.tracker import VIEWS_LOCK, Tracker
 from bench.reporting.report import write_views
+from bench.reporting.unit_result import result_in_words
 from bench.results.status import stale_notes, unit_states
 from bench.results.tables import StudyResults
 from bench.store.contents import UnitKey, units_of
-from bench.store.files import Store, write_checked
+from bench.store.files import Status, Store, write_checked
 from bench.store.leases import Leases, LeaseView, remove_dead_sessions, sessions
 from bench.store.outcomes import RESULTS, Outcome
 from bench.store.urls import command_without_secrets
@@ -38,7 +39,7 @@ _VIEW_SECONDS = 60.0
 """Least time between updates of the tables and the tracking view while runs finish."""
 _VIEW_SHARE = 20
 """Least time between updates as a multiple of the time that one takes, so that a large study does not wait for them."""
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
 """Time between looks at the progress of units."""
 _VIEW_LOCK_SECONDS = 300.0
 
@@ -46,12 +47,13 @@ _VIEW_LOCK_SECONDS = 300.0
 class StudyWatcher(Protocol):
     """Shows the progress of a study; entered as a context manager while the study runs."""
 
-    def started(self, plan: Plan, epochs: int) -> None:
+    def started(self, plan: Plan, needed: Sequence[Sequence[Unit]], stored: Set[str]) -> None:
         """Show that the study begins.
 
         Args:
             plan: Plan of the study.
-            epochs: Number of epochs of all units.
+            needed: Units of each phase, without pretrainings that no other unit needs.
+            stored: Identities of those that need no work, since the store has their results.
         """
         ...
 
@@ -60,16 +62,16 @@ class StudyWatcher(Protocol):
         ...
 
     def at_work(self, units: Sequence[LeaseView]) -> None:
-        """Show the units that are being worked on, with their progress."""
+        """Show the units and trials that are being worked on, with their progress."""
         ...
 
-    def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
+    def unit_finished(self, unit: Unit, status: Status, words: str) -> None:
         """Show that a unit ended.
 
         Args:
-            title: Description of the unit.
-            outcome: Status and reason.
-            epochs: Number of epochs that the unit was planned with.
+            unit: The unit.
+            status: Status of its outcome.
+            words: Its result, or the reason why it has none.
         """
         ...
 
@@ -114,13 +116,13 @@ def run_study(
 
 def _run_phases(study_run: StudyRun, plan: Plan, views: "_Views", watching: StudyWatcher) -> None:
     """Run the units of each phase, and keep the views up to date meanwhile."""
-    needed = _needed_units(study_run, plan)
-    watching.started(plan, sum(planned_epochs(unit) for units in needed for unit in units))
+    needed, stored = _needed_units(study_run, plan)
+    watching.started(plan, needed, stored)
     views.prepare()
     try:
         with _showing_progress(study_run, plan, watching):
             for unit, outcome in chain.from_iterable(run_units(study_run, units) for units in needed):
-                watching.unit_finished(title(unit), _in_words(study_run, unit, outcome), planned_epochs(unit))
+                watching.unit_finished(unit, outcome.status, _in_words(study_run, unit, outcome))
                 views.refresh()
     finally:
         wait_for_supervisors()
@@ -128,9 +130,12 @@ def _run_phases(study_run: StudyRun, plan: Plan, views: "_Views", watching: Stud
 
 
 def _in_words(study_run: StudyRun, unit: Unit, outcome: Outcome) -> str:
-    """Describe how a unit ended; after a failure, with the file that holds its traceback."""
+    """Describe how a unit ended: its result, or after a failure the reason and the file that holds its traceback."""
+    store, kind = study_run.settings.store, kind_of(unit)
+    if outcome.status == "done":
+        return result_in_words(kind, store.record(kind, unit.identity) or {}) or "done"
     words = f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
-    file = study_run.settings.store.unit(kind_of(unit), unit.identity) / "error.txt"
+    file = store.unit(kind, unit.identity) / "error.txt"
     return f"{words}; traceback: {file}" if outcome.status == "failed" and file.exists() else words
 
 
@@ -234,15 +239,23 @@ def _checked_data(plan: Plan, settings: RunSettings) -> str:
     return TaskLoader(on_cpu, settings.data_dir).task.data.checksum
 
 
-def _needed_units(study_run: StudyRun, plan: Plan) -> list[list[Unit]]:
-    """Return the units by phase, without pretrainings that no open tuning or run starts from."""
-    store, retry = study_run.settings.store, study_run.settings.retry
-    needed = {
-        unit.pretraining.identity
-        for unit in _tunings_and_runs(plan)
-        if not valid_result(store, unit, study_run.data_checksum, retry)[0]
-    }
-    return [[unit for unit in units if kind != "pretrained" or unit.identity in needed] for kind, units in phases(plan)]
+def _needed_units(study_run: StudyRun, plan: Plan) -> tuple[list[list[Unit]], set[str]]:
+    """Return the units by phase, and the identities of those with a valid result.
+
+    Pretrainings that no open tuning or run starts from are left out.
+    """
+
+    def is_valid(unit: Unit) -> bool:
+        settings = study_run.settings
+        return valid_result(settings.store, unit, study_run.data_checksum, settings.retry)[0]
+
+    open_units = [unit for unit in _tunings_and_runs(plan) if not is_valid(unit)]
+    starts = {unit.pretraining.identity: unit.pretraining for unit in open_units}
+    needed = [
+        [unit for unit in units if kind != "pretrained" or unit.identity in starts] for kind, units in phases(plan)
+    ]
+    missing = {unit.identity for unit in (*open_units, *(start for start in starts.values() if not is_valid(start)))}
+    return needed, {unit.identity for units in needed for unit in units} - missing
 
 
 # --- while units run -----------------------------------------------------------------------------------------------
@@ -252,13 +265,13 @@ def _needed_units(study_run: StudyRun, plan: Plan) -> list[list[Unit]]:
 def _showing_progress(study_run: StudyRun, plan: Plan, watching: StudyWatcher) -> Iterator[None]:
     """Show the units that are being worked on, here or on other machines, during a `with` block."""
     names = {f"{kind_of(unit)}-{unit.identity}" for _, units in phases(plan) for unit in units}
-    trials = tuple(f"trials-{unit.identity}-" for unit in plan.tunings)
+    tunings = {unit.identity for unit in plan.tunings}
     stop = threading.Event()
 
     def look() -> None:
         while not stop.wait(_LOOK_SECONDS):
-            views = [view for view in study_run.leases.all() if view.name in names or view.name.startswith(trials)]
-            watching.at_work([view for view in views if view.progress])
+            views = study_run.leases.all()
+            watching.at_work([view for view in views if view.name in names or view.tuning in tunings])
 
     thread = threading.Thread(target=look, name="progress", daemon=True)
     thread.start()

@@ -78,7 +78,7 @@ def _trials(results: StudyResults, identity: str, *, several: bool) -> Iterator[
         yield {
             "method": f"{unit.get('model')} {method}" if several else method,
             "budget": str(unit.get("budget") or "unknown"),
-            "number": index if isinstance(index, int) else 0,
+            "number": index + 1 if isinstance(index, int) else 0,
             _STRENGTH: figure(knobs.get(_STRENGTH)),
             "knobs": ", ".join(f"{key} {figure(value):.3g}" for key, value in knobs.items() if key != _STRENGTH),
             "raw": _share(trial.get("raw_cost"), budget),

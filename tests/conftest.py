@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +25,12 @@ from bench.execution.task_loader import TaskLoader
 from bench.method import SearchJob
 from bench.planning.builder import stored_specification
 from bench.planning.plan import Plan, make_plan
-from bench.planning.units import Unit, kind_of, title
+from bench.planning.units import Unit, kind_of, planned_epochs, title
 from bench.plugins import entry_points
 from bench.plugins import registry as plugins
 from bench.spec.schema import StudySpec
 from bench.spec.sources import build
-from bench.store.files import Store, write_checked
+from bench.store.files import Status, Store, write_checked
 from bench.store.leases import LeaseView
 from bench.store.outcomes import Outcome
 from bench.study import run_study
@@ -65,6 +65,7 @@ class Recorder:
         self.notes: list[str] = []
         self.outcomes: dict[str, str] = {}
         self.planned = 0
+        self.stored: Set[str] = frozenset()
         self.finished_epochs = 0
 
     def __enter__(self) -> Self:
@@ -73,8 +74,9 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def started(self, plan: Plan, epochs: int) -> None:
-        self.planned = epochs
+    def started(self, plan: Plan, needed: Sequence[Sequence[Unit]], stored: Set[str]) -> None:
+        self.planned = sum(planned_epochs(unit) for units in needed for unit in units)
+        self.stored = stored
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -82,9 +84,9 @@ class Recorder:
     def at_work(self, units: Sequence[LeaseView]) -> None:
         pass
 
-    def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
-        self.outcomes[title] = outcome
-        self.finished_epochs += epochs
+    def unit_finished(self, unit: Unit, status: Status, words: str) -> None:
+        self.outcomes[title(unit)] = status if status == "done" else words
+        self.finished_epochs += planned_epochs(unit)
 
 
 class NoTracker:

@@ -9,8 +9,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from bench.interface.progress import make_console
 from bench.outputs.escaping import in_terminal
+from bench.outputs.terminal import make_console
 
 if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
     from bench.reporting.report import Table as ReportTable

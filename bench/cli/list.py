@@ -117,7 +117,7 @@ def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
 
 def _described(name: str, method: type[Method]) -> list[str]:
     """Return the lines that describe a method in full."""
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
     from bench.plugins.summaries import summary_of
 
     width = make_console().width
@@ -160,7 +160,7 @@ def _options(method: type[Method]) -> Iterator[str]:
 def _print_preset_times(names: Sequence[str]) -> None:
     from bench.cli.console import simple_table
     from bench.diagnostics.speed.preset_times import seconds
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
     from bench.reporting.wording import duration
     from bench.spec.sources import build, read_preset, schedule_names, with_schedule
 

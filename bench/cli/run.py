@@ -123,7 +123,7 @@ def run(
     """
     _hint("planning the study …")  # before PyTorch is imported, which takes seconds
     from bench.execution.settings import check_settings
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
     from bench.planning.networks import with_counted_classes
     from bench.planning.plan import make_plan
     from bench.store.files import Store

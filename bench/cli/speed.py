@@ -180,7 +180,7 @@ def _measure_all(setting: SpeedConfig, methods: Mapping[str, Method], modes: Seq
     from bench.diagnostics.speed.measure import measure
     from bench.diagnostics.speed.published import sharing
     from bench.diagnostics.speed.trainings import candidates
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
 
     with _progress() as report:
         measured = measure(setting, candidates(methods, modes, setting.precision), report)
@@ -208,7 +208,7 @@ def _measure_growth(
     import json
 
     from bench.diagnostics.speed.growth import draw, growth_with_bits, growth_with_depth
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
 
     with _progress() as report:
         if growth == "bits":

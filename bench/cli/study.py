@@ -29,7 +29,7 @@ def status(study: str | None, store_dir: Path) -> None:
     For a running unit, the last sign of life of its process is shown too. Without STUDY, the latest study is shown.
     """
     from bench.cli.console import simple_table
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
     from bench.results.status import unit_states
     from bench.store.files import Store
     from bench.store.leases import Leases, sessions
@@ -98,7 +98,7 @@ def report(study: str | None, wanted: str | None, form: str, out: Path | None, s
     bench report --out report             everything: page, tables, figures
     bench report --report comparison --format latex
     """  # noqa: D301  (click wants the character)
-    from bench.interface.progress import make_console
+    from bench.outputs.terminal import make_console
     from bench.plugins.registry import load
     from bench.reporting.report import DEFAULT_REPORT, make_document, write_document
     from bench.results.tables import StudyResults

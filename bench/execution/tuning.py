@@ -32,7 +32,7 @@ class _TrialEndedError(Exception):
     """A trial ended without a result, and its tuning ends with it."""
 
     def __init__(self, number: int, outcome: Outcome) -> None:
-        super().__init__(f"trial {number}: {outcome.reason or outcome.status}")
+        super().__init__(f"trial {number + 1}: {outcome.reason or outcome.status}")
         self.outcome = replace(outcome, reason=str(self))
 
 

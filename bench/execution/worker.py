@@ -111,7 +111,10 @@ class _ProgressWatcher:
         """Add an epoch that ended."""
         shown = ("epoch", "epochs", "loss", "accuracy", "budget_share")
         numbers = {name: float(figures[name]) for name in shown if name in figures}
-        done = self._lease.progress.get("done", 0) + 1
+        earlier = self._lease.progress
+        done = (
+            earlier.get("done", 0) + 1 if earlier.get("phase") == phase else 1
+        )  # stages of a phase count from 1 again
         self._lease.progress = {"phase": phase, "done": done, **numbers}
 
 

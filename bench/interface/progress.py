@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from html import escape as escape_html
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 
 from bench.outputs.escaping import in_terminal
+from bench.outputs.terminal import STYLES, Tone, is_terminal, make_console
+from bench.reporting.wording import duration
+from bench.results.status import progress_in_words
 
 if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
+    from bench.interface.work import Work
     from bench.planning.plan import Plan
+    from bench.planning.units import Unit
+    from bench.store.files import Status
     from bench.store.leases import LeaseView
 
-_FILE_WIDTH = 120
 _LEAST_INTERVAL, _MOST_INTERVAL = 10.0, 300.0
 _INTERVAL_SHARE = 20
 """Seconds between plain lines: a share of the time so far, so that a study of days does not print thousands."""
 _FIGURES = {"loss": "loss {:.3f}", "accuracy": "acc {:.1f} %", "budget_share": "cost {:.2f} × budget"}
-
-
-def make_console() -> Console:
-    """Return the terminal; if the output is a file, it is as wide as tables need."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+_NAME_WIDTH = 20
+_TONES: dict[Status, Tone] = {"done": "", "unreachable": "unsure", "skipped": "unsure"}
 
 
 def make_watcher(*, show: bool = True) -> Watcher:
@@ -49,8 +44,7 @@ def make_watcher(*, show: bool = True) -> Watcher:
         return Watcher()
     if _in_notebook():
         return NotebookWatcher()
-    console = make_console()
-    return LiveWatcher(console) if console.is_terminal else PlainWatcher(console)
+    return (LiveWatcher if is_terminal() else PlainWatcher)(make_console())
 
 
 def _in_notebook() -> bool:
@@ -61,17 +55,15 @@ def _in_notebook() -> bool:
 
 
 class Watcher:
-    """Counts the epochs of a study and shows nothing; the base of the displays.
+    """Follows the work of a study and shows nothing; the base of the displays.
 
     Attributes:
-        epochs: Number of epochs of all units.
-        done: Number of epochs of units that have ended, and of units under way.
+        work: Amount of work, how much of it is done, and how long the rest takes; `None` before the study begins.
     """
 
     def __init__(self) -> None:
-        self.epochs = self.done = 0
-        self._finished = 0
-        self._began = time.monotonic()
+        self.work: Work | None = None
+        self._stored: Set[str] = frozenset()
 
     def __enter__(self) -> Self:
         return self
@@ -81,43 +73,50 @@ class Watcher:
     ) -> None:
         """Nothing is to be closed."""
 
-    def started(self, plan: Plan, epochs: int) -> None:
-        """Show the size of the study."""
-        self.epochs, self._began = epochs, time.monotonic()
+    def started(self, plan: Plan, needed: Sequence[Sequence[Unit]], stored: Set[str]) -> None:
+        """Show the size of the study, and how much of it is there already."""
+        from bench.interface.work import Work
+
+        self.work, self._stored = Work(needed, stored), stored
         spec = plan.spec
         tunings = f"{len(plan.tunings)} tunings of at most {plan.most_trials} trials, " if plan.tunings else ""
         self.note(
             f"study {spec.name}: {spec.task.model} on {spec.task.dataset}, {len(plan.pretrainings)} pretrainings, "
             f"{tunings}{len(plan.runs)} runs, on {spec.device}"
         )
+        if stored:
+            self.note(f"{len(stored)} of {self.work.units} units have their result already")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, tone: Tone = "") -> None:
         """Show a line that the user should read."""
 
     def at_work(self, units: Sequence[LeaseView]) -> None:
         """Show the units that are running."""
-        self.done = self._finished + sum(int(unit.progress.get("done", 0)) for unit in units)
+        if self.work is not None:
+            self.work.look(units)
 
-    def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
-        """Show the outcome of a unit."""
-        self._finished += epochs
-        self.done = self._finished
-        self.note(f"  {title}: {outcome}")
+    def unit_finished(self, unit: Unit, status: Status, words: str) -> None:
+        """Show the result of a unit, or why it has none; results that were there already are not shown."""
+        from bench.planning.units import title
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Time that the study needs still if all epochs take equally long; `None` before the first unit has ended."""
-        if not self._finished or not self.done:
-            return None
-        return (time.monotonic() - self._began) / self.done * max(0, self.epochs - self.done)
+        if self.work is None:
+            return
+        self.work.ended(unit, finished=status == "done")
+        if status != "done" or unit.identity not in self._stored:
+            self.note(f"  {title(unit):<{self.work.title_width}}  {words}", _TONES.get(status, "bad"))
 
     @property
     def in_words(self) -> str:
         """Epochs and time left: "12 of 40 epochs, about 3 min left"."""
-        from bench.reporting.wording import duration
+        if self.work is None:
+            return ""
+        return ", ".join(filter(None, (f"{self.work.done} of {self.work.epochs} epochs", time_left(self.work))))
 
-        left = self.seconds_left
-        return f"{self.done} of {self.epochs} epochs{'' if left is None else f', about {duration(left)} left'}"
+
+def time_left(work: Work) -> str:
+    """Return the time left in words; empty while it is not known."""
+    left = work.seconds_left()
+    return "" if left is None else f"about {duration(left)} left"
 
 
 class PlainWatcher(Watcher):
@@ -126,41 +125,44 @@ class PlainWatcher(Watcher):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._last_line, self._last_units = time.monotonic(), ""
+        self._began = self._last_line = time.monotonic()
+        self._last_units: list[str] = []
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, tone: Tone = "") -> None:
         """Print a line."""
-        self._console.print(in_terminal(text), highlight=False, markup=False, soft_wrap=True)
+        _print(self._console, text, tone)
 
     def at_work(self, units: Sequence[LeaseView]) -> None:
         """Print a line if the last one was long enough ago and the units have advanced since."""
         super().at_work(units)
-        now, shown = time.monotonic(), "; ".join(map(progress_line, units))
+        now, shown = time.monotonic(), progress_lines(unit for unit in units if unit.progress)
         interval = min(max(_LEAST_INTERVAL, (now - self._began) / _INTERVAL_SHARE), _MOST_INTERVAL)
         if shown and shown != self._last_units and now - self._last_line > interval:
-            self.note(f"    {self.in_words}: {shown}")
+            self.note(f"    {self.in_words}: {'; '.join(shown)}")
             self._last_line, self._last_units = now, shown
 
 
 class LiveWatcher(Watcher):
-    """A bar over all epochs with the time left, and the units that are running, for a terminal."""
+    """A bar over all epochs with the time left, and below it a line on each unit that is running, for a terminal."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
+        self._progress = _StudyProgress(
+            TextColumn(
+                "{task.description}",
+                style=STYLES["strong"],
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH),
+            ),
+            BarColumn(bar_width=None, complete_style="default", finished_style="default", pulse_style="default"),
+            TextColumn("{task.completed}/{task.total} epochs", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[left]}", markup=False),
             console=console,
-            speed_estimate_period=600,
+            expand=True,
         )
-        self._study = self._progress.add_task("", total=None, visible=False, detail="")
+        self._study: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -169,28 +171,54 @@ class LiveWatcher(Watcher):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar, without units that no longer run."""
+        self._progress.lines = []
+        self._show(left="")
         self._progress.stop()
 
-    def started(self, plan: Plan, epochs: int) -> None:
+    def started(self, plan: Plan, needed: Sequence[Sequence[Unit]], stored: Set[str]) -> None:
         """Show the size of the study."""
-        super().started(plan, epochs)
-        self._progress.update(self._study, description=plan.spec.name, total=epochs, visible=True)
+        super().started(plan, needed, stored)
+        self._study = self._progress.add_task(in_terminal(plan.spec.name), total=0, left="")
+        self._show()
 
-    def note(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(in_terminal(text), highlight=False, markup=False, soft_wrap=True)
+    def note(self, text: str, tone: Tone = "") -> None:
+        """Print a line above the bar."""
+        _print(self._console, text, tone)
 
     def at_work(self, units: Sequence[LeaseView]) -> None:
         """Show the units that are running."""
         super().at_work(units)
-        detail = escape(in_terminal("; ".join(map(progress_line, units))))
-        self._progress.update(self._study, completed=self.done, detail=detail)
+        self._progress.lines = [
+            Text(f"  {in_terminal(line)}", style=STYLES["aside"], no_wrap=True, overflow="ellipsis")
+            for line in progress_lines(units)
+        ]
+        self._show()
 
-    def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
-        """Print the outcome of a unit."""
-        super().unit_finished(title, outcome, epochs)
-        self._progress.update(self._study, completed=self.done)
+    def unit_finished(self, unit: Unit, status: Status, words: str) -> None:
+        """Print the result of a unit."""
+        super().unit_finished(unit, status, words)
+        self._show()
+
+    def _show(self, left: str | None = None) -> None:
+        if self.work is not None and self._study is not None:
+            words = time_left(self.work) if left is None else left
+            self._progress.update(self._study, total=self.work.epochs, completed=self.work.done, left=words)
+
+
+class _StudyProgress(Progress):
+    """A bar with further lines below it.
+
+    Attributes:
+        lines: Lines below the bar.
+    """
+
+    lines: Sequence[Text] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar and the lines."""
+        yield from super().get_renderables()
+        yield from self.lines
 
 
 class NotebookWatcher(Watcher):
@@ -199,10 +227,10 @@ class NotebookWatcher(Watcher):
     def __init__(self) -> None:
         super().__init__()
         self._notes: list[str] = []
-        self._units = ""
+        self._units: list[str] = []
         self._handle: Any = None
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, tone: Tone = "") -> None:
         """Add a line."""
         self._notes.append(text)
         self._show()
@@ -210,18 +238,20 @@ class NotebookWatcher(Watcher):
     def at_work(self, units: Sequence[LeaseView]) -> None:
         """Show the units that are running."""
         super().at_work(units)
-        self._units = "\n".join(map(progress_line, units))
+        self._units = progress_lines(units)
         self._show()
 
-    def unit_finished(self, title: str, outcome: str, epochs: int) -> None:
-        """Show the outcome of a unit."""
-        self._units = ""
-        super().unit_finished(title, outcome, epochs)
+    def unit_finished(self, unit: Unit, status: Status, words: str) -> None:
+        """Show the result of a unit."""
+        self._units = []
+        super().unit_finished(unit, status, words)
 
     def html(self) -> str:
         """Return what is shown, as HTML."""
-        bar = f'<progress value="{self.done}" max="{self.epochs}"></progress> {self.in_words}' if self.epochs else ""
-        lines = escape_html("\n".join(filter(None, (*self._notes, self._units))))
+        bar = ""
+        if self.work is not None:
+            bar = f'<progress value="{self.work.done}" max="{self.work.epochs}"></progress> {self.in_words}'
+        lines = escape_html("\n".join([*self._notes, *self._units]))
         return f"<div>{bar}<pre>{lines}</pre></div>"
 
     def _show(self) -> None:
@@ -234,12 +264,29 @@ class NotebookWatcher(Watcher):
             self._handle.update(content)
 
 
-def progress_line(unit: LeaseView) -> str:
-    """Describe the progress of a unit: "run sbs 4bit seed 0: search 3/8, loss 1.204"."""
-    progress = unit.progress
-    parts = [f"{unit.title}: {progress.get('phase', '')} {progress.get('epoch', 0):.0f}"]
-    if "epochs" in progress:
-        parts[0] += f"/{progress['epochs']:.0f}"
-    # A method reports any of these figures.
-    parts += [form.format(progress[name]) for name, form in _FIGURES.items() if name in progress]
-    return ", ".join(parts)
+def _print(console: Console, text: str, tone: Tone) -> None:
+    """Print a line that is not broken at the width of the terminal."""
+    console.print(in_terminal(text), style=STYLES[tone] or None, highlight=False, markup=False, soft_wrap=True)
+
+
+def progress_lines(units: Iterable[LeaseView]) -> list[str]:
+    """Return a line on each running unit; that of a tuning has the progress of its trial too."""
+    views = list(units)
+    trials = {view.tuning: view for view in views if view.tuning}
+    named = {view.name.partition("-")[2] for view in views if not view.tuning}
+    lines = []
+    for view in views:
+        if view.tuning in named:
+            continue  # shown with its tuning
+        trial = trials.get(view.name.partition("-")[2])
+        parts = [*_with_figures(view.progress), *([] if trial is None else _with_figures(trial.progress))]
+        lines.append(f"{view.title}: {', '.join(parts)}")
+    return lines
+
+
+def _with_figures(progress: Mapping[str, Any]) -> list[str]:
+    """Describe progress and the figures of the latest epoch; a method reports any of them."""
+    return [
+        progress_in_words(progress),
+        *(form.format(progress[name]) for name, form in _FIGURES.items() if name in progress),
+    ]

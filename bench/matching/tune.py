@@ -202,7 +202,7 @@ def _tell(study: "Study", tuning: Tuning, asked: "optuna.Trial", trial: Trial | 
     if not tuning.bracketing:  # trials that did not land teach the sampler where not to look
         asked.set_constraint("window", 0.0 if trial.landed else abs(math.log(share)) + 1e-9)
     study.tell(asked, trial.validation_top1)
-    figures = (trial.number, trial.knobs, share, trial.validation_top1)
+    figures = (trial.number + 1, trial.knobs, share, trial.validation_top1)
     _log.info("trial %d: %s, %.3f of the budget, validation %.2f %%", *figures)
 
 

@@ -1,14 +1,14 @@
 """Units of work: pretrainings, tunings, their trials, and runs. Each has an identity and a title."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bench.compression.shapes import NetworkShape
 from bench.costs.budget import Budget
 from bench.planning.networks import task_network
-from bench.spec.schema import StudySpec
+from bench.spec.schema import REPORT_SEEDS, StudySpec
 from bench.store.files import UnitKind
 
 
@@ -142,11 +142,32 @@ def planned_epochs(unit: Unit) -> int:
 
 
 def finetuning_epochs(unit: RunUnit) -> int:
-    """Return how many epochs a run fine-tunes its network, with those that make up for a search without training."""
+    """Return how many epochs a run fine-tunes its network if its search trains weights in every update or in none.
+
+    A search that trains them in a part of its updates is fine-tuned longer, which is known only when it has ended.
+    """
     spec = unit.spec
-    if unit.search_trains or spec.allowance != "equal":
-        return spec.finetune.epochs
-    return spec.finetune.epochs + math.ceil(spec.search.epochs * spec.finetune.batch_size / spec.search.batch_size)
+    images = spec.finetune.batch_size * spec.search.batch_size  # any number that both divide
+
+    def batches(size: int) -> int:
+        return images // size
+
+    trained = spec.search.epochs * batches(spec.search.batch_size) if unit.search_trains else 0
+    return math.ceil(finetuning_updates(spec, trained, batches) / batches(spec.finetune.batch_size))
+
+
+def finetuning_updates(spec: StudySpec, trained: int, batches_per_epoch: Callable[[int], int]) -> int:
+    """Return the updates of fine-tuning: those of its schedule, and of the search those that the weights have not seen.
+
+    Args:
+        spec: Specification, whose `allowance` sets the rule.
+        trained: Updates of the search that the network's weights have seen.
+        batches_per_epoch: Function from a batch size to the number of batches in an epoch.
+    """
+    scheduled = spec.finetune.epochs * batches_per_epoch(spec.finetune.batch_size)
+    if spec.allowance != "equal":
+        return scheduled
+    return scheduled + max(0, spec.search.epochs * batches_per_epoch(spec.search.batch_size) - trained)
 
 
 def label(method: str, variant: str) -> str:
@@ -164,8 +185,9 @@ def _title(unit: Unit) -> str:
     if isinstance(unit, TuningUnit):
         return f"tune {unit.label} {unit.budget.text}"
     if isinstance(unit, TrialUnit):
-        return f"{_title(unit.tuning)} trial {unit.number}"
+        return f"{_title(unit.tuning)} trial {unit.number + 1}"
     if isinstance(unit, RunUnit):
         budget = "" if unit.budget is None else f" {unit.budget.text}"
         return f"run {unit.label}{budget} seed {unit.seed}"
-    return f"{label('pretrain', unit.variant)} seed {unit.seed}"
+    purpose = f"seed {unit.seed}" if unit.seed < REPORT_SEEDS else "for tuning"
+    return f"{label('pretrain', unit.variant)} {purpose}"

@@ -88,7 +88,7 @@ def _with_record(
         identity=identity,
         title=title,
         state=state,
-        progress="" if holder is None else _in_words(_progress(kind, identity, holder, living)),
+        progress="" if holder is None else progress_in_words(_progress(kind, identity, holder, living)),
         sign=None if holder is None else leases.age(holder),
         holder="" if holder is None else str(holder.holder),
         attempt=int(record.get("attempt") or 0),
@@ -113,18 +113,18 @@ def _progress(kind: UnitKind, identity: str, holder: LeaseView, living: Mapping[
     """Return a unit's progress; a tuning's includes that of its current trial."""
     if kind != "tuning":
         return holder.progress
-    trial = next((view for name, view in living.items() if name.startswith(f"trials-{identity}-")), None)
+    trial = next((view for view in living.values() if view.tuning == identity), None)
     return {**holder.progress, "within": {} if trial is None else trial.progress}
 
 
-def _in_words(progress: Mapping[str, Any]) -> str:
+def progress_in_words(progress: Mapping[str, Any]) -> str:
     """Describe progress: "search 3/8", "trial 2/4, finetune 1/3"."""
     if not progress.get("phase"):
         return "starting"
     text = f"{progress['phase']} {progress.get('epoch', 0):.0f}"
     if "epochs" in progress:
         text += f"/{progress['epochs']:.0f}"
-    return f"{text}, {_in_words(progress['within'])}" if progress.get("within") else text
+    return f"{text}, {progress_in_words(progress['within'])}" if progress.get("within") else text
 
 
 def stale_notes(states: Iterable[UnitState]) -> list[str]:

@@ -141,6 +141,12 @@ class LeaseView:
     title: str
     progress: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def tuning(self) -> str:
+        """Identity of the tuning whose trial is leased; empty for anything else."""
+        kind, _, identity = self.name.partition("-")
+        return identity.rpartition("-")[0] if kind == "trials" else ""
+
 
 _seen: dict[Path, tuple[str, int, float]] = {}
 """Latest signs of life of holders on other machines, with this process's monotonic time when it first saw them.

@@ -154,6 +154,7 @@ def test_the_same_study_again_does_nothing(tiny: SimpleNamespace, finished: Any,
         title(unit) for unit in again.plan.pretrainings
     }
     assert set(again.watcher.outcomes.values()) == {"done"}
+    assert again.watcher.stored == {unit.identity for unit in (*again.plan.tunings, *again.plan.runs)}
     assert again.watcher.finished_epochs == again.watcher.planned > 0
 
 
@@ -218,23 +219,23 @@ PART: dict[str, Any] = {"methods": ["sbs", "fixed", "full_precision"], "seeds": 
 
 
 POINTS = [
-    ("pretrain seed 1000000", pretraining, "fit", 0),
-    ("pretrain seed 1000000", unit_context, "save_state", 0),
+    ("pretrain for tuning", pretraining, "fit", 0),
+    ("pretrain for tuning", unit_context, "save_state", 0),
     ("pretrain seed 0", Store, "write_record", 1),  # when all else is there
-    ("tune sbs 4bit trial 0", trials, "evaluate", 0),
-    ("tune sbs 4bit trial 1", search, "SearchJob", 0),
-    ("tune sbs 4bit trial 1", finetuning, "fit", 0),
-    ("tune sbs 4bit trial 1", Store, "write_record", 2),  # the tuning's own
+    ("tune sbs 4bit trial 1", trials, "evaluate", 0),
+    ("tune sbs 4bit trial 2", search, "SearchJob", 0),
+    ("tune sbs 4bit trial 2", finetuning, "fit", 0),
+    ("tune sbs 4bit trial 2", Store, "write_record", 2),  # the tuning's own
     ("run sbs 4bit seed 0", finetuning, "fit", 0),
     ("run sbs 4bit seed 0", unit_context, "save_state", 0),  # after the test split was read
     ("run fixed 4bit seed 0", unit_context, "write_json", 0),
 ]
 """Where the user interrupts: in which unit, at which call of what."""
 KEPT = [
-    ("pretrain seed 1000000", "save_state"),
+    ("pretrain for tuning", "save_state"),
     ("pretrain seed 0", "write_record"),
-    ("tune sbs 4bit trial 0", "evaluate"),
-    ("tune sbs 4bit trial 1", "fit"),
+    ("tune sbs 4bit trial 1", "evaluate"),
+    ("tune sbs 4bit trial 2", "fit"),
     ("run sbs 4bit seed 0", "fit"),
     ("run sbs 4bit seed 0", "save_state"),
     ("run fixed 4bit seed 0", "write_json"),

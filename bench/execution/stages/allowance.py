@@ -1,7 +1,8 @@
-"""The training allowance: which weights a search hands on, and how long its network is fine-tuned.
+"""The training allowance: which weights a search hands on, and how many updates of the search they have seen.
 
 Methods that train while they search would otherwise compare longer trained networks with those of methods that only
-choose. `StudySpec.allowance` says how a study equalises them. Updates are counted where they are drawn, by the data.
+choose. `StudySpec.allowance` says how a study equalises them, and `bench.planning.units.finetuning_updates` how long
+fine-tuning is. Updates are counted where they are drawn, by the data.
 """
 
 from collections.abc import Mapping
@@ -32,17 +33,3 @@ def updates_of_weights(context: UnitContext, result: SearchResult, pretrained: M
 def _same_weights(context: UnitContext, state: Mapping[str, Tensor], pretrained: Mapping[str, Tensor]) -> bool:
     names = [name for name, _ in context.task.make_model().named_parameters()]
     return all(name in state and equal(state[name].to(context.device), pretrained[name]) for name in names)
-
-
-def finetuning_updates(context: UnitContext, updates: int) -> int:
-    """Return the updates of fine-tuning: those of its schedule, and of the search those that the weights have not seen.
-
-    Args:
-        context: Context of the run.
-        updates: Updates of the search that the network's weights have seen.
-    """
-    spec, per_epoch = context.spec, context.task.data.batches_per_epoch
-    scheduled = spec.finetune.epochs * per_epoch(spec.finetune.batch_size)
-    if spec.allowance != "equal":
-        return scheduled
-    return scheduled + max(0, spec.search.epochs * per_epoch(spec.search.batch_size) - updates)

@@ -11,7 +11,6 @@ from bench.costs.breakdown import breakdown
 from bench.costs.measures import Measure
 from bench.errors import UnreachableBudgetError
 from bench.execution.context import UnitContext
-from bench.execution.stages.allowance import finetuning_updates
 from bench.execution.stages.finetuning import (
     compressed_network,
     finetune,
@@ -22,7 +21,7 @@ from bench.execution.stages.finetuning import (
 from bench.execution.stages.pretraining import pretrained_state
 from bench.execution.stages.search import MatchedSearch, check_reachable, matched_search, measure_of
 from bench.planning.methods import method_of_study
-from bench.planning.units import RunUnit
+from bench.planning.units import RunUnit, finetuning_updates
 from bench.spec.schema import AcceleratorSpec
 from bench.store.outcomes import SkippedError
 from bench.training.loop import Evaluation, evaluate
@@ -42,7 +41,8 @@ def perform_run(context: UnitContext) -> None:
     matched = matched_search(context, method, unit.budget, knobs, state)
     with context.phase("prepare"):
         network = compressed_network(context, method, matched)
-    finetune(context, network, context.spec.finetune, finetuning_updates(context, matched.updates))
+    updates = finetuning_updates(context.spec, matched.updates, context.task.data.batches_per_epoch)
+    finetune(context, network, context.spec.finetune, updates)
     data = context.task.data
     with context.phase("evaluate"):
         validation = evaluate(network, data, data.validation)

@@ -160,7 +160,7 @@ def trial_entry(study: Mapping[str, Any], folder: Path, identity: str, record: M
     document = read_json(folder / "trial.json") if record.get("status") == "done" else None
     trial = document if isinstance(document, dict) else {}
     figures = ("raw_cost", "cost", "repaired_gates", "validation_top1", "seconds")
-    name = f"{_name(params)} trial {identity.rpartition('/')[2]}"
+    name = f"{_name(params)} trial {int(identity.rpartition('/')[2]) + 1}"
     texts = {"policy.json": json.dumps(trial["policy"], indent=1)} if trial.get("policy") else {}
     return Entry(
         identity=identity,

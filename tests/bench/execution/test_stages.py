@@ -659,7 +659,7 @@ def test_a_trial_that_fails_ends_its_tuning_with_its_number_and_reason(
         outcome = shop.run(unit)
     assert (outcome.status, shop.record(unit)["status"]) == ("failed", "failed")
     assert shop.record(unit)["reason"] == outcome.reason
-    assert outcome.reason.startswith("trial 0: TypeError: 'NoneType' object is not callable (bench/execution/stages/")
+    assert outcome.reason.startswith("trial 1: TypeError: 'NoneType' object is not callable (bench/execution/stages/")
     assert shop.run(run).reason == f"tuning of sbs did not finish: {outcome.reason}"
     assert shop.run(unit).status == "failed"  # it stands
     again = workshop({"tuning": {"trials": 3}, "methods": ["sbs"], "seeds": [0]}, retry=RETRIABLE)

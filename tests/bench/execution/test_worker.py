@@ -194,4 +194,6 @@ def test_the_progress_of_a_unit_is_in_its_lease() -> None:
     watcher.epoch("search", {"epoch": 1, "epochs": 8, "loss": 0.5, "temperature": 3.0})
     assert lease.progress == {"phase": "search", "done": 1, "epoch": 1.0, "epochs": 8.0, "loss": 0.5}
     watcher.epoch("finetune", {"epoch": 1, "epochs": 2, "accuracy": 71})
-    assert lease.progress == {"phase": "finetune", "done": 2, "epoch": 1.0, "epochs": 2.0, "accuracy": 71.0}
+    assert lease.progress == {"phase": "finetune", "done": 1, "epoch": 1.0, "epochs": 2.0, "accuracy": 71.0}
+    watcher.epoch("finetune", {"epoch": 1, "epochs": 2})  # a second stage counts its epochs from 1
+    assert lease.progress["done"] == 2

@@ -51,7 +51,7 @@ def identities(plan: Plan) -> set[str]:
 
 def test_the_units_of_a_study(plan: Planner) -> None:
     tiny = plan()
-    assert [title(u) for u in tiny.pretrainings] == ["pretrain seed 1000000", "pretrain seed 0", "pretrain seed 1"]
+    assert [title(u) for u in tiny.pretrainings] == ["pretrain for tuning", "pretrain seed 0", "pretrain seed 1"]
     assert [title(u) for u in tiny.tunings] == ["tune sbs 4bit", "tune dnas 4bit"]
     assert [title(u) for u in tiny.runs[::2]] == [
         "run sbs 4bit seed 0",
@@ -304,7 +304,7 @@ def test_a_trial_is_known_by_its_tuning_and_number(plan: Planner) -> None:
     tuning = plan().tunings[0]
     first, second = trial_of(tuning, 0, {"strength": 0.1}), trial_of(tuning, 1, {"strength": 0.1})
     assert (first.identity, second.identity) == (f"{tuning.identity}-0", f"{tuning.identity}-1")
-    assert kind_of(first) == "trials" and title(first) == f"{title(tuning)} trial 0"
+    assert kind_of(first) == "trials" and title(first) == f"{title(tuning)} trial 1"
     assert first.document != trial_of(tuning, 0, {"strength": 0.2}).document
     assert first.seed == tuning.seed
 

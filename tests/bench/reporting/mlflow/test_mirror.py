@@ -146,8 +146,8 @@ def test_trials_without_a_result_are_shown_too(root: Path) -> None:
     fake.store.write_record("trials", f"{tuning}-1", record | {"status": "diverged", "reason": "NaN", "files": {}})
     assert Tracker(None, root).log_study(fake.store, fake.document())
     found = by_name(root, "tags.phase = 'trial'")
-    assert found["sbs 4bit trial 0"].info.status == "FINISHED"
-    lost = found["sbs 4bit trial 1"]
+    assert found["sbs 4bit trial 1"].info.status == "FINISHED"
+    lost = found["sbs 4bit trial 2"]
     assert (lost.info.status, lost.data.tags["reason"]) == ("FAILED", "NaN")
     assert lost.data.params["knob.strength"] == "0.2" and not lost.data.metrics
 

@@ -87,7 +87,7 @@ def test_curves_and_policies_are_there(mixed: Any) -> None:
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5)]
     assert "finetune_accuracy" in run.data.metrics
     assert read_json(artifact(run, "policy.json")) == fake_store.POLICY
-    trial = by_name(mixed.root)["sbs 4bit trial 1"]
+    trial = by_name(mixed.root)["sbs 4bit trial 2"]
     assert read_json(artifact(trial, "policy.json")) == fake_store.POLICY
     assert trial.data.metrics["validation_top1"] == 91.0 and trial.data.params["knob.strength"] == "0.4"
 
@@ -212,7 +212,7 @@ def test_values_of_an_ablated_option_have_parents_of_their_own(root: Path) -> No
     assert means == {"sbs 4bit": 71.0, "sbs[group_size=2] 4bit": 80.0}
     parent = runs["sbs[group_size=2] 4bit"].info.run_id
     children = {name for name, run in runs.items() if run.data.tags.get("mlflow.parentRunId") == parent}
-    assert children == {"sbs[group_size=2] 4bit seed 0", "sbs[group_size=2] 4bit trial 0"}
+    assert children == {"sbs[group_size=2] 4bit seed 0", "sbs[group_size=2] 4bit trial 1"}
 
 
 def test_a_run_id_in_the_environment_is_not_resumed(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def pages(tracker: Tracker, text: str, name: str = "policy.html") -> dict[str, s
 def test_runs_trials_and_parents_have_a_policy_page(mixed: Any) -> None:
     tracker = tracker_of(mixed)
     assert "<td>stem</td>" in pages(tracker, "tags.phase = 'run'")["sbs 4bit seed 0"]
-    assert pages(tracker, "tags.phase = 'trial'").keys() == {"sbs 4bit trial 0", "sbs 4bit trial 1"}
+    assert pages(tracker, "tags.phase = 'trial'").keys() == {"sbs 4bit trial 1", "sbs 4bit trial 2"}
     parents = pages(tracker, "tags.phase = 'summary'")
     assert parents.keys() == {"fixed 4bit", "sbs 4bit", "dnas 4bit", "full_precision"}
     assert "Means of 3 seeds" in parents["sbs 4bit"] and "Means of" not in parents["dnas 4bit"]
