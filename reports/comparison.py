@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.api import Column, Part, Report, StudyResults, Table
 from bench.costs.measures import Measure
+from bench.outputs.terminal import Tone
 from bench.reporting.verdict import study_verdicts
 from bench.results.groups import Flags
 from bench.results.tables import section
@@ -70,7 +71,16 @@ def _table(results: StudyResults, rows: Sequence[Row]) -> Table:
         headline=tuple(study_verdicts([row.beside for row in rows if row.beside is not None])),
         notes=tuple(comparison_notes(rows, results)),
         links=tuple(anchor(row.result) for row in rows),
+        tones=tuple(map(_tone, rows)),
     )
+
+
+def _tone(row: Row) -> Tone:
+    """Return whether a difference is good or bad news; none if its interval holds 0 or it takes no part in verdicts."""
+    ends = None if row.difference is None or row.flags else row.difference.interval
+    if ends is None or not (ends.low > 0 or ends.high < 0):
+        return ""
+    return "good" if ends.low > 0 else "bad"
 
 
 def _title(results: StudyResults) -> str:
@@ -97,8 +107,8 @@ def _columns(baseline: str, rows: Sequence[Row], measures: Sequence[type[Measure
         Column(title="n", drop=1, note="n: finished runs"),
         Column(title="Top-1 %", note=SPREAD_NOTE),
         Column(title="95 % interval", drop=6, note=INTERVAL_NOTE),
-        Column(title=f"Δ {baseline}", note=delta),
-        Column(title="Δ 95 % interval", note=delta),
+        Column(title=f"Δ {baseline}", note=delta, toned=True),
+        Column(title="Δ 95 % interval", note=delta, toned=True),
         Column(title="p", drop=3, note=test_note(rows)),
         Column(title="Detectable", drop=10, note=DETECTABLE_NOTE),
         Column(title="Top-5 %", drop=9),

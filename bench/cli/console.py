@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.outputs.escaping import in_terminal
-from bench.outputs.terminal import make_console
+from bench.outputs.terminal import has_color, make_console
 
 if TYPE_CHECKING:  # plans need PyTorch, the terminal does not
+    from bench.reporting.report import Document, Form
     from bench.reporting.report import Table as ReportTable
 
 
@@ -39,8 +40,15 @@ def _text(text: str) -> Text:
 
 def show(tables: Sequence[ReportTable]) -> None:
     """Print tables of reports in the width of the terminal; columns that do not fit are left out and named."""
-    from bench.plugins.registry import load
     from bench.reporting.report import Document, Section
 
-    document = Document(study="", sections=(Section(name="", title="", parts=tuple(tables)),))
-    click.echo(load("forms", "terminal").render(document, make_console().width))
+    show_document(Document(study="", sections=(Section(name="", title="", parts=tuple(tables)),)))
+
+
+def show_document(document: Document, form: str = "terminal") -> None:
+    """Print a document in a form, with colours if both the form and the output have them."""
+    from bench.plugins.registry import load
+
+    renderer: Form = load("forms", form)
+    render = renderer.in_color if has_color() and renderer.in_color else renderer.render
+    click.echo(render(document, make_console().width), color=has_color() or None)

@@ -45,7 +45,7 @@ def export(
     data_dir: Path | None,
     store_dir: Path,
 ) -> int:
-    """Export networks of runs as files that run without the harness.
+    """Export networks as files that run without the harness.
 
     Each network is run over the whole test split, and its predictions are compared with those of the recorded one.
     The exit status is 1 if a form breaks its promise, or if one of several runs cannot be exported.

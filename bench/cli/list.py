@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -25,12 +26,14 @@ _LONG_WIDTH = 100
 @click.argument("names", nargs=-1, metavar="[NAMES]...")
 @click.option("--long", is_flag=True, help="Say more of each method, preset or key.")
 def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
-    """List methods, models, data sets, presets, reports, forms or keys of the specification.
+    """List methods, models, data sets, presets or keys.
 
-    There is one line on each entry. With NAMES, only these are listed; for keys also the tables that hold them.
+    There is one line on each entry. With NAMES, only these are listed; for keys also the tables that hold them. Reports
+    and forms can be listed too.
 
     \b
     bench list methods
+    bench list methods --long                   abilities of all methods, as a table
     bench list methods --long sbs dnas          sources, abilities, options and deviations of two methods
     bench list presets --long                   expected times of presets with each schedule
     bench list keys search tuning               keys for --set, with their defaults
@@ -41,6 +44,8 @@ def list_(kind: str, names: tuple[str, ...], *, long: bool) -> None:
         _print_keys(names, long=long)
     elif long and kind == "presets":
         _print_preset_times(_checked(kind, names, _preset_names()))
+    elif long and not names:
+        _print_abilities()
     elif long:
         for number, (name, method) in enumerate(_methods(names).items()):
             for line in [""] * bool(number) + _described(name, method):
@@ -113,6 +118,36 @@ def _methods(names: Sequence[str]) -> dict[str, type[Method]]:
     named = with_files({"methods": list(names or available("methods"))})
     files = named.get("method_files", {})
     return {name: method_class(name, files.get(name)) for name in named["methods"]}
+
+
+def _print_abilities() -> None:
+    """Print a table of all methods: how each meets a budget, what it can choose, and where it is from."""
+    from bench.cli.console import show
+    from bench.reporting.report import Column, Table
+
+    words = {"strength": "strength", "direct": "one search", "ignored": "reference"}
+    rows = []
+    for name, method in _methods(()).items():
+        can = method.capabilities
+        marks = ("yes" if has else "" for has in (can.prunes, can.mixed_precision, can.own_quantizer))
+        rows.append((name, words[can.budget], *marks, _origin(method.source)))
+    columns = (
+        Column(title="Method", align="left"),
+        Column(title="Budget", align="left", note="Budget: met by a tuned strength λ, or by one search that knows it"),
+        Column(title="Filters", align="left", note="Filters: removes some of them"),
+        Column(title="Bits", align="left", note="Bits: chooses them layer by layer"),
+        Column(title="Quantizer", align="left", note="Quantizer: has its own, with recipe = own"),
+        Column(title="Source", align="left"),
+    )
+    notes = ("Sources, options and deviations: bench list methods --long NAME",)
+    show([Table(name="methods", title="Methods", columns=columns, rows=tuple(rows), notes=notes)])
+
+
+def _origin(source: str) -> str:
+    """Return the first author of a source, with the year if it states one."""
+    year = re.search(r"\b(?:19|20)\d\d\b", source.partition(";")[0])
+    author = re.split(r",|:| et al| and ", source)[0]
+    return f"{author} et al. {year[0]}" if year else author
 
 
 def _described(name: str, method: type[Method]) -> list[str]:

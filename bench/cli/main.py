@@ -10,7 +10,7 @@ from bench.cli.cost import cost
 from bench.cli.export import choose, export, import_
 from bench.cli.leaderboard import leaderboard
 from bench.cli.list import list_
-from bench.cli.options import Text
+from bench.cli.options import Text, color_option
 from bench.cli.run import run
 from bench.cli.speed import speed
 from bench.cli.store import archive, clean, doctor, restore
@@ -34,7 +34,7 @@ class _Sections(click.Group):
         """Write a list of commands for each section."""
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(str(each.name), each.get_short_help_str(60)) for each in commands])
+                formatter.write_dl([(str(each.name), each.get_short_help_str(66)) for each in commands])
 
 
 @click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -56,4 +56,5 @@ for _command in (each for commands in _SECTIONS.values() for each in commands):
     for _option in _command.params:
         if isinstance(_option, click.Option) and type(_option.type) is click.types.StringParamType:
             _option.type = Text()
+    _command.params.append(color_option())
     bench.add_command(_command)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from bench.errors import BenchError
+from bench.outputs.terminal import COLOR_CHOICES, choose_color
 
 DEFAULT_STORE = "bench-store"
 
@@ -98,6 +99,19 @@ networks_option = click.option(
 tracking_option = click.option(
     "--tracking-uri", default=None, help="MLflow server or database.  [default: an SQLite file in the store]"
 )
+
+
+def color_option() -> click.Option:
+    """Make the option of every command that says whether its output has colours."""
+    return click.Option(
+        ["--color"],
+        type=click.Choice(COLOR_CHOICES),
+        default=COLOR_CHOICES[0],
+        expose_value=False,
+        is_eager=True,
+        callback=lambda _context, _option, when: choose_color(when),
+        help="Colours of the output; auto: on a terminal, unless NO_COLOR is set.",
+    )
 
 
 def names(text: str, flag: str) -> list[str]:

@@ -136,7 +136,7 @@ def run(
     if dry_run:
         _print_plan(console, plan, settings.store, data_dir, jobs)
         return 0
-    return _run(console, plan, settings, tracking_uri)
+    return _run(plan, settings, tracking_uri)
 
 
 def _with_measured_times(spec: StudySpec, store: Store) -> StudySpec:
@@ -158,11 +158,11 @@ def _run_settings(store: Store, data_dir: Path | None, jobs: int, options: dict[
     return make_settings(store, data_dir, jobs=jobs, runs_per_gpu=options.pop("runs_per_card"), command=words, **chosen)
 
 
-def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str | None) -> int:
+def _run(plan: Plan, settings: RunSettings, tracking_uri: str | None) -> int:
     """Run a plan and print the table; return the exit status."""
+    from bench.cli.console import show_document
     from bench.errors import EXIT_SOME_FAILED
     from bench.interface.progress import make_watcher
-    from bench.plugins.registry import load
     from bench.reporting.mlflow.tracker import Tracker
     from bench.reporting.report import DEFAULT_REPORT, make_document
     from bench.results.tables import StudyResults
@@ -173,11 +173,12 @@ def _run(console: Console, plan: Plan, settings: RunSettings, tracking_uri: str 
     store = settings.store
     tracker = Tracker(tracking_uri, store.root)
     results = StudyResults(store, run_study(plan, settings, tracker, make_watcher()))
-    click.echo(load("forms", "terminal").render(make_document(results, [DEFAULT_REPORT]), console.width))
+    show_document(make_document(results, [DEFAULT_REPORT]))
     server = ("--tracking-uri", without_password(tracking_uri)) if tracking_uri else ()
     say("")
     say(f"tables and runs.csv: {store.study(plan.spec.name)}")
-    say(f"as a page: {command('report', plan.spec.name, '--out', f'{plan.spec.name}-report', store=store.root)}")
+    page = ("--out", f"{plan.spec.name}-report", "--open")
+    say(f"as a page, opened in a browser: {command('report', plan.spec.name, *page, store=store.root)}")
     say(f"in MLflow: {command('ui', plan.spec.name, *server, store=store.root)}")
     return 0 if results.runs["status"].isin(RESULTS).all() else EXIT_SOME_FAILED
 

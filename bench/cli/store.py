@@ -11,7 +11,7 @@ import click
 
 from bench.cli.options import FILE, data_option, store_option
 from bench.outputs.commands import command
-from bench.outputs.terminal import say
+from bench.outputs.terminal import Tone, say, say_item
 
 if TYPE_CHECKING:
     from bench.diagnostics.doctor.finding import Finding
@@ -154,20 +154,27 @@ def _write_tables(store: Store, document: Mapping[str, Any]) -> None:
 @click.option("--preset", default=None, help="Preset whose needs are checked too.")
 @click.option("--study", default=None, help="Study of the store whose needs are checked too.")
 @click.option("--thorough", is_flag=True, help="Read all data sets and hash all files of the store.")
+@click.option("--long", is_flag=True, help="Also say what was found where nothing is wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_option
 @store_option
 def doctor(
-    preset: str | None, study: str | None, thorough: bool, as_json: bool, data_dir: Path | None, store_dir: Path
+    preset: str | None,
+    study: str | None,
+    thorough: bool,
+    long: bool,
+    as_json: bool,
+    data_dir: Path | None,
+    store_dir: Path,
 ) -> int:
     """Check the machine, the installation, the data and the store.
 
-    A remedy is suggested for each problem.
+    A remedy is suggested for each problem. What is in order is named at the end, and described with --long.
     """
     import json
 
     from bench.diagnostics.doctor.doctor import examine
-    from bench.diagnostics.doctor.finding import PROBLEM, DoctorRequest
+    from bench.diagnostics.doctor.finding import OK, PROBLEM, DoctorRequest
     from bench.errors import EXIT_SOME_FAILED
     from bench.store.files import Store
 
@@ -175,16 +182,27 @@ def doctor(
     findings = []
     for finding in examine(request):
         findings.append(finding)
-        if not as_json:
-            say(_line(finding))
+        if not as_json and (long or finding.status != OK):
+            _print_finding(finding)
     problems = sum(finding.status == PROBLEM for finding in findings)
     if as_json:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
-    else:
-        say("no problems" if not problems else f"{problems} problem{'s' if problems > 1 else ''}")
+        return EXIT_SOME_FAILED if problems else 0
+    passed = [finding.check for finding in findings if finding.status == OK]
+    if passed and not long:
+        say_item(f"{OK:<{_STATE_WIDTH}}", f"{len(passed)} checks: {', '.join(dict.fromkeys(passed))}", tone="good")
+    words = "no problems" if not problems else f"{problems} problem{'s' if problems > 1 else ''}"
+    say(words, tone="bad" if problems else "")
     return EXIT_SOME_FAILED if problems else 0
 
 
-def _line(finding: Finding) -> str:
+_STATE_WIDTH = 9
+
+
+def _print_finding(finding: Finding) -> None:
+    from bench.diagnostics.doctor.finding import OK, PROBLEM
+
+    tones: dict[str, Tone] = {OK: "good", PROBLEM: "bad"}
     remedy = f" → {finding.remedy}" if finding.remedy else ""
-    return f"{finding.status:<7}  {finding.check}: {finding.found}{remedy}"
+    head, tone = f"{finding.status:<{_STATE_WIDTH}}", tones.get(finding.status, "unsure")
+    say_item(head, f"{finding.check}: {finding.found}{remedy}", tone=tone)

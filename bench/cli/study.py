@@ -89,21 +89,26 @@ def _figure(value: float | None, form: str) -> str:
 @click.option(
     "--out", type=FOLDER, default=None, help="Folder to which a page, tables and figures are written in all forms."
 )
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser, with --out.")
 @store_option
-def report(study: str | None, wanted: str | None, form: str, out: Path | None, store_dir: Path) -> None:
+def report(
+    study: str | None, wanted: str | None, form: str, out: Path | None, open_browser: bool, store_dir: Path
+) -> None:
     """Print a study's table, or write all reports. Without STUDY, the latest study is shown.
 
     \b
     bench report                          the comparison of methods
-    bench report --out report             everything: page, tables, figures
+    bench report --out report --open      everything: page, tables, figures
     bench report --report comparison --format latex
     """  # noqa: D301  (click wants the character)
-    from bench.outputs.terminal import make_console
+    from bench.cli.console import show_document
     from bench.plugins.registry import load
     from bench.reporting.report import DEFAULT_REPORT, make_document, write_document
     from bench.results.tables import StudyResults
     from bench.store.files import Store
 
+    if open_browser and out is None:
+        raise BenchError("--open needs a folder for the page; give one with --out DIR")
     renderer = load("forms", form)
     store = Store(store_dir)
     results = StudyResults(store, store.load_study(study))
@@ -111,22 +116,30 @@ def report(study: str | None, wanted: str | None, form: str, out: Path | None, s
     chosen = None if everything else names(DEFAULT_REPORT if wanted is None else wanted, "--report")
     document = make_document(results, chosen)
     if out is None:
-        click.echo(renderer.render(document, make_console().width))
+        show_document(document, form)
         return
     files = write_document(document, out)
-    pages = ", ".join(sorted(file.name for file in files if file.suffix == ".html"))
-    say(f"{len(files)} files in {out}: {pages}")
+    pages = sorted(file.absolute().as_uri() for file in files if file.suffix == ".html")
+    for page in pages:
+        say(f"page: {page}")
+    say(f"tables and figures: {len(files) - len(pages)} files in {out}")
+    if open_browser:
+        import webbrowser
+
+        for page in pages:
+            webbrowser.open(page)
 
 
 @click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
+@click.option("--all", "every_layer", is_flag=True, help="Also show layers that both treat alike.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @store_option
-def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
+def compare(first: str, second: str, every_layer: bool, as_json: bool, store_dir: Path) -> None:
     """Compare two methods, two runs or two studies.
 
-    The output shows the paired difference, the costs, and the policies layer by layer.
+    The output shows the paired difference, the costs, and the layers whose policies differ.
 
     \b
     bench compare sbs fixed               two methods of the latest study
@@ -143,7 +156,7 @@ def compare(first: str, second: str, as_json: bool, store_dir: Path) -> None:
     if as_json:
         click.echo(json.dumps(comparison.to_json(), indent=1))
     else:
-        show(comparison.tables)
+        show(comparison.tables_with(every_layer=every_layer))
 
 
 @click.command("plan")
@@ -157,16 +170,21 @@ def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir
     The forecast follows from the spread of the study's runs so far. Without STUDY, the latest study is used.
     """
     from bench.cli.console import show
-    from bench.reporting.power import forecast, no_forecast_reason, table
+    from bench.outputs.commands import study_command
+    from bench.reporting.power import forecast, no_forecast_reason, seeds_needed, table
     from bench.results.tables import StudyResults
     from bench.store.files import Store
 
     if not (math.isfinite(detect) and 0 < detect <= 100):
         raise BenchError(f"--detect {detect:g} is no difference in Top-1; give points above 0 up to 100, e.g. 0.3")
     store = Store(store_dir)
-    plan = forecast(StudyResults(store, store.load_study(study)), detect, baseline)
+    document = store.load_study(study)
+    plan = forecast(StudyResults(store, document), detect, baseline)
     reason = no_forecast_reason(plan)
     if reason is not None:
         say(reason)
     else:
         show([table(plan)])
+        again, seeds = study_command(document.get("command"), store.root), seeds_needed(plan)
+        if again and seeds > len(document["spec"].get("seeds") or ()):
+            say(f"to run them: {again} --seeds {seeds}", tone="strong")

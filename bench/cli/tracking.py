@@ -40,7 +40,10 @@ def ui(
     store_dir: Path,
     tracking_uri: str | None,
 ) -> None:
-    """Open a study in MLflow's user interface, on this machine only. Without STUDY, the latest study is opened."""
+    """Open a study in MLflow's user interface.
+
+    Only this machine can reach it, unless --public is given. Without STUDY, the latest study is opened.
+    """
     import signal
 
     from bench.reporting.mlflow.server import NO_LOGIN

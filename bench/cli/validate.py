@@ -12,13 +12,14 @@ import click
 
 from bench.cli.options import FILE, FOLDER, data_option, networks_option
 from bench.errors import BenchError
-from bench.outputs.terminal import say
+from bench.outputs.terminal import Tone, say, say_item
 
 if TYPE_CHECKING:
     from bench.diagnostics.validation.suite import CheckResult
     from bench.diagnostics.validation.under_test import MethodUnderTest
 
 _VERDICTS = {"yes": "pass", "no": "FAIL", "deviation": "note"}
+_TONES: dict[str, Tone] = {"yes": "good", "no": "bad", "deviation": "unsure"}
 
 
 @click.command()
@@ -81,7 +82,9 @@ def _verify_claims(out: Path | None) -> int:
                 figures.append(output)
             else:
                 lines.append(output)
-                say(f"{_VERDICTS[output.verdict]}  {output.what}: {output.figure}")
+                say_item(
+                    f"{_VERDICTS[output.verdict]}  ", f"{output.what}: {output.figure}", tone=_TONES[output.verdict]
+                )
     if out is not None:
         say(f"{len(write_document(verification(lines, figures), out))} files in {out}")
     counts = Counter(line.verdict for line in lines)
@@ -128,7 +131,7 @@ def validate(
     for finding in findings_of(subject):
         findings.append(finding)
         if not as_json:
-            say(_line(finding))
+            _print_check(finding)
     failed = sum(finding.verdict == "FAIL" for finding in findings)
     if as_json:
         document = {"method": subject.name, "model": model, "dataset": dataset, "failed": failed}
@@ -175,12 +178,14 @@ def _options(name: str, settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _line(finding: CheckResult) -> str:
+def _print_check(finding: CheckResult) -> None:
     from bench.diagnostics.validation.suite import CHECKS
 
     width = max(len(check.name) for check in CHECKS)
     see = f" [see {finding.see}]" if finding.see else ""
-    return f"{finding.verdict:<4}  {finding.check:<{width}}  {finding.found}{see}"
+    tones: dict[str, Tone] = {"pass": "good", "FAIL": "bad"}
+    head, tone = f"{finding.verdict:<4}  {finding.check:<{width}}  ", tones.get(finding.verdict, "aside")
+    say_item(head, f"{finding.found}{see}", tone=tone)
 
 
 def _verdict(name: str, failed: int, findings: Sequence[CheckResult]) -> str:

@@ -44,8 +44,16 @@ class PairedComparison:
 
     @property
     def tables(self) -> Sequence[Table]:
-        """The lines as a table, then the policies layer by layer."""
-        return [views.table(self.comparison), *layers.tables(self.comparison)]
+        """The lines as a table, then the layers whose policies differ."""
+        return self.tables_with(every_layer=False)
+
+    def tables_with(self, *, every_layer: bool) -> Sequence[Table]:
+        """Return the lines as a table, then the policies layer by layer.
+
+        Args:
+            every_layer: Whether layers that both sides treat alike are shown too.
+        """
+        return [views.table(self.comparison), *layers.tables(self.comparison, every=every_layer)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that `bench compare --json` prints."""

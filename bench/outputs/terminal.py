@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -20,6 +22,7 @@ STYLES: dict[Tone, str] = {"good": "green", "bad": "red", "unsure": "yellow", "a
 """Style of each meaning, as rich writes it. Colours mean nothing else anywhere."""
 
 _FILE_WIDTH = 120
+_LEAST_TEXT = 30
 _chosen = COLOR_CHOICES[0]
 
 
@@ -45,8 +48,8 @@ def make_console() -> Console:
     """Return the terminal; if the output is a file, it is as wide as tables need."""
     from rich.console import Console
 
-    colors: Literal["standard"] | None = "standard" if has_color() else None
-    return Console(color_system=colors) if is_terminal() else Console(color_system=colors, width=_FILE_WIDTH)
+    width = None if is_terminal() else _FILE_WIDTH
+    return Console(color_system="standard" if has_color() else None, no_color=not has_color(), width=width)
 
 
 def say(line: str, *, tone: Tone = "", err: bool = False) -> None:
@@ -58,6 +61,22 @@ def say(line: str, *, tone: Tone = "", err: bool = False) -> None:
         err: Whether to print it on stderr.
     """
     click.echo(toned(in_terminal(line), "" if err else tone), err=err, color=has_color() or None)
+
+
+def say_item(head: str, text: str, *, tone: Tone = "") -> None:
+    """Print a head, such as a state, and a text; on a terminal, further lines of the text begin below its first one.
+
+    Args:
+        head: First word, with the blanks behind it.
+        text: Text after it.
+        tone: Meaning of the head.
+    """
+    shown = in_terminal(text)
+    width = max(_LEAST_TEXT, shutil.get_terminal_size().columns - len(head))
+    wrapped = textwrap.wrap(shown, width, break_long_words=False, break_on_hyphens=False)
+    first, *others = (wrapped if is_terminal() else None) or [shown]
+    for start, line in ((toned(in_terminal(head), tone), first), *((" " * len(head), other) for other in others)):
+        click.echo(start + line, color=has_color() or None)
 
 
 def toned(text: str, tone: Tone) -> str:

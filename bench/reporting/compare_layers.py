@@ -91,9 +91,14 @@ def _mean(values: Sequence[float]) -> float:
 # --- as a table ---------------------------------------------------------------------------------------------------
 
 
-def tables(comparison: Comparison) -> list[Table]:
-    """Make one table for each line except the pooled one; none when whole studies are compared."""
-    return [_table(comparison, line, number) for number, line in enumerate(_lines(comparison))]
+def tables(comparison: Comparison, *, every: bool = False) -> list[Table]:
+    """Make one table for each line except the pooled one; none when whole studies are compared.
+
+    Args:
+        comparison: Groups of runs that are compared.
+        every: Whether layers that both sides treat alike are shown too.
+    """
+    return [_table(comparison, line, number, every=every) for number, line in enumerate(_lines(comparison))]
 
 
 def _lines(comparison: Comparison) -> Iterator[Line]:
@@ -105,45 +110,46 @@ def _sides(comparison: Comparison, line: Line) -> tuple[SideLayers, SideLayers]:
     return layers_of(comparison.first.results, line.first), layers_of(comparison.second.results, line.second)
 
 
-def _table(comparison: Comparison, line: Line, number: int) -> Table:
+def _table(comparison: Comparison, line: Line, number: int, *, every: bool) -> Table:
     first, second = _sides(comparison, line)
     names = list(dict.fromkeys([*first.layers, *second.layers]))
+    pairs = [(name, first.layers.get(name), second.layers.get(name)) for name in names]
+    shown = [(name, a, b) for name, a, b in pairs if every or a is None or b is None or _differ(a, b)]
     return Table(
         name=f"layers-{number}",
         title=" ".join(filter(None, ("Policies, layer by layer", line.label and f"at {line.label}"))),
         columns=_COLUMNS,
-        rows=tuple((name, *_cells(first.layers.get(name), second.layers.get(name))) for name in names),
-        notes=tuple(_notes(first, second, names)),
+        rows=tuple((name, *_cells(a, b)) for name, a, b in shown),
+        notes=tuple(_notes(first, second, names, hidden=len(pairs) - len(shown))),
     )
 
 
 _COLUMNS = (
     Column(title="Layer", align="left"),
-    *(
-        Column(title=title, drop=drop)
-        for figure, short in (("w bits", "w"), ("a bits", "a"), ("filters %", "filters"))
-        for title, drop in ((f"{figure} A", 0), (f"{figure} B", 0), (f"{short} A − B", 1))
-    ),
+    *(Column(title=figure, align="left") for figure in ("w bits", "a bits", "filters %")),
 )
+_UNKNOWN = "?"
 
 
 def _cells(first: LayerMeans | None, second: LayerMeans | None) -> Iterator[str]:
+    """Yield each figure of both sides, "4.5 → 4"; once if they are equal."""
     for figure, scale, digits in (("weight_bits", 1, 2), ("activation_bits", 1, 2), ("kept", 100, 1)):
         a, b = (math.nan if side is None else scale * getattr(side, figure) for side in (first, second))
-        yield _short(a, digits)
-        yield _short(b, digits)
-        yield "" if math.isnan(a - b) else "0" if a == b else f"{a - b:+.{digits}f}"
+        sides = dict.fromkeys((_short(a, digits), _short(b, digits)))
+        yield " → ".join(sides)
 
 
 def _short(value: float, digits: int) -> str:
-    """Format a number without trailing zeros."""
-    return "" if math.isnan(value) else f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    """Format a number without trailing zeros; a question mark for an unknown one."""
+    return _UNKNOWN if math.isnan(value) else f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
-def _notes(first: SideLayers, second: SideLayers, names: Sequence[str]) -> Iterator[str]:
+def _notes(first: SideLayers, second: SideLayers, names: Sequence[str], *, hidden: int) -> Iterator[str]:
     both = [name for name in names if name in first.layers and name in second.layers]
     changed = sum(_differ(first.layers[name], second.layers[name]) for name in both)
-    yield f"Layers that differ: {changed} of the {len(both)} that both have"
+    yield "x → y: x in A, y in B; one figure where they are equal"
+    rest = "; `--all` shows the others" if hidden else ""
+    yield f"Layers that differ: {changed} of the {len(both)} that both have{rest}"
     yield f"Means over the policies of {count(first.policies, 'run')} of A and {count(second.policies, 'run')} of B"
     for side, name in ((first, "A"), (second, "B")):
         if side.missing:

@@ -177,6 +177,11 @@ def no_forecast_reason(plan: Forecast) -> str | None:
     )
 
 
+def seeds_needed(plan: Forecast) -> int:
+    """Return the seeds that the most demanding comparison within reach needs after Holm; 0 if none is."""
+    return max((outlook.together.pairs or 0 for outlook in plan.usable), default=0)
+
+
 def table(plan: Forecast) -> Table:
     """Make the table of a forecast's comparisons; the notes say what all of them need together."""
     outlooks = plan.usable

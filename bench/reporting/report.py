@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.errors import BenchError
 from bench.inputs.names import FileName, inside
+from bench.outputs.terminal import Tone
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.reporting.about import about_study
@@ -43,6 +44,7 @@ class Column:
             distinguish no rows go before all others.
         code: Whether the cells are for copying: commands, and names of folders.
         note: Line below the table that explains the column, in forms that show the column.
+        toned: Whether the cells have the tone of their row, in forms with colours.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Column:
     drop: int = 0
     code: bool = False
     note: str = ""
+    toned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,7 @@ class Table:
         anchors: Name of each row, to which rows of other tables can link; or empty.
         links: Anchor that each row links to, in forms with links; or empty.
         folded: Whether a page shows only the title until the reader opens the table.
+        tones: Meaning of each row for the columns that are toned; or empty.
     """
 
     name: str
@@ -77,14 +81,15 @@ class Table:
     anchors: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     folded: bool = False
+    tones: tuple[Tone, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}")
-        for names in (self.anchors, self.links):
-            if names and len(names) != len(self.rows):
-                raise ValueError(f"{len(names)} anchors or links for a table of {len(self.rows)} rows")
+        for of_rows in (self.anchors, self.links, self.tones):
+            if of_rows and len(of_rows) != len(self.rows):
+                raise ValueError(f"{len(of_rows)} anchors, links or tones for a table of {len(self.rows)} rows")
 
     def explained(self, shown: Iterable[Column] | None = None) -> list[str]:
         """Return all lines below the table: the notes of the columns that are shown, each once, then its own.
@@ -231,12 +236,14 @@ class Form:
         suffix: Suffix of files in this form; empty for a form that is not written to files.
         render: Function from a document and a width in characters, which only some forms respect, to the text.
         page: Whether one file shows a whole document with its figures; otherwise each table has a file of its own.
+        in_color: The same as `render` with the colours of a terminal; `None` for forms without colours.
     """
 
     summary: str
     suffix: str
     render: Callable[[Document, int], str]
     page: bool = False
+    in_color: Callable[[Document, int], str] | None = None
 
 
 def make_document(results: StudyResults, names: Sequence[str] | None = None) -> Document:

@@ -3,14 +3,19 @@
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import cast
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from bench.api import Column, Document, Figure, Form, Part, Table
 from bench.outputs.escaping import code_in_latex, in_csv, in_latex, in_markdown, in_terminal
+from bench.outputs.terminal import STYLES, Tone
 
 _WIDE_CELL = 40
 """Characters above which a cell is broken into lines in LaTeX."""
@@ -18,20 +23,32 @@ _NAMING = 2
 """Number of first columns that name a row where it is not shown whole."""
 
 
-def terminal(table: Table, width: int) -> str:
-    """Render a table as plain text of a given width, without colours.
+def terminal(table: Table, width: int, *, colors: bool = False) -> str:
+    """Render a table as text of a given width.
 
     Columns that do not fit are left out and named below the table. Commands that do not fit are below it too, each on
     a line of its own that is not broken, so that they can be copied.
+
+    Args:
+        table: Table to render.
+        width: Width in characters.
+        colors: Whether the text has the escape codes of colours.
     """
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        color_system="standard" if colors else None,
+        no_color=not colors,
+        force_terminal=False,
+        legacy_windows=False,
+    )
     safe = table.mapped(in_terminal)
     with console.capture() as captured:
-        console.print(*_renderables(safe, width), sep="\n", crop=False)
+        console.print(*_renderables(safe, width), sep="\n", crop=False, highlight=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _renderables(table: Table, width: int) -> Iterator[Text | RichTable]:
+def _renderables(table: Table, width: int) -> Iterator[Text | RichTable | Padding]:
     """Yield the parts of a table as rich prints them, from top to bottom."""
     shown, apart = _fitting(table, width)
     fits = _line_width(table, shown) <= width
@@ -40,10 +57,11 @@ def _renderables(table: Table, width: int) -> Iterator[Text | RichTable]:
         column = table.columns[index]
         wanted = _column_width(table, index) if fits else None
         grid.add_column(Text(column.title), justify=column.align, vertical="bottom", overflow="fold", width=wanted)
-    for row in table.rows:
-        grid.add_row(*(Text(row[index]) for index in shown))
-    yield Text(table.title, "bold")
-    yield from (Text(f"  {sentence}") for sentence in table.headline)
+    for row, tone in zip_longest(table.rows, table.tones, fillvalue=""):
+        style = STYLES[cast("Tone", tone)]
+        grid.add_row(*(Text(row[index], style if table.columns[index].toned else "") for index in shown))
+    yield Text(table.title)
+    yield from (Padding(Text(sentence, STYLES["strong"]), (0, 0, 0, 2)) for sentence in table.headline)
     yield grid
     below = [*table.explained(table.columns[index] for index in shown), *_left_out(table, [*shown, *apart])]
     if below:
@@ -142,7 +160,12 @@ def _each(
     )
 
 
-TERMINAL = Form("plain text of the terminal's width", "", _each(terminal, figure_in_terminal))
+TERMINAL = Form(
+    "plain text of the terminal's width",
+    "",
+    _each(terminal, figure_in_terminal),
+    in_color=_each(partial(terminal, colors=True), figure_in_terminal),
+)
 MARKDOWN = Form("GitHub-flavoured Markdown", ".md", _each(lambda table, _: markdown(table), figure_in_markdown))
 LATEX = Form("for the packages booktabs and graphicx", ".tex", _each(lambda table, _: latex(table), figure_in_latex))
 CSV = Form("headings and rows of tables alone", ".csv", _each(lambda table, _: comma_separated(table)))
@@ -191,7 +214,7 @@ def _bullets(notes: Sequence[str]) -> RichTable:
     """Render notes with their continuation lines indented."""
     grid = RichTable.grid(padding=(0, 1))
     for note in notes:
-        grid.add_row(Text(" ·", "dim"), Text(note, "dim"))
+        grid.add_row(Text(" ·", STYLES["aside"]), Text(note, STYLES["aside"]))
     return grid
 
 

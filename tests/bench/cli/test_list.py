@@ -45,7 +45,7 @@ def test_long_is_for_methods_and_presets_alone(bench: Callable[..., Any]) -> Non
 
 
 def test_methods_tell_all_of_themselves(bench: Callable[..., Any]) -> None:
-    answer = bench("list", "methods", "--long")
+    answer = bench("list", "methods", "--long", *available("methods"))
     assert (answer.status, answer.err) == (0, "")
     message = {block.splitlines()[0]: block for block in answer.out.split("\n\n")}
     assert message.keys() == available("methods").keys()
@@ -58,6 +58,20 @@ def test_methods_tell_all_of_themselves(bench: Callable[..., Any]) -> None:
         message["sbs"].split()
     )
     assert "bits = [2, 4, 8]" in message["sbs"] and "bits (absent)" in message["fixed"]
+
+
+def test_the_abilities_of_all_methods_fit_80_columns(
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("bench.outputs.terminal.is_terminal", lambda: True)
+    lines = bench("list", "methods", "--long").out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.strip()}
+    assert rows.keys() >= available("methods").keys()
+    assert max(map(len, lines)) <= 80 and "Left out" not in "".join(lines)
+    assert rows["sbs"].split()[1:4] == ["strength", "yes", "yes"]
+    assert rows["haq"].split()[1:5] == ["one", "search", "yes", "yes"]
+    assert rows["dnas"].rstrip().endswith("Wu et al. 2018")
 
 
 def test_a_list_can_be_of_some(bench: Callable[..., Any]) -> None:

@@ -145,8 +145,7 @@ def test_commands_print_through_one_function() -> None:
     """`click.echo` alone would show foreign texts as they are; documents, JSON and help escape theirs themselves."""
     known = (
         "json.dumps(",
-        "load('forms', 'terminal').render(",
-        "renderer.render(",
+        "render(document, ",
         "context.get_help(",
         "in_terminal(",
     )

@@ -38,18 +38,16 @@ def layered(tmp_path: Path) -> SimpleNamespace:
 
 def test_layers_are_averaged_over_the_seeds(layered: SimpleNamespace) -> None:
     (found,) = compare_layers.tables(compared(layered, "sbs", "fixed"))
-    assert [column.title for column in found.columns][:4] == ["Layer", "w bits A", "w bits B", "w A − B"]
-    assert found.rows == (
-        ("stem", "8", "8", "0", "8", "8", "0", "100", "100", "0"),
-        ("block", "4.5", "4", "+0.50", "3", "4", "-1.00", "87.5", "100", "-12.5"),
-    )
-    assert "Layers that differ: 1 of the 2 that both have" in found.notes
+    assert [column.title for column in found.columns] == ["Layer", "w bits", "a bits", "filters %"]
+    assert found.rows == (("block", "4.5 → 4", "3 → 4", "87.5 → 100"),)
+    assert "Layers that differ: 1 of the 2 that both have; `--all` shows the others" in found.notes
     assert "Means over the policies of 2 runs of A and 2 runs of B" in found.notes
 
 
 def test_layers_of_single_runs_are_their_values(layered: SimpleNamespace) -> None:
-    (found,) = compare_layers.tables(compared(layered, "sbs-4bit-0", "fixed-4bit-1"))
-    assert found.rows[1] == ("block", "4", "4", "0", "2", "4", "-2.00", "75", "100", "-25.0")
+    (found,) = compare_layers.tables(compared(layered, "sbs-4bit-0", "fixed-4bit-1"), every=True)
+    assert found.rows == (("stem", "8", "8", "100"), ("block", "4", "2 → 4", "75 → 100"))
+    assert "Layers that differ: 1 of the 2 that both have" in found.notes
 
 
 def test_missing_and_broken_policies_are_counted(layered: SimpleNamespace) -> None:
@@ -58,7 +56,7 @@ def test_missing_and_broken_policies_are_counted(layered: SimpleNamespace) -> No
     (layered.store.unit("runs", "fixed-4bit-1") / "policy.json").unlink()
     found = compared(layered, "sbs", "fixed")
     (shown,) = compare_layers.tables(found)
-    assert shown.rows[1] == ("block", "5", "", "", "4", "", "", "100", "", "")
+    assert shown.rows[1] == ("block", "5 → ?", "4 → ?", "100 → ?")
     assert "A: 1 run without a readable policy left out" in shown.notes
     assert "B: 2 runs without a readable policy left out" in shown.notes
     sides = compare_layers.to_json(found)[0]
@@ -69,7 +67,7 @@ def test_a_share_of_filters_that_was_not_recorded_is_left_out(layered: SimpleNam
     with_policy(layered, "sbs-4bit-0", {"stem": (8, 8, None), "block": (4, 2, [0, 1])}, {})
     found = compared(layered, "sbs", "fixed")
     (shown,) = compare_layers.tables(found)
-    assert [row[7] for row in shown.rows] == ["100", ""]
+    assert [row[3] for row in shown.rows] == ["? → 100"]
     assert any(note.startswith("A: a run does not record how many filters") for note in shown.notes)
     assert compare_layers.to_json(found)[0]["first"]["layers"]["block"]["kept"] is None
 
@@ -77,9 +75,9 @@ def test_a_share_of_filters_that_was_not_recorded_is_left_out(layered: SimpleNam
 def test_layers_that_only_one_network_has(layered: SimpleNamespace) -> None:
     for seed in (0, 1):
         with_policy(layered, f"fixed-4bit-{seed}", {"stem": (8, 8, None), "other": (4, 4, None)}, {})
-    (shown,) = compare_layers.tables(compared(layered, "sbs", "fixed"))
+    (shown,) = compare_layers.tables(compared(layered, "sbs", "fixed"), every=True)
     assert [row[0] for row in shown.rows] == ["stem", "block", "other"]
-    assert shown.rows[2] == ("other", "", "4", "", "", "4", "", "", "100", "")
+    assert shown.rows[2] == ("other", "? → 4", "? → 4", "? → 100")
     assert "Layers that differ: 0 of the 1 that both have" in shown.notes
 
 

@@ -526,7 +526,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tu
 def test_the_command_prints_a_line_a_check(
     fake: FakeStore, tmp_path: Path, command: Callable[..., tuple[int, str]]
 ) -> None:
-    status, out = command("--store", tmp_path / "nowhere")
+    status, out = command("--store", tmp_path / "nowhere", "--long")
     *lines, last = out.splitlines()
     assert (status, last) == (0, "no problems")
     assert {line.split()[0] for line in lines} == {OK, WARN}
@@ -538,6 +538,8 @@ def test_the_command_prints_a_line_a_check(
         "PROBLEM  records: 1 damaged: runs/fixed-4bit-0 (its record is damaged) → run the study's command "
         "again; it repeats these units"
     )
+    assert [line for line in out.splitlines() if line.startswith(OK)] == [out.splitlines()[-2]]
+    assert " checks: python, torch, " in out
     status, out = command("--store", fake.root, "--json")
     findings = json.loads(out)
     assert status == 1
