@@ -17,7 +17,7 @@ from typing import IO
 
 from bench.errors import BenchError
 from bench.reporting.mlflow import guard
-from bench.reporting.mlflow.tracker import artifact_root
+from bench.reporting.mlflow.artifacts import artifact_root
 from bench.store.urls import without_secrets
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"

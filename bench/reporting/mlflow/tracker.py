@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, first_line, printable
 from bench.inputs.reading import read_text
+from bench.reporting.mlflow.artifacts import artifact_root, follow_store
 from bench.reporting.mlflow.mirror import STORE, Connection, Counts, Mirror
 from bench.reporting.mlflow.probe import is_database, is_server, open_sqlite, probe, sqlite_file
 from bench.reporting.mlflow.views import experiment_tags
@@ -110,6 +111,9 @@ class Tracker:
         """Return a study's experiment; `None` when there is none."""
         with self._environment():
             probe(self.uri, write=False)
+            file = sqlite_file(self.uri)
+            if file is not None and self._is_private:
+                follow_store(file, self.root)
             experiment = self._client.get_experiment_by_name(name)
         return experiment if experiment is not None and experiment.lifecycle_stage == "active" else None
 
@@ -167,6 +171,7 @@ class Tracker:
         file = sqlite_file(self.uri)
         if file is not None and self._is_private:
             _make_database(file)
+            follow_store(file, self.root)
 
         def glance() -> None:
             if file is not None:  # MLflow would wait for a lock for 20 seconds
@@ -301,11 +306,6 @@ def _note_failure(uri: str, error: Exception) -> None:
     file = sqlite_file(uri)
     if file in _spellings and "no such table" in str(error):
         _spellings[file] = (0, 0), _spellings[file][1]
-
-
-def artifact_root(store_root: Path) -> Path:
-    """Return the folder of artifacts when MLflow's data is in a database rather than behind a server."""
-    return store_root.resolve() / "mlartifacts"
 
 
 def _quiet_environment() -> None:
