@@ -21,6 +21,7 @@ from .compression.policy import uniform as uniform
 from .compression.quantizer import Quantizer as Quantizer
 from .compression.quantizer import QuantizerFactory as QuantizerFactory
 from .compression.quantizer import UniformQuantizer as UniformQuantizer
+from .compression.quantizer import clamped as clamped
 from .compression.shapes import LayerShape as LayerShape
 from .compression.shapes import NetworkShape as NetworkShape
 from .costs.budget import Budget as Budget

@@ -36,6 +36,7 @@ from bench.api import (
     Options,
     QuantizerFactory,
     SearchJob,
+    clamped,
     sgd,
     weight_groups,
 )
@@ -104,7 +105,7 @@ def grid(step: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """
     power = power_of_two(step)
     count = limit / power
-    return power, passed_on(torch.round(count).clamp_min(1), count)
+    return power, passed_on(torch.round(count.detach()).clamp_min(1), count)
 
 
 class DqQuantizer(LearnedQuantizer):
@@ -131,7 +132,7 @@ class DqQuantizer(LearnedQuantizer):
         bound = positive(self.clip_step)
         step = power_of_two(positive(bounded(self.clip_step, bound)))
         limit = positive(bounded(self.clip_range, bound))
-        return step, limit.clamp(step, step * levels_of(self.bits, self.signed))
+        return step, clamped(limit, step, step * levels_of(self.bits, self.signed))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

@@ -34,6 +34,29 @@ Clips = Mapping[str, float]
 that can be negative. The right operand of a product of activations has "<layer>.weight" and "<layer>.weight.offset"."""
 
 
+def clamped(x: Tensor, low: float | Tensor | None = None, high: float | Tensor | None = None) -> Tensor:
+    """Clip a tensor, with a derivative of 1 at the bounds themselves.
+
+    On a bound the derivative of a clip is a choice: 1, 0 or something between. PyTorch made another choice in version
+    2.14 (0 for numbers as bounds, 1/2 for tensors) than before it (1). Ties are not rare: the zeros after a ReLU lie on
+    a bound, and so does a range that was calibrated to all levels of its grid. With 1, a parameter that lies on its
+    bound still learns, and a quantizer is the identity on the whole range that it represents. The fast form of the
+    quantizer makes the same choice (`bench.compression.kernels.Gradients`).
+
+    Use it wherever autograd differentiates a clip; elsewhere `Tensor.clamp` gives the same values.
+
+    Args:
+        x: Tensor of any shape.
+        low, high: Bounds, numbers or tensors that are broadcastable to `x`, with `low` ≤ `high`; `None` for no bound. A
+            bound that is a tensor has the gradient of the elements beyond it.
+    """
+    if low is not None:
+        x = torch.where(x < low, low, x)
+    if high is not None:
+        x = torch.where(x > high, high, x)
+    return x
+
+
 def discretize(z: Tensor, bits: int) -> Tensor:
     """Compute D(z, s) of Eq. 3: the nearest of the 2^k levels in [0, 1], the lower one on a tie; without gradient."""
     return (z.detach() * steps(bits) - 0.5).ceil_().div_(steps(bits))
@@ -42,8 +65,8 @@ def discretize(z: Tensor, bits: int) -> Tensor:
 def normalize(x: Tensor, clip: Tensor, kind: Kind) -> Tensor:
     """Map a tensor to z in [0, 1] by its clip value (Eqs. 1, 2)."""
     if kind == "activation":
-        return (x / clip).clamp(0, 1)
-    return ((x / clip).clamp(-1, 1) + 1) / 2
+        return clamped(x / clip, 0, 1)
+    return (clamped(x / clip, -1, 1) + 1) / 2
 
 
 def denormalize(z: Tensor, clip: Tensor, kind: Kind) -> Tensor:
@@ -123,7 +146,7 @@ def _mean_and_std(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def positive(clip: Tensor) -> Tensor:
     """Make a clip value positive, whatever value the optimizer gave it."""
-    return clip.abs().clamp_min(_SMALLEST_CLIP)
+    return clamped(clip.abs(), _SMALLEST_CLIP)
 
 
 def drawn_sample(x: Tensor, count: int = _CALIBRATION_SAMPLE) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.api import NetworkShape, QuantizedLayer, replicas
+from bench.api import NetworkShape, QuantizedLayer, clamped, replicas
 from methods.shared.gates import FilterGroups, gate
 
 _FIRST_MEAN, _FIRST_LOG_VARIANCE = 1.0, -9.0
@@ -72,7 +72,7 @@ class ChannelGates(nn.Module):
 
     def excess(self) -> Tensor:
         """Compute by how much the mean log α of each group exceeds the threshold, shape (G,)."""
-        log_alpha = self.log_variance - torch.log(self.mean.square().clamp_min(_SMALLEST_MEAN**2))
+        log_alpha = self.log_variance - torch.log(clamped(self.mean.square(), _SMALLEST_MEAN**2))
         sizes = self.groups.sizes.to(log_alpha.dtype)
         return torch.zeros_like(sizes).index_add(0, self.groups.owner, log_alpha) / sizes - self._threshold
 

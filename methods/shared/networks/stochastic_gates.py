@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.api import LayerShape, QuantizedLayer, QuantizedProduct
+from bench.api import LayerShape, QuantizedLayer, QuantizedProduct, clamped
 from bench.compression.kernels import Kind
 from bench.compression.quantizer import Shifted, positive
 from methods.shared.gates import FilterGroups, filter_groups, of_inputs
@@ -44,7 +44,7 @@ def hard_concrete(phi: Tensor, uniform: Tensor) -> Tensor:
         uniform: Draws u from (0, 1), of the same shape.
     """
     stretched = torch.sigmoid((torch.logit(uniform) + phi) / BETA) * (ZETA - GAMMA) + GAMMA
-    return stretched.clamp(0, 1)
+    return clamped(stretched, 0, 1)
 
 
 def sampled(phi: Tensor, noise: torch.Generator) -> Tensor:

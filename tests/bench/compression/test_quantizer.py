@@ -11,6 +11,7 @@ from bench.compression.quantizer import (
     Shifted,
     UniformQuantizer,
     best_clip,
+    clamped,
     clip_parameters,
     clips_of,
     denormalize,
@@ -18,6 +19,7 @@ from bench.compression.quantizer import (
     normalize,
     positive,
     quantize,
+    quantize_literal,
     read_clips,
     restore_clips,
     standardize,
@@ -110,10 +112,59 @@ def test_weights_have_symmetric_levels_without_zero(bits: int) -> None:
 def straight_through(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
     """The quantizer composed literally, D the identity in the backward pass; differentiated by autograd."""
     count = 2**bits - 1
-    z = (x / clip).clamp(0, 1) if kind == "activation" else ((x / clip).clamp(-1, 1) + 1) / 2
+    z = clamped(x / clip, 0, 1) if kind == "activation" else (clamped(x / clip, -1, 1) + 1) / 2
     z = z + (torch.ceil(z * count - 0.5) / count - z).detach()
     result: Tensor = clip * z if kind == "activation" else clip * (2 * z - 1)
     return result
+
+
+# --- bounds ---
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "derivatives"),
+    [
+        (0.0, 1.0, [0.0, 1.0, 1.0, 1.0, 0.0]),
+        (0.0, None, [0.0, 1.0, 1.0, 1.0, 1.0]),
+        (None, 1.0, [1.0, 1.0, 1.0, 1.0, 0.0]),
+        (None, None, [1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+@pytest.mark.parametrize("bound", [float, scalar])
+def test_the_derivative_on_a_bound_is_one(
+    low: float | None, high: float | None, derivatives: list[float], bound: Callable[[float], float | Tensor]
+) -> None:
+    x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    clipped = clamped(x, *(None if limit is None else bound(limit) for limit in (low, high)))
+    assert torch.autograd.grad(clipped.sum(), x)[0].tolist() == derivatives
+    smallest, largest = -math.inf if low is None else low, math.inf if high is None else high
+    assert clipped.tolist() == [min(max(value, smallest), largest) for value in x.tolist()]
+
+
+def test_bounds_get_the_gradient_of_what_lies_beyond_them() -> None:
+    x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0], requires_grad=True)
+    low, high = torch.zeros((), requires_grad=True), torch.ones((), requires_grad=True)
+    outer = torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4, 1e5])
+    to_x, to_low, to_high = torch.autograd.grad(clamped(x, low, high), (x, low, high), outer)
+    assert to_x.tolist() == [0.0, 10.0, 100.0, 1e3, 0.0, 0.0]
+    assert (float(to_low), float(to_high)) == (1.0, 1.1e5)
+
+
+def test_what_is_no_number_stays_none_when_clipped() -> None:
+    assert clamped(torch.tensor(math.nan), 0, 1).isnan()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_literal_form_passes_gradients_on_the_bounds_of_its_range(kind: Kind) -> None:
+    x = torch.tensor([-2.5, -2.0, 0.0, 1.0, 2.0, 2.5], dtype=torch.float64, requires_grad=True)
+    found = torch.autograd.grad(quantize_literal(x, scalar(2.0), 2, kind).sum(), x)[0].tolist()
+    assert found == ([0.0, 1.0, 1.0, 1.0, 1.0, 0.0] if kind == "weight" else [0.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(("value", "derivative"), [(1e-6, 1.0), (-1e-6, -1.0), (1e-7, 0.0), (0.0, 0.0), (0.5, 1.0)])
+def test_a_clip_value_on_its_lower_bound_still_learns(value: float, derivative: float) -> None:
+    clip = scalar(value).requires_grad_()
+    assert float(torch.autograd.grad(positive(clip), clip)[0]) == derivative
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,7 +345,7 @@ def shifted(bits: int, clip: float, offset: float) -> Shifted:
 
 def shifted_literal(x: Tensor, clip: Tensor, offset: Tensor, bits: int) -> Tensor:
     """v · D(clip((x − β)/v, 0, 1)) + β, D the identity in the backward pass."""
-    z = ((x - offset) / clip).clamp(0, 1)
+    z = clamped((x - offset) / clip, 0, 1)
     count = 2**bits - 1
     level = torch.ceil(z.detach() * count - 0.5) / count
     result: Tensor = clip * (z + (level - z).detach()) + offset
