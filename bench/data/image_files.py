@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".ppm", b".pgm", b".bmp", b".tif", b".tiff", b".webp")
 """Endings of image files in small or capital letters, the same as in torchvision's folders."""
 
-_JPEG = b"\xff\xd8\xff"
 _MOST_ELONGATED = 100
 """Largest ratio of an image's sides. Resized images with a larger one could take gigabytes."""
 _SCALED_TO_16_BITS = ("PNG", "PPM")
@@ -155,8 +154,7 @@ def decode(content: bytearray) -> Tensor:
         UnreadableError: The file is not an image, is damaged, or has pixels without a fixed range.
     """
     try:
-        pixels = _decode_jpeg(content) if content.startswith(_JPEG) else None
-        pixels = _decode_any(content) if pixels is None else pixels
+        pixels = _pixels(content)
     except MemoryError:
         raise
     except Exception as error:  # libraries raise all kinds of exceptions when a file is damaged
@@ -171,17 +169,8 @@ def _channels_last(pixels: Tensor) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def _decode_jpeg(content: bytearray) -> Tensor | None:
-    """Decode a JPEG file with the fastest decoder; return `None` for colours that need the other one (CMYK)."""
-    from torchvision.io import decode_jpeg
-
-    pixels: Tensor = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
-    if len(pixels) == 1:
-        return pixels.expand(3, -1, -1)
-    return pixels if len(pixels) == 3 else None
-
-
-def _decode_any(content: bytearray) -> Tensor:
+def _pixels(content: bytearray) -> Tensor:
+    """Decode a file with Pillow; for JPEG it gives the same bits as torchvision, whose own decoders are deprecated."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
@@ -208,9 +197,12 @@ def _upper_byte(image: "Image.Image") -> NDArray[np.uint8]:
 
 
 def _in_short(error: Exception) -> str:
-    """Return the first line of an error, without the position in a decoder's source that it may begin with."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rpartition(".cpp:")[2].partition(", ")[2] or lines[0]
+    """Return the first line of an error, or its kind."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # its message names an object in memory
+        return "it is not an image, or its beginning is damaged"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

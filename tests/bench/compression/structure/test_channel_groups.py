@@ -202,7 +202,11 @@ def second(net: Any, x: Tensor) -> Tensor:
 BLOCKING: dict[str, tuple[Body, dict[str, nn.Module], str]] = {
     "concatenation": (second, {}, "the operation 'cat' reads them"),
     "channels cut off": (lambda net, x: x[:, torch.arange(8)], {}, "the operation 'getitem' reads them"),
-    "two halves": (lambda net, x: torch.cat(x.chunk(2, 1), 1), {}, "the operation 'chunk' reads them"),
+    "two halves": (
+        lambda net, x: torch.cat([x.chunk(2, 1)[0], x.chunk(2, 1)[1]], 1),
+        {},
+        "the operation 'chunk' reads them",
+    ),
     "PReLU, a slope a channel": (
         lambda net, x: net.prelu(x),
         {"prelu": nn.PReLU(8)},
