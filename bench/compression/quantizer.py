@@ -47,8 +47,9 @@ def clamped(x: Tensor, low: float | Tensor | None = None, high: float | Tensor |
 
     Args:
         x: Tensor of any shape.
-        low, high: Bounds, numbers or tensors that are broadcastable to `x`, with `low` ≤ `high`; `None` for no bound. A
-            bound that is a tensor has the gradient of the elements beyond it.
+        low: Lower bound, a number or a tensor that is broadcastable to `x`; `None` for no bound. A tensor gets the
+            gradient of the elements below it.
+        high: Upper bound, at least `low`, of the same kinds.
     """
     if low is not None:
         x = torch.where(x < low, low, x)
