@@ -17,6 +17,7 @@ from methods.djpq import Djpq
 from methods.dnas import Dnas
 from methods.dq import Dq
 from methods.edmips import Edmips
+from methods.evopress import Evopress, EvopressOptions
 from methods.fixed import Fixed
 from methods.greedy import Greedy
 from methods.haq import Haq, HaqOptions
@@ -45,8 +46,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "limpq": Limpq,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "greedy": Greedy,
+    "evopress": lambda: Evopress(EvopressOptions(generations=2, offspring=4, survivors=(1,), images=(8,), initial=4)),
 }
-WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq"}
+WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq", "evopress"}
 
 
 def products(model: nn.Module) -> list[QuantizedProduct]:
