@@ -241,7 +241,8 @@ class StepNetwork:
             meter = Meter(job.task.device)
             for images, labels in batches:
                 optimizer.zero_grad(set_to_none=True)
-                for bits in (*reversed(self._options.bits), self._drawn(noise)):
+                passes: tuple[int | Mapping[str, int], ...] = (*reversed(self._options.bits), self._drawn(noise))
+                for bits in passes:
                     self._use(bits)
                     outputs = forward(images)
                     loss = F.cross_entropy(outputs, labels, label_smoothing=SMOOTHING)

@@ -245,7 +245,8 @@ def repeated_layer(graph: Graph, path: str, inputs: int, outputs: int, copies: i
             operations.append(Add(name=f"sum{number}", inputs=(total, result), shape=layer.shape))
             result = f"sum{number}"
         total = result
-    return replace(graph, image_shape=layer.input_shape, operations=tuple(operations), output=total)
+    # Such a graph reads the layer's input in place of an image; that of a linear layer has no height and width.
+    return replace(graph, image_shape=layer.input_shape, operations=tuple(operations), output=total)  # type: ignore[arg-type]
 
 
 def _with_channels(layer: Layer, inputs: int, outputs: int) -> Layer:

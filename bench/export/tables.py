@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.export.export import Exports
 from bench.export.measurement import MeasuredTime
+from bench.export.verification import equal_predictions
 from bench.reporting.report import Column, Table
 
 _AGREEMENT = ("run", "method", "budget", "form", "engine", "KB", "equal", "Top-1 %", "recorded", "codes differing")
@@ -44,14 +45,6 @@ def agreement_table(exports: Exports) -> Table:
         rows=tuple(rows),
         notes=(*notes, *sorted(limits)),
     )
-
-
-def equal_predictions(entry: Mapping[str, Any]) -> str:
-    """Return how many predictions of an engine are equal, in words."""
-    words = f"{entry['equal']}/{entry['images']}"
-    if entry["traced"]:
-        words += f", {entry['traced']} near ties"
-    return f"{words}, BROKEN" if entry["broken"] else words
 
 
 def _network_bytes(document: Any, form: str) -> int:

@@ -97,6 +97,14 @@ class Verification:
         return 100 * self.correct / max(1, len(self.predictions))
 
 
+def equal_predictions(entry: Mapping[str, Any]) -> str:
+    """Return how many predictions of an engine are equal, in words."""
+    words = f"{entry['equal']}/{entry['images']}"
+    if entry["traced"]:
+        words += f", {entry['traced']} near ties"
+    return f"{words}, BROKEN" if entry["broken"] else words
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """What the harness's network computes for a batch.

@@ -96,7 +96,8 @@ class Entry:
     def board(self) -> str:
         """Hash of what rows of one board have in common; references have that of the budget "none"."""
         measure, spec = self.group.measure, self.terms.specification
-        priced_on = spec.get("accelerator") if measure in MEASURES and MEASURES[measure].on_accelerator else None
+        on_accelerator = any(kind.on_accelerator for name, kind in MEASURES.items() if name == measure)
+        priced_on = spec.get("accelerator") if on_accelerator else None
         tolerance = section(spec, "tuning").get("tolerance")
         limit = None if math.isnan(self.limit) else self.limit
         return canonical_hash([self.terms.identity, measure, limit, tolerance if measure else None, priced_on])

@@ -91,7 +91,7 @@ def _counted(board: Board) -> str:
 
 def _ranking_texts(board: Board, entry: Entry, facts: MethodFacts) -> tuple[str, ...]:
     group, values = entry.group, list(entry.top1.values())
-    cost = group.costs[group.measure] / entry.limit if group.measure in group.costs else math.nan  # type: ignore[index]
+    cost = group.costs[group.measure] / entry.limit if group.measure in group.costs else math.nan
     return (
         board.rank(entry),
         entry.label,

@@ -84,4 +84,4 @@ def toned(text: str, tone: Tone) -> str:
     if not tone or not has_color():
         return text
     style = STYLES[tone]
-    return click.style(text, **{style: True} if style in ("bold", "dim") else {"fg": style})  # type: ignore[arg-type]
+    return click.style(text, **{style: True} if style in ("bold", "dim") else {"fg": style})

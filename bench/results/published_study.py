@@ -68,7 +68,7 @@ class PublishedStudy(StudyResults):
 
         numbers = [column for row in self._rows[:1] for column in row if column not in _TEXTS]
         frame = pd.DataFrame(self._rows, columns=list(dict.fromkeys([*RUN_COLUMNS, *numbers])))
-        for column in frame.columns.difference(_TEXTS):
+        for column in frame.columns.difference(list(_TEXTS)):
             frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
         frame["seed"] = frame["seed"].astype("Int64")
         frame["within_budget"] = frame["within_budget"].map(_TRUTH.get).astype(object)

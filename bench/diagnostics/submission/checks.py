@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bench.diagnostics.submission import choices, costs, data, networks, tables, units
 from bench.diagnostics.submission.submission import NotChecked, Submission
@@ -43,7 +44,7 @@ class Inspection:
         return [f"{line.what}: {line.figure}" for line in self.lines if line.passed and line.deviation]
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Literal["networks", "numbers", "no"]:
         """Word for how far the study was checked: "networks", "numbers" or "no"."""
         if self.faults or self.missing:
             return "no"

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from bench.compression.policy import Policy, load_policy
 from bench.compression.shapes import NetworkShape
-from bench.costs.accelerator.pricing import computes, price_on
+from bench.costs.breakdown import breakdown
 from bench.costs.budget import Budget, parse_budget
-from bench.costs.counter import price
 from bench.costs.measures import BOPS
 from bench.diagnostics.submission.submission import Submission, SubmittedUnit, network_of, outcome
 from bench.diagnostics.verify import CheckLine
@@ -55,8 +54,8 @@ def _faults(submission: Submission, run: SubmittedUnit) -> Iterator[str]:
 
 def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) -> Mapping[str, float | None]:
     """Count a policy on the shapes of the full network; runs count the network that is left after pruning."""
-    cost = price(network, policy)
-    executed = price_on(accelerator, network, policy) if computes(accelerator, network, policy) else None
+    whole = breakdown(accelerator, network, policy)
+    cost = whole.cost
     return {
         "bops": cost.bops,
         "memory_kb": cost.memory_kb,
@@ -64,8 +63,8 @@ def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) 
         "peak_memory_bits": cost.peak_memory_bits,
         "macs": cost.macs,
         "parameters": cost.parameters,
-        "latency_ms": None if executed is None else executed.latency_ms,
-        "energy_mj": None if executed is None else executed.energy_mj,
+        "latency_ms": whole.total("latency"),
+        "energy_mj": whole.total("energy"),
     }
 
 

@@ -7,7 +7,7 @@ from bench.errors import printable
 from bench.export.importing.claims import ModelComparison, Recorded
 from bench.export.importing.files import NetworkFile
 from bench.export.importing.imported import ImportedNetwork
-from bench.export.tables import equal_predictions
+from bench.export.verification import equal_predictions
 from bench.reporting.report import Column, Table
 
 _UNKNOWN = "–"
