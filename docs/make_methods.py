@@ -1,9 +1,9 @@
 """Write the sections of `docs/methods.md` from the methods themselves: `.venv/bin/python docs/make_methods.py`.
 
 Names and their order come from the entry points in `pyproject.toml`; summaries, families, sources, abilities, options
-and deviations from the classes; what options mean from their docstrings; and the values of the paper's schedule from its
-files. The result replaces what stands between `<!-- methods -->` and `<!-- end -->` in the page. `tests/docs/test_methods_page.py`
-fails when the page is not what this script would write.
+and deviations from the classes; what options mean from their docstrings; and values of the paper's schedule from its
+files. The result replaces what stands between `<!-- methods -->` and `<!-- end -->` in the page.
+`tests/docs/test_methods_page.py` fails when the page is not what this script would write.
 """
 
 import importlib

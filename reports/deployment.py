@@ -3,13 +3,15 @@
 It shows what `bench export` wrote into the store; measured times come from `bench export --measure`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.api import Column, Figure, Part, Report, StudyResults, Table
 from bench.costs.measures import Bops
+from bench.reporting.wording import count
 from bench.store.exports import StoredExport, StoredTime, read_export
 from reports.shared.drawing import Rows, data, method_colour, method_shape, unique
 from reports.shared.formatting import named_runs, number
@@ -17,8 +19,11 @@ from reports.shared.formatting import named_runs, number
 if TYPE_CHECKING:
     import altair as alt
 
-_FLOAT = "float"
+_FLOATS = ("float", "reduced float")
 _KB = 1000
+_TICKS = [0.001, 0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
+_POWERS = [0.0001, 0.001, 0.01, 0.1, 1]
+_VIEW = {"width": 190, "height": 190}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +52,21 @@ class Deployment(Report):
         groups = _groups(results)
         if not groups:
             return []
-        times = [row for group in groups for row in _times(group)]
+        times = measured_rows(results)
         parts: list[Part] = [_sizes(groups)]
         if times:
             parts += [_times_table(times), _figure(times)]
         return parts
+
+
+def measured_rows(results: StudyResults) -> list[dict[str, Any]]:
+    """Return measured times of a study's exported networks.
+
+    Returns:
+        One row for each method, budget, form, engine and number of images: "milliseconds", "ratio" to the float network
+        with its quartiles "low" and "high", and "bops", the share of the float network's bit operations.
+    """
+    return [row for group in _groups(results) for row in _times(group)]
 
 
 def _groups(results: StudyResults) -> list[_Group]:
@@ -115,12 +130,13 @@ def _size_cells(group: _Group, form: str) -> tuple[str, ...]:
 # --- measured times ------------------------------------------------------------------------------------------------
 
 
-def _times(group: _Group) -> list[dict[str, object]]:
+def _times(group: _Group) -> list[dict[str, Any]]:
     """Make one row for each form, engine and number of images, with medians over the runs."""
     entries: dict[tuple[str, str, int], list[StoredTime]] = {}
     for export in group.exports:
         for entry in export.measured:
-            entries.setdefault((entry.form, f"{entry.engine} {entry.version}", entry.batch), []).append(entry)
+            engine = f"{entry.engine.partition(',')[0]} {entry.version}"
+            entries.setdefault((entry.form, engine, entry.batch), []).append(entry)
     return [
         {
             "method": group.method,
@@ -163,37 +179,67 @@ def _times_table(rows: Rows) -> Table:
             )
             for row in rows
         ),
+        headline=tuple(_messages(rows)),
         notes=("Measured times belong to the machine that exported; they are no part of a budget",),
     )
 
 
+def _messages(rows: Rows) -> Iterator[str]:
+    """Say what counted operations promise, and what the fastest form of each network takes."""
+    fastest: dict[tuple[str, str], float] = {}
+    for row in rows:
+        if row["form"] not in _FLOATS:
+            key = row["method"], row["budget"]
+            fastest[key] = min(row["ratio"], fastest.get(key, math.inf))
+    if not fastest:
+        return
+    fewer = sorted(1 / row["bops"] for row in rows)
+    least, most = min(fastest.values()), max(fastest.values())
+    yield (
+        f"These networks count {fewer[0]:.0f} to {fewer[-1]:.0f} times fewer bit operations than the float network; "
+        f"the fastest form of each takes {least:.2f} to {most:.2f} times as long in the same engine."
+    )
+
+
 def _figure(rows: Rows) -> Figure:
-    shown = [row for row in rows if row["form"] != _FLOAT]
+    single = min(row["batch"] for row in rows)
+    shown = [row for row in rows if row["form"] != _FLOATS[0] and row["batch"] == single]
     return Figure(
         name="deployment_ratios",
         title="Measured time over counted bit operations",
         draw=lambda: _draw(shown),
         notes=(
-            "Both as shares of the float network at full precision. On the line they would be equal: the counted "
-            "operations would say how long a network takes on this machine",
+            f"Both as shares of the float network at full precision, {count(single, 'image')} at a time. On the dashed "
+            "line they would be equal: counted operations would say how long a network takes on this machine. On the "
+            "upper line it takes as long as the float network",
         ),
     )
 
 
 def _draw(rows: Rows) -> "alt.TopLevelMixin":
+    """Draw one view for each engine and form; the dashed line is the same in all."""
     import altair as alt
 
     from bench.reporting.charts import GREY
 
     methods = unique(row["method"] for row in rows)
-    x = alt.X("bops:Q", title="Counted bit operations ×", scale=alt.Scale(type="log"))
-    y = alt.Y("ratio:Q", title="Measured time ×", scale=alt.Scale(type="log"))
-    ends = [min(row["bops"] for row in rows), 1.0]
-    diagonal = [{"bops": end, "ratio": end} for end in ends]
-    hover = [alt.Tooltip(f"{key}:N") for key in ("method", "budget", "form", "engine", "batch", "ratio", "bops")]
-    marks = alt.Chart(data(rows)).encode(x=x, color=method_colour(methods), tooltip=hover)
-    return alt.layer(
-        alt.Chart(data(diagonal)).mark_line(color=GREY, strokeDash=[5, 4]).encode(x=x, y=y),
-        marks.mark_rule().encode(y=alt.Y("low:Q", title="Measured time ×", scale=alt.Scale(type="log")), y2="high:Q"),
-        marks.mark_point(filled=True, size=60).encode(y=y, shape=method_shape(methods)),
+    least = min(row["bops"] for row in rows)
+    x = alt.X(
+        "bops:Q", title="Counted bit operations ×", scale=alt.Scale(type="log", nice=False, domain=[least / 2, 1])
     )
+    height = alt.Scale(type="log", nice=False)
+    y = alt.Y("ratio:Q", title="Measured time ×", scale=height, axis=alt.Axis(values=_TICKS, format="~g"))
+    hover = [alt.Tooltip(f"{key}:N") for key in ("method", "budget", "form", "engine", "batch", "ratio", "bops")]
+    marks = alt.Chart().encode(x=x, color=method_colour(methods), tooltip=hover)
+    line = alt.Chart().mark_rule(color=GREY)
+    layers = [
+        line.encode(y=alt.datum(1)),
+        alt.Chart()
+        .mark_rule(color=GREY, strokeDash=[5, 4])
+        .encode(x=alt.datum(least), x2=alt.datum(1), y=alt.datum(least), y2=alt.datum(1)),
+        marks.mark_rule().encode(y=alt.Y("low:Q", scale=height), y2="high:Q"),
+        marks.mark_point(filled=True, size=45).encode(y=y, shape=method_shape(methods)),
+    ]
+    views = alt.layer(*layers, data=data(rows)).properties(**_VIEW)
+    by_form = alt.Column("form:N", title=None, sort=unique(row["form"] for row in rows))
+    return views.facet(row=alt.Row("engine:N", title=None), column=by_form)

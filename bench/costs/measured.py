@@ -9,15 +9,17 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.compression.policy import FULL_PRECISION_BITS
-from bench.compression.shapes import LayerShape, NetworkShape
 from bench.errors import BenchError
 from bench.inputs.reading import JSON_BYTES, parse_json, read_bytes
 from bench.spec.schema import ENGINES
+
+if TYPE_CHECKING:
+    from bench.compression.shapes import LayerShape, NetworkShape
 
 FOLDER = "measured"
 """Folder of a store with tables, each in a folder named by the hash of what was measured, and on which machine."""
@@ -127,7 +129,7 @@ class LayerTimes(_Document):
     layers: tuple[MeasuredLayer, ...]
 
     def quartiles(
-        self, layer: LayerShape, weight_bits: int, activation_bits: int, in_channels: int, out_channels: int
+        self, layer: "LayerShape", weight_bits: int, activation_bits: int, in_channels: int, out_channels: int
     ) -> Quartiles:
         """Return the quartiles of a layer's time in milliseconds for one image.
 
@@ -141,7 +143,7 @@ class LayerTimes(_Document):
         inputs = layer.in_channels if layer.depthwise else in_channels
         return entry.quartiles(weight_bits, activation_bits, inputs, out_channels)
 
-    def network(self, network: NetworkShape) -> MeasuredNetwork:
+    def network(self, network: "NetworkShape") -> MeasuredNetwork:
         """Return what was measured of a whole network.
 
         Raises:
@@ -175,7 +177,7 @@ class LayerTimes(_Document):
         return f"quartiles are {middle:.0f} % of the median apart in the middle layer, up to {tenth:.0f} % in 9 of 10"
 
 
-def layer_key(layer: LayerShape) -> str:
+def layer_key(layer: "LayerShape") -> str:
     """Describe what a layer's time depends on besides bits and kept channels."""
     kernel, stride, size, result = (
         "×".join(map(str, pair)) for pair in (layer.kernel, layer.stride, layer.in_size, layer.out_size)
@@ -185,12 +187,12 @@ def layer_key(layer: LayerShape) -> str:
     return f"{layer.kind} {kernel}/{stride} {layer.in_channels}{free}{layer.out_channels} {size}→{result}{groups}"
 
 
-def is_free_input(layer: LayerShape) -> bool:
+def is_free_input(layer: "LayerShape") -> bool:
     """Whether a layer can lose inputs; those of a depthwise one are its outputs."""
     return layer.producer is not None and not layer.depthwise
 
 
-def is_free_output(layer: LayerShape) -> bool:
+def is_free_output(layer: "LayerShape") -> bool:
     """Whether a layer can lose outputs."""
     return layer.prunable or layer.leader is not None
 

@@ -58,6 +58,10 @@ def test_measured_ratios_are_shown_beside_the_counted_one(tmp_path: Path) -> Non
         ("float", "2.000", "1.00", "0.90–1.10", "0.0156"),
         ("onnx-qdq", "1.600", "0.80", "0.72–0.88", "0.0156"),
     ]
+    assert table_of(Deployment(), fake, "deployment_times").headline == (
+        "These networks count 64 to 64 times fewer bit operations than the float network; the fastest form of each "
+        "takes 0.80 to 0.80 times as long in the same engine.",
+    )
     points = rows_in(figures_of(Deployment(), fake)["deployment_ratios"], "form")
     assert {(point["form"], point["ratio"], point["bops"]) for point in points} == {("onnx-qdq", 0.8, 40 / 2560)}
 

@@ -28,6 +28,7 @@ from bench.diagnostics.doctor.doctor import examine
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, DoctorRequest, Finding, probe_torch
 from bench.diagnostics.wording import some
 from bench.errors import BenchError
+from bench.planning.networks import model_shape
 from bench.plugins.entry_points import Kind
 from bench.spec.sources import build
 from bench.store.files import Store, write_json, write_text
@@ -35,6 +36,7 @@ from bench.store.leases import Holder, Leases
 from datasets.imagefolder import ImageFolder
 from datasets.imagenet import ImageNet
 from tests import fake_store
+from tests.bench.costs.tables import write_table
 from tests.datasets.images import make_folder
 
 FakeStore = fake_store.FakeStore
@@ -573,3 +575,18 @@ def test_data_sets_of_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     thorough = doctor_request(tmp_path, data_dir=tmp_path, thorough=True)
     read = doctor_plugins._image_folders(thorough, "data imagefolder", ImageFolder)
     assert read.found == "intact: 8 training and 4 test images"
+
+
+def test_measured_times_are_listed_with_their_spread(tmp_path: Path) -> None:
+    seen = doctor_request(tmp_path)
+    assert "none" in only(doctor_store.measured_times(seen)).found
+    folder = seen.store.root / "measured" / "0123"
+    folder.mkdir(parents=True)
+    write_table(folder / "onnxruntime.json", model_shape("resnet8", "digits"))
+    finding = only(doctor_store.measured_times(seen))
+    assert finding.status == OK
+    assert "resnet8 on digits: 10 kinds of layers, measured with onnxruntime 1.0" in finding.found
+    assert "quartiles are 30 % of the median apart" in finding.found
+    (folder / "onnxruntime.json").write_text("{}")
+    finding = only(doctor_store.measured_times(seen))
+    assert (finding.status, finding.remedy.partition(";")[0]) == (WARN, f"remove {folder / 'onnxruntime.json'}")
