@@ -9,14 +9,17 @@ layer after the other. The weights are one string of bits, in which a code of k 
 A tensor between two operations holds whole numbers. It is either the codes of a layer's input, or numbers in units of
 2^-fraction_bits.
 
-Everything is computed with whole numbers, and every rounding is defined, so the result is the same on every machine.
-Sums of products are computed in floating point where it holds them exactly, because this is fast. 64 bits suffice for
-all numbers: whoever made the file has checked it.
+Nearly everything is computed with whole numbers, and every rounding is defined, so the result is the same on every
+machine. Sums of products are computed in floating point where it holds them exactly, because this is fast. 64 bits
+suffice for all numbers: whoever made the file has checked it. Softmax, GELU and layer normalisation are computed in
+float64, number by number, with additions, multiplications, divisions and square roots alone, whose results IEEE 754
+defines; sums in them are of whole numbers. Their results are whole numbers again.
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Observer = Callable[[str, Array], None]
 
-_DTYPES = {"U8": "<u1", "I8": "<i1", "I32": "<i4", "I64": "<i8"}
+_DTYPES = {"U8": "<u1", "I8": "<i1", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 DEFAULTS = {
     "stride": [1, 1],
     "dilation": [1, 1],
@@ -37,10 +40,19 @@ DEFAULTS = {
     "sums_apart": False,
     "border_classes": [1, 1],
     "high": None,
+    "right": False,
 }
 """Values of an operation that are left out."""
 _BATCH = 100
 """Images that are computed together."""
+_LOW_BITS = 20
+"""Bits of the lower part of a number that is squared."""
+_EXPONENTIAL_BITS = 40
+"""Fraction bits of exponentials in a softmax."""
+_LN2, _LN2_REST = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""The natural logarithm of 2 in two parts, of which whole multiples of the first are exact."""
+_REACH, _STEP_BITS = 8, 7
+"""GELU is interpolated from −8 to 8 in steps of 2^-7."""
 
 
 class PackedNetwork:
@@ -119,15 +131,18 @@ class PackedNetwork:
         shifts = self.numbers("shifts", step["first_shift"], sums.shape[2:3])
         total = (sums * factors[:, :, None, None]).sum(axis=1)
         result = shifted(total, shifts[:, None, None]) + self._border(step)
-        return result[:, :, 0, 0] if step["linear"] else result
+        if not step["linear"]:
+            return result
+        outputs = result.shape[1]
+        return np.moveaxis(result.reshape(len(codes), outputs, *codes.shape[1:-1]), 1, -1)
 
     def _sums(self, step: Mapping[str, Any], codes: Array) -> Array:
         """Sum the products of weights and codes, shape (N, sums, out, height, width).
 
         There is one sum for each output, or one for each input channel if these have different steps.
         """
-        if step["linear"]:
-            codes = codes[:, :, None, None]
+        if step["linear"]:  # channels are last
+            codes = np.moveaxis(codes, -1, 1).reshape(len(codes), codes.shape[-1], -1, 1)
         weights = self.weights(step)
         outputs, inputs, height, width = weights.shape
         groups, apart = step["groups"], step["sums_apart"]
@@ -162,6 +177,14 @@ class PackedNetwork:
         codes: Array = np.minimum((inside + half - 1) >> step["shift"], step["largest_code"])
         return codes
 
+    def _product(self, step: Mapping[str, Any], left: Array, right: Array) -> Array:
+        """Multiply two tensors of codes, whose value is step·code + offset, and scale the sums."""
+        sums = np.matmul(left.astype(np.float64), right.astype(np.float64)).astype(np.int64)
+        parts = (sums, left.sum(axis=-1, keepdims=True), right.sum(axis=-2, keepdims=True))
+        pairs = zip(parts, step["factors"], strict=True)
+        total: Array = step["bias"] + sum(shifted(part * number, np.int64(shift)) for part, (number, shift) in pairs)
+        return total
+
     # --- other operations -----------------------------------------------------------------------------------------
 
     def _clip(self, step: Mapping[str, Any], x: Array) -> Array:
@@ -188,6 +211,55 @@ class PackedNetwork:
     def _hardswish(self, _: Mapping[str, Any], x: Array) -> Array:
         inner = np.clip(x, -3 * self._unit, 3 * self._unit)
         return np.where(x > inner, x, divided(inner * (inner + 3 * self._unit), 6 * self._unit))
+
+    def _rescale(self, step: Mapping[str, Any], x: Array) -> Array:
+        return shifted(x * step["multiplier"], np.int64(step["shift"]))
+
+    def _softmax(self, step: Mapping[str, Any], x: Array) -> Array:
+        axis = step["axis"] + 1
+        below = (x - x.max(axis=axis, keepdims=True)) / self._unit
+        sizes = np.rint(np.ldexp(exponential(below), _EXPONENTIAL_BITS))
+        total = sizes.astype(np.int64).sum(axis=axis, keepdims=True)
+        return np.rint(sizes * self._unit / total).astype(np.int64)
+
+    def _gelu(self, _: Mapping[str, Any], x: Array) -> Array:
+        """Interpolate the normal distribution function by a cubic polynomial between two steps."""
+        reach = _REACH * self._unit
+        place = np.clip(x, -reach, reach - 1) + reach
+        step = self._unit >> _STEP_BITS
+        number, part = place // step, (place % step) / step
+        first, second, third, fourth = (values[number] for values in distribution())
+        share = first + part * (second + part * (third + part * fourth))
+        inner = np.rint(x * share).astype(np.int64)
+        return np.where(x >= reach, x, np.where(x < -reach, 0, inner))
+
+    def _layer_norm(self, step: Mapping[str, Any], x: Array) -> Array:
+        count = x.shape[-1]
+        apart = x - divided(x.sum(axis=-1, keepdims=True), count)
+        high = apart >> _LOW_BITS
+        low = apart - (high << _LOW_BITS)
+        squares = [(one * other).sum(axis=-1, keepdims=True) for one, other in ((high, high), (high, low), (low, low))]
+        total = squares[0] * 2.0 ** (2 * _LOW_BITS) + squares[1] * 2.0 ** (_LOW_BITS + 1) + squares[2]
+        deviation = np.sqrt(total / count + step["epsilon"] * float(self._unit) ** 2)
+        weight, bias = self._constants(step, (2, count)) * self._unit
+        return np.rint(apart / deviation * weight + bias).astype(np.int64)
+
+    def _add_constant(self, step: Mapping[str, Any], x: Array) -> Array:
+        return x + np.rint(self._constants(step, x.shape[1:]) * self._unit).astype(np.int64)
+
+    def _prepend(self, step: Mapping[str, Any], x: Array) -> Array:
+        tokens = np.rint(self._constants(step, (step["tokens"], x.shape[-1])) * self._unit).astype(np.int64)
+        return np.concatenate([np.broadcast_to(tokens, (len(x), *tokens.shape)), x], axis=1)
+
+    def _constants(self, step: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
+        first = step["first_constant"]
+        return self.tensors["constants"][first : first + int(np.prod(shape))].astype(np.float64).reshape(shape)
+
+    def _permute(self, step: Mapping[str, Any], x: Array) -> Array:
+        return x.transpose(0, *(axis + 1 for axis in step["axes"]))
+
+    def _select(self, step: Mapping[str, Any], x: Array) -> Array:
+        return x[:, step["index"]]
 
     def _reshape(self, step: Mapping[str, Any], x: Array) -> Array:
         return x.reshape(len(x), *step["shape"])
@@ -223,6 +295,32 @@ def shifted(x: Array, shift: Array) -> Array:
 def divided(x: Array, divisor: int) -> Array:
     """Divide by a whole number and round to the nearest whole number, upwards half-way."""
     return (2 * x + divisor) // (2 * divisor)
+
+
+def exponential(x: Array) -> Array:
+    """Compute exp(x) of float64 numbers up to 0; below −60 the result is that of −60, about 1e-26."""
+    x = np.maximum(x, -60.0)
+    power = np.rint(x * 1.4426950408889634)
+    rest = (x - power * _LN2) - power * _LN2_REST
+    series = np.ones_like(rest)
+    for number in range(13, 0, -1):
+        series = 1 + series * rest / number
+    return np.ldexp(series, power.astype(np.intc))
+
+
+@cache
+def distribution() -> tuple[Array, Array, Array, Array]:
+    """Return coefficients of cubic polynomials that are the normal distribution function between two steps.
+
+    The function is the integral of its density by Simpson's rule. Values and slopes are met at the steps.
+    """
+    width = 2.0**-_STEP_BITS
+    x = np.arange(2 * _REACH * 2 * 2**_STEP_BITS + 1) * (width / 2) - _REACH
+    density = exponential(-(x * x) / 2) * (width * 0.3989422804014327)  # 1/√(2π)
+    first, middle, last = density[:-2:2], density[1::2], density[2::2]
+    rises = (first + 4 * middle + last) / 6
+    values = np.concatenate([np.zeros(1), np.cumsum(rises)])
+    return values[:-1], first, 3 * rises - 2 * first - last, first + last - 2 * rises
 
 
 def _windows(x: Array, kernel: tuple[int, int], step: Mapping[str, Any], fill: int = 0) -> Array:

@@ -19,18 +19,27 @@ from bench.export import executor
 from bench.export.graph import program
 from bench.export.graph.operations import (
     Add,
+    AddConstant,
     Clip,
+    Gelu,
     Graph,
     Hardsigmoid,
     Hardswish,
     Layer,
+    LayerNorm,
     MaxPool,
     Mean,
     Multiply,
     Operation,
+    Permute,
+    Prepend,
+    Product,
     Quantize,
     Reals,
+    Rescale,
     Reshape,
+    Select,
+    Softmax,
 )
 
 FILE, EXECUTOR = "network.safetensors", "executor.py"
@@ -40,9 +49,19 @@ MULTIPLIER_BITS = 31
 _MOST_BITS = 62
 """Largest number of bits of a number's size anywhere in the computation."""
 _UNIT = 1 << FRACTION_BITS
-_NUMBERS = {"multipliers": np.int32, "shifts": np.int8, "biases": np.int32, "borders": np.uint8}
+_NUMBERS = {
+    "multipliers": np.int32,
+    "shifts": np.int8,
+    "biases": np.int32,
+    "borders": np.uint8,
+    "constants": np.float32,
+}
 """Tensors with the numbers of all layers, and their types; biases get 64 bits if one needs them."""
-_DTYPES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64"}
+_LEAST_MULTIPLIER_BITS = 20
+"""Least number of bits of a multiplier of numbers that are large."""
+_MOST_NORM_BITS = 45
+"""Largest number of bits of a number whose square a layer normalisation adds up."""
+_DTYPES = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64", "float32": "F32"}
 
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 Step: TypeAlias = tuple[dict[str, Any], int]
@@ -200,6 +219,48 @@ class _Writer:
             "first_border": self._add("borders", border.rows.astype(np.uint8), border.columns.astype(np.uint8)),
         }
 
+    def product(self, product: Product, _: list[int]) -> Step:
+        """Write a product: factors of its sums, and of the sums of both operands' codes, as these have offsets."""
+        left, right, count = product.left, product.right, product.contraction
+        scales = (left.step * right.step, left.step * right.offset, left.offset * right.step)
+        sums = (count * left.levels * right.levels, count * left.levels, count * right.levels)
+        factors = [fixed_point(scale * _UNIT, MULTIPLIER_BITS) for scale in scales]
+        for size, (number, shift) in zip(sums, factors, strict=True):
+            self._checked(product, (size * abs(number) << max(-shift, 0)) + (1 << max(shift, 0)))
+        bias = round(count * left.offset * right.offset * _UNIT)
+        sizes = (math.ceil(size * abs(scale) * _UNIT) for size, scale in zip(sums, scales, strict=True))
+        return {"factors": [list(pair) for pair in factors], "bias": bias}, sum(sizes) + abs(bias) + 4
+
+    def rescale(self, operation: Rescale, bounds: list[int]) -> Step:
+        """Write a factor."""
+        bits = min(MULTIPLIER_BITS, _MOST_BITS - 1 - bounds[0].bit_length())
+        if bits < _LEAST_MULTIPLIER_BITS:
+            raise self._too_large(operation)
+        multiplier, shift = fixed_point(operation.factor, bits)
+        self._checked(operation, (bounds[0] * abs(multiplier) << max(-shift, 0)) + (1 << max(shift, 0)))
+        return {"multiplier": multiplier, "shift": shift}, math.ceil(bounds[0] * abs(operation.factor)) + 1
+
+    def layer_norm(self, operation: LayerNorm, bounds: list[int]) -> Step:
+        """Write weights and biases of a normalisation."""
+        if (2 * bounds[0]).bit_length() > _MOST_NORM_BITS:
+            raise self._too_large(operation)
+        first = self._add("constants", operation.weight.astype(np.float32), operation.bias.astype(np.float32))
+        largest = math.sqrt(operation.shape[-1]) * float(np.abs(operation.weight).max())
+        return {"first_constant": first}, math.ceil((largest + float(np.abs(operation.bias).max())) * _UNIT) + 1
+
+    def constant(self, operation: AddConstant, bounds: list[int]) -> Step:
+        """Write numbers that are added."""
+        first = self._add("constants", operation.values.astype(np.float32))
+        return {"first_constant": first}, bounds[0] + self._largest(operation)
+
+    def prepend(self, operation: Prepend, bounds: list[int]) -> Step:
+        """Write tokens."""
+        first = self._add("constants", operation.values.astype(np.float32))
+        return {"first_constant": first}, max(bounds[0], self._largest(operation))
+
+    def _largest(self, operation: AddConstant | Prepend) -> int:
+        return math.ceil(float(np.abs(operation.values).max()) * _UNIT) + 1
+
     def clip(self, operation: Clip, bounds: list[int]) -> Step:
         """Bound a limit."""
         return {}, bounds[0] if operation.high is None else min(bounds[0], operation.high * _UNIT)
@@ -220,11 +281,14 @@ class _Writer:
             BenchError: It is too large.
         """
         if bound.bit_length() > _MOST_BITS:
-            raise BenchError(
-                f"'{self._model}' cannot be exported as packed: numbers in '{operation.name}' could have more than "
-                f"{_MOST_BITS} bits; nothing was written"
-            )
+            raise self._too_large(operation)
         return bound
+
+    def _too_large(self, operation: Operation) -> BenchError:
+        return BenchError(
+            f"'{self._model}' cannot be exported as packed: numbers in '{operation.name}' could have more than "
+            f"{_MOST_BITS} bits; nothing was written"
+        )
 
 
 _STEPS: Mapping[type[Operation], Callable[[_Writer, Any, list[int]], Step]] = {
@@ -237,6 +301,15 @@ _STEPS: Mapping[type[Operation], Callable[[_Writer, Any, list[int]], Step]] = {
     MaxPool: lambda _, __, bounds: ({}, bounds[0]),
     Hardsigmoid: lambda _, __, ___: ({}, _UNIT),
     Hardswish: lambda _, __, bounds: ({}, bounds[0]),
+    Product: _Writer.product,
+    Rescale: _Writer.rescale,
+    Softmax: lambda _, __, ___: ({}, _UNIT + 1),
+    Gelu: lambda _, __, bounds: ({}, bounds[0]),
+    LayerNorm: _Writer.layer_norm,
+    AddConstant: _Writer.constant,
+    Prepend: _Writer.prepend,
+    Permute: lambda _, __, bounds: ({}, bounds[0]),
+    Select: lambda _, __, bounds: ({}, bounds[0]),
     Reshape: lambda _, __, bounds: ({}, bounds[0]),
 }
 """Function for each operation that returns the integers that define it, and a bound of its result's size."""

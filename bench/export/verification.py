@@ -131,9 +131,7 @@ class _Watched:
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
         handles = [
-            network.get_submodule(f"{quantizer.layer}.activation_quantizer").register_forward_hook(
-                self._hook(quantizer)
-            )
+            network.get_submodule(quantizer.module).register_forward_hook(self._hook(quantizer))
             for quantizer in self.quantizers
         ]
         try:

@@ -7,7 +7,22 @@ import numpy as np
 from torch import fx, nn
 
 from bench.compression.structure.node_shapes import shape_of
-from bench.export.graph.operations import Add, Clip, Hardsigmoid, Hardswish, MaxPool, Mean, Multiply, Operation, Reshape
+from bench.export.graph.operations import (
+    Add,
+    Clip,
+    Gelu,
+    Hardsigmoid,
+    Hardswish,
+    LayerNorm,
+    MaxPool,
+    Mean,
+    Multiply,
+    Operation,
+    Permute,
+    Reshape,
+    Select,
+    Softmax,
+)
 
 
 def shape_for_one(node: fx.Node) -> tuple[int, ...]:
@@ -25,16 +40,21 @@ class Call:
 
     def __init__(self, node: fx.Node, sources: Sequence[fx.Node], modules: Mapping[str, nn.Module]) -> None:
         self._node = node
-        self._module = modules[str(node.target)] if node.op == "call_module" else None
+        self.module = modules[str(node.target)] if node.op == "call_module" else None
         self.operands = [shape_for_one(source) for source in sources]
         self.before, self.after = self.operands[0], shape_for_one(node)
 
     def get(self, name: str, position: int, default: Any = None) -> Any:
         """Return an argument by its name, or its position in a function's arguments."""
-        if self._module is not None:
-            return getattr(self._module, name, default)
+        if self.module is not None:
+            return getattr(self.module, name, default)
         given = self._node.args[position] if len(self._node.args) > position else default
         return self._node.kwargs.get(name, given)
+
+    def numbers(self) -> tuple[Any, ...]:
+        """Return the numbers that a method gets, one by one or as a sequence."""
+        given = self._node.args[1:]
+        return tuple(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else given
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -88,6 +108,59 @@ def _reshaped(call: Call, base: dict[str, Any]) -> Operation:
     return Reshape(**base)
 
 
+def _axis(call: Call, number: Any) -> int:
+    """Return a dimension without that of the images."""
+    if type(number) is not int:
+        raise UnhandledError("along no dimension")
+    axis = number % (len(call.before) + 1) - 1
+    if axis < 0:
+        raise UnhandledError("along the images")
+    return axis
+
+
+def _softmax(call: Call, base: dict[str, Any]) -> Operation:
+    return Softmax(axis=_axis(call, call.get("dim", 1)), **base)
+
+
+def _gelu(call: Call, base: dict[str, Any]) -> Operation:
+    if call.get("approximate", 1, "none") != "none":
+        raise UnhandledError("in an approximate form")
+    return Gelu(**base)
+
+
+def _layer_norm(call: Call, base: dict[str, Any]) -> Operation:
+    norm = call.module
+    if not isinstance(norm, nn.LayerNorm) or tuple(norm.normalized_shape) != call.before[-1:] or len(call.before) < 2:
+        raise UnhandledError("over other dimensions than the channels of tokens")
+    ones = np.ones(call.before[-1])
+    weight, bias = (
+        default if values is None else values.detach().numpy().astype(np.float64)
+        for values, default in ((norm.weight, ones), (norm.bias, 0 * ones))
+    )
+    return LayerNorm(epsilon=norm.eps, weight=weight, bias=bias, **base)
+
+
+def _transposed(call: Call, base: dict[str, Any]) -> Operation:
+    first, second = (_axis(call, call.get(name, number)) for number, name in enumerate(("dim0", "dim1"), 1))
+    axes = list(range(len(call.before)))
+    axes[first], axes[second] = second, first
+    return Permute(axes=tuple(axes), **base)
+
+
+def _permuted(call: Call, base: dict[str, Any]) -> Operation:
+    order = call.numbers()
+    if len(order) != len(call.before) + 1 or order[0] != 0:
+        raise UnhandledError("that moves the images")
+    return Permute(axes=tuple(_axis(call, number) for number in order[1:]), **base)
+
+
+def _selected(call: Call, base: dict[str, Any]) -> Operation:
+    index = call.get("index", 1)
+    if not isinstance(index, tuple) or len(index) != 2 or index[0] != slice(None) or type(index[1]) is not int:
+        raise UnhandledError("of other parts than one token")
+    return Select(index=index[1] % call.before[0], **base)
+
+
 OPERATIONS: Mapping[str, Callable[[Call, dict[str, Any]], Operation]] = {
     "relu": lambda _, base: Clip(**base),
     "relu6": lambda _, base: Clip(high=6, **base),
@@ -97,6 +170,12 @@ OPERATIONS: Mapping[str, Callable[[Call, dict[str, Any]], Operation]] = {
     "iadd": _added,
     "mul": _multiplied,
     "imul": _multiplied,
+    "softmax": _softmax,
+    "gelu": _gelu,
+    "layernorm": _layer_norm,
+    "transpose": _transposed,
+    "permute": _permuted,
+    "getitem": _selected,
     "mean": _mean,
     "adaptive_avg_pool2d": _adaptive_mean,
     "max_pool2d": _max_pool,
@@ -110,7 +189,7 @@ BINARY = frozenset({"add", "iadd", "mul", "imul"})
 REASONS = {
     "conv2d": "a convolution with full precision; only quantized layers are exported",
     "linear": "a linear layer with full precision; only quantized layers are exported",
-    "quantizedproduct": "a product of two activations, which is not handled",
+    "matmul": "a product of two activations with full precision; only quantized ones are exported",
     "batchnorm2d": "a normalisation that does not follow a convolution alone, which is not handled",
 }
 """Descriptions of operations that users know by other names."""

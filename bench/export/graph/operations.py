@@ -43,16 +43,23 @@ class Quantize(Operation):
     """Codes of a tensor x: (x − offset)/step, rounded to the nearest whole number, the lower one on a tie, from 0 to n.
 
     Attributes:
-        layer: Path of the layer that reads the codes.
+        layer: Path of the layer or product that reads the codes.
         bits: Number of bits k; n = 2^k − 1.
         clip: Clip value v; the step is v/n.
         offset: Value of code 0.
+        right: Whether it is the right operand of a product, and not a layer's input or the left operand.
     """
 
     layer: str
     bits: int
     clip: float
     offset: float
+    right: bool = False
+
+    @property
+    def module(self) -> str:
+        """Path of the quantizer in the network."""
+        return f"{self.layer}.{'weight' if self.right else 'activation'}_quantizer"
 
     @property
     def levels(self) -> int:
@@ -67,7 +74,7 @@ class Quantize(Operation):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer(Operation):
-    """A convolution, or a linear layer as a 1×1 convolution on one position; and the normalisation that follows it.
+    """A convolution, or a linear layer over tokens or a vector; and the normalisation that follows it.
 
     The value of an input's code a in channel c is step[c]·a + offset[c], and that of a weight's code q is
     weight_step·(2q − n). Padding adds zeros to the values, not to the codes. The result in channel o is
@@ -75,7 +82,7 @@ class Layer(Operation):
 
     Attributes:
         path: Path of the layer.
-        linear: Whether it is a linear layer, whose tensors have no height and width.
+        linear: Whether it is a linear layer, whose channels are last: (I,), or (tokens, I). Its kernel is 1×1.
         codes: Codes of the weights, shape (O, I/groups, kernel height, kernel width).
         weight_bits: Bits of the weights.
         weight_step: Half the difference of two neighbouring weights.
@@ -132,13 +139,32 @@ class Layer(Operation):
     @property
     def window_elements(self) -> int:
         """Number of input numbers in the windows of all positions."""
-        positions = 1 if self.linear else prod(self.shape[1:])
+        positions = prod(self.shape[:-1] if self.linear else self.shape[1:])
         return prod(self.codes.shape[1:]) * self.groups * positions
 
     @cached_property
     def border(self) -> "BorderMap":
         """What is added to the output at each position, because of offsets, bias and normalisation."""
         return border_map(self)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Product(Operation):
+    """The matrix product of two tensors of codes, (…, rows, n) by (…, n, columns).
+
+    Attributes:
+        path: Path of the product.
+        left, right: Quantizers of the operands.
+    """
+
+    path: str
+    left: Quantize
+    right: Quantize
+
+    @property
+    def contraction(self) -> int:
+        """Number of products in a sum."""
+        return self.left.shape[-1]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,6 +229,91 @@ class Hardsigmoid(Operation):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Rescale(Operation):
+    """A tensor times a number.
+
+    Attributes:
+        factor: The number.
+    """
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Softmax(Operation):
+    """exp(x) divided by its sum along a dimension.
+
+    Attributes:
+        axis: The dimension; that of the images does not count.
+    """
+
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gelu(Operation):
+    """x·Φ(x), where Φ is the normal distribution function."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerNorm(Operation):
+    """(x − mean)/√(variance + epsilon) over the last dimension, times a weight, plus a bias.
+
+    Attributes:
+        epsilon: Number that is added to the variance.
+        weight, bias: Numbers by channel.
+    """
+
+    epsilon: float
+    weight: Reals
+    bias: Reals
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AddConstant(Operation):
+    """A tensor plus numbers that are the same for all images, such as position embeddings.
+
+    Attributes:
+        values: The numbers, of the shape of the tensor.
+    """
+
+    values: Reals
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepend(Operation):
+    """Tokens that are the same for all images, such as a class token, before those of a tensor.
+
+    Attributes:
+        values: The tokens, shape (tokens, channels).
+    """
+
+    values: Reals
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Permute(Operation):
+    """The dimensions in another order.
+
+    Attributes:
+        axes: Dimension of the input for each one of the result; that of the images does not count.
+    """
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Select(Operation):
+    """One entry of the first dimension.
+
+    Attributes:
+        index: Number of the entry.
+    """
+
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Reshape(Operation):
     """The same numbers in another shape."""
 
@@ -236,6 +347,11 @@ class Graph:
     def layers(self) -> Sequence[Layer]:
         """Layers in order of execution."""
         return [operation for operation in self.operations if isinstance(operation, Layer)]
+
+    @property
+    def products(self) -> Sequence[Product]:
+        """Products of activations in order of execution."""
+        return [operation for operation in self.operations if isinstance(operation, Product)]
 
     @property
     def quantizers(self) -> Sequence[Quantize]:

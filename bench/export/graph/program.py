@@ -20,18 +20,27 @@ from bench.export.graph.operations import (
     LOGITS,
     PIXEL_BITS,
     Add,
+    AddConstant,
     Clip,
+    Gelu,
     Graph,
     Hardsigmoid,
     Hardswish,
     Layer,
+    LayerNorm,
     MaxPool,
     Mean,
     Multiply,
     Operation,
+    Permute,
+    Prepend,
+    Product,
     Quantize,
     Reals,
+    Rescale,
     Reshape,
+    Select,
+    Softmax,
 )
 from bench.inputs.reading import parse_json
 
@@ -49,6 +58,7 @@ Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-
 Title: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,200}$")]
 Size: TypeAlias = Annotated[int, Field(ge=1, le=1 << 16)]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=64)]
+Index: TypeAlias = Annotated[int, Field(ge=0, le=5)]
 Padding: TypeAlias = Annotated[int, Field(ge=0, le=64)]
 Real: TypeAlias = Annotated[float, Field(ge=-1e9, le=1e9)]
 PositiveReal: TypeAlias = Annotated[float, Field(ge=1e-12, le=1e9)]
@@ -98,6 +108,7 @@ def _quantize_values(operation: Quantize) -> dict[str, Any]:
         "largest_code": operation.levels,
         "clip": operation.clip,
         "lowest": operation.offset,
+        "right": operation.right,
     }
 
 
@@ -130,6 +141,15 @@ _STATED: Mapping[type[Operation], tuple[str, Callable[[Any], dict[str, Any]]]] =
     MaxPool: ("max_pool", _pool_values),
     Hardsigmoid: ("hardsigmoid", lambda _: {}),
     Hardswish: ("hardswish", lambda _: {}),
+    Product: ("product", lambda operation: {"path": operation.path}),
+    Rescale: ("rescale", lambda operation: {"factor": operation.factor}),
+    Softmax: ("softmax", lambda operation: {"axis": operation.axis}),
+    Gelu: ("gelu", lambda _: {}),
+    LayerNorm: ("layer_norm", lambda operation: {"epsilon": operation.epsilon}),
+    AddConstant: ("add_constant", lambda _: {}),
+    Prepend: ("prepend", lambda operation: {"tokens": len(operation.values)}),
+    Permute: ("permute", lambda operation: {"axes": operation.axes}),
+    Select: ("select", lambda operation: {"index": operation.index}),
     Reshape: ("reshape", lambda operation: {"shape": operation.shape}),
 }
 """Name of each operation, and a function that returns its values."""
@@ -165,6 +185,7 @@ class _QuantizeStep(_Step):
     largest_code: Codes
     clip: PositiveReal
     lowest: Real
+    right: bool = False
 
     def made(self, tensors: "_Tensors") -> Operation:
         (shape,) = tensors.reals(self, 1)
@@ -173,6 +194,7 @@ class _QuantizeStep(_Step):
             bits=_bits(self.name, self.largest_code),
             clip=self.clip,
             offset=self.lowest,
+            right=self.right,
             **self.base(shape),
         )
 
@@ -191,22 +213,25 @@ class _LayerStep(_Step):
     groups: Size = 1
 
     def made(self, tensors: "_Tensors") -> Operation:
-        source = tensors.codes(self)
+        (source,) = tensors.codes(self, 1)
         before = source.shape
         outputs, inputs, *kernel = self.weight_shape
         if self.linear:
-            fits = before == (inputs,) and kernel == [1, 1] and self.groups == 1
-            shape: Shape = (outputs,)
+            fits = len(before) < 3 and before[-1] == inputs and kernel == [1, 1] and self.groups == 1
+            shape: Shape = (*before[:-1], outputs)
         else:
             fits = len(before) == 3 and before[0] == inputs * self.groups and not outputs % self.groups
             shape = (outputs, *tensors.positions(self, before, kernel)) if fits else ()
         if not fits:
             raise ProgramError(f"'{self.name}' has weights of shape {self.weight_shape} and reads {before}")
-        if isinstance(source, Quantize) and (source.layer, source.levels) != (self.path, self.largest_code):
+        if isinstance(source, Quantize) and not (
+            source.layer == self.path and source.levels == self.largest_code and not source.right
+        ):
             raise ProgramError(f"'{self.name}' does not read its own codes")
         if source.name == IMAGE and self.largest_code != steps(PIXEL_BITS):
             raise ProgramError(f"'{self.name}' reads the image, and has {self.largest_code} as the largest pixel")
-        tensors.add_work(self.name, inputs * prod(kernel) * self.groups * prod(shape[1:]), outputs // self.groups)
+        positions = prod(shape[:-1] if self.linear else shape[1:])
+        tensors.add_work(self.name, inputs * prod(kernel) * self.groups * positions, outputs // self.groups)
         steps_of_input, offsets = tensors.scale_of(source)
         return Layer(
             path=self.path,
@@ -300,6 +325,101 @@ class _HardswishStep(_Step):
         return Hardswish(**self.base(shape))
 
 
+class _ProductStep(_Step):
+    operation: Literal["product"]
+    path: Name
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        left, right = tensors.codes(self, 2)
+        if not isinstance(left, Quantize) or not isinstance(right, Quantize):
+            raise ProgramError(f"'{self.name}' multiplies the image")
+        if (left.layer, left.right, right.layer, right.right) != (self.path, False, self.path, True):
+            raise ProgramError(f"'{self.name}' does not read its own codes")
+        rows, columns = left.shape[-2:-1], right.shape[-1:]
+        if not 2 <= len(left.shape) <= 4 or (*left.shape[:-2], *left.shape[-1:]) != right.shape[:-1]:
+            raise ProgramError(f"'{self.name}' multiplies tensors of shape {left.shape} and {right.shape}")
+        tensors.add_work(self.name, prod(left.shape), columns[0])
+        return Product(path=self.path, left=left, right=right, **self.base((*left.shape[:-2], *rows, *columns)))
+
+
+class _RescaleStep(_Step):
+    operation: Literal["rescale"]
+    factor: Real
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        (shape,) = tensors.reals(self, 1)
+        return Rescale(factor=self.factor, **self.base(shape))
+
+
+class _SoftmaxStep(_Step):
+    operation: Literal["softmax"]
+    axis: Index
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        (shape,) = tensors.reals(self, 1)
+        if self.axis >= len(shape):
+            raise ProgramError(f"'{self.name}' has no dimension {self.axis}")
+        return Softmax(axis=self.axis, **self.base(shape))
+
+
+class _GeluStep(_Step):
+    operation: Literal["gelu"]
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        (shape,) = tensors.reals(self, 1)
+        return Gelu(**self.base(shape))
+
+
+class _LayerNormStep(_Step):
+    operation: Literal["layer_norm"]
+    epsilon: PositiveReal
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        shape = tensors.tokens(self)
+        nothing = np.zeros(shape[-1])
+        return LayerNorm(epsilon=self.epsilon, weight=nothing, bias=nothing, **self.base(shape))
+
+
+class _AddConstantStep(_Step):
+    operation: Literal["add_constant"]
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        (shape,) = tensors.reals(self, 1)
+        return AddConstant(values=np.broadcast_to(0.0, shape), **self.base(shape))
+
+
+class _PrependStep(_Step):
+    operation: Literal["prepend"]
+    tokens: Side
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        tokens, channels = tensors.tokens(self)
+        values = np.zeros((self.tokens, channels))
+        return Prepend(values=values, **self.base((tokens + self.tokens, channels)))
+
+
+class _PermuteStep(_Step):
+    operation: Literal["permute"]
+    axes: Annotated[list[Index], Field(min_length=1, max_length=6)]
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        (shape,) = tensors.reals(self, 1)
+        if sorted(self.axes) != list(range(len(shape))):
+            raise ProgramError(f"'{self.name}' has no order of the dimensions of {shape}")
+        return Permute(axes=tuple(self.axes), **self.base(tuple(shape[axis] for axis in self.axes)))
+
+
+class _SelectStep(_Step):
+    operation: Literal["select"]
+    index: Annotated[int, Field(ge=0, le=1 << 16)]
+
+    def made(self, tensors: "_Tensors") -> Operation:
+        (shape,) = tensors.reals(self, 1)
+        if len(shape) < 2 or self.index >= shape[0]:
+            raise ProgramError(f"'{self.name}' takes entry {self.index} of a tensor of shape {shape}")
+        return Select(index=self.index, **self.base(shape[1:]))
+
+
 class _ReshapeStep(_Step):
     operation: Literal["reshape"]
     shape: Annotated[list[Size], Field(min_length=1, max_length=6)]
@@ -321,7 +441,16 @@ _AnyStep = Annotated[
     | _MaxPoolStep
     | _HardsigmoidStep
     | _HardswishStep
-    | _ReshapeStep,
+    | _ReshapeStep
+    | _ProductStep
+    | _RescaleStep
+    | _SoftmaxStep
+    | _GeluStep
+    | _LayerNormStep
+    | _AddConstantStep
+    | _PrependStep
+    | _PermuteStep
+    | _SelectStep,
     Field(discriminator="operation"),
 ]
 
@@ -381,7 +510,7 @@ def _checked(program: Program) -> Graph:
         made = step.made(tensors)
         tensors.add(made)
         operations.append(made)
-    layers = [operation for operation in operations if isinstance(operation, Layer)]
+    layers = [operation for operation in operations if isinstance(operation, Layer | Product)]
     if not layers or len({layer.path for layer in layers}) < len(layers):
         raise ProgramError("it has no layers, or two of one path")
     output = tensors.known.get(program.output)
@@ -433,18 +562,26 @@ class _Tensors:
             raise ProgramError(f"'{step.name}' reads a tensor of shape {shape}, which has no height and width")
         return shape
 
-    def codes(self, step: _Step) -> Operation:
-        """Return what makes the codes that a layer reads."""
-        (source,) = self._sources(step, 1)
-        if not isinstance(source, Quantize) and source.name != IMAGE:
+    def tokens(self, step: _Step) -> Shape:
+        """Return the shape of the only tensor of tokens that an operation reads."""
+        (shape,) = self.reals(step, 1)
+        if len(shape) != 2:
+            raise ProgramError(f"'{step.name}' reads a tensor of shape {shape}, which has no tokens")
+        return shape
+
+    def codes(self, step: _Step, count: int) -> list[Operation]:
+        """Return what makes the codes that a layer or a product reads."""
+        sources = self._sources(step, count)
+        if any(not isinstance(source, Quantize) and source.name != IMAGE for source in sources):
             raise ProgramError(f"'{step.name}' reads numbers that are no codes")
-        return source
+        return sources
 
     def scale_of(self, source: Operation) -> tuple[Reals, Reals]:
         """Return the steps and offsets of the channels of a layer's input."""
         if not isinstance(source, Quantize):
             return 1 / self._std, -self._mean / self._std
-        return np.full(source.shape[0], source.step), np.full(source.shape[0], source.offset)
+        channels = source.shape[0 if len(source.shape) == 3 else -1]
+        return np.full(channels, source.step), np.full(channels, source.offset)
 
     def add_work(self, name: str, window_elements: int, times: int) -> None:
         """Count the numbers in the windows that an operation reads, and how often each is multiplied."""

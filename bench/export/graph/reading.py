@@ -8,13 +8,31 @@ from torch import Tensor, fx, nn
 
 from bench.compression.compress import QuantizedLayer, QuantizedProduct
 from bench.compression.geometry import ConvGeometry, LinearGeometry
+from bench.compression.heads import JoinHeads, SplitHeads
 from bench.compression.kernels import steps
 from bench.compression.quantizer import Shifted, UniformQuantizer, positive
 from bench.compression.structure.graph import operation_name, traced
 from bench.compression.structure.node_shapes import shape_of
 from bench.errors import BenchError
 from bench.export.graph.calls import BINARY, OPERATIONS, REASONS, Call, UnhandledError, shape_for_one
-from bench.export.graph.operations import IMAGE, LOGITS, PIXEL_BITS, Codes, Graph, Layer, Operation, Quantize, Reals
+from bench.export.graph.operations import (
+    IMAGE,
+    LOGITS,
+    PIXEL_BITS,
+    AddConstant,
+    Codes,
+    Graph,
+    Layer,
+    Operation,
+    Permute,
+    Prepend,
+    Product,
+    Quantize,
+    Reals,
+    Rescale,
+    Reshape,
+    Select,
+)
 from bench.export.graph.program import MOST_BITS
 
 _SAME = frozenset({"identity", "dropout", "stochastic_depth", "contiguous", "clone", "detach"})
@@ -77,6 +95,8 @@ class _Reader:
         self._modules = dict(graph.named_modules())
         self._names: dict[fx.Node, str] = {}
         self._folded: set[fx.Node] = set()
+        self._constants: dict[fx.Node, Reals] = {}
+        self._graph = graph
         for node in graph.graph.nodes:
             self._visit(node)
 
@@ -89,10 +109,108 @@ class _Reader:
             self.output = self._names[node.all_input_nodes[0]]
         elif shape_of(node) is None:
             return  # a size, which the shapes of results have already
-        elif node.op == "call_module" and isinstance(self._modules[str(node.target)], QuantizedLayer):
-            self._layer(node, str(node.target))
+        elif node.op == "get_attr":
+            self._constant(node)
         else:
-            self._operation(node)
+            module = self._modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, QuantizedLayer):
+                self._layer(node, str(node.target))
+            elif isinstance(module, QuantizedProduct):
+                self._product(node, str(node.target), module)
+            elif isinstance(module, JoinHeads):
+                self._joined(node)
+            elif self._splits(node):
+                self._split(node)
+            elif not self._with_constant(node):
+                self._operation(node)
+
+    def _add(self, node: fx.Node, kind: type[Operation], inputs: tuple[str, ...], **values: Any) -> None:
+        """Add an operation that makes the tensor of a node."""
+        made = kind(name=_name(node), inputs=inputs, shape=shape_for_one(node), **values)
+        self.operations.append(made)
+        self._names[node] = made.name
+
+    # --- numbers that are the same for all images -----------------------------------------------------------------
+
+    def _constant(self, node: fx.Node) -> None:
+        path, _, name = str(node.target).rpartition(".")
+        values = getattr(self._graph.get_submodule(path), name)
+        if isinstance(values, Tensor) and values.ndim > 1 and len(values) == 1:
+            self._constants[node] = _reals(values[0])
+
+    def _with_constant(self, node: fx.Node) -> bool:
+        """Add an operation of a tensor and a constant, or note that it makes another constant of one."""
+        name, sources = operation_name(node, self._modules), node.all_input_nodes
+        constants = [source for source in sources if source in self._constants]
+        tensors = [source for source in sources if source in self._names]
+        if name == "expand" and constants == sources[:1] and not tensors:
+            self._constants[node] = self._constants[constants[0]]
+        elif name in ("add", "iadd") and len(constants) == len(tensors) == 1 and len(node.args) == 2:
+            values = self._constants[constants[0]]
+            if values.shape != shape_for_one(node):
+                raise self._refusal(f"{_label(node)} adds numbers of shape {values.shape}")
+            self._add(node, AddConstant, (self._names[tensors[0]],), values=values)
+        elif name in ("cat", "concat") and len(constants) == len(tensors) == 1 and list(node.args[0]) == sources:  # type: ignore[arg-type]
+            dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            if sources != [*constants, *tensors] or dimension != 1 or len(shape_for_one(node)) != 2:
+                raise self._refusal(f"{_label(node)} joins other things than tokens to tokens")
+            self._add(node, Prepend, (self._names[tensors[0]],), values=self._constants[constants[0]])
+        elif name in ("mul", "imul") and len(tensors) == len(sources) == 1 and len(node.args) == 2:
+            number = next(argument for argument in node.args if not isinstance(argument, fx.Node))
+            if type(number) not in (int, float):
+                raise self._refusal(f"{_label(node)} multiplies by {number!r}")
+            self._add(node, Rescale, (self._names[tensors[0]],), factor=float(number))  # type: ignore[arg-type]
+        else:
+            return False
+        return True
+
+    # --- heads of attention ---------------------------------------------------------------------------------------
+
+    def _splits(self, node: fx.Node) -> bool:
+        """Whether a node takes one part of what `SplitHeads` returns."""
+        source = node.args[0] if node.args else None
+        if operation_name(node, self._modules) != "getitem" or not isinstance(source, fx.Node):
+            return False
+        return source.op == "call_module" and isinstance(self._modules[str(source.target)], SplitHeads)
+
+    def _split(self, node: fx.Node) -> None:
+        """Take a part, (heads, tokens, channels), of a projection (tokens, parts·heads·channels)."""
+        split, part = node.args
+        heads, tokens, channels = shape_for_one(node)
+        parts = self._modules[str(split.target)].parts  # type: ignore[union-attr]
+        inputs, name = (self._names[split.all_input_nodes[0]],), _name(node)  # type: ignore[union-attr]
+        if part not in range(parts):
+            raise self._refusal(f"{_label(node)} takes other parts than one")
+        shape: tuple[int, ...] = (tokens, parts, heads, channels)
+        self.operations.append(Reshape(name=f"{name}.parts", inputs=inputs, shape=shape))
+        shape = (parts, heads, tokens, channels)
+        self.operations.append(Permute(name=f"{name}.heads", inputs=(f"{name}.parts",), shape=shape, axes=(1, 2, 0, 3)))
+        self._add(node, Select, (f"{name}.heads",), index=part)
+
+    def _joined(self, node: fx.Node) -> None:
+        """Make (tokens, heads·channels) of (heads, tokens, channels)."""
+        source, name = node.all_input_nodes[0], _name(node)
+        heads, tokens, channels = shape_for_one(source)
+        self.operations.append(
+            Permute(
+                name=f"{name}.tokens", inputs=(self._names[source],), shape=(tokens, heads, channels), axes=(1, 0, 2)
+            )
+        )
+        self._add(node, Reshape, (f"{name}.tokens",))
+
+    def _product(self, node: fx.Node, path: str, module: QuantizedProduct) -> None:
+        if operation_name(node, {str(node.target): module.product}) != "matmul":
+            raise self._refusal(f"{_label(node)} multiplies in a way of its own")
+        left, right = (
+            self._quantized(source, path, what, quantizer, right=what == "right operand")
+            for source, what, quantizer in (
+                (node.args[0], "left operand", module.activation_quantizer),
+                (node.args[1], "right operand", module.weight_quantizer),
+            )
+        )
+        self._add(node, Product, (left.name, right.name), path=path, left=left, right=right)
+
+    # --- other operations -----------------------------------------------------------------------------------------
 
     def _operation(self, node: fx.Node) -> None:
         name = operation_name(node, self._modules)
@@ -130,7 +248,7 @@ class _Reader:
         codes, weight_bits, weight_step = self._weights(path, module)
         shape = shape_for_one(source)
         linear = isinstance(module.geometry, LinearGeometry)
-        if len(shape) != (1 if linear else 3):
+        if len(shape) not in ((1, 2) if linear else (3,)):
             raise self._refusal(f"layer '{path}' reads a tensor of shape {shape} for one image")
         step = clip / steps(bits)
         self.operations.append(
@@ -181,21 +299,27 @@ class _Reader:
             if not isinstance(quantizer, nn.Identity):
                 raise self._refusal(f"layer '{path}' quantizes the image")
             return IMAGE, PIXEL_BITS, 1.0, 0.0
+        made = self._quantized(source, path, "input", quantizer)
+        return made.name, made.bits, made.clip, made.offset
+
+    def _quantized(self, source: Any, path: str, what: str, quantizer: Any, *, right: bool = False) -> Quantize:
+        """Quantize a tensor that a layer or a product reads."""
         offset = 0.0
         if type(quantizer) is Shifted:
             offset, quantizer = quantizer.offset.item(), quantizer.quantizer
-        self._check_quantizer(path, "input", quantizer)
+        self._check_quantizer(path, what, quantizer)
         made = Quantize(
-            name=f"{path}.input",
+            name=f"{path}.{'right' if right else 'input'}",
             inputs=(self._names[source],),
             shape=shape_for_one(source),
             layer=path,
             bits=quantizer.bits,
             clip=positive(quantizer.clip).item(),
             offset=offset,
+            right=right,
         )
         self.operations.append(made)
-        return made.name, made.bits, made.clip, offset
+        return made
 
     def _weights(self, path: str, module: Any) -> tuple[Codes, int, float]:
         self._check_quantizer(path, "weight", module.weight_quantizer)

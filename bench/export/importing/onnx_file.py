@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from bench.errors import BenchError
-from bench.export.graph.operations import Graph, Layer, border_map
+from bench.export.graph.operations import AddConstant, Graph, Layer, LayerNorm, Operation, Prepend, border_map
 from bench.export.graph.program import ProgramError, read_program
 from bench.export.onnx_forms.form import PROGRAM, OnnxForm
 from bench.export.onnx_forms.integer import IntegerForm
@@ -58,7 +58,7 @@ def read_onnx(content: bytes) -> tuple[str, Graph]:
     form = _FORMS[name]
     arrays = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
     with np.errstate(all="ignore"):  # wrong numbers give a model that differs
-        operations = [_completed(form, made, arrays) if isinstance(made, Layer) else made for made in graph.operations]
+        operations = [_completed(form, made, arrays) for made in graph.operations]
         graph = replace(graph, operations=tuple(operations))
         try:
             again = form(graph).model()
@@ -79,7 +79,33 @@ def _array(tensor: TensorProto) -> NDArray[Any]:
     return array
 
 
-def _completed(form: type[OnnxForm], layer: Layer, arrays: Arrays) -> Layer:
+def _completed(form: type[OnnxForm], operation: Operation, arrays: Arrays) -> Operation:
+    """Return an operation with its numbers."""
+    name = operation.name
+    if isinstance(operation, Layer):
+        return _layer(form, operation, arrays)
+    if isinstance(operation, LayerNorm):
+        return replace(
+            operation,
+            weight=_shaped(arrays, f"{name}.norm_weight", operation.weight.shape),
+            bias=_shaped(arrays, f"{name}.norm_bias", operation.bias.shape),
+        )
+    if isinstance(operation, AddConstant):
+        return replace(operation, values=_shaped(arrays, f"{name}.values", (1, *operation.shape))[0])
+    if isinstance(operation, Prepend):
+        rows = _shaped(arrays, f"{name}.values", (1, *operation.shape))[0]
+        return replace(operation, values=rows[: len(operation.values)])
+    return operation
+
+
+def _shaped(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    values = _reals(arrays, name)
+    if values.shape != shape:
+        raise ProgramError(f"the constant '{name}' has another shape than its program says")
+    return values
+
+
+def _layer(form: type[OnnxForm], layer: Layer, arrays: Arrays) -> Layer:
     """Return a layer with its codes, factors and constants."""
     outputs, inputs, *_ = shape = layer.codes.shape
     weights = _stored(arrays, f"{layer.path}.weight")

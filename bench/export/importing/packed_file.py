@@ -12,12 +12,14 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.export.executor import unpack
-from bench.export.graph.operations import Graph, Layer, border_map
+from bench.export.graph.operations import AddConstant, Graph, Layer, LayerNorm, Operation, Prepend, border_map
 from bench.export.graph.program import ProgramError, read_program
 from bench.export.packed import FRACTION_BITS, Tensors, packed_tensors
 from bench.models.safetensors import FormatError, parse_safetensors
 
 _UNIT = 2.0**FRACTION_BITS
+_LARGEST = 1e9
+"""Largest size of a constant."""
 
 
 def read_packed(content: bytes) -> Graph:
@@ -34,7 +36,7 @@ def read_packed(content: bytes) -> Graph:
         raise ProgramError("it has no program")
     graph = read_program(tensors["program"].tobytes())
     numbers = _Numbers(tensors)
-    operations = [numbers.completed(made) if isinstance(made, Layer) else made for made in graph.operations]
+    operations = [numbers.completed(made) for made in graph.operations]
     graph = replace(graph, operations=tuple(operations))
     try:
         again = packed_tensors(graph)
@@ -53,10 +55,28 @@ class _Numbers:
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
-        self._position = dict.fromkeys(("weights", "multipliers", "shifts", "biases"), 0)
+        self._position = dict.fromkeys(("weights", "multipliers", "shifts", "biases", "constants"), 0)
         self.largest_difference = 0.0
 
-    def completed(self, layer: Layer) -> Layer:
+    def completed(self, operation: Operation) -> Operation:
+        """Return an operation with its numbers."""
+        if isinstance(operation, Layer):
+            return self._layer(operation)
+        if isinstance(operation, LayerNorm):
+            return replace(
+                operation, weight=self._constants(operation.weight.shape), bias=self._constants(operation.bias.shape)
+            )
+        if isinstance(operation, AddConstant | Prepend):
+            return replace(operation, values=self._constants(operation.values.shape))
+        return operation
+
+    def _constants(self, shape: tuple[int, ...]) -> np.ndarray:
+        values = self._taken("constants", prod(shape)).astype(np.float64).reshape(shape)
+        if not (np.abs(values) <= _LARGEST).all():
+            raise ProgramError("its constants are not finite")
+        return values
+
+    def _layer(self, layer: Layer) -> Layer:
         """Return a layer with its codes, factors and constants."""
         outputs = layer.codes.shape[0]
         layer = replace(layer, codes=self._codes(layer))
@@ -85,7 +105,7 @@ class _Numbers:
         first = self._position[name]
         self._position[name] = end = first + count
         numbers = self._tensors.get(name)
-        if numbers is None or numbers.ndim != 1 or numbers.dtype.kind != "i" or end > numbers.size:
+        if numbers is None or numbers.ndim != 1 or numbers.dtype.kind not in "if" or end > numbers.size:
             raise ProgramError(f"{name} are missing")
         taken: np.ndarray = numbers[first:end]
         return taken

@@ -1,31 +1,42 @@
 """A network of PyTorch that is rebuilt from the graph of an exported file, and the shapes from which it is priced."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.compression.compress import QuantizedLayer
+from bench.compression.compress import QuantizedLayer, QuantizedProduct
+from bench.compression.geometry import MatMul
 from bench.compression.policy import LayerPolicy, Policy
 from bench.compression.quantizer import Shifted, UniformQuantizer
 from bench.compression.shapes import LayerShape, NetworkShape, Position
 from bench.export.graph.operations import (
     IMAGE,
     Add,
+    AddConstant,
     Clip,
+    Gelu,
     Graph,
     Hardsigmoid,
     Hardswish,
     Layer,
+    LayerNorm,
     MaxPool,
     Mean,
     Multiply,
     Operation,
+    Permute,
+    Prepend,
+    Product,
     Quantize,
     Reals,
+    Rescale,
     Reshape,
+    Select,
+    Softmax,
 )
 from bench.export.graph.program import ProgramError
 
@@ -70,14 +81,23 @@ class RebuiltNetwork(nn.Module):
             read = quantizers.get(layer.inputs[0])
             made = RebuiltLayer(layer, nn.Identity() if read is None else _quantizer(read))
             _place(self, layer.path, made)
+        for product in graph.products:
+            _place(self, product.path, QuantizedProduct(MatMul(), _quantizer(product.right), _quantizer(product.left)))
+        for step in graph.operations:
+            constants = _constants(step)
+            if constants:
+                _place(self, _constants_path(step), nn.ParameterList(constants))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (N, C, H, W) to logits (N, classes)."""
         known = {IMAGE: images}
         for step in self._steps:
             operands = [known[name] for name in step.inputs]
-            if isinstance(step, Layer):
+            if isinstance(step, Layer | Product):
                 known[step.name] = self.get_submodule(step.path)(*operands)
+            elif isinstance(step, LayerNorm | AddConstant | Prepend):
+                constants = self.get_submodule(_constants_path(step)).parameters()
+                known[step.name] = _COMPUTE[type(step)](step, *operands, *constants)
             else:
                 known[step.name] = _COMPUTE[type(step)](step, *operands)
         return known[self._output]
@@ -98,6 +118,14 @@ _COMPUTE: Mapping[type[Operation], Callable[..., Tensor]] = {
     MaxPool: _max_pool,
     Hardsigmoid: lambda _, x: F.hardsigmoid(x),
     Hardswish: lambda _, x: F.hardswish(x),
+    Rescale: lambda step, x: x * step.factor,
+    Softmax: lambda step, x: x.softmax(step.axis + 1),
+    Gelu: lambda _, x: F.gelu(x),
+    LayerNorm: lambda step, x, weight, bias: F.layer_norm(x, step.shape[-1:], weight, bias, step.epsilon),
+    AddConstant: lambda _, x, values: x + values,
+    Prepend: lambda _, x, tokens: torch.cat([tokens.expand(len(x), -1, -1), x], 1),
+    Permute: lambda step, x: x.permute(0, *(axis + 1 for axis in step.axes)),
+    Select: lambda step, x: x[:, step.index],
     Reshape: lambda step, x: x.reshape(len(x), *step.shape),
 }
 
@@ -127,6 +155,20 @@ def _float_layer(layer: Layer) -> nn.Module:
     )
     conv.weight.data.copy_(weights)
     return conv
+
+
+def _constants(step: Operation) -> list[nn.Parameter]:
+    """Return the numbers of an operation that are the same for all images."""
+    arrays: list[Reals] = []
+    if isinstance(step, LayerNorm):
+        arrays = [step.weight, step.bias]
+    elif isinstance(step, AddConstant | Prepend):
+        arrays = [step.values]
+    return [nn.Parameter(_tensor(values)) for values in arrays]
+
+
+def _constants_path(step: Operation) -> str:
+    return f"constants.{step.name.replace('.', '_')}"
 
 
 def _quantizer(read: Quantize) -> nn.Module:
@@ -164,22 +206,23 @@ def _tensor(values: Reals) -> Tensor:
 
 def shape_of(graph: Graph) -> NetworkShape:
     """Return the shapes of the layers that are in a file, from which the cost counter prices it."""
-    last = len(graph.layers) - 1
-    return NetworkShape(
-        model=graph.model,
-        dataset=graph.dataset,
-        layers=tuple(
-            _layer_shape(layer, "first" if number == 0 else "last" if number == last else "middle")
-            for number, layer in enumerate(graph.layers)
-        ),
-    )
+    first, last = graph.layers[0], graph.layers[-1]
+    ends: Mapping[str, Position] = {first.path: "first", last.path: "last"}
+    shapes: list[LayerShape] = []
+    for operation in graph.operations:
+        if isinstance(operation, Layer):
+            shapes.append(_layer_shape(operation, ends.get(operation.path, "middle")))
+        elif isinstance(operation, Product):
+            shapes.append(_product_shape(operation))
+    return NetworkShape(model=graph.model, dataset=graph.dataset, layers=tuple(shapes))
 
 
 def _layer_shape(layer: Layer, position: Position) -> LayerShape:
     outputs, inputs, *kernel = layer.codes.shape
-    sizes: dict[str, Any] = {}
-    if not layer.linear:
-        sizes = {"in_size": layer.input_shape[1:], "out_size": layer.shape[1:], "stride": layer.stride}
+    sizes: dict[str, Any] = {"in_size": layer.input_shape[1:], "out_size": layer.shape[1:], "stride": layer.stride}
+    if layer.linear:
+        tokens = prod(layer.input_shape[:-1])
+        sizes = {"in_size": (tokens, 1), "out_size": (tokens, 1)}
     return LayerShape(
         name=layer.path,
         kind="linear" if layer.linear else "conv",
@@ -192,13 +235,33 @@ def _layer_shape(layer: Layer, position: Position) -> LayerShape:
     )
 
 
+def _product_shape(product: Product) -> LayerShape:
+    groups, rows = prod(product.shape[:-2]), product.shape[-2]
+    return LayerShape(
+        name=product.path,
+        kind="matmul",
+        position="middle",
+        in_channels=groups * product.contraction,
+        out_channels=groups * product.shape[-1],
+        groups=groups,
+        in_size=(rows, 1),
+        out_size=(rows, 1),
+    )
+
+
 def policy_of(graph: Graph) -> Policy:
     """Return the bits of all layers; filters that were removed are not known to the file."""
     return Policy(
         model=graph.model,
         dataset=graph.dataset,
         layers={
-            layer.path: LayerPolicy(weight_bits=layer.weight_bits, activation_bits=layer.input_bits)
-            for layer in graph.layers
+            **{
+                layer.path: LayerPolicy(weight_bits=layer.weight_bits, activation_bits=layer.input_bits)
+                for layer in graph.layers
+            },
+            **{
+                product.path: LayerPolicy(weight_bits=product.right.bits, activation_bits=product.left.bits)
+                for product in graph.products
+            },
         },
     )

@@ -13,13 +13,21 @@ class FloatForm(OnnxForm):
         """Write nothing but the name."""
         self.node("Identity", [self.source(operation)], result=operation.name)
 
+    def operand(self, operation: Quantize) -> str:
+        """Return the name of an operand, which is not quantized."""
+        return operation.name
+
     def layer(self, layer: Layer) -> None:
         """Write a layer with its bias."""
         weights = layer.weights * layer.factor[:, None, None, None]
         bias = self.constant(f"{layer.path}.bias", layer.constant)
         if layer.linear:
             weight = self.constant(f"{layer.path}.weight", weights[:, :, 0, 0])
-            self.node("Gemm", [self.source(layer), weight, bias], result=layer.name, transB=1)
+            if len(layer.input_shape) > 1:  # tokens
+                turned = self.node("Transpose", [weight], perm=[1, 0])
+                self.node("Add", [self.node("MatMul", [self.source(layer), turned]), bias], result=layer.name)
+            else:
+                self.node("Gemm", [self.source(layer), weight, bias], result=layer.name, transB=1)
         else:
             weight = self.constant(f"{layer.path}.weight", weights)
             self.convolved("Conv", layer, [self.source(layer), weight, bias], layer.name)

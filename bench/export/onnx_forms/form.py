@@ -1,5 +1,6 @@
 """What all ONNX forms share: the model with its image and logits, and the operations between layers, in float32."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,18 +14,27 @@ from bench.export.graph.operations import (
     IMAGE,
     LOGITS,
     Add,
+    AddConstant,
     Clip,
+    Gelu,
     Graph,
     Hardsigmoid,
     Hardswish,
     Layer,
+    LayerNorm,
     MaxPool,
     Mean,
     Multiply,
     Operation,
+    Permute,
+    Prepend,
+    Product,
     Quantize,
     Reals,
+    Rescale,
     Reshape,
+    Select,
+    Softmax,
 )
 
 PROGRAM = "program"
@@ -199,6 +209,10 @@ class OnnxForm:
         """Write a layer."""
         raise NotImplementedError
 
+    def operand(self, operation: Quantize) -> str:
+        """Write the values of an operand of a product, and return their name."""
+        return self.node("Add", [operation.name, self.number(operation.offset)])
+
     # --- operations in float32 ------------------------------------------------------------------------------------
 
     def clip(self, operation: Clip) -> None:
@@ -232,6 +246,63 @@ class OnnxForm:
         shifted = self.node("Add", [self.source(operation), self.number(3)])
         return self.node("Clip", [shifted, self.number(0), self.number(6)])
 
+    def product(self, operation: Product) -> None:
+        """Write a product of activations."""
+        operands = [self.operand(operand) for operand in (operation.left, operation.right)]
+        self.node("MatMul", operands, result=operation.name)
+
+    def rescale(self, operation: Rescale) -> None:
+        """Write a product with a number."""
+        self.node("Mul", [*operation.inputs, self.number(operation.factor)], result=operation.name)
+
+    def softmax(self, operation: Softmax) -> None:
+        """Write a softmax along a dimension."""
+        self.node("Softmax", operation.inputs, result=operation.name, axis=operation.axis + 1)
+
+    def gelu(self, operation: Gelu) -> None:
+        """Write x·(1 + erf(x/√2))/2."""
+        x = self.source(operation)
+        spread = self.node("Erf", [self.node("Div", [x, self.number(math.sqrt(2))])])
+        doubled = self.node("Mul", [x, self.node("Add", [spread, self.number(1)])])
+        self.node("Mul", [doubled, self.number(0.5)], result=operation.name)
+
+    def layer_norm(self, operation: LayerNorm) -> None:
+        """Write a normalisation over the last dimension."""
+        x = self.source(operation)
+        apart = self.node("Sub", [x, self.node("ReduceMean", [x], axes=[-1])])
+        variance = self.node("ReduceMean", [self.node("Mul", [apart, apart])], axes=[-1])
+        deviation = self.node("Sqrt", [self.node("Add", [variance, self.number(operation.epsilon)])])
+        weighted = self.node(
+            "Mul",
+            [self.node("Div", [apart, deviation]), self.constant(f"{operation.name}.norm_weight", operation.weight)],
+        )
+        bias = self.constant(f"{operation.name}.norm_bias", operation.bias)
+        self.node("Add", [weighted, bias], result=operation.name)
+
+    def add_constant(self, operation: AddConstant) -> None:
+        """Write a sum with numbers that are the same for all images."""
+        values = self.constant(f"{operation.name}.values", operation.values[None])
+        self.node("Add", [*operation.inputs, values], result=operation.name)
+
+    def prepend(self, operation: Prepend) -> None:
+        """Write tokens before others: zeros, to which the tokens are added."""
+        count = len(operation.values)
+        pads = self.constant(f"{operation.name}.pads", np.array([0, count, 0, 0, 0, 0], dtype=np.int64))
+        padded = self.node("Pad", [*operation.inputs, pads, self.number(0)])
+        rows = np.zeros(operation.shape)
+        rows[:count] = operation.values
+        self.node("Add", [padded, self.constant(f"{operation.name}.values", rows[None])], result=operation.name)
+
+    def permute(self, operation: Permute) -> None:
+        """Write another order of the dimensions."""
+        order = [0, *(axis + 1 for axis in operation.axes)]
+        self.node("Transpose", operation.inputs, result=operation.name, perm=order)
+
+    def select(self, operation: Select) -> None:
+        """Write one entry of the first dimension."""
+        index = self.constant(f"index.{operation.index}", np.array(operation.index, dtype=np.int64))
+        self.node("Gather", [*operation.inputs, index], result=operation.name, axis=1)
+
     def reshape(self, operation: Reshape) -> None:
         """Write another shape; the first dimension are the images."""
         shape = self.constant(f"{operation.name}.shape", np.array([0, *operation.shape], dtype=np.int64))
@@ -260,5 +331,14 @@ _WRITE: Mapping[type[Operation], Callable[[OnnxForm, Any], None]] = {
     MaxPool: OnnxForm.max_pool,
     Hardsigmoid: OnnxForm.hardsigmoid,
     Hardswish: OnnxForm.hardswish,
+    Product: OnnxForm.product,
+    Rescale: OnnxForm.rescale,
+    Softmax: OnnxForm.softmax,
+    Gelu: OnnxForm.gelu,
+    LayerNorm: OnnxForm.layer_norm,
+    AddConstant: OnnxForm.add_constant,
+    Prepend: OnnxForm.prepend,
+    Permute: OnnxForm.permute,
+    Select: OnnxForm.select,
     Reshape: OnnxForm.reshape,
 }

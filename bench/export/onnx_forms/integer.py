@@ -19,7 +19,10 @@ from bench.export.onnx_forms.form import OnnxForm
 
 FILE = "network.onnx"
 """Name of the file of this form."""
-LIMITS = ("The first layer, scales, additions and means are computed in float32.",)
+LIMITS = (
+    "The first layer, scales, additions and means are computed in float32; products of activations, softmax, GELU and "
+    "layer normalisation too.",
+)
 """Differences from exact arithmetic, in words."""
 ZERO_POINTS = (127, 128)
 """Zero points of the two products of a layer with 8-bit weights; their sum is the largest code."""
@@ -43,6 +46,12 @@ class IntegerForm(OnnxForm):
     def quantize(self, operation: Quantize) -> None:
         """Write a quantizer whose result are codes of type `uint8`."""
         self.node("Cast", [self.position(operation)], result=operation.name, to=TensorProto.UINT8)
+
+    def operand(self, operation: Quantize) -> str:
+        """Write the values of an operand of a product, whose codes are integers."""
+        reals = self.node("Cast", [operation.name], to=TensorProto.FLOAT)
+        scaled = self.node("Mul", [reals, self.number(operation.step)])
+        return self.node("Add", [scaled, self.number(operation.offset)])
 
     def layer(self, layer: Layer) -> None:
         """Write a layer with integer accumulators, which are named `<path>.sums`."""

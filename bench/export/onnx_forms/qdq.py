@@ -35,6 +35,9 @@ class QdqForm(OnnxForm):
     def __init__(self, graph: Graph, *, reads_pixels: bool = True) -> None:
         super().__init__(graph, reads_pixels=reads_pixels)
         self._bits = {layer.path: layer.weight_bits for layer in graph.layers}
+        self._bits |= {
+            product.path: 8 for product in graph.products
+        }  # codes of products are not multiplied as integers
 
     @classmethod
     def stored_codes(cls, layer: Layer, weights: NDArray[Any]) -> NDArray[Any]:

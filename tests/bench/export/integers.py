@@ -1,6 +1,8 @@
 """The meaning of a packed program, written a second time with PyTorch's 64-bit integers and Python's own."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 _DEFAULTS: dict[str, Any] = {
     **{"stride": [1, 1], "dilation": [1, 1], "padding": [0, 0, 0, 0], "border_classes": [1, 1]},
-    **{"groups": 1, "linear": False, "sums_apart": False, "high": None},
+    **{"groups": 1, "linear": False, "sums_apart": False, "high": None, "right": False},
 }
 
 
@@ -50,8 +52,9 @@ def codes_of(step: Mapping[str, Any], packed: Tensor) -> Tensor:
 
 def layer(step: Mapping[str, Any], tensors: Tensors, _: int, x: Tensor) -> Tensor:
     weight = 2 * codes_of(step, tensors["weights"]) - (2 ** step["weight_bits"] - 1)
+    lead = x.shape[1:-1]
     if step["linear"]:
-        x = x[:, :, None, None]
+        x = torch.stack([row.T for row in x.reshape(len(x), -1, x.shape[-1])])[..., None]
     above, left, below, right = step["padding"]
     x = F.pad(x, (left, right, above, below))
     (outputs, inputs, height, width), groups = weight.shape, step["groups"]
@@ -80,7 +83,58 @@ def layer(step: Mapping[str, Any], tensors: Tensors, _: int, x: Tensor) -> Tenso
         bias = bias[:, part(tensors["borders"], step["first_border"], height)]
         bias = bias[:, :, part(tensors["borders"], step["first_border"] + height, width)]
     result = torch.stack(scaled, 1) + bias
-    return result[:, :, 0, 0] if step["linear"] else result
+    if not step["linear"]:
+        return result
+    return torch.stack([row[..., 0].T for row in result]).reshape(len(x), *lead, outputs)
+
+
+def product(step: Mapping[str, Any], _: Tensors, __: int, left: Tensor, right: Tensor) -> Tensor:
+    sums = left @ right, left.sum(-1, keepdim=True), right.sum(-2, keepdim=True)
+    total = torch.full_like(sums[0], step["bias"])
+    for part, (number, shift) in zip(sums, step["factors"], strict=True):
+        total = total + (rounded(part * number, 2**shift) if shift > 0 else part * number * 2**-shift)
+    return total
+
+
+def constants(step: Mapping[str, Any], tensors: Tensors, count: int) -> Tensor:
+    return tensors["constants"][step["first_constant"] :][:count].double()
+
+
+def each(function: Callable[[list[int]], list[int]], x: Tensor, axis: int) -> Tensor:
+    """Apply a function of whole numbers along a dimension."""
+    rows = x.movedim(axis, -1)
+    made = torch.tensor([function(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()])
+    return made.reshape(rows.shape).movedim(-1, axis)
+
+
+def softmax(step: Mapping[str, Any], _: Tensors, unit: int, x: Tensor) -> Tensor:
+    def shares(row: list[int]) -> list[int]:
+        sizes = [round(math.exp((number - max(row)) / unit) * 2**40) for number in row]
+        return [round(Fraction(size * unit, sum(sizes))) for size in sizes]
+
+    return each(shares, x, step["axis"] + 1)
+
+
+def gelu(_: Mapping[str, Any], __: Tensors, unit: int, x: Tensor) -> Tensor:
+    return each(lambda row: [round(n * math.erfc(-n / unit / math.sqrt(2)) / 2) for n in row], x, -1)
+
+
+def layer_norm(step: Mapping[str, Any], tensors: Tensors, unit: int, x: Tensor) -> Tensor:
+    count = x.shape[-1]
+    weight, bias = constants(step, tensors, 2 * count).reshape(2, count).tolist()
+
+    def normalised(row: list[int]) -> list[int]:
+        mean = (2 * sum(row) + count) // (2 * count)
+        variance = sum((number - mean) ** 2 for number in row) / count + step["epsilon"] * unit**2
+        pairs = zip(row, weight, bias, strict=True)
+        return [round((number - mean) / math.sqrt(variance) * w * unit + b * unit) for number, w, b in pairs]
+
+    return each(normalised, x, -1)
+
+
+def prepend(step: Mapping[str, Any], tensors: Tensors, unit: int, x: Tensor) -> Tensor:
+    tokens = (constants(step, tensors, step["tokens"] * x.shape[-1]) * unit).round().long()
+    return torch.cat([tokens.reshape(1, step["tokens"], -1).repeat(len(x), 1, 1), x], 1)
 
 
 def quantize(step: Mapping[str, Any], _: Tensors, __: int, x: Tensor) -> Tensor:
@@ -102,6 +156,17 @@ def hardswish(_: Any, __: Tensors, unit: int, x: Tensor) -> Tensor:
 
 
 _OPERATIONS: dict[str, Any] = {
+    "product": product,
+    "softmax": softmax,
+    "gelu": gelu,
+    "layer_norm": layer_norm,
+    "prepend": prepend,
+    "add_constant": lambda step, tensors, unit, x: (
+        x + (constants(step, tensors, x[0].numel()) * unit).round().long().reshape(x.shape[1:])
+    ),
+    "rescale": lambda step, _, __, x: rounded(x * step["multiplier"], 2 ** step["shift"]),
+    "permute": lambda step, _, __, x: x.permute(0, *(axis + 1 for axis in step["axes"])),
+    "select": lambda step, _, __, x: x[:, step["index"]],
     "layer": layer,
     "quantize": quantize,
     "max_pool": max_pool,

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.mobilenetv3 import InvertedResidual as GatedResidual
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
-from bench.compression.compress import QuantizedLayer, calibrate, compress
+from bench.compression.compress import QuantizedLayer, QuantizedProduct, calibrate, compress
+from bench.compression.geometry import MatMul
+from bench.compression.heads import JoinHeads, SplitHeads
 from bench.compression.policy import Policy, uniform
 from bench.compression.quantizer import Shifted
 from bench.compression.shapes import NetworkShape, trace
@@ -52,19 +55,22 @@ class Sample:
                 _fix_weights(network.get_submodule(path), module)
         codes: dict[str, Array] = {}
 
-        def keep(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
             def hook(quantizer: nn.Module, _: Any, values: Tensor) -> None:
                 offset, inner = 0.0, quantizer
                 if isinstance(quantizer, Shifted):
                     offset, inner = quantizer.offset.item(), quantizer.quantizer
                 step = abs(inner.clip.item()) / (2**inner.bits - 1)  # type: ignore[operator,union-attr]
-                codes[f"{path}.input"] = ((values - offset) / step).round().long().numpy()
+                codes[name] = ((values - offset) / step).round().long().numpy()
 
             return hook
 
         for path, module in network.named_modules():
-            if isinstance(module, QuantizedLayer) and not isinstance(module.activation_quantizer, nn.Identity):
-                module.activation_quantizer.register_forward_hook(keep(path))
+            if isinstance(module, QuantizedProduct):
+                module.weight_quantizer.register_forward_hook(keep(f"{path}.right"))
+            quantizer = getattr(module, "activation_quantizer", nn.Identity())
+            if not isinstance(quantizer, nn.Identity):
+                quantizer.register_forward_hook(keep(f"{path}.input"))
         with torch.no_grad():
             logits = network(self.normalised(torch.float64)).numpy()
         return logits, codes
@@ -122,7 +128,7 @@ def _random_policy(shape: NetworkShape, bits: tuple[int, ...], prune: bool, draw
         weight_bits, activation_bits = draw.choice(bits, 2)
         policy = policy.with_layer(layer.name, weight_bits=weight_bits, activation_bits=activation_bits)
         if prune and layer.prunable:
-            kept = np.sort(draw.permutation(layer.out_channels)[: max(1, layer.out_channels * 2 // 3)])
+            kept = np.sort(draw.permutation(layer.filters)[: max(1, layer.filters * 2 // 3)])
             policy = policy.with_layer(layer.name, kept_filters=tuple(kept.tolist()))
     return policy
 
@@ -154,6 +160,35 @@ class Shifting(nn.Module):
         return self.fc(x.mean((-1, -2)).reshape(x.size(0), -1))  # type: ignore[no-any-return]
 
 
+class Tokens(nn.Module):
+    """A small vision transformer: patches, a class token, positions, one block with two heads, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 2, stride=2)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 17, 8))
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        for norm in self.norms:
+            nn.init.normal_(norm.weight, 0.5, 0.5)  # type: ignore[arg-type]
+            nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.split, self.join = SplitHeads(4), JoinHeads()
+        self.scores, self.mix = MatMul(), MatMul()
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        patches = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(patches.size(0), -1, -1), patches], dim=1) + self.positions
+        query, key, value = self.split(self.qkv(self.norms[0](tokens)))
+        mixed = self.mix((self.scores(query, key.transpose(-2, -1)) * 0.3).softmax(dim=-1), value)
+        tokens = tokens + self.proj(self.join(mixed))
+        tokens = tokens + self.fc2(F.gelu(self.fc1(self.norms[1](tokens))))
+        return self.fc(self.norms[2](tokens)[:, 0])  # type: ignore[no-any-return]
+
+
 class InvertedResiduals(nn.Sequential):
     """One block of MobileNetV2, and one of MobileNetV3 with hard-swish and squeeze-excite."""
 
@@ -178,4 +213,6 @@ CASES: dict[str, Callable[[], Sample]] = {
     "mobilenet_v3_large": lambda: sample("mobilenet_v3_large", (3, 8, 8), images=2),
     "inverted residuals": lambda: sample(InvertedResiduals(), (3, 9, 7)),
     "shifting": lambda: sample(Shifting(), (3, 13, 11)),
+    "tokens": lambda: sample(Tokens(), (3, 8, 8)),
+    "cct_2_3x2": lambda: sample("cct_2_3x2", (3, 8, 8), images=2),
 }

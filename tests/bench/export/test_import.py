@@ -40,7 +40,7 @@ def files_of(graph: Graph, form: str) -> tuple[str, bytes]:
 
 
 FORMS = ["packed", *(pytest.param(form, marks=onnx_installed) for form in ("onnx", "onnx-qdq", "qonnx"))]
-NETWORKS = ["resnet8", "resnet8, 1 and 3 bits", "inverted residuals", "shifting", "mobilenet_v3_large"]
+NETWORKS = ["resnet8", "resnet8, 1 and 3 bits", "inverted residuals", "shifting", "tokens", "cct_2_3x2"]
 
 
 @pytest.fixture(scope="module", params=NETWORKS)

@@ -43,7 +43,7 @@ def test_codes_and_logits_are_those_of_exact_arithmetic(case: Sample) -> None:
     np.testing.assert_allclose(logits, exact, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet8, 1 and 3 bits", "shifting", "inverted residuals"])
+@pytest.mark.parametrize("name", ["resnet8, 1 and 3 bits", "shifting", "inverted residuals", "tokens"])
 def test_the_executor_equals_the_integer_reference_bit_for_bit(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     case = CASES[name]()
