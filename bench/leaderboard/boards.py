@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from bench.costs.measures import MEASURES
 from bench.leaderboard.sources import CHECKED, Source
 from bench.leaderboard.terms import Terms, terms_of
+from bench.plugins.entry_points import available
+from bench.plugins.registry import source_hash
 from bench.reporting.about import hardware_in_words, versions_in_words
 from bench.results.differences import BaselineDifference, baseline_differences
 from bench.results.groups import RunGroup, common_seeds
@@ -25,6 +27,7 @@ from bench.spec.schema import canonical_hash
 if TYPE_CHECKING:
     import pandas as pd
 
+_ON_ACCELERATOR = frozenset(name for name, kind in MEASURES.items() if kind.on_accelerator)
 _EQUAL_POINTS = 0.005
 """Largest difference in points of Top-1 of two numbers that are equal as they are printed."""
 
@@ -43,6 +46,8 @@ class Entry:
         limit: Limit of the budget, in the unit of its measure; NaN without a budget.
         executions: Id and starting time of each run, by which copies of one run are recognised.
         options: Options of the method.
+        mixed: Whether the runs were made by several versions of method, model, data or harness.
+        remark: What a reader must know of the code that made the runs; empty for nothing.
         hardware, versions: What the runs were made with, in words.
         started, finished: Times of the first start and the last end, in ISO format; empty when unknown.
     """
@@ -56,6 +61,8 @@ class Entry:
     limit: float
     executions: frozenset[tuple[str, str]]
     options: Mapping[str, Any]
+    mixed: bool
+    remark: str
     hardware: str
     versions: str
     started: str
@@ -90,14 +97,13 @@ class Entry:
     @property
     def is_ranked(self) -> bool:
         """Whether the row takes part in the ranking."""
-        return bool(self.group.budget) and bool(self.top1) and not self.group.flags
+        return bool(self.group.budget) and bool(self.top1) and not self.group.flags and not self.mixed
 
     @cached_property
     def board(self) -> str:
         """Hash of what rows of one board have in common; references have that of the budget "none"."""
         measure, spec = self.group.measure, self.terms.specification
-        on_accelerator = any(kind.on_accelerator for name, kind in MEASURES.items() if name == measure)
-        priced_on = spec.get("accelerator") if on_accelerator else None
+        priced_on = spec.get("accelerator") if measure in _ON_ACCELERATOR else None
         tolerance = section(spec, "tuning").get("tolerance")
         limit = None if math.isnan(self.limit) else self.limit
         return canonical_hash([self.terms.identity, measure, limit, tolerance if measure else None, priced_on])
@@ -248,6 +254,8 @@ def _entry(source: Source, results: StudyResults, beside: BaselineDifference, ru
     group = beside.group
     done = runs[runs["id"].isin(group.runs)]
     made_with = results.versions if isinstance(results, PublishedStudy) else results.record("runs", group.runs[0]) or {}
+    records = [results.record("runs", run) or {} for run in group.runs]
+    mixed = len({canonical_hash(section(record, "fingerprint")) for record in records}) > 1
     return Entry(
         source=source,
         study=results.name,
@@ -258,6 +266,8 @@ def _entry(source: Source, results: StudyResults, beside: BaselineDifference, ru
         limit=float(done["budget_cost"].max()) if group.budget else math.nan,
         executions=frozenset(zip(done["id"], done["started"], strict=True)),
         options=_options(done["options"].iloc[0]),
+        mixed=mixed,
+        remark=_MIXED if mixed else "" if isinstance(results, PublishedStudy) else _remark(made_with),
         hardware=hardware_in_words(made_with),
         versions=versions_in_words(made_with),
         started=min(filter(None, done["started"]), default=""),
@@ -271,3 +281,15 @@ def _options(text: object) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
+
+
+_MIXED = "its runs were made by several versions of the method or the harness"
+
+
+def _remark(record: Mapping[str, Any]) -> str:
+    """Say whether the method that made a run is another version than the registered one of its name."""
+    method = str(record.get("method"))
+    made_by = section(record, "fingerprint").get("method_source")
+    if method not in available("methods") or made_by in (None, source_hash("methods", method)):
+        return ""
+    return "made by another version of the method than the one described here"

@@ -16,8 +16,8 @@ CHECKED_NOTE = (
     "numbers: all of this but the networks; no: the numbers are those that the source states"
 )
 REPEATED_NOTE = (
-    "Repeated: another source has runs of its own with the same specification and seeds; = same Top-1 to two decimals "
-    "for each seed, ≠ the largest difference in points"
+    "Repeated: another source has runs of its own with the same specification and seeds; same: the Top-1 of each seed "
+    "to two decimals; off by: the largest difference of a seed in points"
 )
 DELTA_NOTE = (
     "Δ: Top-1 minus that of the baseline of the row's own study at the same budget, paired by seed, with its 95 % "
@@ -61,9 +61,9 @@ def baselines(board: Board) -> set[str]:
 def repeated(board: Board, entry: Entry, *, named: bool = True) -> Iterator[str]:
     """Yield a text for each repetition of a row by somebody else, with the source's name or without it."""
     for repetition in board.repetitions[id(entry)]:
-        number = "=" if repetition.is_equal else f"≠ {repetition.largest:.2f},"
+        words = "same" if repetition.is_equal else f"off by {repetition.largest:.2f}"
         by = f" by {repetition.by}" if named else ""
-        yield f"{number} {wording.count(repetition.seeds, 'seed')}{by}"
+        yield f"{words}, {wording.count(repetition.seeds, 'seed')}{by}"
 
 
 def flags_of(entry: Entry) -> Iterator[str]:
@@ -72,6 +72,8 @@ def flags_of(entry: Entry) -> Iterator[str]:
     if entry.group.outside:
         worst = max(entry.group.outside.values(), key=lambda percent: abs(percent - 100))
         yield f"{wording.count(len(entry.group.outside), 'run')} outside the window, {worst:.1f} % of the budget"
+    if entry.remark:
+        yield entry.remark
     if entry.beside.baseline is not None:
         yield from (f"the baseline: {flag}" for flag in entry.beside.baseline.flags)
 

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bench.diagnostics.submission.checks import Verdict
 from bench.errors import BenchError
 from bench.results.published_study import PublishedStudy, published_below
-from bench.results.tables import StudyResults
+from bench.results.tables import ResultsAsMade, StudyResults
 from bench.store.files import Store
 
-Check = Literal["networks", "numbers", "no"]
-"""How far a source was checked: also its networks, all but its networks, or not at all."""
-
-CHECKED: Sequence[Check] = ("networks", "numbers", "no")
-"""All of them, the most trustworthy first."""
+CHECKED: Sequence[Verdict] = ("networks", "numbers", "no")
+"""How far a source can be checked, the most trustworthy first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class Source:
     name: str
     kind: Literal["store", "archive", "published"]
     studies: tuple[StudyResults, ...] = ()
-    check: Check = "no"
+    check: Verdict = "no"
     remarks: tuple[str, ...] = ()
     refused: str = ""
 
@@ -93,7 +91,7 @@ def _store(path: Path, name: str) -> Source:
         if document is None:
             remarks.append(f"the document of study {study} is damaged")
         else:
-            studies.append(StudyResults(store, document))
+            studies.append(ResultsAsMade(store, document))
     return Source(name=name, kind="store", studies=tuple(studies), remarks=tuple(remarks))
 
 

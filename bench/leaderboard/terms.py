@@ -15,7 +15,7 @@ from bench.spec.schema import PUBLISHED_WEIGHTS, canonical_hash
 from bench.store.files import read_stored_specification
 
 _PARTS = ("search", "finetune", "allowance", "recipe", "precision")
-_FINGERPRINT = ("data_checksum", "protocol", "cost_counter")
+_FINGERPRINT = ("data_checksum", "model_source", "protocol", "cost_counter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def _values(spec: Mapping[str, Any], checkpoint: object, fingerprint: Mapping[st
     Args:
         spec: Specification of the run.
         checkpoint: Checksum of the file with pretrained weights; `None` when it is not known.
-        fingerprint: Data, protocol and cost counter of the run.
+        fingerprint: Data, sources, protocol and cost counter of the run.
     """
     task = {**section(spec, "task")}
     if task.get("checkpoint") not in (None, PUBLISHED_WEIGHTS):

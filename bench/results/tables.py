@@ -113,6 +113,10 @@ class StudyResults:
             self._records[key] = read_record(self.store, kind, identity)
         return self._records[key]
 
+    def why_stale(self, record: Mapping[str, Any]) -> str | None:
+        """Explain why a stored result is stale; `None` when it is valid."""
+        return why_stale(record, self.study)
+
     def planned(self, unit: str) -> Mapping[str, Any]:
         """Return the planned fields of a tuning or run: model, dataset, method, budget and seed.
 
@@ -169,6 +173,14 @@ class StudyResults:
         return {tuple(str(entry[key]) for key in IDENTITY): float(entry["cost"]) for entry in known}
 
 
+class ResultsAsMade(StudyResults):
+    """The numbers of a study as they were made, whatever has changed in the harness and its plug-ins since then."""
+
+    def why_stale(self, record: Mapping[str, Any]) -> str | None:
+        """Return `None`: no result is stale."""
+        return None
+
+
 def _runs_frame(results: StudyResults) -> "pd.DataFrame":
     import pandas as pd
 
@@ -210,7 +222,7 @@ def _run_row(results: StudyResults, identity: str) -> dict[str, Any]:
     record = results.record("runs", identity)
     if record is None:
         return _row_without_record(results, identity)
-    stale = why_stale(record, results.study)
+    stale = results.why_stale(record)
     stale_fields = {} if stale is None else {"status": STALE, "reason": stale}
     return {
         **dict(_figures(record)),

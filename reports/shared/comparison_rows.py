@@ -11,7 +11,6 @@ from bench.results.differences import BaselineDifference, baseline_differences
 from bench.results.groups import Flags, RunGroup, with_result
 from bench.results.statistics import PairedDifference
 from bench.results.tables import IDENTITY, RESULT_COLUMNS, section
-from bench.store.staleness import why_stale
 from reports.shared.formatting import in_budget
 
 PRETRAINED = "pretrained"
@@ -98,7 +97,7 @@ def pretrained_rows(results: StudyResults) -> list[Row]:
 
 def _is_reference(record: Mapping[str, Any], results: StudyResults) -> bool:
     known = record.get("status") == "done" and "top1" in section(record, "metrics")
-    return known and why_stale(record, results.study) is None
+    return known and results.why_stale(record) is None
 
 
 def _pretrained_row(model: str, dataset: str, figures: Sequence[Mapping[str, Any]]) -> Row:

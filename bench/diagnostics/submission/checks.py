@@ -9,6 +9,9 @@ from bench.diagnostics.submission.submission import NotChecked, Submission
 from bench.diagnostics.verify import CheckLine
 from bench.errors import first_line
 
+Verdict = Literal["networks", "numbers", "no"]
+"""How far a study was checked."""
+
 _Check = tuple[str, Callable[[Submission], CheckLine]]
 
 _CHECKS: Sequence[_Check] = (
@@ -41,14 +44,19 @@ class Inspection:
     @property
     def missing(self) -> list[str]:
         """Checks that could not be made, with the reason."""
-        return [f"{line.what}: {line.figure}" for line in self.lines if line.passed and line.deviation]
+        return [f"{line.what}: {line.figure}" for line in self.lines if _is_missing(line)]
 
     @property
-    def verdict(self) -> Literal["networks", "numbers", "no"]:
-        """Word for how far the study was checked: "networks", "numbers" or "no"."""
-        if self.faults or self.missing:
+    def verdict(self) -> Verdict:
+        """How far the study was checked: also its networks, all but its networks, or not all of it."""
+        undone = {line.what for line in self.lines if not line.passed or _is_missing(line)}
+        if undone - {networks.WHAT}:
             return "no"
-        return "networks" if self.networks else "numbers"
+        return "networks" if self.networks and not undone else "numbers"
+
+
+def _is_missing(line: CheckLine) -> bool:
+    return line.passed and line.deviation
 
 
 def inspect(submission: Submission, *, networks: bool = False) -> Iterator[CheckLine]:
@@ -69,7 +77,7 @@ def _made(what: str, check: Callable[[Submission], CheckLine], submission: Submi
     """Make a check; whatever goes wrong with the content of an archive is a fault of the archive."""
     try:
         if check is not units.check and not submission.runs:
-            raise NotChecked("no run has a result that is valid here")
+            raise NotChecked("no run has a result")
         return check(submission)
     except NotChecked as reason:
         return CheckLine(what=what, figure=f"not checked: {reason}", passed=True, deviation=True)

@@ -17,7 +17,7 @@ from bench.diagnostics.verify import CheckLine
 from bench.diagnostics.wording import some
 from bench.plugins.entry_points import available
 from bench.results.groups import with_result
-from bench.results.tables import StudyResults
+from bench.results.tables import ResultsAsMade, StudyResults
 from bench.spec.schema import StudySpec, TaskSpec
 from bench.store.archive import restore
 from bench.store.files import Store, UnitKind, read_stored_specification
@@ -106,7 +106,7 @@ def unpacked(archive: Path) -> Iterator[StudyResults]:
     with tempfile.TemporaryDirectory(prefix="bench-submission-") as folder:
         store = Store(Path(folder) / "store")
         restored = restore(store, archive)
-        yield StudyResults(store, store.load_study(restored.study))
+        yield ResultsAsMade(store, store.load_study(restored.study))
 
 
 def network_of(spec: StudySpec) -> NetworkShape:

@@ -1,8 +1,6 @@
 """The page in a browser: sorting, hovering, choosing, links, dark and narrow; nothing leaves for the network."""
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +11,12 @@ from bench.results.tables import StudyResults
 from bench.store.files import write_json
 from reports.forms.page import page
 from tests import fake_store
+from tests.browsing import MARKS, Opened, chromium, opened
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), reason="no Chromium here"
-    ),
-]
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here; it comes with .[dev]")
-
+pytestmark = MARKS
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 ALL = ["comparison", "tradeoff", "policies", "convergence", "tuning", "failures", "provenance", "environment"]
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
-
-@dataclass
-class Opened:
-    """A page in a browser, and what happened in it that should not."""
-
-    tab: Any
-    requests: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def column(self, part: str, number: int) -> list[str]:
-        """The cells of a column as they stand now."""
-        cells = self.tab.locator(f"#part-{part} tbody tr td:nth-child({number + 1})")
-        found: list[str] = cells.all_inner_texts()
-        return found
-
-    def sort(self, part: str, title: str) -> list[str]:
-        """Click a heading, and read its column."""
-        headings = self.tab.locator(f"#part-{part} thead th")
-        number = [text.strip() for text in headings.all_inner_texts()].index(title)
-        headings.nth(number).click()
-        self.tab.wait_for_timeout(300)  # rows are moved a moment later
-        return self.column(part, number)
 
 
 def policy(weights: int) -> dict[str, Any]:
@@ -74,31 +39,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-def opened(browser: Any, file: Path, **how: Any) -> Iterator[Opened]:
-    context = browser.new_context(**how)
-    found = Opened(context.new_page())
-    found.tab.on("request", lambda request: found.requests.append(request.url))
-    found.tab.on("pageerror", lambda error: found.errors.append(str(error)))
-    found.tab.on("dialog", lambda dialog: (found.errors.append(dialog.message), dialog.dismiss()))
-    found.tab.on(
-        "console",
-        lambda message: found.errors.append(message.text) if message.type in ("error", "warning") else None,
-    )
-    found.tab.goto(file.as_uri())
-    found.tab.wait_for_selector("html.ready", timeout=30_000)
-    yield found
-    context.close()
-    assert found.errors == []
-    assert [url for url in found.requests if not url.startswith("data:")] == [file.as_uri()]
+browser = pytest.fixture(scope="module")(chromium)
 
 
 @pytest.fixture
