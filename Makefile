@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test long faults fuzz gpu-check lint
+.PHONY: setup demo test leaderboard long faults fuzz gpu-check lint
 
 # One stamp for both targets: installs once, again when the project file or the pins change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ demo: setup
 # One process more than two cores: a sixth of the time tests wait for processes of their own.
 test: setup
 	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+
+# A static site in build/leaderboard, from the published studies and the archives that ARCHIVES names.
+leaderboard: setup
+	$(BIN)/bench leaderboard docs/results $(ARCHIVES) --out build/leaderboard
 
 # Every preset with the quick schedule, made shorter, and all its reports: an hour or so.
 long: setup

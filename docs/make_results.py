@@ -24,8 +24,8 @@ from bench.results.differences import write_numbers
 from bench.results.fairness import flags
 from bench.results.groups import RunGroup, difference, p_to_correct, run_groups
 from bench.results.statistics import PairedDifference, holm
-from bench.results.tables import StudyResults
-from bench.store.files import Store
+from bench.results.tables import StudyResults, section
+from bench.store.files import Store, read_stored_specification
 
 _DOCS = Path(__file__).resolve().parent
 _RESULTS = _DOCS / "results"
@@ -99,10 +99,14 @@ def _anywhere(text: str, store: Store, specification: str) -> str:
 
 
 def _versions(results: StudyResults) -> dict[str, object]:
-    """Return versions and hardware as the first finished run recorded them."""
+    """Return versions and hardware as the first finished run recorded them, and the checksum of its checkpoint."""
     done = results.runs[results.runs["status"] == "done"]
-    record = results.store.record("runs", str(done["id"].iloc[0])) or {}
-    return {key: record.get(key) for key in ("versions", "hardware", "fingerprint")}
+    run = str(done["id"].iloc[0])
+    record = results.store.record("runs", run) or {}
+    made = read_stored_specification(results.store.unit("runs", run)) or {}
+    checkpoint = section(section(made, "depends_on"), "task").get("checkpoint")
+    stated = {key: record.get(key) for key in ("versions", "hardware", "fingerprint")}
+    return stated | ({} if checkpoint is None else {"checkpoint": checkpoint})
 
 
 def _draw(document: Document, folder: Path) -> None:
