@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test leaderboard long faults fuzz gpu-check lint
+.PHONY: setup demo test docs leaderboard long faults fuzz gpu-check lint
 
 # One stamp for both targets: installs once, again when the project file or the pins change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -44,3 +44,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The documentation site in build/site; stops at a link or anchor that leads nowhere.
+docs: setup
+	$(BIN)/python docs/make_site.py

@@ -1,7 +1,7 @@
-"""Draw the packages of the project into `docs/architecture.md`: `.venv/bin/python docs/make_architecture.py`.
+"""List the packages of the project in `docs/architecture.md`: `.venv/bin/python docs/make_architecture.py`.
 
-The levels come from `[tool.importlinter]` in `pyproject.toml`, the arrows from the imports in the code, and what a
-package is for from the first line of its docstring. The result replaces what stands between `<!-- packages -->` and
+The levels come from `[tool.importlinter]` in `pyproject.toml`, the imports from the code, and what a package is for
+from the first line of its docstring. The result replaces what stands between `<!-- packages -->` and
 `<!-- end -->` in the page. `tests/test_architecture.py` fails when the page is not what this script would write.
 """
 
@@ -56,15 +56,15 @@ def package_imports(graph: grimp.ImportGraph, packages: Sequence[str]) -> dict[s
     return found
 
 
-def shortest_arrows(imports: Mapping[str, set[str]]) -> list[tuple[str, str]]:
-    """Return the imports without those that a longer way implies, so that the diagram stays readable."""
+def nearest_imports(imports: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Return the packages that each package imports, without those that another of them imports too."""
     reached = {name: _reached(name, imports) for name in imports}
-    return [
-        (name, target)
+    return {
+        name: [
+            target for target in sorted(targets) if not any(target in reached[other] for other in targets - {target})
+        ]
         for name, targets in imports.items()
-        for target in sorted(targets)
-        if not any(target in reached[other] for other in targets - {target})
-    ]
+    }
 
 
 def _reached(name: str, imports: Mapping[str, set[str]]) -> set[str]:
@@ -73,29 +73,16 @@ def _reached(name: str, imports: Mapping[str, set[str]]) -> set[str]:
     return direct.union(*(_reached(target, imports) for target in direct))
 
 
-def diagram(of_levels: Levels, imports: Mapping[str, set[str]]) -> Iterator[str]:
-    """Yield the lines of the Mermaid diagram."""
-    yield "```mermaid"
-    yield "flowchart TD"
-    for level, names in reversed(list(enumerate(of_levels))):
-        yield from (f'    {_key(name)}["{level} · {name}"]' for name in names)
-    yield from (f"    {_key(name)} --> {_key(target)}" for name, target in shortest_arrows(imports))
-    yield "```"
-
-
-def _key(name: str) -> str:
-    """Return a name as Mermaid allows it."""
-    return name.replace(".", "_")
-
-
-def table(of_levels: Levels, root: Path = ROOT) -> Iterator[str]:
+def table(of_levels: Levels, imports: Mapping[str, set[str]], root: Path = ROOT) -> Iterator[str]:
     """Yield the lines of the table of packages, the highest level first."""
-    yield "| level | package | what it is for | modules |"
-    yield "| --: | --- | --- | --- |"
+    imported = nearest_imports(imports)
+    yield "| level | package | what it is for | imports | modules |"
+    yield "| --: | --- | --- | --- | --- |"
     for level, names in reversed(list(enumerate(of_levels))):
         for name in names:
             purpose = summary(name, root).replace("|", "\\|")
-            yield f"| {level} | `{name}` | {purpose} | {', '.join(_modules(name, root))} |"
+            targets = ", ".join(target.removeprefix("bench.") for target in imported[name])
+            yield f"| {level} | `{name}` | {purpose} | {targets} | {', '.join(_modules(name, root))} |"
 
 
 def summary(name: str, root: Path = ROOT) -> str:
@@ -114,16 +101,16 @@ def _modules(name: str, root: Path) -> list[str]:
 
 
 def page(text: str) -> str:
-    """Return the page with diagram and table as the code has them now."""
+    """Return the page with the table as the code has it now."""
     of_levels = levels()
     packages = [name for names in reversed(of_levels) for name in names]
     imports = package_imports(import_graph(), packages)
-    drawn = "\n".join([*diagram(of_levels, imports), "", *table(of_levels)])
-    return _BLOCK.sub(lambda match: f"{match[1]}\n{drawn}\n\n{match[2]}", text)
+    lines = "\n".join(table(of_levels, imports))
+    return _BLOCK.sub(lambda match: f"{match[1]}\n{lines}\n\n{match[2]}", text)
 
 
 def main() -> None:
-    """Write diagram and table into the page."""
+    """Write the table into the page."""
     sys.path.insert(0, str(ROOT))
     PAGE.write_text(page(PAGE.read_text()))
 

@@ -15,6 +15,7 @@ import click
 import pytest
 
 from bench.cli.main import bench as commands
+from bench.cli.run import make_specification
 from bench.planning.plan import make_plan
 from bench.results.tables import StudyResults
 from bench.spec.sources import build, read_toml
@@ -26,11 +27,14 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/tutorial/*.md")),
     *sorted(ROOT.glob("docs/results/*.md")),
 ]
 MOST_COLUMNS = 100
 GROUPS = {"bench.methods", "bench.datasets", "bench.models", "bench.reports", "bench.forms", "bench.checks"}
 """Entry-point groups, which are written like modules."""
+RUN = ("docs/tutorial/", "docs/deploy.md", "docs/adding-a-method.md")
+"""Pages whose commands tests run, in their order: `test_tutorial`, `test_deploy`, `test_adding_a_method`."""
 OTHERS = {"Conv2d", "Linear", "ConvTranspose2d", "MultiheadAttention", "Path"}
 """Classes of other packages that pages name."""
 
@@ -152,18 +156,18 @@ def test_the_page_on_the_api_lists_all_its_names() -> None:
     assert sorted(listed) == sorted(stated)
 
 
-def printed_commands(page: Path) -> Iterator[list[str]]:
+def printed_commands(page: Path, *, in_sentences: bool) -> Iterator[list[str]]:
     """Complete commands `bench …` of a page; those that say what may be given, with brackets or bars, are none."""
     text = page.read_text().replace("\\\n", " ")
-    lines = re.findall(r"(?m)^ {4}(?:\$ )?bench (.*)$", text) + re.findall(r"`bench ([^`]*)`", text)
-    for line in lines:
+    lines = re.findall(r"(?m)^ {4}(?:\$ )?bench (.*)$", text)
+    for line in lines + (re.findall(r"`bench ([^`]*)`", text) if in_sentences else []):
         if not re.search(r"[|…]|\[[A-Z-]| {2,}[A-Za-z]", line.partition(" #")[0]):
             yield shlex.split(line, comments=True)
 
 
 @each_page
 def test_commands_and_their_options_exist(page: Path) -> None:
-    for name, *arguments in printed_commands(page):
+    for name, *arguments in printed_commands(page, in_sentences=True):
         if name.isupper():
             continue
         command = commands.commands.get(name)
@@ -171,6 +175,21 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         given = {argument for argument in arguments if argument.startswith("--")}
         assert given <= known | {"--help"}, (name, given - known)
+
+
+@each_page
+def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of options are allowed, and a study can be specified. The commands of RUN are run by other tests."""
+    if page.relative_to(ROOT).as_posix().startswith(RUN):
+        return
+    monkeypatch.chdir(ROOT)  # specifications are named from there
+    machine = {"dry_run", "store_dir", "data_dir", "jobs", "tracking_uri", "backend", "scheduler", "timeout"}
+    machine |= {"memory_limit", "retry", "optuna_storage", "in_process", "runs_per_card"}
+    for name, *arguments in printed_commands(page, in_sentences=False):
+        values = commands.commands[name].make_context(name, arguments).params
+        if name == "run":
+            keys = {key: value for key, value in values.items() if key not in machine}
+            make_specification(**keys | {"device": keys["device"] or "cpu"}, elsewhere=True)
 
 
 @each_page
