@@ -60,9 +60,7 @@ def nearest_imports(imports: Mapping[str, set[str]]) -> dict[str, list[str]]:
     """Return the packages that each package imports, without those that another of them imports too."""
     reached = {name: _reached(name, imports) for name in imports}
     return {
-        name: [
-            target for target in sorted(targets) if not any(target in reached[other] for other in targets - {target})
-        ]
+        name: sorted(targets - {further for target in targets for further in reached[target]})
         for name, targets in imports.items()
     }
 
