@@ -1,23 +1,41 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Without compiling every file in advance, which takes about as long as everything else: Python compiles what it imports.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test docs leaderboard long faults fuzz gpu-check lint
+.PHONY: setup demo test test-oldest test-newest docs leaderboard long faults fuzz gpu-check lint
 
-# One stamp for both targets: installs once, again when the project file or the pins change.
-.venv/.ready: pyproject.toml constraints.txt
-	@echo "installing into .venv: about 5 GB, some minutes"
+# Stamps: each installs once, and again when the project file or the pins change.
+.venv/.demo: pyproject.toml constraints.txt
+	@echo "installing into .venv what runs studies: about 5 GB, one to three minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e .
+	touch $@
+
+.venv/.ready: .venv/.demo
+	@echo "installing into .venv what tests and checks need: about 1 GB more"
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 setup: .venv/.ready
 
-demo: setup
+demo: .venv/.demo
 	$(BIN)/bench run --methods sbs,dnas,fixed,full_precision
 
 # One process more than two cores: a sixth of the time tests wait for processes of their own.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+# Both ends of the ranges in pyproject.toml, each in an environment of its own that is made again: for once a week, and
+# before a range is changed. TESTS=tests/bench/spec runs a part.
+test-oldest: CONSTRAINTS = -c .venv-oldest/lowest.txt
+test-oldest test-newest: test-%:
+	@echo "installing into .venv-$* the $* versions that pyproject.toml allows: about 7 GB, some minutes"
+	$(PYTHON) -m venv --clear .venv-$*
+	$(PYTHON) tests/lowest_versions.py > .venv-$*/lowest.txt
+	.venv-$*/bin/python $(INSTALL) $(CONSTRAINTS) -e '.[test]'
+	.venv-$*/bin/python $(PYTEST) $(TESTS)
 
 # A static site in build/leaderboard, from the published studies and the archives that ARCHIVES names.
 leaderboard: setup
