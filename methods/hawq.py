@@ -11,7 +11,7 @@ every running mean changes by less than a thousandth, or after 100 (PyHessian's 
 
 V2 takes traces of activations too, and V3 gives an input the bits of the weights, by sensitivities of weights alone. By
 default, inputs have traces and bits of their own, so that HAWQ chooses among the same policies as all methods here.
-`activations = "tied"` is V3.
+`activations = "tied"` is V3 but for its ties between layers, which `hawq_v3` has.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.api import EDGE_BITS, Policy, SearchJob, uniform
+from bench.api import EDGE_BITS, NetworkShape, Policy, SearchJob, uniform
 from methods.shared.budget import unreachable
 from methods.shared.integer_programme import Limit, least_choice
 from methods.shared.knapsack import Floats, Indices, cheapest_choice
@@ -57,6 +57,11 @@ def tied(bits: Sequence[int]) -> list[Pair]:
     return [(b, b) for b in bits]
 
 
+def policy_of_pair(network: NetworkShape, pair: Pair) -> Policy:
+    """Give a pair of bits to all layers but the first and the last, which have 8."""
+    return _with_pair(uniform(network, EDGE_BITS), [layer.name for layer in network.middle], pair)
+
+
 def cost_table(job: SearchJob, groups: Sequence[Group], pairs: Sequence[Pair]) -> CostTable:
     """Price every pair for every group.
 
@@ -69,9 +74,7 @@ def cost_table(job: SearchJob, groups: Sequence[Group], pairs: Sequence[Pair]) -
         UnreachableBudgetError: Even the first pair everywhere costs more than the budget.
     """
     network = job.task.network
-    base = uniform(network, EDGE_BITS)
-    for layer in network.middle:
-        base = _with_pair(base, [layer.name], pairs[0])
+    base = policy_of_pair(network, pairs[0])
     least = job.price(base)
     if least > job.budget:
         raise unreachable(job, _in_words(pairs[0]), least)

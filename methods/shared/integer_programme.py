@@ -6,18 +6,24 @@ of every answer are checked again, and where one is broken, they are tightened a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from methods.shared.knapsack import Floats, Indices
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+TIGHTER = (0.0, 2e-6, 2e-5)
+"""Shares of a limit by which it is tightened, in one attempt after the other."""
+
 _SPREAD = 1e4
 """Size of the largest difference between two values as the solver sees them; it stops at a gap of 1e-6."""
-_TIGHTER = (0.0, 2e-6, 2e-5)
-"""Shares of a limit by which it is tightened, in one attempt after the other."""
 _ROUNDING = 1e-12
 """Share of a limit by which sums may be off."""
-_SOLVED, _INFEASIBLE = 0, 2
+_SOLVED, _STOPPED, _INFEASIBLE = 0, 1, 2
+"""Statuses of the solver: stopped is at a limit of nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,19 @@ class Limit:
         return max(ends, default=1.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the solver says.
+
+    Attributes:
+        chosen: Indices of the options, shape (items,); `None` when nothing was found.
+        bound: Value that no choice within the limits is below; infinite when there is none.
+    """
+
+    chosen: Indices | None
+    bound: float
+
+
 def least_choice(values: Floats, limits: Sequence[Limit]) -> Indices | None:
     """Choose one option for each item so that the sum of values is least and all limits are kept.
 
@@ -60,36 +79,64 @@ def least_choice(values: Floats, limits: Sequence[Limit]) -> Indices | None:
     Raises:
         ArithmeticError: The solver ended without an answer, or with one that breaks a limit.
     """
-    for tighter in _TIGHTER:
-        chosen = _solved(values, limits, tighter)
+    for tighter in TIGHTER:
+        chosen = solve(values, limits, tighter).chosen
         if chosen is None or all(limit.allows(chosen) for limit in limits):
             return chosen
     raise ArithmeticError("the solver's answers break a limit of the integer programme, also when it is tightened")
 
 
-def _solved(values: Floats, limits: Sequence[Limit], tighter: float) -> Indices | None:
-    """Solve the programme once, with every limit tightened by a share of its size."""
+def solve(
+    values: Floats,
+    limits: Sequence[Limit],
+    tighter: float,
+    *,
+    further: Floats | None = None,
+    links: "csr_matrix | None" = None,
+    nodes: int | None = None,
+) -> Answer:
+    """Solve a programme once, with every limit tightened by a share of its size.
+
+    Args:
+        values: Values of the options, shape (items, options).
+        limits: Limits of the options' costs.
+        tighter: Share of the limits.
+        further: Values of further variables, which are at least 0 and need not be whole, shape (further,).
+        links: Combinations of options and further variables that must be 0, shape (links, items · options + further).
+        nodes: Largest number of nodes of branch and bound; any by default.
+
+    Raises:
+        ArithmeticError: The solver ended without an answer.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix, kron
+    from scipy.sparse import csr_matrix, hstack, kron
 
     items, options = values.shape
-    one_each = csr_matrix(kron(np.eye(items), np.ones((1, options))))
-    constraints = [LinearConstraint(one_each, 1, 1)]
+    further = np.zeros(0) if further is None else further
+    one_each = kron(np.eye(items), np.ones((1, options)))
+    constraints = [LinearConstraint(hstack([one_each, csr_matrix((items, len(further)))]).tocsr(), 1, 1)]
     for limit in limits:
-        scale = limit.scale
-        least, most = limit.least / scale + tighter, limit.most / scale - tighter
-        constraints.append(LinearConstraint(limit.costs.reshape(1, -1) / scale, least, most))
-    lowered = values - values.min(1, keepdims=True)
-    scaled = lowered * (_SPREAD / (lowered.max() or 1.0))
+        row = np.concatenate([limit.costs.ravel() / limit.scale, np.zeros(len(further))])
+        least, most = limit.least / limit.scale + tighter, limit.most / limit.scale - tighter
+        constraints.append(LinearConstraint(row[None, :], least, most))
+    if links is not None:
+        constraints.append(LinearConstraint(links, 0, 0))
+    lowest = values.min(1, keepdims=True)
+    objective = np.concatenate([(values - lowest).ravel(), further])
+    scale = _SPREAD / (np.abs(objective).max() or 1.0)
     result = milp(
-        scaled.ravel(),
-        integrality=np.ones(values.size, dtype=np.int64),
+        scale * objective,
+        integrality=np.concatenate([np.ones(values.size, dtype=np.int64), np.zeros(len(further), dtype=np.int64)]),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": 0.0} if nodes is None else {"mip_rel_gap": 0.0, "node_limit": nodes},
     )
     if result.status == _INFEASIBLE:
-        return None
-    if result.status != _SOLVED or result.x is None:
+        return Answer(chosen=None, bound=np.inf)
+    if result.status not in (_SOLVED, _STOPPED):
         raise ArithmeticError(f"the integer programme was not solved: {result.message}")
-    return np.asarray(result.x.reshape(values.shape).argmax(1), dtype=np.intp)
+    bound = float(result.mip_dual_bound) / scale + float(lowest.sum())
+    if result.x is None:
+        return Answer(chosen=None, bound=bound)
+    shares = result.x[: values.size].reshape(values.shape)
+    return Answer(chosen=np.asarray(shares.argmax(1), dtype=np.intp), bound=bound)

@@ -13,6 +13,7 @@ from bench.costs.counter import price
 from bench.costs.measures import BOPS, Measure, Memory
 from bench.method import Method, SearchJob
 from methods.bayesian_bits import BayesianBits
+from methods.clado import Clado, CladoOptions
 from methods.djpq import Djpq
 from methods.dnas import Dnas
 from methods.dq import Dq
@@ -44,11 +45,12 @@ METHODS: dict[str, Callable[[], Method]] = {
     "hawq_v3": HawqV3,
     "ip": Ip,
     "limpq": Limpq,
+    "clado": lambda: Clado(CladoOptions(bits=(2, 4), batches=1)),
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "greedy": Greedy,
     "evopress": lambda: Evopress(EvopressOptions(generations=2, offspring=4, survivors=(1,), images=(8,), initial=4)),
 }
-WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq", "evopress"}
+WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq", "clado", "evopress"}
 
 
 def products(model: nn.Module) -> list[QuantizedProduct]:

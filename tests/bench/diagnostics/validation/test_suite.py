@@ -24,6 +24,7 @@ from bench.plugins.method_files import snake_case
 from tests.plugins import faulty_methods
 
 LIGHT: dict[str, dict[str, Any]] = {
+    "clado": {"batches": 1, "bits": [2, 4]},
     "evopress": {"generations": 4, "offspring": 8, "survivors": [2, 1], "images": [16, 64], "initial": 8},
     "greedy": {"batches": 1},
     "haq": {"episodes": 4, "warmup_episodes": 2},
