@@ -25,7 +25,7 @@ from tests.methods.untrained import clips, compressed_outputs
 
 MakeJob = Callable[..., SearchJob]
 MEASURES = [BOPS, Memory(), Latency(AcceleratorSpec()), Energy(AcceleratorSpec())]
-SHORT = {"generations": 4, "offspring": 6, "survivors": (2, 1), "images": (8, 32), "initial": 6}
+SHORT: dict[str, Any] = {"generations": 4, "offspring": 6, "survivors": (2, 1), "images": (8, 32), "initial": 6}
 
 
 def at(job: SearchJob, share: float) -> SearchJob:

@@ -8,7 +8,16 @@ from bench.method import SearchJob
 from bench.planning.methods import make_method
 
 MakeJob = Callable[..., SearchJob]
-STRENGTHS = {"sbs": 0.3, "multi_path": 0.1, "dnas": 0.1, "edmips": 0.1, "dq": 30.0, "djpq": 0.1, "bayesian_bits": 0.03}
+STRENGTHS = {
+    "sbs": 0.3,
+    "multi_path": 0.1,
+    "dnas": 0.1,
+    "edmips": 0.1,
+    "dq": 30.0,
+    "djpq": 0.1,
+    "bayesian_bits": 0.03,
+    "fliqs": 0.1,
+}
 ON_BUDGET = {"greedy": {"batches": 1}, "hawq": {"draws": 3, "images": 32}}
 """Methods that fill a budget: they prefer more bits than it allows. Margins of `haq` are in its own tests."""
 

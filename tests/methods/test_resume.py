@@ -20,6 +20,7 @@ from methods.djpq import Djpq
 from methods.dnas import Dnas
 from methods.dq import Dq
 from methods.evopress import Evopress, EvopressOptions
+from methods.fliqs import Fliqs
 from methods.haq import Haq, HaqOptions
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
@@ -38,6 +39,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "dnas": Dnas,
     "dq": Dq,
     "djpq": Djpq,
+    "fliqs": Fliqs,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "evopress": lambda: Evopress(EvopressOptions(generations=3, offspring=4, survivors=(1,), images=(8,), initial=4)),
     "bayesian_bits": BayesianBits,
@@ -90,7 +92,8 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [(name, "hinge") for name in METHODS] + [(name, "dual") for name in METHODS if name not in {"haq", "evopress"}],
+    [(name, "hinge") for name in METHODS]
+    + [(name, "dual") for name in METHODS if name not in {"haq", "evopress", "fliqs"}],
 )
 def test_a_search_goes_on_from_any_epoch_as_if_nothing_had_been(
     make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, match: str

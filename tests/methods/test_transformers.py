@@ -20,6 +20,7 @@ from methods.dq import Dq
 from methods.edmips import Edmips
 from methods.evopress import Evopress, EvopressOptions
 from methods.fixed import Fixed
+from methods.fliqs import Fliqs
 from methods.greedy import Greedy
 from methods.haq import Haq, HaqOptions
 from methods.hawq import Hawq
@@ -48,6 +49,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "clado": lambda: Clado(CladoOptions(bits=(2, 4), batches=1)),
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "greedy": Greedy,
+    "fliqs": Fliqs,
     "evopress": lambda: Evopress(EvopressOptions(generations=2, offspring=4, survivors=(1,), images=(8,), initial=4)),
 }
 WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq", "clado", "evopress"}
