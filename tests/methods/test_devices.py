@@ -21,16 +21,11 @@ import methods
 from bench.api import Method, SearchJob, SearchResult
 from bench.plugins import entry_points
 from bench.plugins.registry import load
+from tests.bench.diagnostics.validation.test_suite import LIGHT
 
 FACTORIES = (torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros)
 ROOTS = tuple(str(Path(str(package.__file__)).parent) for package in (bench, methods))
 ELSEWHERE = tuple(str(Path(ROOTS[0]).parent / name) for name in ("bench/data", "bench/models", "methods/shared/agent"))
-LIGHT: dict[str, dict[str, Any]] = {
-    "greedy": {"batches": 1},
-    "haq": {"episodes": 4, "warmup_episodes": 2},
-    "hawq": {"draws": 2, "images": 16},
-}
-"""Options that shorten searches whose length does not follow from the schedule."""
 
 
 class WithoutDevice(TorchFunctionMode):

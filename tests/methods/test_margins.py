@@ -17,6 +17,7 @@ STRENGTHS = {
     "djpq": 0.1,
     "bayesian_bits": 0.03,
     "fliqs": 0.1,
+    "joint_mps": 0.1,
 }
 ON_BUDGET = {"greedy": {"batches": 1}, "hawq": {"draws": 3, "images": 32}}
 """Methods that fill a budget: they prefer more bits than it allows. Margins of `haq` are in its own tests."""

@@ -22,6 +22,7 @@ from methods.dq import Dq
 from methods.evopress import Evopress, EvopressOptions
 from methods.fliqs import Fliqs
 from methods.haq import Haq, HaqOptions
+from methods.joint_mps import JointMps
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
 from methods.sbs_extended import SbsExtended, SbsExtendedOptions
@@ -40,6 +41,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "dq": Dq,
     "djpq": Djpq,
     "fliqs": Fliqs,
+    "joint_mps": JointMps,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "evopress": lambda: Evopress(EvopressOptions(generations=3, offspring=4, survivors=(1,), images=(8,), initial=4)),
     "bayesian_bits": BayesianBits,

@@ -27,6 +27,7 @@ from methods.hawq import Hawq
 from methods.hawq_v3 import HawqV3
 from methods.ip import Ip
 from methods.limpq import Limpq
+from methods.joint_mps import JointMps
 from methods.multi_path import MultiPath
 from methods.random_policy import RandomPolicy
 from methods.sbs import Sbs, SbsOptions, search_space
@@ -49,6 +50,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "clado": lambda: Clado(CladoOptions(bits=(2, 4), batches=1)),
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "greedy": Greedy,
+    "joint_mps": JointMps,
     "fliqs": Fliqs,
     "evopress": lambda: Evopress(EvopressOptions(generations=2, offspring=4, survivors=(1,), images=(8,), initial=4)),
 }
