@@ -26,8 +26,8 @@ from methods.haq import Haq, HaqOptions
 from methods.hawq import Hawq
 from methods.hawq_v3 import HawqV3
 from methods.ip import Ip
-from methods.limpq import Limpq
 from methods.joint_mps import JointMps
+from methods.limpq import Limpq
 from methods.multi_path import MultiPath
 from methods.random_policy import RandomPolicy
 from methods.sbs import Sbs, SbsOptions, search_space
