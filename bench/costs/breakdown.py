@@ -17,7 +17,7 @@ from bench.costs.accelerator.bitfusion import Execution
 from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.accelerator.pricing import NOT_A_LAYER, execute_layer
 from bench.costs.counter import BITS_PER_KB, LayerCost, NetworkCost, price
-from bench.costs.measured import Quartiles, read_times
+from bench.costs.measured import Quartiles, times_on
 from bench.costs.measures import MEASURES, MeasureName
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
@@ -170,7 +170,7 @@ def _measured_breakdown(
     accelerator: AcceleratorSpec, network: NetworkShape, policy: Policy, cost: NetworkCost
 ) -> CostBreakdown:
     """Price a policy in every measure, with latency by a table of measured layers."""
-    times = read_times(accelerator.hardware)
+    times = times_on(accelerator)
     rest = times.network(network).rest_ms
     executions: dict[str, Execution | MeasuredTime] = {}
     unknown = {}

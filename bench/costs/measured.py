@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bench.compression.policy import FULL_PRECISION_BITS
 from bench.errors import BenchError
 from bench.inputs.reading import JSON_BYTES, parse_json, read_bytes
-from bench.spec.schema import ENGINES
+from bench.spec.schema import ENGINES, AcceleratorSpec
 
 if TYPE_CHECKING:
     from bench.compression.shapes import LayerShape, NetworkShape
@@ -209,6 +209,21 @@ def _shares(counts: Sequence[int], count: int, layer: str) -> list[tuple[int, fl
     low, high = counts[index - 1], counts[index]
     share = (count - low) / (high - low)
     return [(index - 1, 1 - share), (index, share)]
+
+
+def times_on(accelerator: AcceleratorSpec) -> LayerTimes:
+    """Read the table of an accelerator whose times are measured.
+
+    Raises:
+        BenchError: It cannot be read, or other numbers of images were computed together.
+    """
+    times = read_times(accelerator.hardware)
+    if times.batch != accelerator.batch:
+        raise BenchError(
+            f"the measured times '{accelerator.hardware}' are those of batch {times.batch}, but accelerator.batch is "
+            f"{accelerator.batch}; use --set accelerator.batch={times.batch}"
+        )
+    return times
 
 
 def read_times(hardware: str) -> LayerTimes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bench.compression.policy import FULL_PRECISION_BITS, LayerSpace, Policy, check, uniform
 from bench.costs.accelerator.hardware import read_hardware
-from bench.costs.measured import LayerTimes, read_times
+from bench.costs.measured import LayerTimes, times_on
 
 if TYPE_CHECKING:
     import torch
@@ -285,7 +285,7 @@ class MeasuredLatency(Latency):
 
     @property
     def _times(self) -> LayerTimes:
-        return read_times(self.accelerator.hardware)
+        return times_on(self.accelerator)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def price(
     image_size: int | None = None,
     data_dir: str | PathLike[str] | None = None,
     hardware: str = "bf_e",
-    batch: int = 16,
+    batch: int | None = None,
     depthwise: Literal["dense", "channelwise"] = "dense",
 ) -> CostBreakdown:
     """Price a policy layer by layer: operations, memory, and latency and energy on a simulated accelerator.
@@ -43,8 +43,8 @@ def price(
         image_shape: Channels, height and width of one image, for a module of PyTorch.
         image_size: Side of the images in pixels, for data sets of image files.
         data_dir: Folder of data sets.
-        hardware: Name of an accelerator, or a TOML file with one.
-        batch: Images that are computed together.
+        hardware: Name of an accelerator, a TOML file with one, or a JSON file with measured times of layers.
+        batch: Images that are computed together; 16 by default, and 1 for measured times.
         depthwise: Mapping of depthwise convolutions to the accelerator.
 
     Raises:
@@ -61,7 +61,8 @@ def price(
         policy = uniform(network, policy)
     elif not isinstance(policy, Policy):
         policy = load_policy(Path(policy))
-    accelerator = AcceleratorSpec(hardware=hardware, batch=batch, depthwise=depthwise)
+    together = {} if batch is None else {"batch": batch}
+    accelerator = AcceleratorSpec(hardware=hardware, depthwise=depthwise, **together)
     return breakdown(accelerator, network, policy)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.costs.budget import Budget, parse_budget
-from bench.costs.measured import read_times
+from bench.costs.measured import times_on
 from bench.errors import BenchError, StudyHaltedError
 from bench.matching.tune import largest_trials
 from bench.method import Method
@@ -141,7 +141,7 @@ def _accelerator(spec: AcceleratorSpec) -> dict[str, Any]:
     """Return what latencies depend on: the settings of the simulation, or the checksum of the measured times."""
     if not spec.measured:
         return spec.model_dump(mode="json")
-    read_times(spec.hardware)
+    times_on(spec)
     return {"measured": file_hash(Path(spec.hardware)), "batch": spec.batch}
 
 

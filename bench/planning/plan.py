@@ -8,7 +8,7 @@ from bench.compression.policy import FULL_PRECISION_BITS
 from bench.compression.shapes import NetworkShape
 from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.budget import Budget, parse_budget
-from bench.costs.measured import read_times
+from bench.costs.measured import times_on
 from bench.errors import BenchError
 from bench.method import Method
 from bench.planning.budgets import Reach, check_spendable, reaches
@@ -134,7 +134,10 @@ def _check_measure(name: str, method: Method, budget: Budget) -> None:
 
 def _check_names(spec: StudySpec) -> None:
     """Make sure that what is needed only when a run ends, or in the report, exists."""
-    (read_times if spec.accelerator.measured else read_hardware)(spec.accelerator.hardware)
+    if spec.accelerator.measured:
+        times_on(spec.accelerator)
+    else:
+        read_hardware(spec.accelerator.hardware)
     if spec.baseline not in spec.methods:
         find("methods", spec.baseline)
 

@@ -18,6 +18,7 @@ from bench.costs.budget import Budget, parse_budget
 from bench.costs.measured import is_free_input, is_free_output, layer_key, read_times
 from bench.costs.measures import MeasuredLatency
 from bench.errors import BenchError
+from bench.interface.pricing import price
 from bench.matching.repair import policy_of, repair
 from bench.method import Decision
 from bench.planning.networks import model_shape
@@ -177,6 +178,13 @@ def test_a_file_that_is_no_table_is_one_clear_line(tmp_path: Path, content: str 
     with pytest.raises(BenchError, match=message) as caught:
         read_times(str(path))
     assert "--set accelerator.hardware=openvino" in str(caught.value)
+
+
+def test_a_table_of_another_batch_is_refused(network: NetworkShape, hardware: AcceleratorSpec) -> None:
+    with pytest.raises(BenchError, match=r"are those of batch 1, but accelerator\.batch is 16; use --set accelerator"):
+        breakdown(AcceleratorSpec(hardware=hardware.hardware, batch=16), network, uniform(network, 4))
+    costs = price(network, 4, hardware=hardware.hardware)
+    assert costs.total("latency") == MeasuredLatency(hardware).price(network, uniform(network, 4))
 
 
 def test_a_table_that_was_changed_is_read_again(network: NetworkShape, tmp_path: Path) -> None:
