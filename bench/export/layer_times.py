@@ -21,6 +21,7 @@ from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy
 from bench.compression.shapes import LayerShape, NetworkShape
 from bench.costs.measured import FOLDER, Quartiles, is_free_input, is_free_output, layer_key
 from bench.costs.relaxed import channel_counts
+from bench.errors import BenchError
 from bench.export.engines import Engine, OnnxruntimeEngine, OpenvinoEngine
 from bench.export.forms import require
 from bench.export.graph.operations import IMAGE, Add, Graph, Layer, Operation, Quantize
@@ -81,9 +82,12 @@ def measured_times(engine: str, networks: Sequence[UntrainedNetwork], batch: int
         report: Function that shows a line on what is measured.
 
     Raises:
-        BenchError: The runtime is not installed, a network cannot be exported, or the store cannot be written.
+        BenchError: The runtime is not installed, a network multiplies activations or cannot be exported, or the store
+            cannot be written.
     """
     require(("onnx", engine), f"measuring with {engine}")
+    for network in networks:
+        _check_measurable(network.shape)
     about = _about(engine, networks, batch)
     path = (store.root / FOLDER / canonical_hash(about) / f"{engine}.json").absolute()
     if read_checked(path) is not None:
@@ -102,6 +106,21 @@ def measured_times(engine: str, networks: Sequence[UntrainedNetwork], batch: int
     store.prepare()
     write_checked(path, document)
     return path
+
+
+def _check_measurable(network: NetworkShape) -> None:
+    """Make sure that all that a network multiplies are layers.
+
+    Raises:
+        BenchError: It multiplies activations.
+    """
+    others = [layer.name for layer in network.layers if layer.kind == "matmul"]
+    others += [operation.label for operation in network.unquantized]
+    if others:
+        raise BenchError(
+            f"the layers of '{network.model}' are not measured: '{others[0]}' multiplies activations; give a budget of "
+            "BOPs or of memory, e.g. '4bit' or '395KB'"
+        )
 
 
 def _about(engine: str, networks: Sequence[UntrainedNetwork], batch: int) -> dict[str, Any]:
@@ -250,8 +269,8 @@ def repeated_layer(graph: Graph, path: str, inputs: int, outputs: int, copies: i
 
 
 def _with_channels(layer: Layer, inputs: int, outputs: int) -> Layer:
-    """Return a layer with its first channels."""
-    depthwise = layer.groups > 1 and layer.groups == layer.codes.shape[0] == layer.input_shape[0]
+    """Return a layer with its first channels; those of a linear layer are last in the shapes of tensors."""
+    depthwise = layer.groups > 1 and layer.groups == layer.codes.shape[0] == len(layer.input_steps)
     read = outputs if depthwise else inputs
     whole = layer.groups > 1  # the inputs of a group stay
     return replace(
@@ -262,8 +281,8 @@ def _with_channels(layer: Layer, inputs: int, outputs: int) -> Layer:
         input_offsets=layer.input_offsets[:read],
         factor=layer.factor[:outputs],
         constant=layer.constant[:outputs],
-        input_shape=(read, *layer.input_shape[1:]),
-        shape=(outputs, *layer.shape[1:]),
+        input_shape=(*layer.input_shape[:-1], read) if layer.linear else (read, *layer.input_shape[1:]),
+        shape=(*layer.shape[:-1], outputs) if layer.linear else (outputs, *layer.shape[1:]),
     )
 
 

@@ -52,6 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet8", "fc", (64, 10)),
         ("inverted residuals", "1.conv.1.0", (7, 7)),
         ("shifting", "grouped", (8, 4)),
+        ("tokens", "fc1", (8, 3)),
     ],
 )
 @pytest.mark.parametrize("quantized", [True, False])
@@ -83,7 +84,7 @@ def test_a_model_adds_up_copies_of_a_layer(case: str, path: str, channels: tuple
 
 
 def sizes(layer: Any) -> tuple[int, int]:
-    return layer.input_shape[0], layer.codes.shape[0]
+    return len(layer.input_steps), layer.codes.shape[0]
 
 
 def computed(layer: Any, value: torch.Tensor) -> torch.Tensor:
@@ -137,6 +138,12 @@ def test_a_runtime_that_is_missing_is_named(
     monkeypatch.setattr(forms, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
     with pytest.raises(BenchError, match="measuring with openvino needs openvino; install the extra"):
         measured_times("openvino", [network], 1, Store(tmp_path), str)
+
+
+def test_products_of_activations_are_refused(tmp_path: Path) -> None:
+    network = untrained_network(model_shape("cct_2_3x2", "digits"), Digits.described())
+    with pytest.raises(BenchError, match=r"the layers of 'cct_2_3x2' are not measured: '.*' multiplies activations"):
+        measured_times("onnxruntime", [network], 1, Store(tmp_path), str)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_the_command_adds_measured_times(bench: Callable[..., Any], monkeypatch:
     [
         ("--diff 4bit 8bit", "--measured times the network of one policy; leave it out with --diff"),
         ("--bits 32 --model resnet8 --dataset digits", "only quantized layers are exported"),
-        ("--bits 4 --model vit_tiny --dataset digits", "'vit_tiny' cannot be exported"),
+        ("--bits 4 --model convnext_tiny --dataset cifar10", "'convnext_tiny' cannot be exported: 'layer_norm'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_line(bench: Callable[..., Any], options: str, message: str) -> None:
