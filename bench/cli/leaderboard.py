@@ -31,11 +31,14 @@ def leaderboard(sources: tuple[Path, ...], out: Path, data_dir: Path | None, *, 
     from bench.reporting.wording import count
 
     with read_sources(sources, data_dir, networks=networks) as read:
-        for source in read:
-            say(f"{source.name}: {source.in_words}")
         boards = boards_of(entries_of(read))
         if not boards:
-            raise BenchError("no source has a run with a result at a budget; finish a study first: bench run")
+            reasons = "; ".join(f"{source.name} is refused: {source.refused}" for source in read if source.refused)
+            raise BenchError(
+                reasons or "no source has a run with a result at a budget; finish a study first: bench run"
+            )
+        for source in read:
+            say(f"{source.name}: {source.in_words}")
         files = write_site(out, boards, read)
         refused = sum(bool(source.refused) for source in read)
     say(f"{len(files)} files in {out}, {count(len(boards), 'ranking')}; open {shell(out / 'index.html')}")

@@ -75,7 +75,7 @@ def all_boards(boards: Sequence[Board], links: Links) -> ShownTable:
         Column(title="Data set", align="left"),
         Column(title="Model", align="left"),
         Column(title="Budget", align="left"),
-        Column(title="Rows ranked"),
+        Column(title="Ranked", note="Ranked: rows with a rank"),
         Column(title="First", align="left"),
         Column(title="Top-1 %"),
         Column(title="Δ to the baseline", align="left", note=DELTA_NOTE),
