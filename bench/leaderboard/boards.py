@@ -182,11 +182,13 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
     entries = [entry for source in sources for results in source.studies for entry in _of_study(source, results)]
     by_start = sorted(entries, key=lambda entry: entry.started, reverse=True)
     order = sorted(by_start, key=lambda entry: (entry.beside.pair is None, -len(entry.executions), _check(entry)))
-    kept: list[Entry] = []
+    kept: dict[tuple[str, str], list[Entry]] = {}
     for entry in order:
-        if not any(_share_runs(entry, other) for other in kept):
-            kept.append(entry)
-    return [entry for entry in entries if any(entry is other for other in kept)]
+        alike = kept.setdefault((entry.label, entry.board), [])
+        if not any(_share_runs(entry, other) for other in alike):
+            alike.append(entry)
+    shown = {id(entry) for alike in kept.values() for entry in alike}
+    return [entry for entry in entries if id(entry) in shown]
 
 
 def _check(entry: Entry) -> int:
@@ -195,8 +197,6 @@ def _check(entry: Entry) -> int:
 
 def _share_runs(entry: Entry, other: Entry) -> bool:
     """Return whether two rows are of the same runs, or in one source of runs of the same specification."""
-    if (entry.label, entry.board) != (other.label, other.board):
-        return False
     if entry.source is other.source:
         return bool({run for run, _ in entry.executions} & {run for run, _ in other.executions})
     return bool(entry.executions & other.executions)

@@ -9,7 +9,7 @@ from bench.reporting.pages.page import Glyph, Whisker
 from bench.results.statistics import PairedDifference
 
 _LEAST_POINTS = 0.5
-_MOST_MEDIANS = 5.0
+_MOST_MEDIANS = 8.0
 """Reach of the scale in medians of all differences: one row far off would press all others onto the line at zero."""
 _MARGIN = 1.05
 

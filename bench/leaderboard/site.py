@@ -83,7 +83,7 @@ def _board_page(board: Board, known: Mapping[str, MethodFacts], links: Links, re
     return Page(
         title=f"{heading}: leaderboard",
         heading=heading,
-        about=tuple(filter(None, (board.limit_in_words, board.terms.in_words))),
+        about=tuple(filter(None, (board.limit_in_words, board.terms.in_words, _common_hardware(board)))),
         way=(_HOME,),
         filters=_choices(ranking.rows, ("family", "checked")),
         sections=(
@@ -92,6 +92,12 @@ def _board_page(board: Board, known: Mapping[str, MethodFacts], links: Links, re
             _section("terms", "What all rows have in common", tables.terms(board), folded=True),
         ),
     )
+
+
+def _common_hardware(board: Board) -> str:
+    """Return the hardware that all rows of a board share; the table shows the others'."""
+    used = {entry.hardware for entry in board.entries}
+    return used.pop() if len(used) == 1 else ""
 
 
 def _method_page(facts: MethodFacts, boards: Sequence[Board], links: Links) -> Page:
@@ -104,8 +110,8 @@ def _method_page(facts: MethodFacts, boards: Sequence[Board], links: Links) -> P
         way=(_HOME,),
         filters=_choices(results.rows, ("data", "model", "budget")),
         sections=(
-            _section("definition", "What it is", tables.definition(facts)),
             _section("results", "All its rows", results),
+            _section("definition", "What it is", tables.definition(facts)),
         ),
     )
 
