@@ -67,6 +67,7 @@ class Clado(ChoosesBits):
     """Interactions between layers, measured pair by pair."""
 
     summary = "CLADO: rise of the loss for single layers and for pairs of them, and an integer quadratic programme"
+    family = "sensitivity"
     source = (
         "Deng, Sharify, Wang, Orshansky 2023, Mixed-Precision Quantization with Cross-Layer Dependencies, arXiv "
         "2307.05657 (DAC 2025); github.com/JamesTuna/CLADO_MPQ"

@@ -95,6 +95,7 @@ class Evopress(Method):
     """(1 + λ) evolution of bits and filters."""
 
     summary = "EvoPress: evolution by level switches within the budget, compared by KL divergence on growing samples"
+    family = "evolution"
     source = (
         "Sieberling, Kuznedelev, Kurtic, Alistarh 2025: EvoPress: Accurate Dynamic Model Compression via Evolutionary "
         "Search, ICML 2025, arXiv 2410.14649; github.com/IST-DASLab/EvoPress"

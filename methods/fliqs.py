@@ -73,6 +73,7 @@ class Fliqs(TrainingMethod["DrawnNetwork"], ChoosesBits):
     """FLIQS with the common quantizer."""
 
     summary = "FLIQS: one training in which a policy learns by REINFORCE, rewarded near the budget, which bits to draw"
+    family = "reinforcement learning"
     source = (
         "Dotzel et al. 2024, FLIQS: One-Shot Mixed-Precision Floating-Point and Integer Quantization Search, "
         "AutoML 2024, arXiv 2308.03290; github.com/RuslanZaripov/automl-fliqs"

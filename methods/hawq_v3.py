@@ -45,6 +45,7 @@ class HawqV3(ChoosesBits):
     """The integer programme of HAWQ-V3, with its ties."""
 
     summary = "HAWQ-V3: one number of bits a layer, by Hessian traces of the weights and an exact integer programme"
+    family = "sensitivity"
     source = (
         "Yao, Dong, Zheng, Gholami et al. 2021, HAWQ-V3: Dyadic Neural Network Quantization, arXiv 2011.10680; "
         "github.com/Zhen-Dong/HAWQ"

@@ -47,6 +47,7 @@ class Ip(ChoosesBits):
     """Sensitivity layer by layer, then an exact knapsack."""
 
     summary = "IP: rise of the loss with one layer at fewer bits, measured, and bits by an exact integer programme"
+    family = "sensitivity"
     source = (
         "Hubara, Nahshan, Hanani, Banner, Soudry 2020, Improving Post Training Neural Quantization: Layer-wise "
         "Calibration and Integer Programming, arXiv 2006.10518; github.com/itayhubara/CalibTIP"

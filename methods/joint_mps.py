@@ -64,6 +64,7 @@ class JointMps(TrainingMethod["JointNetwork"], ChoosesFromSpace):
     """Joint mixed-precision search and pruning."""
 
     summary = "Joint MPS: EdMIPS's softmax over bits with a zero-bit option for each group of filters"
+    family = "multi-path"
     source = (
         "Motetti, Risso, Burrello, Macii, Poncino, Jahier Pagliari 2024: Joint Pruning and Channel-wise "
         "Mixed-Precision Quantization for Efficient Deep Neural Networks, IEEE Transactions on Computers 73(11), "

@@ -82,6 +82,7 @@ class Limpq(ChoosesBits):
     """Steps of all candidates from one training, then an exact knapsack."""
 
     summary = "LIMPQ: steps of LSQ that one training learns for all candidates, and bits by an exact integer programme"
+    family = "sensitivity"
     source = (
         "Tang, Ouyang, Wang, Zhu, Ji, Wang, Zhu 2022, Mixed-Precision Neural Network Quantization via Learned "
         "Layer-wise Importance, ECCV, arXiv 2203.08368; github.com/1hunters/LIMPQ"

@@ -54,6 +54,13 @@ def test_every_method_has_a_section_with_all_that_it_declares(methods: Mapping[s
         assert all(sentence.endswith(".") for sentence in kind.deviations), name
 
 
+def test_every_method_states_its_family(methods: Mapping[str, type[Method]]) -> None:
+    assert {kind.family for kind in methods.values()} <= {
+        *("reference", "uniform", "control", "sensitivity", "learned gates", "learned ranges", "multi-path"),
+        *("reinforcement learning", "evolution"),
+    }
+
+
 def test_a_section_follows_its_method(methods: Mapping[str, type[Method]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dnas, "deviations", (*Dnas.deviations, "It is another one."))
     written = MAKE.page(MAKE.PAGE.read_text(), methods)
