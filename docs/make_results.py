@@ -19,7 +19,16 @@ from typing import Any
 
 from bench.plugins.registry import load
 from bench.reporting import wording
-from bench.reporting.report import DEFAULT_REPORT, Column, Document, Section, Table, make_document, write_tables
+from bench.reporting.report import (
+    DEFAULT_REPORT,
+    Column,
+    Document,
+    Figure,
+    Section,
+    Table,
+    make_document,
+    write_tables,
+)
 from bench.results.differences import write_numbers
 from bench.results.fairness import flags
 from bench.results.groups import RunGroup, difference, p_to_correct, run_groups
@@ -40,20 +49,26 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Folder of a store, and names of studies in it.
     """
+    import drawings  # beside this script; other modules import only functions from here
+
     store = Store(Path(arguments[0]))
     for name in arguments[1:]:
         results = StudyResults(store, store.load_study(name))
         folder = _RESULTS / name
         shutil.rmtree(folder, ignore_errors=True)  # else a table that exists no longer would stay, e.g. of failures
         folder.mkdir(parents=True)
-        publish(results, folder)
+        drawings.note(publish(results, folder), drawings.of_reports())
         fill_in(f"results: {name}", markdown(_tables_of(make_document(results, [DEFAULT_REPORT]))))
         fill_in(f"answers: {name}", markdown(answers(results)))
         print(f"{folder.name}: {len(list(folder.iterdir()))} files")  # noqa: T201
 
 
-def publish(results: StudyResults, folder: Path) -> None:
-    """Write a study's numbers, specification, versions, tables (Markdown) and figures (SVG)."""
+def publish(results: StudyResults, folder: Path) -> dict[Path, str]:
+    """Write a study's numbers, specification, versions, tables (Markdown) and figures (SVG).
+
+    Returns:
+        Name of the report that drew each figure.
+    """
     write_numbers(results)
     for name in ("runs.csv", "results.csv"):
         shutil.copyfile(results.store.study(results.name) / name, folder / name)
@@ -67,7 +82,7 @@ def publish(results: StudyResults, folder: Path) -> None:
             path.write_text(_anywhere(path.read_text(), results.store, specification))
         else:
             path.unlink()
-    _draw(document, folder)
+    return _draw(document, folder)
 
 
 def _tables_of(document: Document) -> Document:
@@ -109,11 +124,16 @@ def _versions(results: StudyResults) -> dict[str, object]:
     return stated | ({} if checkpoint is None else {"checkpoint": checkpoint})
 
 
-def _draw(document: Document, folder: Path) -> None:
+def _draw(document: Document, folder: Path) -> dict[Path, str]:
+    """Draw all figures; return the report that each is from."""
     from bench.reporting.charts import save
 
-    for figure in document.figures:
-        save((figure.still or figure.draw)(), folder / f"{figure.name}.svg")
+    drawn = {}
+    for section in document.sections:
+        for figure in section.parts:
+            if isinstance(figure, Figure):
+                drawn[save((figure.still or figure.draw)(), folder / f"{figure.name}.svg")] = section.name
+    return drawn
 
 
 def answers(results: StudyResults) -> Document:

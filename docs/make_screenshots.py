@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import drawings
 from playwright.sync_api import sync_playwright
 
 from bench.reporting.report import make_document, write_document
@@ -17,6 +18,12 @@ from bench.store.files import Store
 _FIGURES = Path(__file__).resolve().parent / "figures"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _SIZE = {"width": 1400, "height": 1150}
+_TEMPLATES = Path(__file__).resolve().parents[1] / "reports" / "forms" / "templates"
+
+
+def fingerprints() -> dict[str, str]:
+    """Return the fingerprint of the page's looks."""
+    return {"page": drawings.of_sources(*(path for path in _TEMPLATES.iterdir() if path.is_file()))}
 
 
 def main(store: Path, study: str) -> None:
@@ -39,6 +46,7 @@ def main(store: Path, study: str) -> None:
         page.wait_for_selector("html.ready", timeout=60_000)
         page.screenshot(path=str(_FIGURES / "report_page.png"))
         chromium.close()
+    drawings.note({_FIGURES / "report_page.png": "page"}, fingerprints())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import click
 
 from bench.cli.options import FOLDER, Number, names, store_option
 from bench.errors import BenchError
+from bench.outputs.commands import command
 from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
@@ -20,13 +21,20 @@ _LEFT = frozenset({"unit", "state", "progress", "held by", "reason"})
 """Columns of `bench status` that are left-aligned."""
 
 
+_MOST_LISTED = 200
+"""Units of a study above which `bench status` only counts those that nothing has to be said about."""
+_QUIET = frozenset({"done", "planned"})
+
+
 @click.command()
 @click.argument("study", required=False)
+@click.option("--all", "every", is_flag=True, help="List every unit of a large study.")
 @store_option
-def status(study: str | None, store_dir: Path) -> None:
+def status(study: str | None, every: bool, store_dir: Path) -> None:
     """Show the state and progress of every unit of a study.
 
-    For a running unit, the last sign of life of its process is shown too. Without STUDY, the latest study is shown.
+    For a running unit, the last sign of life of its process is shown too. Of more than 200 units, those that are done
+    or planned are only counted. Without STUDY, the latest study is shown.
     """
     from bench.cli.console import simple_table
     from bench.outputs.terminal import make_console
@@ -37,15 +45,21 @@ def status(study: str | None, store_dir: Path) -> None:
     store = Store(store_dir)
     document = store.load_study(study)
     states = list(unit_states(store, document))
-    rows = [_status_row(state) for state in states]
+    quiet = len(states) > _MOST_LISTED and not every
+    listed = [state for state in states if not (quiet and state.state in _QUIET)]
+    rows = [_status_row(state) for state in listed]
     used = [heading for heading in (rows[0] if rows else ()) if any(row[heading] for row in rows)]
     columns = {heading: heading not in _LEFT for heading in used}
     console = make_console()
-    console.print(
-        simple_table(f"study {document['name']}", columns, [[row[heading] for heading in used] for row in rows])
-    )
+    if rows or not states:
+        console.print(
+            simple_table(f"study {document['name']}", columns, [[row[heading] for heading in used] for row in rows])
+        )
     counts = Counter(state.state for state in states)
-    say(", ".join(f"{count} {state}" for state, count in counts.items()))
+    say(f"{len(states)} units: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    if len(listed) < len(states):
+        words = ("status", *([] if study is None else [study]), "--all")
+        say(f"units that are done or planned are not listed; to list them: {command(*words, store=store.root)}")
     for view in sessions(Leases(store.root), str(document["name"])):
         say(f"run by {view.holder}")
 

@@ -8,7 +8,7 @@ from typing import Any
 from bench.results.tables import DAMAGED, STALE
 from bench.store.files import Store, UnitKind
 from bench.store.leases import Leases, LeaseView
-from bench.store.staleness import why_stale
+from bench.store.staleness import Staleness
 
 PLANNED, ORPHANED = "planned", "orphaned"
 """State of a unit that no process has begun, and of one whose process died without reporting an outcome."""
@@ -48,7 +48,7 @@ class UnitState:
 
 def unit_states(store: Store, study: Mapping[str, Any]) -> Iterator[UnitState]:
     """Yield the state of every pretraining, tuning and run of a study, in the order of work."""
-    leases = Leases(store.root)
+    leases, staleness = Leases(store.root), Staleness(study)
     living = {view.name: view for view in leases.all() if not leases.is_dead(view)}
     for kind, field in _UNITS:
         for identity in map(str, study.get(field) or ()):
@@ -57,7 +57,7 @@ def unit_states(store: Store, study: Mapping[str, Any]) -> Iterator[UnitState]:
             if record is None:
                 yield _without_record(store, kind, identity, title)
             else:
-                yield _with_record(study, kind, identity, title, record, leases, living)
+                yield _with_record(staleness, kind, identity, title, record, leases, living)
 
 
 def _without_record(store: Store, kind: UnitKind, identity: str, title: str) -> UnitState:
@@ -72,7 +72,7 @@ def _without_record(store: Store, kind: UnitKind, identity: str, title: str) -> 
 
 
 def _with_record(
-    study: Mapping[str, Any],
+    staleness: Staleness,
     kind: UnitKind,
     identity: str,
     title: str,
@@ -81,7 +81,7 @@ def _with_record(
     living: Mapping[str, LeaseView],
 ) -> UnitState:
     holder = living.get(f"{kind}-{identity}")
-    state, reason = _state_and_reason(record, study, holder)
+    state, reason = _state_and_reason(record, staleness, holder)
     metrics = record.get("metrics") or {}
     return UnitState(
         kind=kind,
@@ -98,14 +98,14 @@ def _with_record(
     )
 
 
-def _state_and_reason(record: Mapping[str, Any], study: Mapping[str, Any], holder: LeaseView | None) -> tuple[str, str]:
+def _state_and_reason(record: Mapping[str, Any], staleness: Staleness, holder: LeaseView | None) -> tuple[str, str]:
     status, reason = str(record["status"]), str(record.get("reason") or "")
     if status == "running" and holder is None:
         return (
             ORPHANED,
             f"its process died (last sign of life {record['started']}); the same command continues the unit",
         )
-    stale = why_stale(record, study)
+    stale = staleness.why(record)
     return (status, reason) if stale is None else (STALE, stale)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.store.files import Store, UnitKind, read_json
-from bench.store.staleness import why_stale
+from bench.store.staleness import Staleness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +104,7 @@ class StudyResults:
         self.study = study
         self.name = str(study["name"])
         self.spec = section(study, "spec")
+        self._staleness = Staleness(study)
         self._records: dict[tuple[UnitKind, str], dict[str, Any] | None] = {}
 
     def record(self, kind: UnitKind, identity: str) -> dict[str, Any] | None:
@@ -115,7 +116,7 @@ class StudyResults:
 
     def why_stale(self, record: Mapping[str, Any]) -> str | None:
         """Explain why a stored result is stale; `None` when it is valid."""
-        return why_stale(record, self.study)
+        return self._staleness.why(record)
 
     def planned(self, unit: str) -> Mapping[str, Any]:
         """Return the planned fields of a tuning or run: model, dataset, method, budget and seed.

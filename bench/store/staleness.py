@@ -70,22 +70,50 @@ def _is_of_earlier_rule(key: str, stored: object) -> bool:
     return key.endswith("_source") and isinstance(stored, str) and not stored.startswith(f"{VERSION}:")
 
 
-def why_stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
-    """Explain why a stored result is stale; `None` when it is valid, or when the record is not that of a result.
+class Staleness:
+    """Explains why results of a study are stale. What identifies a method and a model is computed once.
 
-    The answer uses the record and the study's document only, so it needs no data. The data count as they were when the
-    study was last run, and so does a method's file that no longer exists.
+    Answers use records and the study's document only, so they need no data. The data count as they were when the study
+    was last run, and so does a method's file that no longer exists.
+
+    Args:
+        study: Document of the study.
+    """
+
+    def __init__(self, study: Mapping[str, Any]) -> None:
+        self._study = study
+        self._known: dict[tuple[Any, Any], dict[str, Any] | BenchError] = {}
+
+    def why(self, record: Mapping[str, Any]) -> str | None:
+        """Explain why a result is stale; `None` when it is valid, or when the record is not that of a result.
+
+        Args:
+            record: Record of a unit of the study.
+        """
+        if record.get("status") not in RESULTS:
+            return None
+        key = (record.get("method"), record.get("model"))
+        if key not in self._known:
+            self._known[key] = self._fingerprint(record)
+        current = self._known[key]
+        # An error says that the method or the model is not installed here.
+        return str(current).partition(":")[0] if isinstance(current, BenchError) else changes(record, current)
+
+    def _fingerprint(self, record: Mapping[str, Any]) -> dict[str, Any] | BenchError:
+        try:
+            return _fingerprint_now(record, self._study)
+        except BenchError as error:
+            return error
+
+
+def why_stale(record: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
+    """Explain why one result is stale, as `Staleness` does.
 
     Args:
         record: Record of the unit.
         study: Document of a study that the unit belongs to.
     """
-    if record.get("status") not in RESULTS:
-        return None
-    try:
-        return changes(record, _fingerprint_now(record, study))
-    except BenchError as error:  # the method or the model is not installed here
-        return str(error).partition(":")[0]
+    return Staleness(study).why(record)
 
 
 def _fingerprint_now(record: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, Any]:

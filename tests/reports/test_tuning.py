@@ -9,8 +9,8 @@ from tests.reports.reading import figures_of, records, rows_in, table_of
 def test_every_trial_is_shown_and_the_chosen_one_marked(mixed: Any) -> None:
     rows = records(table_of(Tuning(), mixed, "tuning"))
     assert [(row["Method"], row["Trial"], row["λ"], row["Chosen"]) for row in rows] == [
-        ("sbs", "0", "0.2", "yes"),
-        ("sbs", "1", "0.4", ""),
+        ("sbs", "1", "0.2", "yes"),
+        ("sbs", "2", "0.4", ""),
     ]
     assert {(row["Cost, % of budget"], row["Repaired, % of budget"]) for row in rows} == {("102.5", "97.5")}
     assert [row["Validation Top-1 %"] for row in rows] == ["90.00", "91.00"]

@@ -22,12 +22,12 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_compare_prints_verdict_costs_and_layers(bench: Callable[..., Any], store: Path) -> None:
-    answer = bench("compare", "sbs", "fixed", "--store", store)
+    answer = bench("compare", "sbs", "fixed", "--all", "--store", store)
     assert (answer.status, answer.err) == (0, "")
     text = " ".join(answer.out.split())
     assert "A = sbs, B = fixed" in text
     assert "undecided: sbs minus fixed is +1.00 points, 95 % interval [-0.24, +2.24], 3 pairs" in text
-    assert "39.50 39.50" in text and "stem 8 8" in text
+    assert "39.50 39.50" in text and "stem 8 8 100" in text
 
 
 def test_compare_as_json(bench: Callable[..., Any], store: Path) -> None:

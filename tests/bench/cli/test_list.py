@@ -65,7 +65,7 @@ def test_the_abilities_of_all_methods_fit_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("bench.outputs.terminal.is_terminal", lambda: True)
-    lines = bench("list", "methods", "--long").out.splitlines()
+    lines = bench("list", "methods", "--long", "--color", "never").out.splitlines()
     rows = {line.split()[0]: line for line in lines if line.strip()}
     assert rows.keys() >= available("methods").keys()
     assert max(map(len, lines)) <= 80 and "Left out" not in "".join(lines)

@@ -10,6 +10,7 @@ import pytest
 
 from bench.planning.units import title
 from bench.store.files import read_json
+from tests.fake_store import FakeStore
 
 
 def test_studies_reports_and_forms_that_do_not_exist(bench: Callable[..., Any], finished: Any) -> None:
@@ -39,6 +40,19 @@ def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finishe
     record = finished.record("fixed 0")
     assert ["run fixed 4bit seed 0", "done", "1", f"{record['metrics']['top1']:.2f}", "55.4", ""] in rows
     assert "11 done, 1 planned, 1 damaged" in answer.out
+
+
+def test_status_of_a_large_study_lists_what_needs_attention(bench: Callable[..., Any], tmp_path: Path) -> None:
+    fake = FakeStore(tmp_path / "store")
+    fake.seeds("fixed", [70.0] * 201)
+    fake.failed("sbs", 0, "NaN loss")
+    fake.document()
+    listed = bench("status", "--store", fake.root).out
+    assert "sbs-4bit-0" in listed and "NaN loss" in listed and "fixed-4bit-7" not in listed
+    assert "202 units: 201 done, 1 failed" in listed
+    assert f"to list them: bench status --all --store {fake.root}" in listed
+    every = bench("status", "--all", "--store", fake.root).out
+    assert "fixed-4bit-7" in every and "to list them" not in every
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,15 @@ def test_interval_of_a_deviation_covers_as_often_as_it_says(n: int) -> None:
     deviations = np.random.default_rng(n).normal(0.0, 2.0, (2000, n)).std(axis=1, ddof=1)
     intervals = [statistics.deviation_interval(deviation, n) for deviation in deviations]
     assert np.mean([found.low <= 2.0 <= found.high for found in intervals]) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(("pairs", "draws"), [(21, 4003), (300, 9001), (5000, 1002)])
+def test_random_sign_patterns_do_not_depend_on_the_blocks_they_are_made_in(
+    pairs: int, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differences = np.random.default_rng(1).normal(0.1, 1.0, pairs)
+    signs = np.random.default_rng(0).integers(0, 2, (draws, pairs), dtype=np.int8)
+    for size in (1, 1 << 12, 1 << 20):
+        monkeypatch.setattr(statistics, "_BLOCK_SIGNS", size)
+        sums = statistics._random_flipped_sums(differences, draws, 0)
+        assert sums == pytest.approx((2.0 * signs - 1.0) @ differences, abs=1e-9)
