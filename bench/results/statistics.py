@@ -24,8 +24,8 @@ MIN_PAIRS = 6
 EXACT_PAIRS = 20
 """Up to this many pairs all 2^n sign patterns are enumerated."""
 
-_BLOCK_SIGNS = 1 << 20
-"""Signs of random patterns that are in memory at once."""
+_ENUMERATED = 12
+"""Number of differences whose sign patterns are enumerated, so that one random number draws all their signs."""
 
 MOST_PAIRS = 10_000
 """Largest number of pairs that `pairs_needed` considers."""
@@ -284,13 +284,13 @@ def _all_flipped_sums(differences: Floats) -> Floats:
 
 
 def _random_flipped_sums(differences: Floats, draws: int, seed: int) -> Floats:
-    """Return the sums of random sign patterns, made in blocks, since all patterns of many pairs take gigabytes."""
+    """Return the sums of random sign patterns: of each few differences, one of all patterns is drawn."""
     generator = np.random.default_rng(seed)
-    # The generator makes four small numbers at a time, so that only such blocks give the same numbers as one array.
-    rows = max(4, _BLOCK_SIGNS // max(1, differences.size) // 4 * 4)
-    blocks = (min(rows, draws - start) for start in range(0, draws, rows))
-    plus = [generator.integers(0, 2, (block, differences.size), dtype=np.int8) @ differences for block in blocks]
-    return 2 * np.concatenate(plus) - differences.sum()
+    sums = np.zeros(draws)
+    for start in range(0, differences.size, _ENUMERATED):
+        few = _all_flipped_sums(differences[start : start + _ENUMERATED])
+        sums += few[generator.integers(0, few.size, draws, dtype=np.uint16)]
+    return sums
 
 
 def _floats(values: Any) -> Floats:

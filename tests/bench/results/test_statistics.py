@@ -197,13 +197,21 @@ def test_interval_of_a_deviation_covers_as_often_as_it_says(n: int) -> None:
     assert np.mean([found.low <= 2.0 <= found.high for found in intervals]) == pytest.approx(0.95, abs=0.02)
 
 
-@pytest.mark.parametrize(("pairs", "draws"), [(21, 4003), (300, 9001), (5000, 1002)])
-def test_random_sign_patterns_do_not_depend_on_the_blocks_they_are_made_in(
-    pairs: int, draws: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    differences = np.random.default_rng(1).normal(0.1, 1.0, pairs)
-    signs = np.random.default_rng(0).integers(0, 2, (draws, pairs), dtype=np.int8)
-    for size in (1, 1 << 12, 1 << 20):
-        monkeypatch.setattr(statistics, "_BLOCK_SIGNS", size)
-        sums = statistics._random_flipped_sums(differences, draws, 0)
-        assert sums == pytest.approx((2.0 * signs - 1.0) @ differences, abs=1e-9)
+@pytest.mark.parametrize("pairs", [5, 12, 13, 40])
+def test_random_sign_patterns_are_fair_and_independent(pairs: int) -> None:
+    draws = 40_000
+    sums = statistics._random_flipped_sums(2.0 ** np.arange(pairs), draws, 0)
+    positive = ((sums + 2.0**pairs - 1) / 2).astype(np.int64)  # of powers of two, a sum tells all signs
+    signs = 2.0 * ((positive[:, None] >> np.arange(pairs)) & 1) - 1
+    assert np.array_equal(signs @ 2.0 ** np.arange(pairs), sums)
+    products = signs.T @ signs / draws - np.eye(pairs)
+    error = 5 / math.sqrt(draws)
+    assert np.abs(signs.mean(axis=0)).max() < error and np.abs(products).max() < error
+
+
+def test_random_sign_patterns_estimate_the_exact_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = np.random.default_rng(3).normal(0.4, 1.0, 18)
+    exact = statistics.sign_flip_p(differences)
+    monkeypatch.setattr(statistics, "EXACT_PAIRS", 10)
+    assert statistics.sign_flip_p(differences) == pytest.approx(exact, abs=5 * math.sqrt(exact / 200_000))
+    assert 0.01 < exact < 0.9
