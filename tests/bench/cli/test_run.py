@@ -120,6 +120,8 @@ def test_a_finished_study_again_prints_the_table_and_fills_mlflow(
     assert "10 of 10 units have their result already" in answer.out  # pretrained networks are not needed
     assert bench("report", "--store", copied).out.strip() in answer.out
     assert f"tables and runs.csv: {copied / 'studies' / 'tiny'}" in answer.out
+    page = f"bench report tiny --out tiny-report --open --store {copied}"
+    assert f"as a page, opened in a browser: {page}" in answer.out
     tracker = Tracker(None, copied)
     experiment = tracker.find_experiment("tiny")
     assert experiment is not None

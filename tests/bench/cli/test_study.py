@@ -2,6 +2,7 @@
 
 import csv
 import io
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,26 @@ def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finishe
     record = finished.record("fixed 0")
     assert ["run fixed 4bit seed 0", "done", "1", f"{record['metrics']['top1']:.2f}", "55.4", ""] in rows
     assert "11 done, 1 planned, 1 damaged" in answer.out
+
+
+def test_the_page_of_a_report_is_named_and_opened(
+    bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr("bench.reporting.report.FIGURE_ENDINGS", ())
+    fake = FakeStore(tmp_path / "a store")
+    fake.seeds("fixed", [70.0, 71.0])
+    fake.document()
+    out = tmp_path / "a report"
+    answer = bench("report", "--store", fake.root, "--out", out)
+    page = (out / "index.html").as_uri()
+    assert f"page: {page}\n" in answer.out and opened == []
+    files = len(list(out.iterdir())) - 1
+    assert f"tables and figures: {files} files in {out}\n" in answer.out
+    bench("report", "--store", fake.root, "--out", out, "--open")
+    assert opened == [page]
+    assert "give one with --out DIR" in bench("report", "--store", fake.root, "--open").refusal
 
 
 def test_status_of_a_large_study_lists_what_needs_attention(bench: Callable[..., Any], tmp_path: Path) -> None:
