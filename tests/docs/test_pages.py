@@ -186,7 +186,11 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
     machine = {"dry_run", "store_dir", "data_dir", "jobs", "tracking_uri", "backend", "scheduler", "timeout"}
     machine |= {"memory_limit", "retry", "optuna_storage", "in_process", "runs_per_card"}
     for name, *arguments in printed_commands(page, in_sentences=False):
-        values = commands.commands[name].make_context(name, arguments).params
+        try:
+            values = commands.commands[name].make_context(name, arguments).params
+        except click.BadParameter as error:
+            assert "does not exist" in error.message, error.message  # the reader has the file
+            continue
         if name == "run":
             keys = {key: value for key, value in values.items() if key not in machine}
             make_specification(**keys | {"device": keys["device"] or "cpu"}, elsewhere=True)

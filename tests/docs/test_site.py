@@ -52,7 +52,8 @@ def test_the_navigation_has_every_page_once(pages: Path) -> None:
     made = {path.relative_to(pages).as_posix() for path in pages.rglob("*.md")}
     listed = navigation()
     assert len(listed) == len(set(listed))
-    assert set(listed) == {page for page in made if not re.match(r"source/|results/[\w-]+/", page)}
+    expected = {page for page in made if not re.match(r"source/|results/[\w-]+/", page)}
+    assert set(listed) == expected, "list the page under nav in mkdocs.yml"
 
 
 def test_links_of_the_pages_lead_to_pages_and_files_of_the_site(pages: Path) -> None:
@@ -122,7 +123,7 @@ def test_the_page_of_commands_shows_them_as_they_are() -> None:
 def test_the_reference_describes_every_name_of_the_api() -> None:
     described = re.findall(r"(?m)^::: bench\.api\.(\w+)$", (ROOT / "docs" / "api-reference.md").read_text())
     stated = re.findall(r"(?m)import (?:\w+ as )?(\w+)$", (ROOT / "bench" / "api.pyi").read_text())
-    assert sorted(described) == sorted(stated)
+    assert sorted(described) == sorted(stated), "list the name in docs/api.md and docs/api-reference.md"
 
 
 def test_the_reference_describes_every_name_of_the_package() -> None:
