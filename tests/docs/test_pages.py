@@ -57,6 +57,12 @@ def test_lines_are_short(page: Path) -> None:
     assert not [line for line in prose(page.read_text()).splitlines() if len(line) > MOST_COLUMNS]
 
 
+@each_page
+def test_paragraphs_of_lists_are_indented_by_four(page: Path) -> None:
+    """With fewer, the site ends the list there, while other renderers go on with it."""
+    assert not re.findall(r"(?m)^\n {1,3}\S.*$", re.sub(r"(?ms)^```.*?^```", "", page.read_text()))
+
+
 def anchors(page: Path) -> set[str]:
     """Anchors of the headings of a page, as GitHub makes them."""
     headings = re.findall(r"(?m)^#+ (.*)$", page.read_text())
