@@ -196,7 +196,7 @@ class Branches(Base):
     """The forward pass reads a value, so that it cannot be traced; no norm follows the convolutions."""
 
     def features(self, x: Tensor) -> Tensor:
-        if float(x.abs().amax()) > 1e9:
+        if float(x.detach().abs().amax()) > 1e9:
             raise ValueError("bad image")
         return self.third(self.second(self.first(x).relu()).relu()).relu()  # type: ignore[no-any-return]
 

@@ -176,7 +176,7 @@ def _pixels(content: bytearray) -> Tensor:
     with Image.open(io.BytesIO(content)) as image:
         if image.mode[0] in "IF":  # `convert` would clip values above 255
             return torch.from_numpy(_upper_byte(image)).expand(3, -1, -1)
-        pixels: NDArray[Any] = np.array(image.convert("RGB"))
+        pixels: NDArray[Any] = np.array(image if image.mode == "RGB" else image.convert("RGB"))  # no second copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
