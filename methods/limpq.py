@@ -82,7 +82,6 @@ class Limpq(ChoosesBits):
     """Steps of all candidates from one training, then an exact knapsack."""
 
     summary = "LIMPQ: steps of LSQ that one training learns for all candidates, and bits by an exact integer programme"
-    family = "sensitivity"
     source = (
         "Tang, Ouyang, Wang, Zhu, Ji, Wang, Zhu 2022, Mixed-Precision Neural Network Quantization via Learned "
         "Layer-wise Importance, ECCV, arXiv 2203.08368; github.com/1hunters/LIMPQ"
@@ -242,7 +241,7 @@ class StepNetwork:
             meter = Meter(job.task.device)
             for images, labels in batches:
                 optimizer.zero_grad(set_to_none=True)
-                passes: tuple[int | Mapping[str, int], ...] = (*reversed(self._options.bits), self._drawn(noise))
+                passes: list[int | Mapping[str, int]] = [*reversed(self._options.bits), self._drawn(noise)]
                 for bits in passes:
                     self._use(bits)
                     outputs = forward(images)

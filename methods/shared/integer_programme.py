@@ -13,6 +13,7 @@ import numpy as np
 from methods.shared.knapsack import Floats, Indices
 
 if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
     from scipy.sparse import csr_matrix
 
 TIGHTER = (0.0, 2e-6, 2e-5)
@@ -108,19 +109,9 @@ def solve(
     Raises:
         ArithmeticError: The solver ended without an answer.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix, hstack, kron
+    from scipy.optimize import Bounds, milp
 
-    items, options = values.shape
     further = np.zeros(0) if further is None else further
-    one_each = kron(np.eye(items), np.ones((1, options)))
-    constraints = [LinearConstraint(hstack([one_each, csr_matrix((items, len(further)))]).tocsr(), 1, 1)]
-    for limit in limits:
-        row = np.concatenate([limit.costs.ravel() / limit.scale, np.zeros(len(further))])
-        least, most = limit.least / limit.scale + tighter, limit.most / limit.scale - tighter
-        constraints.append(LinearConstraint(row[None, :], least, most))
-    if links is not None:
-        constraints.append(LinearConstraint(links, 0, 0))
     lowest = values.min(1, keepdims=True)
     objective = np.concatenate([(values - lowest).ravel(), further])
     scale = _SPREAD / (np.abs(objective).max() or 1.0)
@@ -128,15 +119,32 @@ def solve(
         scale * objective,
         integrality=np.concatenate([np.ones(values.size, dtype=np.int64), np.zeros(len(further), dtype=np.int64)]),
         bounds=Bounds(0, 1),
-        constraints=constraints,
+        constraints=_constraints(values.shape, limits, tighter, links, len(further)),
         options={"mip_rel_gap": 0.0} if nodes is None else {"mip_rel_gap": 0.0, "node_limit": nodes},
     )
     if result.status == _INFEASIBLE:
         return Answer(chosen=None, bound=np.inf)
     if result.status not in (_SOLVED, _STOPPED):
         raise ArithmeticError(f"the integer programme was not solved: {result.message}")
-    bound = float(result.mip_dual_bound) / scale + float(lowest.sum())
+    bound = -np.inf if result.mip_dual_bound is None else result.mip_dual_bound / scale + float(lowest.sum())
     if result.x is None:
         return Answer(chosen=None, bound=bound)
     shares = result.x[: values.size].reshape(values.shape)
     return Answer(chosen=np.asarray(shares.argmax(1), dtype=np.intp), bound=bound)
+
+
+def _constraints(
+    shape: tuple[int, ...], limits: Sequence[Limit], tighter: float, links: "csr_matrix | None", further: int
+) -> "list[LinearConstraint]":
+    """List the constraints of a programme: one option for each item, the limits, and the links."""
+    from scipy.optimize import LinearConstraint
+    from scipy.sparse import csr_matrix, hstack, kron
+
+    items, options = shape
+    one_each = kron(np.eye(items), np.ones((1, options)))
+    constraints = [LinearConstraint(csr_matrix(hstack([one_each, csr_matrix((items, further))])), 1, 1)]
+    for limit in limits:
+        row = np.concatenate([limit.costs.ravel() / limit.scale, np.zeros(further)])
+        least, most = limit.least / limit.scale + tighter, limit.most / limit.scale - tighter
+        constraints.append(LinearConstraint(row[None, :], least, most))
+    return constraints if links is None else [*constraints, LinearConstraint(links, 0, 0)]

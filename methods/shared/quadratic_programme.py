@@ -4,9 +4,10 @@
 
 With x for the choices and y for pairs of them, this is a linear integer programme: y_ij(m, n) adds up to x_i(m) over n
 and to x_j(n) over m, so that whole x make whole y. Nothing has to be convex. The solver has a number of nodes, which
-unlike a limit of time gives the same answer each time. A local search changes one or two items at once, from the best
-choice without u; its answer stands where the solver finds none that is better. With each answer comes a bound that no
-choice is below.
+unlike a limit of time gives the same answer each time.
+
+A local search changes one or two items at once, from the best choices for v alone and for v with noise. Its answer
+stands where the solver finds none that is better, and in programmes that are too large for the solver.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ from methods.shared.knapsack import Floats, Indices
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+LARGEST = 3000
+"""Largest number of pairs of options (of two items) for which the solver is called; it takes seconds there."""
+NODES = 1000
+"""Largest number of nodes of the solver's branch and bound."""
+
+_STARTS, _NOISE = 20, 0.5
+"""Number of starts of the local search, and deviation of the logarithm of the factors that values have in them."""
 _LEAST_GAIN = 1e-12
 """Gain of a step of the local search, as a share of all values, below which it is rounding."""
 
@@ -32,7 +40,8 @@ class QuadraticChoice:
     Attributes:
         chosen: Indices of the options, shape (items,).
         value: Value of the choice.
-        bound: Value that no choice within the limits is below, up to the solver's rounding.
+        bound: Value that no choice within the limits is below, up to the solver's rounding; minus infinity when the
+            programme is too large for the solver.
     """
 
     chosen: Indices
@@ -47,7 +56,7 @@ def value_of(values: Floats, together: Floats, chosen: Indices) -> float:
     return float(values[items, chosen].sum() + np.triu(of_pairs, 1).sum())
 
 
-def least_quadratic_choice(values: Floats, together: Floats, limit: Limit, nodes: int) -> QuadraticChoice | None:
+def least_quadratic_choice(values: Floats, together: Floats, limit: Limit) -> QuadraticChoice | None:
     """Choose one option for each item so that the value is least within the limit.
 
     Args:
@@ -55,7 +64,6 @@ def least_quadratic_choice(values: Floats, together: Floats, limit: Limit, nodes
         together: Values u of two options together, shape (items, options, items, options), symmetric. Those of an item
             with itself are not read.
         limit: Limit of the sum of costs.
-        nodes: Largest number of nodes of branch and bound.
 
     Returns:
         The best choice that was found; `None` when no choice keeps the limit.
@@ -63,24 +71,35 @@ def least_quadratic_choice(values: Floats, together: Floats, limit: Limit, nodes
     Raises:
         ArithmeticError: The solver ended without an answer.
     """
-    start = least_choice(values, [limit])
-    if start is None:
+    if (start := least_choice(values, [limit])) is None:
         return None
-    found = [improved(values, together, limit, start)]
-    first, second = np.array(list(combinations(range(len(values)), 2)), dtype=np.intp).reshape(-1, 2).T
-    further, links = together[first, :, second, :].ravel(), _links(values.shape, first, second)
-    bounds = []
-    for tighter in TIGHTER:
-        answer = solve(values, [limit], tighter, further=further, links=links, nodes=nodes)
-        bounds.append(answer.bound)
-        if answer.chosen is None:
-            break
-        if limit.allows(answer.chosen):
-            found.append(answer.chosen)
-            break
-    best = min(found, key=lambda chosen: value_of(values, together, chosen))
+    found = [improved(values, together, limit, chosen) for chosen in [start, *_other_starts(values, limit)]]
+    answer, bound = _solved(values, together, limit)
+    best = min(found if answer is None else [*found, answer], key=lambda chosen: value_of(values, together, chosen))
     value = value_of(values, together, best)
-    return QuadraticChoice(chosen=best, value=value, bound=min(value, bounds[0]))
+    return QuadraticChoice(chosen=best, value=value, bound=min(value, bound))
+
+
+def _other_starts(values: Floats, limit: Limit) -> list[Indices]:
+    """Find the best choices for values with noise, which is the same on every call."""
+    noise = np.random.default_rng(0)
+    found = [least_choice(values * np.exp(noise.normal(0, _NOISE, values.shape)), [limit]) for _ in range(_STARTS - 1)]
+    return [chosen for chosen in found if chosen is not None]
+
+
+def _solved(values: Floats, together: Floats, limit: Limit) -> tuple[Indices | None, float]:
+    """Return the solver's choice, if it found one, and its bound."""
+    first, second = np.array(list(combinations(range(len(values)), 2)), dtype=np.intp).reshape(-1, 2).T
+    further = together[first, :, second, :].ravel()
+    if further.size > LARGEST:
+        return None, -np.inf
+    links, bounds = _links(values.shape, first, second), list[float]()
+    for tighter in TIGHTER:
+        answer = solve(values, [limit], tighter, further=further, links=links, nodes=NODES)
+        bounds.append(answer.bound)
+        if answer.chosen is None or limit.allows(answer.chosen):
+            return answer.chosen, bounds[0]
+    return None, bounds[0]
 
 
 def _links(shape: tuple[int, ...], first: Indices, second: Indices) -> "csr_matrix":

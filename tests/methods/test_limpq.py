@@ -24,6 +24,7 @@ from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from methods import limpq
 from methods.limpq import Limpq, LimpqOptions, StepNetwork, implausible, limit_gradients, values
 from methods.shared.decisions import What
+from methods.shared.history import History
 from methods.shared.integer_programme import Limit, least_choice
 from methods.shared.quantizers.learned_step import LearnedStep, learned_step
 
@@ -104,7 +105,7 @@ def job(network: NetworkShape, make_job: MakeJob) -> SearchJob:
 
 def untrained(monkeypatch: pytest.MonkeyPatch, importances: dict[tuple[str, What], list[float]]) -> None:
     """Searches that take drawn importances in place of learned ones."""
-    monkeypatch.setattr(StepNetwork, "train", lambda self: limpq.History())
+    monkeypatch.setattr(StepNetwork, "train", lambda self: History())
     monkeypatch.setattr(StepNetwork, "importances", lambda self: importances)
 
 
@@ -178,15 +179,20 @@ def test_an_update_adds_up_the_gradients_of_all_passes(job: SearchJob, monkeypat
     options = LimpqOptions()
     network = StepNetwork(one_batch, options)
     steps = network.importances()
-    taken: list[dict[str, Any]] = []
+    taken: list[dict[Any, float]] = []
     monkeypatch.setattr(limpq, "limit_gradients", lambda _: taken.append(gradients(network)))
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)
     drawn: list[dict[str, int]] = []
     draw = StepNetwork._drawn
-    monkeypatch.setattr(StepNetwork, "_drawn", lambda self, noise: drawn.append(draw(self, noise)) or drawn[-1])
+
+    def noted(self: StepNetwork, noise: torch.Generator) -> dict[str, int]:
+        drawn.append(draw(self, noise))
+        return drawn[-1]
+
+    monkeypatch.setattr(StepNetwork, "_drawn", noted)
     network.train()
     images, labels = next(one_batch.task.data.training_batches(one_batch.schedule.batch_size, one_batch.order()))
-    shapes, expected = job.task.network, dict[tuple[str, What, int], float]()
+    shapes, expected = job.task.network, dict[tuple[str, str, int], float]()
     for widths in (*({layer.name: b for layer in shapes.middle} for b in BITS), drawn[0]):
         policy = uniform(shapes, 8)
         for name, b in widths.items():
@@ -200,12 +206,12 @@ def test_an_update_adds_up_the_gradients_of_all_passes(job: SearchJob, monkeypat
             elif isinstance(target, LearnedStep):
                 own = getattr(network.model.get_submodule(layer.name), f"{kind}_quantizer")
                 target.clip_step.data.copy_(own.clip_step)
-        F.cross_entropy(model.train()(images), labels, label_smoothing=0.1).backward()
+        F.cross_entropy(model.train()(images), labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
         for name, b in widths.items():
             module = model.get_submodule(name)
             for what in ("weight_bits", "activation_bits"):
                 grad = getattr(module, f"{what.removesuffix('_bits')}_quantizer").clip_step.grad
-                expected[name, what, b] = expected.get((name, what, b), 0.0) + float(grad)  # type: ignore[index, arg-type]
+                expected[name, what, b] = expected.get((name, what, b), 0.0) + float(grad)
     assert len(taken) == len(drawn) == 1 and taken[0].keys() == expected.keys()
     for key, value in expected.items():
         assert taken[0][key] == pytest.approx(value, rel=1e-3, abs=1e-6), key

@@ -88,7 +88,7 @@ class LearnedStep(nn.Module):
         """Compute LIMPQ's first step: three deviations of a weight; of an input, LSQ's rule."""
         if self.kind == "weight":
             mean, spread = float(x.mean()), 3 * float(x.std())
-            return max(abs(mean - spread), abs(mean + spread)) / 2.0 ** (self.bits - 1)
+            return max(abs(mean - spread), abs(mean + spread)) / -grid(self.bits, self.kind)[0]
         return 2 * float(x.abs().mean()) / math.sqrt(grid(self.bits, self.kind)[1])
 
     def _best(self, x: Tensor) -> float:

@@ -69,7 +69,7 @@ def put_quantizers(
         module = job.float_model().get_submodule(layer.name)
         bits = choice.weight_bits, choice.activation_bits
         own = quantized_layer(module, layer, bits, UniformQuantizer, normalized=True)
-        own.calibrate(*read)  # type: ignore[operator]
+        own.calibrate(*read)
     target.weight_quantizer, target.activation_quantizer = own.weight_quantizer, own.activation_quantizer
 
 

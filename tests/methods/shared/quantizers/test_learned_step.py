@@ -97,7 +97,7 @@ def test_a_calibrated_step_has_the_least_squared_error(bits: int, kind: Kind) ->
     def error(step: float) -> float:
         return float((quantize_by_step(x, torch.tensor(step, dtype=torch.float64), bits, kind) - x).square().mean())
 
-    assert error(float(quantizer.step)) <= 1.02 * min(error(0.005 * number) for number in range(1, 600))
+    assert error(quantizer.step.item()) <= 1.02 * min(error(0.005 * number) for number in range(1, 600))
 
 
 def test_the_first_steps_of_the_code() -> None:
@@ -105,10 +105,10 @@ def test_the_first_steps_of_the_code() -> None:
     of_weight = LearnedStep(bits=3, kind="weight", clip_init="paper").double()
     of_weight.calibrate(weight)
     mean, spread = float(weight.mean()), 3 * float(weight.std())
-    assert float(of_weight.step) == pytest.approx(max(abs(mean - spread), abs(mean + spread)) / 4)
+    assert of_weight.step.item() == pytest.approx(max(abs(mean - spread), abs(mean + spread)) / 4)
     of_input = LearnedStep(bits=3, kind="activation", clip_init="paper").double()
     of_input.calibrate(activation)
-    assert float(of_input.step) == pytest.approx(2 * float(activation.mean()) / math.sqrt(7))
+    assert of_input.step.item() == pytest.approx(2 * float(activation.mean()) / math.sqrt(7))
 
 
 def test_a_tensor_of_zeros_and_one_bit() -> None:
