@@ -94,6 +94,8 @@ class Limpq(ChoosesBits):
         "one rate for both, which falls as a cosine.",
         "Steps start at the least squared error on one batch, like the clip values of all methods; clip_init = 'paper' "
         "starts them as the code does.",
+        "The gradient of an input's step is scaled by the number of inputs for one image, as in LSQ's paper; the code "
+        "counts those of the whole batch, so that steps of inputs hardly move in a short search.",
         "Steps have no upper bound; the code has one of 1, which inputs of a few bits would reach.",
         "Normalisations are shared by all candidates; the code has one for each.",
         "The first and the last layer have 8 bits in the training, too; the code leaves them at full precision there.",

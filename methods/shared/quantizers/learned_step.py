@@ -6,8 +6,8 @@ The gradient goes straight through the rounding, so that with v = x/s
 
     dQ/dx = 1 inside the grid, else 0        dQ/ds = ⌊v⌉ − v inside, −n below, p above.
 
-The gradient of s is scaled by 1/√(N·p) for a tensor of N elements (Section 2.2), so that steps and weights move at the
-same relative rate.
+The gradient of s is scaled by 1/√(N·p), so that steps and weights move at about the same relative rate. N is the number
+of a layer's weights, or of its inputs for one image (Section 2.2).
 """
 
 import math
@@ -34,13 +34,14 @@ def quantize_by_step(x: Tensor, step: Tensor, bits: int, kind: Kind) -> Tensor:
     """Compute Q(x) with straight-through gradients for x and a scaled one for the step.
 
     Args:
-        x: Tensor of any shape.
+        x: Weights of any shape, or inputs of shape (images, …).
         step: Step s, a positive scalar.
         bits: Number of bits, at least 2 for weights.
         kind: Weights, whose grid has a negative half, or activations, whose grid has none.
     """
     low, high = grid(bits, kind)
-    scale = 1 / math.sqrt(x.numel() * high)
+    count = x.numel() if kind == "weight" else x[0].numel()
+    scale = 1 / math.sqrt(count * high)
     step = step.detach() + scale * (step - step.detach())
     value = (x / step).clamp(low, high)
     return (value + (value.round() - value).detach()) * step
