@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,8 @@ def test_the_first_network_is_not_shrunk(plain_job: SearchJob) -> None:
     calibrate(network.model, images)
     with torch.no_grad():
         outputs = network.model(images)
-        reader, zeros = network.layers["reader"], network.zeros["wide"]
+        reader: Any = network.layers["reader"]
+        zeros = network.zeros["wide"]
         kept = zeros.kept[0].clone()
         zeros.kept = torch.ones_like(zeros.kept)
         reader.weight[0].mul_(kept)

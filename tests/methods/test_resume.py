@@ -22,6 +22,7 @@ from methods.dq import Dq
 from methods.evopress import Evopress, EvopressOptions
 from methods.fliqs import Fliqs
 from methods.haq import Haq, HaqOptions
+from methods.hesso import Hesso
 from methods.joint_mps import JointMps
 from methods.multi_path import MultiPath
 from methods.sbs import Sbs, SbsOptions, SbsP
@@ -42,6 +43,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "djpq": Djpq,
     "fliqs": Fliqs,
     "joint_mps": JointMps,
+    "hesso": Hesso,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "evopress": lambda: Evopress(EvopressOptions(generations=3, offspring=4, survivors=(1,), images=(8,), initial=4)),
     "bayesian_bits": BayesianBits,
@@ -95,7 +97,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 @pytest.mark.parametrize(
     ("name", "match"),
     [(name, "hinge") for name in METHODS]
-    + [(name, "dual") for name in METHODS if name not in {"haq", "evopress", "fliqs"}],
+    + [(name, "dual") for name in METHODS if name not in {"haq", "evopress", "fliqs", "hesso"}],
 )
 def test_a_search_goes_on_from_any_epoch_as_if_nothing_had_been(
     make_job: Callable[..., SearchJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, match: str
