@@ -324,7 +324,7 @@ class Graph:
 
     Attributes:
         model, dataset: Names of the model and of the data set.
-        image_shape: Channels, height and width of an image; shape of the input where the graph is a part of a network.
+        image_shape: Channels, height and width of an image.
         mean, std: Mean and standard deviation of pixels, from 0 to 255, by channel.
         operations: Operations in order of execution.
         output: Name of the tensor of logits.
@@ -332,7 +332,7 @@ class Graph:
 
     model: str
     dataset: str
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
     mean: Reals
     std: Reals
     operations: tuple[Operation, ...]
