@@ -44,7 +44,7 @@ from bench.store.leases import Holder, Leases
 from bench.store.survey import survey
 from bench.training.checkpoints import Checkpoints, GeneratorState
 from tests import fake_store
-from tests.bench.export.networks import Shifting, sample
+from tests.bench.export.networks import Shifting, Tokens, sample
 from tests.faults.mutations import mutated_bytes, mutated_json
 
 MOST_MEMORY = 1 << 30
@@ -197,10 +197,10 @@ def _state(folder: Path) -> Path:
 
 
 @cache
-def _exported(form: str) -> bytes:
+def _exported(form: str, kind: type[Shifting | Tokens]) -> bytes:
     """Return the file of a small network, with every kind of tensor."""
     torch.manual_seed(0)
-    graph = sample(Shifting(), (3, 13, 11)).graph
+    graph = sample(kind(), (3, 13, 11) if kind is Shifting else (3, 8, 8)).graph
     if form == "packed":
         return packed_network(graph)
     from bench.export.onnx_forms.integer import IntegerForm
@@ -208,10 +208,10 @@ def _exported(form: str) -> bytes:
     return IntegerForm(graph).model().SerializeToString()
 
 
-def _network(form: str, name: str) -> Callable[[Path], Path]:
+def _network(form: str, name: str, kind: type[Shifting | Tokens]) -> Callable[[Path], Path]:
     def prepare(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(_exported(form))
+        (folder / name).write_bytes(_exported(form, kind))
         return folder / name
 
     return prepare
@@ -458,7 +458,8 @@ READERS = (
     Reader("hardware", _text("h.toml", _HARDWARE), read_hardware, _of_bytes),
     Reader("state", _state, load_state, _of_state),
     Reader("checkpoint", _state, _checkpoint, _of_state),
-    Reader("packed network", _network("packed", "network.safetensors"), _executed, _of_packed),
-    *([Reader("onnx network", _network("onnx", "network.onnx"), _executed, _of_onnx)] if _HAS_ONNX else []),
+    Reader("packed network", _network("packed", "network.safetensors", Shifting), _executed, _of_packed),
+    Reader("packed transformer", _network("packed", "network.safetensors", Tokens), _executed, _of_packed),
+    *([Reader("onnx network", _network("onnx", "network.onnx", Tokens), _executed, _of_onnx)] if _HAS_ONNX else []),
 )
 """Every reader, each with a valid file and mutations of it."""

@@ -25,6 +25,7 @@ DOMAIN = "qonnx.custom_op.general"
 LIMITS = (
     "Weights of k bits have the data type of k + 1 bits: the grid has no level at zero, and the dialect has no such "
     "type. So qonnx counts (k + 1)/k times the bit operations of the harness, and 32 bits for normalised pixels.",
+    "Operands of products of activations have offsets, so they are real numbers to qonnx.",
     "Weights are stored in float32.",
 )
 """Differences from the network of the harness, in words."""
@@ -42,6 +43,8 @@ class QonnxForm(OnnxForm):
             layer.path: {"weight_bits": layer.weight_bits, "activation_bits": layer.input_bits}
             for layer in self.graph.layers
         }
+        for product in self.graph.products:
+            bits[product.path] = {"weight_bits": product.right.bits, "activation_bits": product.left.bits}
         return {**super().properties(), "policy_bits": json.dumps(bits)}
 
     @classmethod

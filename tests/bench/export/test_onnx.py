@@ -20,7 +20,7 @@ from bench.export.onnx_forms.qdq import QdqForm  # noqa: E402
 from bench.export.packed import packed_network  # noqa: E402
 
 LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"]
-NAMES = ["resnet8", "resnet8, 1 and 3 bits", "shifting", "inverted residuals", "mobilenet_v2"]
+NAMES = ["resnet8", "resnet8, 1 and 3 bits", "shifting", "inverted residuals", "mobilenet_v2", "tokens", "cct_2_3x2"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -45,8 +45,11 @@ def accumulators(made: Sample, codes: dict[str, Any]) -> Iterator[tuple[str, Any
     network = PackedNetwork(packed_network(made.graph))
     for step in network.steps:
         if step["operation"] == "layer" and step["inputs"] != ["image"]:
-            sums = network._sums(step, codes[step["inputs"][0]].astype(np.int64))[:, 0]
-            yield f"{step['path']}.sums", sums[:, :, 0, 0] if step["linear"] else sums
+            read = codes[step["inputs"][0]].astype(np.int64)
+            sums = network._sums(step, read)[:, 0]
+            if step["linear"]:  # channels are last
+                sums = np.moveaxis(sums[..., 0], 1, -1).reshape(*read.shape[:-1], -1)
+            yield f"{step['path']}.sums", sums
 
 
 @pytest.mark.parametrize("level", LEVELS)

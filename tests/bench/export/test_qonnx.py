@@ -32,7 +32,10 @@ def case(request: pytest.FixtureRequest) -> Sample:
     return CASES[request.param]()
 
 
-def test_qonnx_computes_the_codes_of_exact_arithmetic(case: Sample) -> None:
+@pytest.mark.parametrize("name", ["resnet8, 1 and 3 bits", "inverted residuals", "shifting", "tokens"])
+def test_qonnx_computes_the_codes_of_exact_arithmetic(name: str) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]()
     engine = QonnxEngine(QonnxForm(case.graph).model().SerializeToString(), case.graph.quantizers)
     logits, codes = engine.run(case.images.numpy())
     exact, expected = case.exact()
@@ -80,9 +83,20 @@ def test_bit_operations_differ_by_the_bit_that_the_type_adds(case: Sample) -> No
     assert counted["total_bops"] == expected
 
 
-def test_the_bits_of_the_policy_are_in_the_properties(case: Sample) -> None:
-    (entry,) = QonnxForm(case.graph).model().metadata_props
-    bits = json.loads(entry.value)
-    assert {path: choice["weight_bits"] for path, choice in bits.items()} == {
-        path: choice.weight_bits for path, choice in case.policy.layers.items()
+@pytest.mark.parametrize("name", ["shifting", "tokens"])
+def test_the_bits_of_the_policy_are_in_the_properties(name: str) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]()
+    properties = {entry.key: entry.value for entry in QonnxForm(case.graph).model().metadata_props}
+    assert json.loads(properties["policy_bits"]) == {
+        path: {"weight_bits": choice.weight_bits, "activation_bits": choice.activation_bits}
+        for path, choice in case.policy.layers.items()
     }
+
+
+def test_batches_of_another_size_are_executed() -> None:
+    torch.manual_seed(0)
+    case = CASES["shifting"]()
+    engine = QonnxEngine(QonnxForm(case.graph).model().SerializeToString(), case.graph.quantizers)
+    whole = engine.logits(case.images.numpy())
+    np.testing.assert_allclose(engine.logits(case.images[:1].numpy()), whole[:1], atol=1e-6)

@@ -18,7 +18,7 @@ from bench.training.checkpoints import Checkpoints
 from tests import fake_store
 from tests.faults.reading import READERS, Reader, attack, limited
 
-NETWORKS = ("packed network", "onnx network")
+NETWORKS = ("packed network", "packed transformer", "onnx network")
 QUICK = {
     **{"json": 300, "policy": 300, "specification": 300, "hardware": 300, "state": 200, "checkpoint": 200},
     **dict.fromkeys(NETWORKS, 200),
