@@ -129,10 +129,10 @@ def _draw(document: Document, folder: Path) -> dict[Path, str]:
     from bench.reporting.charts import save
 
     drawn = {}
-    for section in document.sections:
-        for figure in section.parts:
+    for part in document.sections:
+        for figure in part.parts:
             if isinstance(figure, Figure):
-                drawn[save((figure.still or figure.draw)(), folder / f"{figure.name}.svg")] = section.name
+                drawn[save((figure.still or figure.draw)(), folder / f"{figure.name}.svg")] = part.name
     return drawn
 
 
