@@ -181,8 +181,9 @@ class PackedNetwork:
         """Multiply two tensors of codes, whose value is step·code + offset, and scale the sums."""
         sums = np.matmul(left.astype(np.float64), right.astype(np.float64)).astype(np.int64)
         parts = (sums, left.sum(axis=-1, keepdims=True), right.sum(axis=-2, keepdims=True))
-        pairs = zip(parts, step["factors"], strict=True)
-        total: Array = step["bias"] + sum(shifted(part * number, np.int64(shift)) for part, (number, shift) in pairs)
+        total: Array = np.asarray(step["bias"])
+        for part, (number, shift) in zip(parts, step["factors"], strict=True):
+            total = total + shifted(part * number, np.asarray(shift))
         return total
 
     # --- other operations -----------------------------------------------------------------------------------------
@@ -213,14 +214,15 @@ class PackedNetwork:
         return np.where(x > inner, x, divided(inner * (inner + 3 * self._unit), 6 * self._unit))
 
     def _rescale(self, step: Mapping[str, Any], x: Array) -> Array:
-        return shifted(x * step["multiplier"], np.int64(step["shift"]))
+        return shifted(x * step["multiplier"], np.asarray(step["shift"]))
 
     def _softmax(self, step: Mapping[str, Any], x: Array) -> Array:
         axis = step["axis"] + 1
         below = (x - x.max(axis=axis, keepdims=True)) / self._unit
         sizes = np.rint(np.ldexp(exponential(below), _EXPONENTIAL_BITS))
         total = sizes.astype(np.int64).sum(axis=axis, keepdims=True)
-        return np.rint(sizes * self._unit / total).astype(np.int64)
+        probabilities: Array = np.rint(sizes * self._unit / total).astype(np.int64)
+        return probabilities
 
     def _gelu(self, _: Mapping[str, Any], x: Array) -> Array:
         """Interpolate the normal distribution function by a cubic polynomial between two steps."""
@@ -242,10 +244,12 @@ class PackedNetwork:
         total = squares[0] * 2.0 ** (2 * _LOW_BITS) + squares[1] * 2.0 ** (_LOW_BITS + 1) + squares[2]
         deviation = np.sqrt(total / count + step["epsilon"] * float(self._unit) ** 2)
         weight, bias = self._constants(step, (2, count)) * self._unit
-        return np.rint(apart / deviation * weight + bias).astype(np.int64)
+        normalised: Array = np.rint(apart / deviation * weight + bias).astype(np.int64)
+        return normalised
 
     def _add_constant(self, step: Mapping[str, Any], x: Array) -> Array:
-        return x + np.rint(self._constants(step, x.shape[1:]) * self._unit).astype(np.int64)
+        constants: Array = np.rint(self._constants(step, x.shape[1:]) * self._unit).astype(np.int64)
+        return x + constants
 
     def _prepend(self, step: Mapping[str, Any], x: Array) -> Array:
         tokens = np.rint(self._constants(step, (step["tokens"], x.shape[-1])) * self._unit).astype(np.int64)

@@ -21,6 +21,7 @@ from bench.costs.counter import price
 from bench.errors import BenchError
 from bench.export import executor, packed
 from bench.export.executor import PackedNetwork, unpack
+from bench.export.graph import program
 from bench.export.graph.operations import BorderMap, Graph, Layer, Quantize, border_map
 from bench.export.graph.reading import read_graph
 from bench.export.packed import fixed_point, pack, packed_files, packed_network, parts
@@ -103,7 +104,7 @@ def test_quantization_is_that_of_exact_arithmetic_but_near_ties(values: list[flo
         operations=(),
         output="x",
     )
-    step = packed._Writer(graph).quantize(operation, [])[0]
+    step = {**program.stated(operation), **packed._Writer(graph).quantize(operation, [])[0]}
     fixed = np.rint(np.array(values) * UNIT).astype(np.int64)
     codes = PackedNetwork.__new__(PackedNetwork)._quantize(step, fixed)
     size, offset = Fraction(clip) / operation.levels, Fraction(step["offset"], int(UNIT))
