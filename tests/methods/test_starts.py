@@ -25,7 +25,7 @@ MakeJob = Callable[..., SearchJob]
 
 MARGIN = 10.0
 """Percent points that may lie between the start accuracies of two methods."""
-WITHOUT_PAPER_VALUES = {"edmips", "djpq"}
+WITHOUT_PAPER_VALUES = {"edmips", "joint_mps", "djpq"}
 """Methods whose paper states no first values for the quantizers that they have here."""
 
 
