@@ -19,7 +19,8 @@ from bench.compression.operations import count_multiplications
 from bench.compression.policy import LayerSpace, Policy, uniform
 from bench.compression.quantizer import UniformQuantizer, clips_of, quantize_literal, read_clips, restore_clips
 from bench.compression.shapes import LayerShape, NetworkShape, trace
-from bench.costs.accelerator.pricing import computes, price_on
+from bench.costs.accelerator.pricing import price_on
+from bench.costs.breakdown import breakdown
 from bench.costs.counter import price, price_layer
 from bench.costs.relaxed import RelaxedBops, RelaxedMemory
 from bench.diagnostics.verify.costs import CANDIDATES, random_policy, relaxed_arguments
@@ -280,13 +281,14 @@ def test_latency_and_energy_of_products_are_not_known() -> None:
     model = vision_transformer()
     network = shape_of(model)
     accelerator, policy = AcceleratorSpec(), uniform(network, 8)
-    assert not computes(accelerator, network, policy)
+    assert breakdown(accelerator, network, policy).total("latency") is None
     products = [replace(layer, producer=None, leader=None) for layer in network.layers if layer.kind == "matmul"]
     alone = NetworkShape(model="net", dataset="none", layers=tuple(products))
-    assert not computes(accelerator, alone, policy)
     layers = {layer.name: policy.layers[layer.name] for layer in alone.layers}
+    own = Policy(model="net", dataset="none", layers=layers)
+    assert breakdown(accelerator, alone, own).total("latency") is None
     with pytest.raises(BenchError, match=r"'.*self_attention.scores' multiplies two activations; latency and energy"):
-        price_on(accelerator, alone, Policy(model="net", dataset="none", layers=layers))
+        price_on(accelerator, alone, own)
 
 
 # --- costs of pruned heads --------------------------------------------------------------------------------------------
