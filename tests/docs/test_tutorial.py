@@ -80,7 +80,8 @@ def test_the_first_study(walk: Callable[[str], list[str]]) -> None:
 @pytest.mark.slow
 def test_own_images(walk: Callable[[str], list[str]]) -> None:
     _, doctor, plan, study, more, grey = walk("own-data")
-    assert "ok       data imagefolder" in doctor
+    assert "data imagefolder" in doctor and "warn     data imagefolder" not in doctor
+    assert doctor.endswith("no problems\n")
     assert "run sbs 4bit seed 0" in plan and "planned" in plan
     assert "run sbs 4bit seed 0: done" in study
     assert "run fixed 3bit seed 2: done" in more
