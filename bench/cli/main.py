@@ -8,13 +8,12 @@ import click
 from bench import __version__
 from bench.cli.cost import cost
 from bench.cli.export import choose, export, import_
-from bench.cli.leaderboard import leaderboard
 from bench.cli.list import list_
 from bench.cli.options import Text, color_option
 from bench.cli.run import run
 from bench.cli.speed import speed
 from bench.cli.store import archive, clean, doctor, restore
-from bench.cli.study import compare, plan_seeds, report, status
+from bench.cli.study import compare, leaderboard, plan_seeds, report, status
 from bench.cli.tracking import sync, ui
 from bench.cli.validate import validate, verify
 

@@ -1,4 +1,4 @@
-"""The commands that look at a study: `bench status`, `report`, `compare`, and `plan` for more seeds."""
+"""The commands that look at studies: `bench status`, `report`, `compare`, `plan` for more seeds, and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.options import FOLDER, Number, names, store_option
+from bench.cli.options import FOLDER, Number, data_option, names, networks_option, store_option
 from bench.errors import BenchError
-from bench.outputs.commands import command
+from bench.outputs.commands import command, shell
 from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
@@ -202,3 +202,37 @@ def plan_seeds(study: str | None, detect: float, baseline: str | None, store_dir
         again, seeds = study_command(document.get("command"), store.root), seeds_needed(plan)
         if again and seeds > len(document["spec"].get("seeds") or ()):
             say(f"to run them: {again} --seeds {seeds}", tone="strong")
+
+
+@click.command()
+@click.argument("sources", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+@click.option("--out", type=FOLDER, required=True, help="Folder to which the site is written.")
+@networks_option
+@data_option
+def leaderboard(sources: tuple[Path, ...], out: Path, data_dir: Path | None, *, networks: bool) -> int:
+    """Write a static site that ranks the methods of many studies.
+
+    SOURCES are stores, files of `bench archive`, and folders of published studies. Archives are checked as
+    `bench verify` does, and refused if they fail.
+
+    \b
+    bench leaderboard bench-store --out site
+    bench leaderboard docs/results theirs.tar.gz --networks --out site
+    """  # noqa: D301  (click wants the character)
+    from bench.errors import EXIT_SOME_FAILED, BenchError
+    from bench.leaderboard import boards_of, entries_of, read_sources, write_site
+    from bench.reporting.wording import count
+
+    with read_sources(sources, data_dir, networks=networks) as read:
+        boards = boards_of(entries_of(read))
+        if not boards:
+            reasons = "; ".join(f"{source.name} is refused: {source.refused}" for source in read if source.refused)
+            raise BenchError(
+                reasons or "no source has a run with a result at a budget; finish a study first: bench run"
+            )
+        for source in read:
+            say(f"{source.name}: {source.in_words}")
+        files = write_site(out, boards, read)
+        refused = sum(bool(source.refused) for source in read)
+    say(f"{len(files)} files in {out}, {count(len(boards), 'ranking')}; open {shell(out / 'index.html')}")
+    return EXIT_SOME_FAILED if refused else 0

@@ -47,7 +47,9 @@ def test_what_is_no_source_is_refused_in_one_line(bench: Callable[..., Any], sto
     assert "Missing option '--out'" in bench("leaderboard", store).refusal
     assert "Missing argument 'SOURCES...'" in bench("leaderboard", "--out", "s").refusal
     (tmp_path / "bare" / "studies").mkdir(parents=True)
-    assert "no source has a run with a result at a budget" in bench("leaderboard", tmp_path / "bare", "--out", "s").refusal
+    assert (
+        "no source has a run with a result at a budget" in bench("leaderboard", tmp_path / "bare", "--out", "s").refusal
+    )
 
 
 def test_verify_says_of_each_check_what_it_found(
