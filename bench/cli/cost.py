@@ -107,16 +107,7 @@ def cost(
     from bench.costs.breakdown import CostBreakdown
     from bench.reporting.cost_tables import filters_table, table
 
-    if sum(given is not None for given in (bits, policy_file, diff)) != 1:
-        raise BenchError(
-            "give one of --bits N, --policy FILE and --diff A B, e.g. `bench cost --model resnet20 --bits 4`"
-        )
-    if as_json and by is not None:
-        raise BenchError(f"--by {by} chooses what the table shows; it has no effect with --json")
-    if long_form and (as_json or diff is not None):
-        raise BenchError(f"--long adds a table for one policy; leave it out with {'--json' if as_json else '--diff'}")
-    if measured and diff is not None:
-        raise BenchError("--measured times the network of one policy; leave it out with --diff")
+    _check_choices(bits, policy_file, diff, by=by, as_json=as_json, long_form=long_form, measured=measured)
     task = {"model": model, "dataset": dataset}
     images = {"image_size": image_size, "data_dir": data_dir}
     spec = _accelerator(accelerator)
@@ -138,6 +129,29 @@ def cost(
 
         tables.append(policy_time_table(times))
     show(tables)
+
+
+def _check_choices(
+    bits: int | None,
+    policy_file: Path | None,
+    diff: tuple[str, str] | None,
+    *,
+    by: MeasureName | None,
+    as_json: bool,
+    long_form: bool,
+    measured: bool,
+) -> None:
+    """Refuse options that contradict each other or have no effect."""
+    if sum(given is not None for given in (bits, policy_file, diff)) != 1:
+        raise BenchError(
+            "give one of --bits N, --policy FILE and --diff A B, e.g. `bench cost --model resnet20 --bits 4`"
+        )
+    if as_json and by is not None:
+        raise BenchError(f"--by {by} chooses what the table shows; it has no effect with --json")
+    if long_form and (as_json or diff is not None):
+        raise BenchError(f"--long adds a table for one policy; leave it out with {'--json' if as_json else '--diff'}")
+    if measured and diff is not None:
+        raise BenchError("--measured times the network of one policy; leave it out with --diff")
 
 
 def _measured_times(costs: CostBreakdown, images: dict[str, Any]) -> list[MeasuredTime]:

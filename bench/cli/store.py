@@ -15,8 +15,8 @@ from bench.outputs.terminal import Tone, say, say_item
 
 if TYPE_CHECKING:
     from bench.diagnostics.doctor.finding import Finding
+    from bench.store.cleaning.survey import Item
     from bench.store.files import Store
-    from bench.store.survey import Item
 
 _VIEW_LOCK_SECONDS = 60.0
 
@@ -32,10 +32,10 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
     is running are kept.
     """
     from bench.errors import EXIT_SOME_FAILED
-    from bench.store.cleanup import clean as remove
+    from bench.store.cleaning.cleanup import clean as remove
+    from bench.store.cleaning.survey import survey
     from bench.store.contents import size_of
     from bench.store.files import Store
-    from bench.store.survey import survey
 
     store = Store(store_dir)
     failures: Iterable[str] = ()
@@ -56,8 +56,8 @@ def clean(study: str | None, yes: bool, store_dir: Path) -> int:
 
 
 def _print_items(sized: Iterable[tuple[Item, int]], heading: str) -> None:
+    from bench.store.cleaning.survey import CATEGORIES
     from bench.store.contents import size_in_words
-    from bench.store.survey import CATEGORIES
 
     items = list(sized)
     if not items:
@@ -81,8 +81,8 @@ def _print_usage(store: Store) -> None:
 def shortcomings(store: Store, document: Mapping[str, Any]) -> list[str]:
     """List what an archive of a study lacks, one line each."""
     from bench.results.tables import StudyResults
+    from bench.store.cleaning.usage import read_usage
     from bench.store.outcomes import RESULTS
-    from bench.store.usage import read_usage
 
     runs = Counter(StudyResults(store, document).runs["status"])
     without = {status: count for status, count in runs.items() if status not in RESULTS}

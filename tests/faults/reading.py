@@ -38,10 +38,10 @@ from bench.results.tables import StudyResults
 from bench.spec.schema import AcceleratorSpec
 from bench.spec.sources import build, read_toml
 from bench.store.archive import archive, restore
-from bench.store.cleanup import clean
+from bench.store.cleaning.cleanup import clean
+from bench.store.cleaning.survey import survey
 from bench.store.files import Store, file_hash, load_state, read_checked, read_json, write_json
 from bench.store.leases import Holder, Leases
-from bench.store.survey import survey
 from bench.training.checkpoints import Checkpoints, GeneratorState
 from tests import fake_store
 from tests.bench.export.networks import Shifting, Tokens, sample

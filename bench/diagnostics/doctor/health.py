@@ -9,12 +9,12 @@ from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorReq
 from bench.diagnostics.wording import some
 from bench.errors import first_line
 from bench.outputs.commands import command, shell, study_command
+from bench.store.cleaning.usage import StoreUsage, read_usage
 from bench.store.contents import UnitKey, folders, size_in_words, units, units_of
 from bench.store.files import Store, UnitKind, read_json
 from bench.store.outcomes import RESULTS
 from bench.store.staleness import why_stale
 from bench.store.urls import without_secrets
-from bench.store.usage import StoreUsage, read_usage
 
 
 def studies(request: DoctorRequest) -> Iterator[Finding]:

@@ -14,13 +14,13 @@ from bench.costs.measured import read_times
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import BenchError, first_line
 from bench.outputs.commands import command
-from bench.store.cleanup import make_scratch
+from bench.store.cleaning.cleanup import make_scratch
+from bench.store.cleaning.survey import survey
+from bench.store.cleaning.usage import file_system_now, read_usage
 from bench.store.contents import free_bytes, nearest_folder, size_by_kind, size_in_words, size_of, units, units_of
 from bench.store.files import Store, UnitKind, write_bytes
 from bench.store.leases import Leases
 from bench.store.outcomes import RESULTS
-from bench.store.survey import survey
-from bench.store.usage import file_system_now, read_usage
 
 _FLOOR_BYTES = 1_000_000_000
 """Size of a small study with its tables and its MLflow database."""

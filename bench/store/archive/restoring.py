@@ -17,12 +17,12 @@ from bench.inputs.names import StudyName
 from bench.outputs.commands import command
 from bench.store.archive.layout import MANIFEST, files_below, unit_of
 from bench.store.archive.verifying import RefusedError, Verified, blocks, members, verify
-from bench.store.cleanup import make_scratch
+from bench.store.cleaning.cleanup import make_scratch
+from bench.store.cleaning.usage import read_usage
 from bench.store.contents import UnitKey, free_bytes, units_of
 from bench.store.files import Store, read_checked, read_record, write_checked
 from bench.store.leases import Heartbeat, Leases, ignore_loss
 from bench.store.outcomes import RESULTS, RETRIABLE
-from bench.store.usage import read_usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

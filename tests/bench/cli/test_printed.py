@@ -16,7 +16,7 @@ from bench import __main__ as console_script
 from bench.cli.main import bench as command_line
 from bench.errors import BenchError
 from bench.reporting.mlflow import ui
-from bench.store.usage import read_usage
+from bench.store.cleaning.usage import read_usage
 from tests import fake_store
 from tests.bench.outputs.test_commands import words_of_shell
 

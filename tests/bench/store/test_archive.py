@@ -27,10 +27,10 @@ from bench.reporting.mlflow.tracker import Tracker
 from bench.reporting.report import Table
 from bench.results.tables import StudyResults
 from bench.store.archive import MANIFEST, archive, restore, restoring, verifying
-from bench.store.cleanup import clean
+from bench.store.cleaning.cleanup import clean
+from bench.store.cleaning.survey import survey
 from bench.store.files import Store, read_checked, write_checked, write_json, write_text
 from bench.store.leases import Holder
-from bench.store.survey import survey
 from tests import fake_store
 
 FakeStore = fake_store.FakeStore

@@ -15,12 +15,9 @@ from click.testing import CliRunner
 
 from bench.cli.main import bench
 from bench.errors import BenchError
-from bench.store import cleanup as cleaning
-from bench.store.cleanup import clean
-from bench.store.contents import size_by_kind, size_in_words, size_of, units
-from bench.store.files import Store, write_checked, write_json, write_text
-from bench.store.leases import Holder, Leases
-from bench.store.survey import (
+from bench.store.cleaning import cleanup as cleaning
+from bench.store.cleaning.cleanup import clean
+from bench.store.cleaning.survey import (
     CHECKPOINTS,
     DEAD_LEASES,
     OWN_UNITS,
@@ -31,7 +28,10 @@ from bench.store.survey import (
     UNREFERENCED,
     survey,
 )
-from bench.store.usage import OLD_SECONDS, leased_unit
+from bench.store.cleaning.usage import OLD_SECONDS, leased_unit
+from bench.store.contents import size_by_kind, size_in_words, size_of, units
+from bench.store.files import Store, write_checked, write_json, write_text
+from bench.store.leases import Holder, Leases
 from tests import fake_store
 
 FakeStore = fake_store.FakeStore
@@ -443,7 +443,7 @@ def test_a_process_that_is_killed_while_it_cleans_does_no_harm(fake: FakeStore) 
         unit(fake, f"nobodys-{number}")
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from bench.store.cleanup import clean; from bench.store.files import Store\n"
+        "from bench.store.cleaning.cleanup import clean; from bench.store.files import Store\n"
         "seen = []\n"
         "def rename(self, target, original=Path.rename):\n"
         "    seen.append(self)\n"

@@ -19,12 +19,12 @@ from bench.__main__ import main
 from bench.errors import BenchError
 from bench.inputs.names import FileName, StudyName, UnitId, inside
 from bench.store.archive import archive
-from bench.store.cleanup import clean
+from bench.store.cleaning.cleanup import clean
+from bench.store.cleaning.survey import survey
 from bench.store.contents import units_of
 from bench.store.files import Store, manifest, read_checked, write_checked, write_json
 from bench.store.gpu_leases import GpuRequest, gpu_lease
 from bench.store.leases import Holder, Leases, remove_dead_sessions
-from bench.store.survey import survey
 from tests import fake_store
 from tests.fake_store import FakeStore
 

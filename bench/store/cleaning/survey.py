@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.errors import BenchError, unknown_name
 from bench.outputs.commands import command
+from bench.store.cleaning.usage import OLD_SECONDS, StoreUsage, age_of, file_system_now, read_usage
 from bench.store.contents import (
     KINDS,
     STALE_FOLDER,
@@ -21,7 +22,6 @@ from bench.store.contents import (
 )
 from bench.store.files import Store, read_record
 from bench.store.outcomes import RESULTS
-from bench.store.usage import OLD_SECONDS, StoreUsage, age_of, file_system_now, read_usage
 
 STALE_RESULTS = "stale results"
 TEMPORARY = "temporary files of killed processes"

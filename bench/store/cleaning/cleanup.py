@@ -13,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.store.cleaning.survey import SCRATCH, Item, existing, is_free, survey
+from bench.store.cleaning.usage import read_usage
 from bench.store.contents import size_of
 from bench.store.files import Store
 from bench.store.leases import Leases
-from bench.store.survey import SCRATCH, Item, existing, is_free, survey
-from bench.store.usage import read_usage
 
 _BATCH = 50
 """Number of items that are moved under one hold of the lock, which other processes need every few seconds."""
