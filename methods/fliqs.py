@@ -60,9 +60,12 @@ class FliqsOptions(PathOptions):
         entropy_weight: Largest weight of the entropy, at the end of the search (0.5 in the code).
         baseline_decay: Share of the baseline that stays in each update. With "scheduled", the baseline averages over 4
             % of the search, and at most over the 100 updates of the code's 0.99.
+        logit_travel: Learning rate of the logits (Adam) × number of their updates. Estimated gradients change their
+            sign often, so that logits need more of it than those of a mixture to become sure.
     """
 
     activations: Literal["separate", "tied"] = "separate"
+    logit_travel: Annotated[float, Field(gt=0)] = 15.0
     delay: Annotated[float, Field(ge=0, lt=1)] = 0.25
     cost_weight: Annotated[float, Field(gt=0)] = 1.0
     entropy_weight: Annotated[float, Field(ge=0)] = 0.5
