@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bench.costs.measures import MeasureName
     from bench.export.measurement import MeasuredTime
     from bench.export.untrained import UntrainedNetwork
+    from bench.reporting.report import Table
     from bench.spec.schema import AcceleratorSpec
 
 _TASK = {"model": "resnet20", "dataset": "cifar100"}
@@ -105,7 +106,6 @@ def cost(
 
     from bench.cli.console import show
     from bench.costs.breakdown import CostBreakdown
-    from bench.reporting.cost_tables import filters_table, table
 
     _check_choices(bits, policy_file, diff, by=by, as_json=as_json, long_form=long_form, measured=measured)
     task = {"model": model, "dataset": dataset}
@@ -121,14 +121,7 @@ def cost(
         further = {} if times is None else {"measured": [asdict(time) for time in times]}
         click.echo(json.dumps(costs.to_json() | further, indent=1))
         return
-    tables = [table(costs, by or "bops")]
-    if long_form and isinstance(costs, CostBreakdown):
-        tables.append(filters_table(costs.network))
-    if times is not None:
-        from bench.export.tables import policy_time_table
-
-        tables.append(policy_time_table(times))
-    show(tables)
+    show(_tables(costs, by or "bops", times, long_form=long_form))
 
 
 def _check_choices(
@@ -152,6 +145,23 @@ def _check_choices(
         raise BenchError(f"--long adds a table for one policy; leave it out with {'--json' if as_json else '--diff'}")
     if measured and diff is not None:
         raise BenchError("--measured times the network of one policy; leave it out with --diff")
+
+
+def _tables(
+    costs: CostBreakdown | Difference, by: MeasureName, times: list[MeasuredTime] | None, *, long_form: bool
+) -> list[Table]:
+    """Make the tables: the layers, which of them may lose filters, and measured times, as far as they are wanted."""
+    from bench.costs.breakdown import CostBreakdown
+    from bench.reporting.cost_tables import filters_table, table
+
+    tables = [table(costs, by)]
+    if long_form and isinstance(costs, CostBreakdown):
+        tables.append(filters_table(costs.network))
+    if times is not None:
+        from bench.export.tables import policy_time_table
+
+        tables.append(policy_time_table(times))
+    return tables
 
 
 def _measured_times(costs: CostBreakdown, images: dict[str, Any]) -> list[MeasuredTime]:
