@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.compression.kernels import steps
+from bench.export.graph.border import BorderMap
 
 Codes: TypeAlias = NDArray[np.uint8]
 Reals: TypeAlias = NDArray[np.float64]
@@ -143,7 +144,7 @@ class Layer(Operation):
         return prod(self.codes.shape[1:]) * self.groups * positions
 
     @cached_property
-    def border(self) -> "BorderMap":
+    def border(self) -> BorderMap:
         """What is added to the output at each position, because of offsets, bias and normalisation."""
         return border_map(self)
 
@@ -357,33 +358,6 @@ class Graph:
     def quantizers(self) -> Sequence[Quantize]:
         """Quantizers of activations in order of execution."""
         return [operation for operation in self.operations if isinstance(operation, Quantize)]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BorderMap:
-    """Numbers that are added to a layer's output, by channel and position.
-
-    Near the border a kernel reads zeros instead of values, and zero need not be the value of a code. Positions of which
-    the kernel has the same rows and columns in the input are of one class, and have the same numbers.
-
-    Attributes:
-        values: Numbers by channel, class of the row, and class of the column.
-        rows, columns: Class of each row and column of the output.
-    """
-
-    values: Reals
-    rows: NDArray[np.intp]
-    columns: NDArray[np.intp]
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all positions have the same numbers."""
-        return self.values.shape[1:] == (1, 1)
-
-    @property
-    def whole(self) -> Reals:
-        """The numbers by channel, row and column; of height and width 1 if all positions have the same."""
-        return self.values if self.uniform else self.values[:, self.rows][:, :, self.columns]
 
 
 def border_map(layer: Layer) -> BorderMap:

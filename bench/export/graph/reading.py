@@ -33,7 +33,7 @@ from bench.export.graph.operations import (
     Reshape,
     Select,
 )
-from bench.export.graph.program import MOST_BITS
+from bench.export.graph.steps import MOST_BITS
 
 _SAME = frozenset({"identity", "dropout", "stochastic_depth", "contiguous", "clone", "detach"})
 """Operations that change nothing in evaluation."""
@@ -178,24 +178,22 @@ class _Reader:
         split, part = node.args
         heads, tokens, channels = shape_for_one(node)
         parts = self._modules[str(split.target)].parts  # type: ignore[union-attr]
-        inputs, name = (self._names[split.all_input_nodes[0]],), _name(node)  # type: ignore[union-attr]
+        read, name = self._names[split.all_input_nodes[0]], _name(node)  # type: ignore[union-attr]
         if part not in range(parts):
             raise self._refusal(f"{_label(node)} takes other parts than one")
-        shape: tuple[int, ...] = (tokens, parts, heads, channels)
-        self.operations.append(Reshape(name=f"{name}.parts", inputs=inputs, shape=shape))
-        shape = (parts, heads, tokens, channels)
-        self.operations.append(Permute(name=f"{name}.heads", inputs=(f"{name}.parts",), shape=shape, axes=(1, 2, 0, 3)))
+        cut, turned = (tokens, parts, heads, channels), (parts, heads, tokens, channels)
+        self.operations += [
+            Reshape(name=f"{name}.parts", inputs=(read,), shape=cut),
+            Permute(name=f"{name}.heads", inputs=(f"{name}.parts",), shape=turned, axes=(1, 2, 0, 3)),
+        ]
         self._add(node, Select, (f"{name}.heads",), index=part)
 
     def _joined(self, node: fx.Node) -> None:
         """Make (tokens, heads·channels) of (heads, tokens, channels)."""
         source, name = node.all_input_nodes[0], _name(node)
         heads, tokens, channels = shape_for_one(source)
-        self.operations.append(
-            Permute(
-                name=f"{name}.tokens", inputs=(self._names[source],), shape=(tokens, heads, channels), axes=(1, 0, 2)
-            )
-        )
+        shape, read = (tokens, heads, channels), (self._names[source],)
+        self.operations.append(Permute(name=f"{name}.tokens", inputs=read, shape=shape, axes=(1, 0, 2)))
         self._add(node, Reshape, (f"{name}.tokens",))
 
     def _product(self, node: fx.Node, path: str, module: QuantizedProduct) -> None:

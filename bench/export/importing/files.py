@@ -12,7 +12,7 @@ from bench.errors import BenchError, printable
 from bench.export.engines import Engine
 from bench.export.forms import form_named, require
 from bench.export.graph.operations import Graph
-from bench.export.graph.program import ProgramError
+from bench.export.graph.tensors import ProgramError
 from bench.export.importing.packed_file import read_packed
 from bench.export.importing.rebuilt import RebuiltNetwork, policy_of, shape_of
 from bench.inputs.reading import read_bytes

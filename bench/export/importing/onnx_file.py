@@ -17,7 +17,8 @@ from onnx import TensorProto, numpy_helper
 
 from bench.errors import BenchError
 from bench.export.graph.operations import AddConstant, Graph, Layer, LayerNorm, Operation, Prepend, border_map
-from bench.export.graph.program import ProgramError, read_program
+from bench.export.graph.program import read_program
+from bench.export.graph.tensors import ProgramError
 from bench.export.onnx_forms.form import PROGRAM, OnnxForm
 from bench.export.onnx_forms.integer import IntegerForm
 from bench.export.onnx_forms.qdq import QdqForm

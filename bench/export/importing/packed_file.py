@@ -13,7 +13,8 @@ import numpy as np
 from bench.errors import BenchError
 from bench.export.executor import unpack
 from bench.export.graph.operations import AddConstant, Graph, Layer, LayerNorm, Operation, Prepend, border_map
-from bench.export.graph.program import ProgramError, read_program
+from bench.export.graph.program import read_program
+from bench.export.graph.tensors import ProgramError
 from bench.export.packed import FRACTION_BITS, Tensors, packed_tensors
 from bench.models.safetensors import FormatError, parse_safetensors
 

@@ -38,7 +38,7 @@ from bench.export.graph.operations import (
     Select,
     Softmax,
 )
-from bench.export.graph.program import ProgramError
+from bench.export.graph.tensors import ProgramError
 
 
 class RebuiltLayer(QuantizedLayer):

@@ -22,7 +22,8 @@ from bench.errors import BenchError
 from bench.export import executor, packed
 from bench.export.executor import PackedNetwork, unpack
 from bench.export.graph import program
-from bench.export.graph.operations import BorderMap, Graph, Layer, Quantize, border_map
+from bench.export.graph.border import BorderMap
+from bench.export.graph.operations import Graph, Layer, Quantize, border_map
 from bench.export.graph.reading import read_graph
 from bench.export.packed import fixed_point, pack, packed_files, packed_network, parts
 from bench.models.safetensors import read_safetensors
