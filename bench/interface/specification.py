@@ -11,7 +11,7 @@ from bench.errors import BenchError
 from bench.plugins.entry_points import available
 from bench.plugins.method_files import with_files
 from bench.spec.schema import StudySpec
-from bench.spec.sources import build, merge, nested, read_preset, read_toml, with_schedule
+from bench.spec.sources import build, merge, nested, read_preset, read_toml, schedule_names, with_schedule
 from bench.store.files import read_checked
 from bench.store.machine import resolve_device
 
@@ -43,7 +43,18 @@ def make_specification(
     start = read_specification(file) if file is not None else read_preset(DEFAULT_PRESET if preset is None else preset)
     stated = with_files(values)
     spec = build([_without_other_methods(with_schedule(start, schedule), stated.get("methods")), stated])
+    if file is not None and schedule is None:
+        _check_schedule(file, {**start, **stated})
     return spec.model_copy(update={"device": str(resolve_device(spec.device, spec.devices, elsewhere=elsewhere))})
+
+
+def _check_schedule(file: Path, values: Mapping[str, Any]) -> None:
+    """Refuse a specification that says nothing about lengths: a single epoch of everything is nobody's wish."""
+    if not values.keys() & {"schedule", "search", "finetune"}:
+        raise BenchError(
+            f"'{file}' states no schedule; add schedule = \"quick\" (or {', '.join(schedule_names()[1:])}), or the "
+            "tables [search] and [finetune]; or type --schedule quick"
+        )
 
 
 def read_specification(path: Path) -> dict[str, Any]:

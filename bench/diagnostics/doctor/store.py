@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.costs.measured import FOLDER as MEASURED
-from bench.costs.measured import read_times
 from bench.diagnostics.doctor.finding import OK, PROBLEM, WARN, Check, DoctorRequest, Finding
 from bench.errors import BenchError, first_line
 from bench.outputs.commands import command
@@ -149,7 +147,9 @@ def disk_use(request: DoctorRequest) -> Iterator[Finding]:
 
 def measured_times(request: DoctorRequest) -> Iterator[Finding]:
     """Report the tables of measured layers, and how far their times spread."""
-    files = sorted((request.store.root / MEASURED).glob("*/*.json"))
+    from bench.costs.measured import FOLDER, read_times
+
+    files = sorted((request.store.root / FOLDER).glob("*/*.json"))
     if not files:
         yield Finding(check="measured times", status=OK, found="none; budgets such as 1.2ms@onnxruntime measure them")
     for file in files:

@@ -223,11 +223,12 @@ def test_names_of_studies_that_are_paths(bench: Command, finished: Any, command:
         ("seeds = 3", "'seeds' is 3"),
         ("seeds = [1.5]", "'seeds.0' is 1.5"),
         ("[task]\nvalidation_fraction = 1.5", "'task.validation_fraction' is 1.5"),
-        ("[options.sbs]\nbits = [4, 2]", "options.sbs"),
+        ("schedule = 'quick'\n[options.sbs]\nbits = [4, 2]", "options.sbs"),
         ('[options]\nsbs = "x"', "options.sbs"),
         ("[store]\npath = 3", "unknown specification key 'store'"),
         ("methods = []", "'methods'"),
         ('device = "cuda:x"', "'device' is 'cuda:x'"),
+        ('methods = ["fixed"]', "spec.toml' states no schedule; add schedule = \"quick\" (or short, paper)"),
         ('name = "a b"', "'name' is 'a b'"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_list_can_be_of_some(bench: Callable[..., Any]) -> None:
     assert bench("list", "models", "resnet8", "resnet20").out.count("\n") == 2
     Path("mine.py").write_text("from methods.fixed import Fixed\n\n\nclass Mine(Fixed):\n    summary = 'My own'\n")
     message = bench("list", "methods", "--long", "mine.py:Mine").out
-    assert message.startswith("mine\n    My own\n    source:") and "can:" in message
+    assert message.startswith("mine\n    My own\n    family:     uniform\n    source:") and "can:" in message
     assert "unknown method 'fixd': did you mean 'fixed'?" in bench("list", "methods", "fixd").refusal
     assert "unknown model 'resnet9'" in bench("list", "models", "resnet9").refusal
     assert "unknown preset 'quik': did you mean 'quick'?" in bench("list", "presets", "quik").refusal

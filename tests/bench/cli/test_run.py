@@ -43,7 +43,7 @@ def test_other_seeds_are_refused(text: str) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any], *arguments: object) -> Any:
     """The specification that a command line stands for."""
     found = []
-    monkeypatch.setattr("bench.cli.run._run", lambda console, plan, *_: found.append(plan.spec) or 0)
+    monkeypatch.setattr("bench.cli.run._run", lambda plan, *_: found.append(plan.spec) or 0)
     assert bench("run", *arguments).status == 0
     return found[0]
 

@@ -230,7 +230,7 @@ def test_the_next_of_the_class_takes_the_place(damaged: Path, workers: int, capl
     assert labels.tolist() == [UNREADABLE, 0, 0, UNREADABLE]
     (fault,) = data.faults
     assert (fault.name, fault.instead) == ("a/003.jpg", "a/004.jpg")
-    assert "truncated" in fault.reason
+    assert "truncated" in fault.reason.lower()
     assert len(caplog.records) == 1 and "a/003.jpg" in caplog.text
     assert torch.equal(_all(data, generator("order")), _all(sound, generator("order")))
 

@@ -178,8 +178,8 @@ def test_the_probe_survives_what_its_process_does_not(monkeypatch: pytest.Monkey
 def test_packages_that_are_missing_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, rich=None, click="7.0", optuna="6.1")
     found = {finding.remedy: finding for finding in doctor_environment.dependencies(doctor_request(tmp_path))}
-    assert set(found) == {"pip install 'rich>=13.7'", "pip install 'click>=8.1'", "pip install 'optuna<6,>=5.0'"}
-    assert found["pip install 'rich>=13.7'"].found == "rich>=13.7 is needed; it is not installed"
+    assert set(found) == {"pip install 'rich>=14.2'", "pip install 'click>=8.1'", "pip install 'optuna<6,>=5.0'"}
+    assert found["pip install 'rich>=14.2'"].found == "rich>=14.2 is needed; it is not installed"
     assert found["pip install 'click>=8.1'"].found == "click>=8.1 is needed; 7.0 is installed"
 
 
