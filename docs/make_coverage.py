@@ -228,7 +228,7 @@ def exported(make: partial[nn.Module], network: NetworkShape, policy: Policy, da
     for name in _FORMS:
         form = form_named(name)
         engines += [(name, engine, promised) for engine, promised in form.engines(form.files(graph), graph)]
-    broken = [result for result in verify(compressed, graph, data, engines) if result.broken]
+    broken = [result for result in verify(compressed, graph, data.test, engines).agreements if result.broken]
     if broken:
         return _NO + ", ".join(f"{result.form} in {result.engine} predicts otherwise" for result in broken)
     return ", ".join(_FORMS)
@@ -267,14 +267,19 @@ def table(rows: dict[tuple[str, int], Row]) -> Table:
     )
     numbers = {"Pixels", "M multiplications", "May lose", "s"}
     columns = tuple(Column(title=title, align="right" if title in numbers else "left") for title in titles)
-    cells, notes = [], []
+    cells: list[tuple[str, ...]] = []
+    sizes: dict[tuple[str, str, str], list[int]] = {}
     for row in rows.values():
         values = {name: str(value) for name, value in asdict(row).items()}
         for name in _OUTCOMES:
             if values[name].startswith(_NO):
-                notes.append(f"{row.family}, {row.size} pixels, {name}: {values[name]}")
+                sizes.setdefault((row.family, name, values[name]), []).append(row.size)
                 values[name] = "no"
         cells.append(tuple(values.values()))
+    notes = (
+        f"{family}, {name}, {' and '.join(map(str, at))} pixels: {reason.removeprefix(_NO)}"
+        for (family, name, reason), at in sizes.items()
+    )
     versions = f"torch {torch.__version__.partition('+')[0]}, torchvision {torchvision.__version__.partition('+')[0]}"
     title = f"Families of torchvision ({versions})"
     return Table(name="coverage", title=title, columns=columns, rows=tuple(cells), notes=tuple(notes))
