@@ -87,9 +87,24 @@ def sgd(groups: Iterable[Mapping[str, object]], schedule: Schedule | SearchSched
         weight_decay=schedule.weight_decay,
         fused=True,  # one pass over all parameters, of which networks have a hundred or more small ones
     )
+    optimizer.register_step_pre_hook(_complete_momentum)
     if schedule.max_grad_norm is not None:
         limit_gradients(optimizer, schedule.max_grad_norm)
     return optimizer
+
+
+def _complete_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Give a parameter whose first gradient comes later than those of others a momentum of 0, which changes nothing.
+
+    The fused update takes either all momenta or none.
+    """
+    for group in optimizer.param_groups:
+        if group["momentum"] == 0:
+            continue
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        late = [parameter for parameter in parameters if optimizer.state[parameter].get("momentum_buffer") is None]
+        for parameter in late if len(late) < len(parameters) else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def limit_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:

@@ -128,6 +128,21 @@ def test_no_nesterov_without_momentum(schedule: Schedule | SearchSchedule) -> No
 # --- the limit of gradients ---
 
 
+def test_a_first_gradient_may_come_later_than_others() -> None:
+    schedule = Schedule(lr=0.1, momentum=0.9, weight_decay=0.01)
+    ours, plain = ([nn.Parameter(torch.full((3,), float(number))) for number in range(3)] for _ in range(2))
+    optimizers = [
+        sgd([{"params": ours}], schedule),
+        torch.optim.SGD(plain, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    ]
+    for step in range(4):
+        for optimizer, parameters in zip(optimizers, (ours, plain), strict=True):
+            for number, parameter in enumerate(parameters):
+                parameter.grad = None if step < 2 and number == 1 else torch.full((3,), number - 0.3 * step)
+            optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+
+
 @pytest.mark.parametrize("schedule", [Schedule, SearchSchedule])
 @pytest.mark.parametrize("largest", [None, 1e-3, 2.5, 13.0, 1e6])
 def test_gradients_are_scaled_to_the_norm_that_they_exceed(
