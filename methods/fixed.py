@@ -55,7 +55,7 @@ class Fixed(Method):
             UnreachableBudgetError: Even the fewest bits cost more than the budget.
         """
         network = job.task.network
-        most = min(_MOST_BITS, job.measure.max_bits)
+        most = min(_MOST_BITS, job.measure.max_quantized_bits)
         candidates = [self.options.bits] if self.options.bits else list(range(most, 0, -1))
         for bits in candidates:
             policy = uniform(network, bits)

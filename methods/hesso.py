@@ -120,7 +120,7 @@ class Hesso(Method):
 
     def _bits_for(self, job: SearchJob) -> int:
         """Find the fewest bits whose full network exceeds the budget, or one less if filters do not save enough."""
-        allowed = range(1, min(_MOST_BITS, job.measure.max_bits) + 1)
+        allowed = range(1, min(_MOST_BITS, job.measure.max_quantized_bits) + 1)
         above = (bits for bits in allowed if job.price(uniform(job.task.network, bits)) > job.budget)
         bits = next(above, allowed[-1])
         reached = job.price(self._narrowest(job.task.network, bits)) <= job.budget

@@ -71,7 +71,7 @@ class Width(Method):
 
     def _fewest_above(self, job: SearchJob) -> int:
         """Find the fewest bits whose full network exceeds the budget; if none does, the most that may be chosen."""
-        allowed = range(1, min(_MOST_BITS, job.measure.max_bits) + 1)
+        allowed = range(1, min(_MOST_BITS, job.measure.max_quantized_bits) + 1)
         above = [bits for bits in allowed if job.price(uniform(job.task.network, bits)) > job.budget]
         return above[0] if above else allowed[-1]
 

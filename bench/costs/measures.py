@@ -56,6 +56,11 @@ class Measure(ABC):
         """Highest bits that can be priced."""
         return FULL_PRECISION_BITS
 
+    @property
+    def max_quantized_bits(self) -> int:
+        """Highest bits below full precision that can be priced."""
+        return min(self.max_bits, FULL_PRECISION_BITS - 1)
+
     def costliest_bits(self, network: "NetworkShape") -> int:
         """Return the bits of the costliest uniform network that can be priced."""
         return self.max_bits
@@ -259,6 +264,12 @@ class MeasuredLatency(Latency):
     def max_bits(self) -> int:
         """Full precision, in which every machine computes."""
         return FULL_PRECISION_BITS
+
+    @property
+    def max_quantized_bits(self) -> int:
+        """Highest bits that the table has beside full precision."""
+        measured = {level.weight_bits for layer in self._times.layers for level in layer.levels}
+        return max(measured - {FULL_PRECISION_BITS})
 
     def costliest_bits(self, network: "NetworkShape") -> int:
         """Return the bits of the slowest uniform network."""

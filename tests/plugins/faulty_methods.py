@@ -124,7 +124,9 @@ class CapabilitiesNotMixed(Sound):
 
 class CapabilitiesWithoutPruning(Sound):
     def changed(self, job: SearchJob, result: SearchResult) -> SearchResult:
-        layer = next(layer for layer in job.task.network.layers if layer.prunable)
+        layer = next((layer for layer in job.task.network.layers if layer.prunable and layer.parts == 1), None)
+        if layer is None:
+            return result
         pruned = result.policy.with_layer(layer.name, kept_filters=tuple(range(layer.out_channels - 1)))
         return replace(result, policy=pruned, decisions=())
 

@@ -141,7 +141,7 @@ def test_a_comparison_has_sentences_and_numbers(study: Study) -> None:
     comparison = study.compare(first, second)
     assert str(comparison).splitlines() and len(comparison.frame) == len(comparison.verdicts)
     assert comparison.to_json()["lines"] == compare(first, second, store=study.store.root).to_json()["lines"]
-    assert f"{first} minus {second}" in comparison.verdicts[0]
+    assert first in comparison.verdicts[0]  # a sentence on the difference, or on why there is none
 
 
 def test_what_has_finished_is_not_run_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_what_a_method_does_not_say_is_not_held_against_a_budget(tiny: SimpleNam
 
 
 def _options(name: str) -> Mapping[str, Any]:
-    return {} if name in ("fixed", "width", "sbs_p") else {"bits": [2, 4]}
+    return {} if name in ("fixed", "width", "hesso", "sbs_p") else {"bits": [2, 4]}
 
 
 @pytest.mark.parametrize("name", sorted(set(available("methods")) - {"full_precision"}))
@@ -124,7 +124,7 @@ def test_every_method_says_what_it_can_cost(tiny: SimpleNamespace, name: str) ->
     method = make_method(name, _options(name))
     cheapest, costliest = method.cheapest(network), method.costliest(network)
     assert cheapest is not None and costliest is not None
-    expected = {"fixed": 16, "width": 16, "sbs_p": 32}.get(name, 4)
+    expected = {"fixed": 16, "width": 16, "hesso": 16, "sbs_p": 32}.get(name, 4)
     assert price(network, costliest) == price(network, uniform(network, expected))
     assert price(network, cheapest).bops < price(network, costliest).bops
     assert parse_budget(f"{expected}bit", network, 0.0).matches(price(network, costliest).bops)
