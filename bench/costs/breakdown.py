@@ -63,6 +63,19 @@ class CostBreakdown:
         known = [part for part in parts if part is not None]
         return sum(known) + (self.rest_ms if measure == "latency" else 0) if len(known) == len(parts) else None
 
+    def metrics(self) -> dict[str, float | None]:
+        """Return all costs by the names that records have; latency and energy are `None` where they are not known."""
+        return {
+            "bops": self.cost.bops,
+            "memory_kb": self.cost.memory_kb,
+            "memory_bits": self.cost.memory_bits,
+            "peak_memory_bits": self.cost.peak_memory_bits,
+            "macs": self.cost.macs,
+            "parameters": self.cost.parameters,
+            "latency_ms": self.total("latency"),
+            "energy_mj": self.total("energy"),
+        }
+
     def layer_cost(self, measure: MeasureName, layer: LayerCost) -> float | None:
         """Return one layer's part of the total; `None` when it is not known."""
         if measure == "bops":

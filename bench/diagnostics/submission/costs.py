@@ -1,9 +1,9 @@
 """Check the costs of every run: its policies are priced again, and its budget is read again."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from bench.compression.policy import Policy, load_policy
+from bench.compression.policy import load_policy
 from bench.compression.shapes import NetworkShape
 from bench.costs.breakdown import breakdown
 from bench.costs.budget import Budget, parse_budget
@@ -11,7 +11,6 @@ from bench.costs.measures import BOPS
 from bench.diagnostics.submission.submission import Submission, SubmittedUnit, network_of, outcome
 from bench.diagnostics.verify import CheckLine
 from bench.results.tables import section
-from bench.spec.schema import AcceleratorSpec
 
 WHAT = "costs of the policies, counted again"
 _ROUNDING = 1e-9
@@ -39,7 +38,8 @@ def _faults(submission: Submission, run: SubmittedUnit) -> Iterator[str]:
     policy, budget = load_policy(folder / "policy.json"), budget_of(run, network)
     measure = BOPS if budget is None else budget.measure
     cost = measure.price(network, policy)
-    counted = {**_costs(network, policy, run.spec.accelerator), "cost": cost}
+    # On the shapes of the full network; runs count the network that is left after pruning.
+    counted = {**breakdown(run.spec.accelerator, network, policy).metrics(), "cost": cost}
     if (folder / "raw_policy.json").exists():
         counted["raw_cost"] = measure.price(network, load_policy(folder / "raw_policy.json"))
     recorded = section(run.record, "metrics")
@@ -50,22 +50,6 @@ def _faults(submission: Submission, run: SubmittedUnit) -> Iterator[str]:
         yield f"the budget is {budget.limit:,}, and {run.record.get('budget_cost')} is recorded"
     if budget is not None and run.record.get("within_budget") != budget.matches(cost):
         yield f"its cost of {cost:,} is{'' if budget.matches(cost) else ' not'} in the window of its budget"
-
-
-def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) -> Mapping[str, float | None]:
-    """Count a policy on the shapes of the full network; runs count the network that is left after pruning."""
-    whole = breakdown(accelerator, network, policy)
-    cost = whole.cost
-    return {
-        "bops": cost.bops,
-        "memory_kb": cost.memory_kb,
-        "memory_bits": cost.memory_bits,
-        "peak_memory_bits": cost.peak_memory_bits,
-        "macs": cost.macs,
-        "parameters": cost.parameters,
-        "latency_ms": whole.total("latency"),
-        "energy_mj": whole.total("energy"),
-    }
 
 
 def _both(first: object, second: object) -> bool:

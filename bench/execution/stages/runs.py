@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from bench.compression.policy import EDGE_BITS, Policy, uniform
+from bench.compression.policy import EDGE_BITS, uniform
 from bench.compression.shapes import NetworkShape
 from bench.costs.breakdown import breakdown
 from bench.costs.measures import Measure
@@ -22,7 +22,6 @@ from bench.execution.stages.pretraining import pretrained_state
 from bench.execution.stages.search import MatchedSearch, check_reachable, matched_search, measure_of
 from bench.planning.methods import method_of_study
 from bench.planning.units import RunUnit, finetuning_updates
-from bench.spec.schema import AcceleratorSpec
 from bench.store.outcomes import SkippedError
 from bench.training.loop import Evaluation, evaluate
 
@@ -85,7 +84,7 @@ def _complete_record(
             **accuracies,
             **_training(context, matched),
             "repair_share": repair_share(context.network, matched, measure_of(unit.budget)),
-            **_costs(*final, context.spec.accelerator),
+            **breakdown(context.spec.accelerator, *final).metrics(),
             "cost": cost,
         },
         times={
@@ -134,22 +133,6 @@ def _training(context: UnitContext, matched: MatchedSearch) -> dict[str, int]:
         "trained_updates": matched.updates + finetuning["training_batches"],
         "training_images": (search["training_images"] + search["architecture_images"] + finetuning["training_images"]),
         "evaluated_images": search["evaluated_images"],
-    }
-
-
-def _costs(network: NetworkShape, policy: Policy, accelerator: AcceleratorSpec) -> dict[str, float | None]:
-    """Return every cost of the final network; latency and energy are `None` where they are not known."""
-    costs = breakdown(accelerator, network, policy)
-    cost = costs.cost
-    return {
-        "bops": cost.bops,
-        "memory_kb": cost.memory_kb,
-        "memory_bits": cost.memory_bits,
-        "peak_memory_bits": cost.peak_memory_bits,
-        "macs": cost.macs,
-        "parameters": cost.parameters,
-        "latency_ms": costs.total("latency"),
-        "energy_mj": costs.total("energy"),
     }
 
 
