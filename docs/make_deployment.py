@@ -11,8 +11,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import drawings
 from make_results import fill_in, markdown
 
+import reports.deployment
+from bench.reporting import charts
 from bench.reporting.charts import save
 from bench.reporting.report import Column, Document, Figure, Section, Table
 from bench.results.tables import StudyResults
@@ -45,8 +48,15 @@ def main(arguments: list[str], page: Path = PAGE) -> None:
     contents = {"sizes": as_markdown(sizes), **{key: fill(text, _WIDTH) for key, text in sentences.items()}}
     for key, text in {**contents, "times": as_markdown(times(rows))}.items():
         fill_in(f"deployment: {key}", text, [page])
-    for figure in (part for part in Deployment().build(results) if isinstance(part, Figure)):
-        save(figure.draw(), page.parent / "figures" / f"{figure.name}.svg")
+    figures = [part for part in Deployment().build(results) if isinstance(part, Figure)]
+    drawn = [save(figure.draw(), page.parent / "figures" / f"{figure.name}.svg") for figure in figures]
+    if page == PAGE:
+        drawings.note(dict.fromkeys(drawn, "deployment"), fingerprints())
+
+
+def fingerprints() -> dict[str, str]:
+    """Return the fingerprint of what draws the figure."""
+    return {"deployment": drawings.of_sources(Path(str(reports.deployment.__file__)), Path(str(charts.__file__)))}
 
 
 def as_markdown(table: Table) -> str:

@@ -18,7 +18,7 @@ from bench.store.files import Store
 _FIGURES = Path(__file__).resolve().parent / "figures"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _SIZE = {"width": 1400, "height": 1150}
-_TEMPLATES = Path(__file__).resolve().parents[1] / "reports" / "forms" / "templates"
+_TEMPLATES = Path(__file__).resolve().parents[1] / "bench" / "reporting" / "pages" / "templates"
 
 
 def fingerprints() -> dict[str, str]:

@@ -79,6 +79,7 @@ class HessoOptions(Options):
 class Hesso(Method):
     """Structured pruning with a hybrid saliency, at uniform precision."""
 
+    family = "saliency"
     summary = "HESSO: the groups of least saliency fade to zero in training, until the network fits, at uniform bits"
     source = (
         "Chen, Qu, Aponte, Banbury, Ko, Ding, Ma, Lyapunov, Zharkov, Liang 2024: HESSO: Towards Automatic Efficient "

@@ -81,6 +81,7 @@ class LimpqOptions(Options):
 class Limpq(ChoosesBits):
     """Steps of all candidates from one training, then an exact knapsack."""
 
+    family = "sensitivity"
     summary = "LIMPQ: steps of LSQ that one training learns for all candidates, and bits by an exact integer programme"
     source = (
         "Tang, Ouyang, Wang, Zhu, Ji, Wang, Zhu 2022, Mixed-Precision Neural Network Quantization via Learned "

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-_RANGE = re.compile(r"(?P<name>[\w.-]+)>=(?P<lowest>[\w.]+)")
+_RANGE = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,.-]+\])?>=(?P<lowest>[\w.]+)")
 
 
 def lowest_versions(project: Path = _PROJECT) -> Iterator[str]:

@@ -21,7 +21,7 @@ OLDER = 135
 def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The scripts that draw, and the module that notes what they draw."""
     monkeypatch.syspath_prepend(ROOT / "docs")
-    names = ("drawings", "make_figures", "make_results", "make_screenshots")
+    names = ("drawings", "make_deployment", "make_figures", "make_results", "make_screenshots")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -34,6 +34,7 @@ def test_every_published_figure_says_what_drew_it(scripts: SimpleNamespace) -> N
 def test_no_published_figure_is_older_than_what_draws_it(scripts: SimpleNamespace) -> None:
     today = {
         **scripts.drawings.of_reports(),
+        **scripts.make_deployment.fingerprints(),
         **scripts.make_figures.fingerprints(),
         **scripts.make_screenshots.fingerprints(),
     }

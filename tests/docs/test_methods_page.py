@@ -57,7 +57,7 @@ def test_every_method_has_a_section_with_all_that_it_declares(methods: Mapping[s
 def test_every_method_states_its_family(methods: Mapping[str, type[Method]]) -> None:
     assert {kind.family for kind in methods.values()} <= {
         *("reference", "uniform", "control", "sensitivity", "learned gates", "learned ranges", "multi-path"),
-        *("reinforcement learning", "evolution"),
+        *("reinforcement learning", "evolution", "saliency"),
     }
 
 

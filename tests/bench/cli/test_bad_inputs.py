@@ -228,7 +228,7 @@ def test_names_of_studies_that_are_paths(bench: Command, finished: Any, command:
         ("[store]\npath = 3", "unknown specification key 'store'"),
         ("methods = []", "'methods'"),
         ('device = "cuda:x"', "'device' is 'cuda:x'"),
-        ('methods = ["fixed"]', "spec.toml' states no schedule; add schedule = \"quick\" (or short, paper)"),
+        ('methods = ["fixed"]', 'spec.toml\' states no schedule; add schedule = "quick" (or short, paper)'),
         ('name = "a b"', "'name' is 'a b'"),
     ],
 )
