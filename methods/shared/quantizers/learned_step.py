@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compression.kernels import Kind
-from bench.compression.quantizer import drawn_sample
+from bench.compression.quantizer import clamped, drawn_sample
 from methods.shared.quantizers.starts import ClipInit
 
 SMALLEST_STEP = 1e-5
@@ -43,7 +43,7 @@ def quantize_by_step(x: Tensor, step: Tensor, bits: int, kind: Kind) -> Tensor:
     count = x.numel() if kind == "weight" else x[0].numel()
     scale = 1 / math.sqrt(count * high)
     step = step.detach() + scale * (step - step.detach())
-    value = (x / step).clamp(low, high)
+    value = clamped(x / step, low, high)
     return (value + (value.round() - value).detach()) * step
 
 
