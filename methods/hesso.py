@@ -323,7 +323,7 @@ class Removal:
 
     def actual_cost(self) -> Tensor:
         """Compute the cost without removed groups, a scalar."""
-        return torch.tensor(self._job.price(self.policy()), dtype=torch.float64)
+        return torch.tensor(self._job.price(self.policy()), dtype=torch.float64, device=self._job.task.device)
 
     def _without(self, removed: set[int]) -> Policy:
         kept: dict[str, list[int]] = {}

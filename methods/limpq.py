@@ -293,7 +293,7 @@ class StepNetwork:
         bits = self._options.bits
         pairs = list(product(bits, bits))
         policy = allocate(self._job, values(self.importances(), pairs, bits, self._options.alpha), pairs)
-        return torch.tensor(self._job.price(policy), dtype=torch.float64)
+        return torch.tensor(self._job.price(policy), dtype=torch.float64, device=self._job.task.device)
 
     def learned(self, policy: Policy) -> dict[str, Tensor]:
         """Copy the parameters of the quantizers that a policy chooses, as `SearchResult.quantizers`."""

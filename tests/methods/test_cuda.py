@@ -12,11 +12,12 @@ from bench.compression.policy import check
 from bench.costs.budget import Budget
 from bench.data.dataset import Arrays
 from bench.matching.repair import repair
+from bench.planning.methods import make_method
 from bench.plugins import entry_points
-from bench.plugins.registry import load
 from bench.training.loop import evaluate
 from datasets.digits import Digits
-from tests.methods.test_devices import LIGHT, low_knobs
+from tests.bench.diagnostics.validation.test_suite import LIGHT
+from tests.methods.test_devices import low_knobs
 
 pytestmark = [
     pytest.mark.cuda,
@@ -41,8 +42,7 @@ def task_on_gpu(small_task: Task) -> Task:
 
 @pytest.mark.parametrize("name", sorted(entry_points.available("methods")))
 def test_a_method_ends_on_a_gpu_as_on_the_cpu(make_job: Callable[..., SearchJob], task_on_gpu: Task, name: str) -> None:
-    kind = load("methods", name)
-    method = kind(kind.Options(**LIGHT[name])) if name in LIGHT else kind()
+    method = make_method(name, LIGHT.get(name, {}))
     job = make_job(task_on_gpu, knobs=low_knobs(method))
     result = method.search(job)
     check(job.task.network, result.policy)

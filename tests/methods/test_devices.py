@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 import bench
 import methods
 from bench.api import Method, SearchJob, SearchResult
+from bench.planning.methods import make_method
 from bench.plugins import entry_points
 from bench.plugins.registry import load
 from tests.bench.diagnostics.validation.test_suite import LIGHT
@@ -60,8 +61,7 @@ def low_knobs(method: Method) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(entry_points.available("methods")))
 def test_no_tensor_of_a_search_is_left_on_the_default_device(make_job: Callable[..., SearchJob], name: str) -> None:
-    kind = load("methods", name)
-    method = kind(kind.Options(**LIGHT[name])) if name in LIGHT else kind()
+    method = make_method(name, LIGHT.get(name, {}))
     with WithoutDevice():
         result = method.search(make_job(knobs=low_knobs(method)))
     assert all(value.device.type == "cpu" for value in result.state.values())

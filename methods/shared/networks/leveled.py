@@ -146,9 +146,9 @@ class _LeveledLayer(nn.Module):
         mask = torch.zeros_like(weight)
         mask[rows or slice(None)] = 1
         if columns is not None:
-            dropped = torch.ones(weight.shape[1], dtype=torch.bool)
+            dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
             dropped[columns] = False
-            mask[:, dropped.to(weight.device)] = 0
+            mask[:, dropped] = 0
         return mask
 
 
