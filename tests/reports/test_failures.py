@@ -90,7 +90,7 @@ def test_the_command_for_what_diverged_does_not_repeat_it(
     status = "skipped" if by_tuning else "diverged"
     store.write_record("runs", name, record | {"status": status, "reason": "the loss became nan", "metrics": {}})
     plans: list[Any] = []
-    monkeypatch.setattr("bench.cli.run._run", lambda console, plan, *_: plans.append(plan) or 0)
+    monkeypatch.setattr("bench.cli.run._run", lambda plan, *_: plans.append(plan) or 0)
     present: float | None = None
     for limit in (5.0, 2.5):
         spec = {**study["spec"]}
