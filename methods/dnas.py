@@ -32,7 +32,7 @@ class _Round(torch.autograd.Function):
 
 
 def _round(z: Tensor, bits: int) -> Tensor:
-    result: Tensor = _Round.apply(z, steps(bits))  # type: ignore[no-untyped-call]
+    result: Tensor = _Round.apply(z, steps(bits))
     return result
 
 

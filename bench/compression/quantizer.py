@@ -115,7 +115,7 @@ def quantize(x: Tensor, clip: Tensor, bits: int, kind: Kind) -> Tensor:
 
 
 def _quantize_to(x: Tensor, clip: Tensor, count: int | Tensor, kind: Kind) -> Tensor:
-    result: Tensor = _Quantize.apply(x, clip, count, kind)  # type: ignore[no-untyped-call]
+    result: Tensor = _Quantize.apply(x, clip, count, kind)
     return result
 
 

@@ -27,7 +27,7 @@ class SyncedNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         mean, variance = _statistics(input)
         self._update(mean, variance, replicas.count() * input.numel() // input.shape[1])
-        output: Tensor = _Normalize.apply(input, mean, variance, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        output: Tensor = _Normalize.apply(input, mean, variance, self.weight, self.bias, self.eps)
         return output
 
     @torch.no_grad()

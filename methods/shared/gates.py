@@ -38,7 +38,7 @@ def gate(metric: Tensor, threshold: Tensor) -> Tensor:
         metric: Â, any shape; without gradient.
         threshold: α, broadcastable to `metric`. The gradient of a shared threshold is the sum over its gates.
     """
-    result: Tensor = _Gate.apply(metric, threshold)  # type: ignore[no-untyped-call]
+    result: Tensor = _Gate.apply(metric, threshold)
     return result
 
 

@@ -80,7 +80,7 @@ class _SizedProxy(MetaProxy):
 class _SizedTracer(MetaTracer, _Tracer):
     """A tracer that knows the sizes of tensors, so that a forward pass may branch on them."""
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
+    def proxy(self, node: fx.Node) -> MetaProxy:
         return _SizedProxy(node, self)
 
 

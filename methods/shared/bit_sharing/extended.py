@@ -78,7 +78,7 @@ class SeparateClipsQuantizer(ScaledQuantizer):
 
     def quantize(self, x: Tensor, clip: Tensor, gates: Tensor) -> Tensor:
         """Quantize at the bits that gates choose."""
-        values: Tensor = _SeparateClips.apply(x, clip, gates, self.bits, self.kind)  # type: ignore[no-untyped-call]
+        values: Tensor = _SeparateClips.apply(x, clip, gates, self.bits, self.kind)
         return values
 
 

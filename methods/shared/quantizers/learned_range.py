@@ -100,7 +100,7 @@ def quantize(x: Tensor, step: Tensor, limit: Tensor, exponent: Tensor | None = N
         exponent: Exponent t, a positive scalar; 1, without a gradient, when absent.
         signed: Whether the grid has a negative half.
     """
-    result: Tensor = _Quantize.apply(x, step, limit, exponent, signed)  # type: ignore[no-untyped-call]
+    result: Tensor = _Quantize.apply(x, step, limit, exponent, signed)
     return result
 
 
@@ -125,7 +125,7 @@ def bounded(value: Tensor, bound: Tensor) -> Tensor:
         value: Parameter of any shape.
         bound: Positive tensor of the same shape.
     """
-    result: Tensor = _Bounded.apply(value, bound.detach())  # type: ignore[no-untyped-call]
+    result: Tensor = _Bounded.apply(value, bound.detach())
     return result
 
 

@@ -61,7 +61,7 @@ class LinearWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight tensor of any shape."""
         count = 2 ** (self.bits - 1) - 1
-        result: Tensor = _Linear.apply(weight, positive(self.threshold), count)  # type: ignore[no-untyped-call]
+        result: Tensor = _Linear.apply(weight, positive(self.threshold), count)
         return result
 
     @torch.no_grad()

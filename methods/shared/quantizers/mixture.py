@@ -49,5 +49,5 @@ def mixture(x: Tensor, clips: Tensor, probabilities: Tensor, bits: tuple[int, ..
         probabilities: Probability p of each path, shape (K,).
         bits: Bits of each path.
     """
-    result: Tensor = _Mixture.apply(x, clips, probabilities, bits)  # type: ignore[no-untyped-call]
+    result: Tensor = _Mixture.apply(x, clips, probabilities, bits)
     return result

@@ -46,7 +46,7 @@ class PactActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a non-negative tensor of any shape."""
-        result: Tensor = _Pact.apply(x, positive(self.clip), steps(self.bits))  # type: ignore[no-untyped-call]
+        result: Tensor = _Pact.apply(x, positive(self.clip), steps(self.bits))
         return result
 
     @torch.no_grad()

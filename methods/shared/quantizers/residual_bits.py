@@ -136,7 +136,7 @@ def gated_quantization(x: Tensor, clip: Tensor, gates: Tensor, bits: Sequence[in
         bits: Chain of candidate bits, K of them.
         kind: Weights or activations.
     """
-    result: Tensor = _Gated.apply(x, clip, gates, tuple(bits), kind)  # type: ignore[no-untyped-call]
+    result: Tensor = _Gated.apply(x, clip, gates, tuple(bits), kind)
     return result
 
 
