@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # Stamps: each installs once, and again when the project file or the pins change.
 .venv/.demo: pyproject.toml constraints.txt
-	@echo "installing into .venv what runs studies: about 5 GB, one to three minutes"
+	@echo "installing into .venv what runs studies: about 6 GB, one to three minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(INSTALL) -c constraints.txt -e .
 	touch $@
