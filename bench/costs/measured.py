@@ -98,7 +98,7 @@ class MeasuredNetwork(_Document):
 
     Attributes:
         model, dataset: Names of the network.
-        rest_ms: What the float network takes beyond its layers, for one image.
+        rest_ms: Milliseconds of the float network beyond its layers, for one image.
         whole: Times of the network at each kind of arithmetic, to compare the sum of its layers with.
     """
 

@@ -49,7 +49,7 @@ def require(packages: Sequence[str], what: str) -> None:
 
     Args:
         packages: Names of packages.
-        what: What needs them, in words.
+        what: Name of the command or option that needs the packages, for the message.
 
     Raises:
         BenchError: One is missing.

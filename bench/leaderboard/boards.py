@@ -47,8 +47,8 @@ class Entry:
         executions: Id and starting time of each run, by which copies of one run are recognised.
         options: Options of the method.
         mixed: Whether the runs were made by several versions of method, model, data or harness.
-        remark: What a reader must know of the code that made the runs; empty for nothing.
-        hardware, versions: What the runs were made with, in words.
+        remark: Warning about the code that made the runs; empty if there is none.
+        hardware, versions: Processors and versions of the runs, in words.
         started, finished: Times of the first start and the last end, in ISO format; empty when unknown.
     """
 

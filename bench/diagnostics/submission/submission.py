@@ -38,7 +38,7 @@ class SubmittedUnit:
     Attributes:
         kind, identity: Kind and id.
         title: Description in words.
-        record: Its record.
+        record: Record of the unit, as the archive has it.
         spec: Specification that it was made with.
     """
 

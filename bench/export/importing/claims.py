@@ -27,7 +27,7 @@ class ModelComparison:
 
     Attributes:
         known: Whether the harness has a model of this name.
-        differences: What differs, apart from filters that were removed.
+        differences: Sentences on what differs between file and model, apart from removed filters.
         filters, all_filters: Numbers of outputs of all layers in the file and in the model.
     """
 
@@ -78,7 +78,7 @@ class Recorded:
     Attributes:
         document: The document.
         equal: Images with the recorded prediction, by engine.
-        faults: What is not as it is said there.
+        faults: Sentences on claims that the file does not keep.
     """
 
     document: StoredExport

@@ -39,7 +39,7 @@ class ImportedNetwork:
         model: Comparison with the model that the file names.
         dataset: Name of the data set on which it was evaluated.
         verification: Predictions of the rebuilt network, and of the engines that execute the file.
-        recorded: What is recorded beside the file, and how it agrees; `None` if there is nothing.
+        recorded: Figures recorded beside the file, and how they agree; `None` without such a record.
     """
 
     file: NetworkFile
