@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Without compiling every file in advance, which takes about as long as everything else: Python compiles what it imports.
+# It has to be allowed to keep that, or every process compiles PyTorch again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 

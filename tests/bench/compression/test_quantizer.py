@@ -16,6 +16,7 @@ from bench.compression.quantizer import (
     clips_of,
     denormalize,
     discretize,
+    drawn_sample,
     normalize,
     positive,
     quantize,
@@ -259,6 +260,17 @@ def test_best_clip_is_as_good_as_a_finer_brute_force(kind: Kind, bits: int) -> N
 def test_best_clip_cuts_outliers_at_few_bits_and_keeps_them_at_many() -> None:
     x = torch.cat([normal(5000), scalar(8.0).reshape(1)])
     assert best_clip(x, 2, "weight") < best_clip(x, 4, "weight") < best_clip(x, 8, "weight") <= 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [7, 5000, 100_000])
+def test_best_clip_is_that_of_the_equations_one_by_one(kind: Kind, count: int) -> None:
+    """Candidates are tried many at once, in place; nothing may round otherwise."""
+    x = 3 * normal(count, seed=count, dtype=torch.float32)
+    sample, largest = drawn_sample(x), float(drawn_sample(x).abs().max())
+    candidates = [largest * step / 80 for step in range(1, 81)]
+    errors = [error(sample, candidate, 3, kind) for candidate in candidates]
+    assert best_clip(x, 3, kind) == candidates[errors.index(min(errors))]
 
 
 @pytest.mark.parametrize("kind", KINDS)
