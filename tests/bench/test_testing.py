@@ -28,7 +28,13 @@ def run(folder: Path, test: str) -> tuple[str, dict[str, int]]:
     (folder / "test_mine.py").write_text(f"import bench.testing\n\n\n{test}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     result = subprocess.run(
-        command, cwd=folder, env={"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=False, timeout=600
+        command,
+        cwd=folder,
+        env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     last = result.stdout.strip().splitlines()[-1]
     return result.stdout, {outcome: int(count) for count, outcome in re.findall(r"(\d+) (\w+)", last) if count}
