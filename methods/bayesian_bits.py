@@ -327,7 +327,7 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
             {"of_weights": of_weights, "of_gates": of_gates},
             penalty=lambda: term.weight(network.actual_cost()) * network.regulariser() / start,
             draw=lambda _: network.draw(noise),
-            noise={"noise": GeneratorState(noise)},
+            others={"noise": GeneratorState(noise)},
         )
         network.threshold()
         return history

@@ -359,7 +359,7 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
             penalty=lambda: penalty(term, network),
             draw=lambda images: network.draw(noise, images),
             rates=rates,
-            noise={"noise": GeneratorState(noise)},
+            others={"noise": GeneratorState(noise)},
         )
 
 

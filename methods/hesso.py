@@ -1,49 +1,36 @@
 """HESSO: filters that fade away while the network trains (Chen et al. 2024, arXiv 2409.09085; the core of GETA).
 
-A group is what can be removed together: filters of a layer, with the rows of layers that lose them too and the scales
-and shifts of their normalisations. If all of it is zero, the network computes what the reduced network does. After a
-warm-up, groups are removed in periods. At the start of a period, all groups that are left are ranked by a saliency
-
-    0.2 · (‖x‖ + ‖x‖/size + (1 + cos(x, g)) + |⟨x, g⟩| + ½⟨x, g⟩²)
-
-of their parameters x and the direction g of the optimizer, where each of the five terms is divided by its norm over
-these groups. The least ones are redundant. In update s of the P of a period, they are multiplied by (P − s − 1)/(P − s)
-after the gradient step, so that they fall linearly to zero, and they stay zero. GETA (Qu et al. 2025, arXiv 2502.16638)
-adds learned bits.
+After a warm-up, groups of filters of least saliency are removed in periods (`methods.shared.removal`). In update s of
+the P of a period, redundant groups are multiplied by (P − s − 1)/(P − s) after the gradient step, so that they fall
+linearly to zero, and they stay zero. GETA (`methods.geta`) adds learned bits.
 
 "The code" is that of the authors, github.com/microsoft/geta.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.api import (
     Capabilities,
-    Meter,
+    Decision,
     Method,
     NetworkShape,
     Options,
     Policy,
     SearchJob,
     SearchResult,
-    Stateful,
     evaluate,
-    replicas,
     sgd,
     uniform,
     weight_groups,
 )
 from methods.shared.budget import unreachable
-from methods.shared.gates import filter_groups
-from methods.shared.history import History
+from methods.shared.removal import Periods, Removal, groups_of
 from methods.shared.space import cheapest_policy, uniform_space
+from methods.shared.training import TrainedNetwork, train_jointly
 
 _MOST_BITS = 16
 
@@ -136,255 +123,51 @@ class Hesso(Method):
         Raises:
             UnreachableBudgetError: Even one group a layer costs more than the budget.
         """
-        options, network = self.options, job.task.network
+        options = self.options
         bits = options.bits or self._bits_for(job)
-        if (least := job.price(self._narrowest(network, bits))) > job.budget:
+        if (least := job.price(self._narrowest(job.task.network, bits))) > job.budget:
             raise unreachable(job, f"one group of filters a layer at {bits} bits", least)
-        model = job.float_model()
-        groups = groups_of(network, model, self._group_size(network))
-        removal = Removal(job, uniform(network, bits), groups)
-        periods = Periods.of(job.steps, options)
-        history = History()
-        start_top1 = evaluate(model, job.task.data, job.task.data.validation).top1
-        optimizer, forward = sgd(weight_groups(model), job.schedule), job.in_training(model)
-        state: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "removal": removal, "history": history}
-        per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
-        for epoch, batches in job.epochs(state):
-            model.train()
-            meter = Meter(job.task.device)
-            for step, (images, labels) in enumerate(batches, epoch * per_epoch):
-                outputs = forward(images)
-                loss = F.cross_entropy(outputs, labels)
-                model.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                replicas.average_gradients(model.parameters())
-                optimizer.step()
-                if periods.begins(step):
-                    removal.extend(optimizer, periods.share(step), last=periods.is_last(step))
-                removal.fade(periods.factor(step))
-                meter.add(loss, outputs, labels)
-            history.end_epoch(job, removal, epoch, meter.figures())
+        network = FadingNetwork(job, bits, self._group_size(job.task.network))
+        start_top1 = evaluate(network.model, job.task.data, job.task.data.validation).top1
+        removal, optimizer = network.removal, sgd(weight_groups(network.model), job.schedule)
+        periods = Periods.of(job.steps, (options.warmup, options.pruned_after), options.periods)
+
+        def remove(step: int) -> None:
+            if periods.begins(step):
+                removal.extend(optimizer, periods.share(step), last=periods.is_last(step))
+            removal.fade(periods.factor(step))
+
+        history = train_jointly(job, network, {"optimizer": optimizer}, after=remove, others={"removal": removal})
         record = {"bits": bits, "start_top1": start_top1, "removed": removal.removed(), "history": history.entries}
-        return SearchResult(policy=removal.policy(), state=_copy(model), record=record)
+        policy = removal.policy()
+        return SearchResult(policy=policy, state=network.state(policy, job.pretrained), record=record)
 
 
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Periods:
-    """The updates of a search in which groups are removed.
-
-    Attributes:
-        start: First update of the first period.
-        length: Number of updates of a period, P.
-        count: Number of periods.
-    """
-
-    start: int
-    length: int
-    count: int
-
-    @classmethod
-    def of(cls, steps: int, options: HessoOptions) -> Self:
-        """Divide a share of a search of so many updates into equal periods of one update at least."""
-        start = min(round(options.warmup * steps), steps - 1)
-        updates = max(1, round(options.pruned_after * steps) - start)
-        count = min(options.periods, updates)
-        return cls(start, updates // count, count)
-
-    def _position(self, step: int) -> tuple[int, int]:
-        return divmod(step - self.start, self.length)
-
-    def begins(self, step: int) -> bool:
-        """Return whether a period begins with an update."""
-        period, within = self._position(step)
-        return 0 <= period < self.count and within == 0
-
-    def share(self, step: int) -> float:
-        """Return the share of all periods that has passed when the present one ends."""
-        return (self._position(step)[0] + 1) / self.count
-
-    def is_last(self, step: int) -> bool:
-        """Return whether the present period is the last one."""
-        return self._position(step)[0] == self.count - 1
-
-    def factor(self, step: int) -> float:
-        """Return the factor of redundant groups in an update: (P − s − 1)/(P − s), and 0 after the last period."""
-        period, within = self._position(step)
-        return (self.length - within - 1) / (self.length - within) if period < self.count else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Filters that are removed together.
-
-    Attributes:
-        layer: Prunable layer.
-        filters: Filters of the layer.
-        slices: Parameters with the indices that belong to the group, in their first dimension.
-    """
-
-    layer: str
-    filters: tuple[int, ...]
-    slices: tuple[tuple[nn.Parameter, Tensor], ...]
-
-    def values(self) -> Tensor:
-        """Return all parameters, one-dimensional."""
-        return torch.cat([parameter.detach()[index].flatten() for parameter, index in self.slices])
-
-    def direction(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Return the optimizer's present direction for all parameters, one-dimensional; 0 for those not trained."""
-        return torch.cat([_direction(optimizer, parameter)[index].flatten() for parameter, index in self.slices])
-
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply all parameters."""
-        for parameter, index in self.slices:
-            parameter[index] *= factor
-
-
-def _direction(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor:
-    """Return the momentum of a parameter, which has its last gradient and its decay; the gradient without momentum."""
-    momentum: Tensor | None = optimizer.state[parameter].get("momentum_buffer")
-    direction = parameter.grad if momentum is None else momentum
-    return torch.zeros_like(parameter) if direction is None else direction
-
-
-def groups_of(network: NetworkShape, model: nn.Module, group_size: int) -> list[Group]:
-    """List all groups of a network.
+class FadingNetwork(TrainedNetwork):
+    """The float network, whose groups of filters fade away.
 
     Args:
-        network: Shapes of the network.
-        model: The float network.
+        job: Model, weights, measure of cost and budget.
+        bits: Bits of the policy.
         group_size: Number of filters of a group.
-    """
-    return [
-        Group(layer.name, filters, _slices(network, model, layer.name, filters))
-        for layer in network.middle
-        if layer.prunable
-        for filters in filter_groups(layer, group_size, torch.device("cpu")).members
-    ]
 
-
-def _slices(
-    network: NetworkShape, model: nn.Module, name: str, filters: tuple[int, ...]
-) -> tuple[tuple[nn.Parameter, Tensor], ...]:
-    """List the rows of a layer and of those that lose filters with it, and the entries of their normalisations."""
-    parts: list[tuple[nn.Module, Sequence[int]]] = [
-        (model.get_submodule(layer.name), layer.rows(filters))
-        for layer in network.layers
-        if name in (layer.name, layer.leader) and layer.kind != "matmul"
-    ]
-    parts += [(model.get_submodule(norm), filters) for norm, owner in network.norms if owner == name]
-    return tuple(
-        (parameter, torch.tensor(list(rows), device=parameter.device))
-        for module, rows in parts
-        for parameter in (module.weight, module.bias)
-        if isinstance(parameter, nn.Parameter)
-    )
-
-
-def saliency(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Compute the saliency of groups, shape (G,): the mean of five terms, each divided by its norm over all groups.
-
-    Args:
-        pairs: Parameters x and direction g of each group, one-dimensional.
-    """
-    terms = []
-    for x, g in pairs:
-        norm, product = x.norm(), x @ g
-        cosine = product / (norm * g.norm()).clamp_min(torch.finfo(x.dtype).tiny)
-        terms.append(torch.stack([norm, norm / len(x), 1 + cosine, product.abs(), product.square() / 2]))
-    table = torch.stack(terms)
-    normalized: Tensor = table / table.norm(dim=0).clamp_min(torch.finfo(table.dtype).tiny)
-    return normalized.mean(1)
-
-
-class Removal:
-    """The groups that are removed, and the cost that is left; a part of a search's checkpoints.
-
-    Args:
-        job: Measure and budget.
-        base: Policy with all filters.
-        groups: All groups.
+    Attributes:
+        removal: The groups that are removed.
     """
 
-    def __init__(self, job: SearchJob, base: Policy, groups: Sequence[Group]) -> None:
-        self._job, self._base, self._groups = job, base, groups
-        self._first = job.price(base)
-        self._zero: list[int] = []
-        self._redundant: list[int] = []
+    def __init__(self, job: SearchJob, bits: int, group_size: int) -> None:
+        self.network, self.model, self.layers = job.task.network, job.float_model(), {}
+        groups = groups_of(self.network, self.model, group_size)
+        self.removal = Removal(job, uniform(self.network, bits), groups)
 
-    def policy(self) -> Policy:
+    def decisions(self) -> list[Decision]:
+        """List no choice: what is zero cannot come back."""
+        return []
+
+    def policy(self, decisions: Sequence[Decision]) -> Policy:
         """Return the policy without removed groups."""
-        return self._without({*self._zero, *self._redundant})
+        return self.removal.policy()
 
     def actual_cost(self) -> Tensor:
         """Compute the cost without removed groups, a scalar."""
-        return torch.tensor(self._job.price(self.policy()), dtype=torch.float64, device=self._job.task.device)
-
-    def _without(self, removed: set[int]) -> Policy:
-        kept: dict[str, list[int]] = {}
-        for index, group in enumerate(self._groups):
-            kept.setdefault(group.layer, []).extend(() if index in removed else group.filters)
-        policy = self._base
-        for layer in {self._groups[index].layer for index in removed}:
-            policy = policy.with_layer(layer, kept_filters=tuple(kept[layer]))
-        return policy
-
-    def extend(self, optimizer: torch.optim.Optimizer, share: float, *, last: bool) -> None:
-        """Begin a period: choose groups of least saliency until the cost has fallen by a share of the way.
-
-        Args:
-            optimizer: Optimizer that has just made an update.
-            share: Share of the way from the first cost to the budget.
-            last: Whether the period is the last one, which ends inside the window if groups allow it.
-
-        Raises:
-            UnreachableBudgetError: Even one group a layer costs more than the budget.
-        """
-        self._zero, self._redundant = [*self._zero, *self._redundant], []
-        target = self._first - share * (self._first - self._job.budget)
-        low = (1 - self._job.tolerance) * self._job.budget if last else 0.0
-        left = {index: group for index, group in enumerate(self._groups) if index not in set(self._zero)}
-        if not left:
-            return
-        scores = saliency((group.values(), group.direction(optimizer)) for group in left.values())
-        ranked = [list(left)[place] for place in scores.argsort(stable=True).tolist()]
-        for least in (low, 0.0):
-            for index in ranked:
-                if self._job.price(self.policy()) <= target:
-                    return
-                self._try(index, least)
-        if last and (cost := self._job.price(self.policy())) > target:
-            raise unreachable(self._job, "one group of filters a layer", cost)
-
-    def _try(self, index: int, least: float) -> None:
-        """Choose a group, unless it is the last of its layer or the cost would fall below a bound."""
-        removed = {*self._zero, *self._redundant}
-        own = [other for other, group in enumerate(self._groups) if group.layer == self._groups[index].layer]
-        if index in removed or removed.issuperset(other for other in own if other != index):
-            return
-        if self._job.price(self._without({*removed, index})) >= least:
-            self._redundant.append(index)
-
-    def fade(self, factor: float) -> None:
-        """Multiply redundant groups by a factor, and those of earlier periods by zero."""
-        for index in self._zero:
-            self._groups[index].scale(0.0)
-        for index in self._redundant:
-            self._groups[index].scale(factor)
-
-    def removed(self) -> dict[str, int]:
-        """Count the removed groups by layer."""
-        return dict(Counter(self._groups[index].layer for index in (*self._zero, *self._redundant)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
-        return {"zero": self._zero, "redundant": self._redundant}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of a checkpoint."""
-        self._zero, self._redundant = list(state["zero"]), list(state["redundant"])
+        return self.removal.actual_cost()

@@ -120,7 +120,7 @@ class JointMps(TrainingMethod["JointNetwork"], ChoosesFromSpace):
             {"of_weights": of_weights, "of_logits": of_logits},
             penalty,
             draw=lambda _: network.draw(temperature.advance(), None),
-            noise={"temperature": temperature},
+            others={"temperature": temperature},
         )
 
 

@@ -70,11 +70,12 @@ def train_jointly(
     job: SearchJob,
     network: TrainedNetwork,
     optimizers: Optimizers,
-    penalty: Callable[[], Tensor],
+    penalty: Callable[[], Tensor] | None = None,
     *,
     draw: Callable[[int], None] | None = None,
     rates: torch.optim.lr_scheduler.LRScheduler | None = None,
-    noise: Mapping[str, Stateful] | None = None,
+    after: Callable[[int], None] | None = None,
+    others: Mapping[str, Stateful] | None = None,
 ) -> History:
     """Train all parameters in the same step, by cross-entropy plus a penalty.
 
@@ -82,31 +83,37 @@ def train_jointly(
         job: Data and schedule.
         network: Network to train.
         optimizers: Optimizers of all its parameters, by name.
-        penalty: Term that is added to the cross-entropy, a scalar; it is called after the forward pass.
+        penalty: Term that is added to the cross-entropy, a scalar; it is called after the forward pass. None by
+            default.
         draw: Called before each forward pass, with the number of images of the batch.
         rates: Schedule of learning rates, advanced after each update.
-        noise: Generators of the method, by name, whose state a checkpoint must keep.
+        after: Called after each update, before parameters are moved into their bounds, with the number of the update.
+        others: What else of the method, by name, a checkpoint must keep the state of, such as generators.
     """
     history = History()
     network.model.train()
     forward = job.in_training(network.model)
-    state: dict[str, Stateful] = {"model": network.model, "history": history, **optimizers, **(noise or {})}
+    state: dict[str, Stateful] = {"model": network.model, "history": history, **optimizers, **(others or {})}
     state |= {} if rates is None else {"rates": rates}
+    per_epoch = job.task.data.batches_per_epoch(job.schedule.batch_size)
     for epoch, batches in job.epochs(state):
         meter = Meter(job.task.device)
-        for images, labels in batches:
+        for step, (images, labels) in enumerate(batches, epoch * per_epoch):
             if draw is not None:
                 draw(len(images))
             outputs = forward(images)
             loss = F.cross_entropy(outputs, labels)
             network.model.zero_grad(set_to_none=True)
-            (loss + penalty()).backward()  # type: ignore[no-untyped-call]
+            total = loss if penalty is None else loss + penalty()
+            total.backward()  # type: ignore[no-untyped-call]
             replicas.average_gradients(network.model.parameters())
             network.bound_gradients()
             for optimizer in optimizers.values():
                 optimizer.step()
             if rates is not None:
                 rates.step()
+            if after is not None:
+                after(step)
             network.project()
             meter.add(loss, outputs, labels)
         history.end_epoch(job, network, epoch, meter.figures())
