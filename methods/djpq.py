@@ -47,26 +47,15 @@ from bench.api import (
     sgd,
     weight_groups,
 )
-from bench.compression.kernels import Kind
-from bench.compression.quantizer import positive
 from methods.shared.decisions import group_decisions
 from methods.shared.history import History
 from methods.shared.networks.bottleneck import BottleneckLayer, ChannelGates, gated_norms, insert_gates
-from methods.shared.networks.ranges import RangeNetwork, SignedCandidates, range_optimizer
-from methods.shared.quantizers.learned_range import (
-    SMALLEST,
-    LearnedQuantizer,
-    bounded,
-    levels_of,
-    passed_on,
-    quantize,
-)
-from methods.shared.quantizers.starts import best_grid
+from methods.shared.networks.companded import COMPANDED, LINEAR, CompandedNetwork
+from methods.shared.networks.ranges import SignedCandidates, range_optimizer
+from methods.shared.quantizers.companded import CompandedQuantizer, companded_quantizer
+from methods.shared.quantizers.learned_range import passed_on
 from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
 from methods.shared.training import TrainingMethod, train_jointly
-
-_LINEAR = ("clip_step", "clip_range")
-_ALL = (*_LINEAR, "clip_exponent")
 
 
 class DjpqOptions(Options):
@@ -113,63 +102,7 @@ class DjpqOptions(Options):
         return self
 
 
-class DjpqQuantizer(LearnedQuantizer):
-    """Q with a learned exponent. At a fixed number of bits d is q^t over the number of levels, as in the paper.
-
-    Args:
-        bits: Number of bits at which a search starts, or the fixed number.
-        kind: Weights or activations.
-        searching: Whether the number of bits is searched.
-        candidates: Candidates to which a search rounds its bits in each step; `None` for no rounding.
-
-    Attributes:
-        clip_exponent: Exponent t, a scalar.
-    """
-
-    def __init__(
-        self, *, bits: int, kind: Kind, searching: bool = False, candidates: tuple[int, ...] | None = None
-    ) -> None:
-        super().__init__(bits=bits, kind=kind, searching=searching)
-        self.clip_exponent = nn.Parameter(torch.ones(()))
-        self.levels: Tensor | None
-        levels = None if candidates is None else [float(levels_of(bits, self.signed)) for bits in candidates]
-        self.register_buffer("levels", None if levels is None else torch.tensor(levels), persistent=False)
-        if not searching:
-            del self.clip_step
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute Q(x) for a tensor of any shape."""
-        if self.searching:
-            return quantize(x, self._searched_step(), self.clip_range, self.clip_exponent, signed=self.signed)
-        limit, exponent = (positive(bounded(p, positive(p))) for p in (self.clip_range, self.clip_exponent))
-        step = limit**exponent / levels_of(self.bits, self.signed)
-        return quantize(x, step, limit, exponent, signed=self.signed)
-
-    def _searched_step(self) -> Tensor:
-        """Return d, or that of the nearest candidate with the gradient of d."""
-        if self.levels is None:
-            return self.clip_step
-        power = self.clip_range.detach() ** self.clip_exponent.detach()
-        candidates = torch.log2(self.levels + 1)
-        nearest = (candidates - torch.log2(power / self.clip_step.detach() + 1)).abs().argmin()
-        return passed_on(power / self.levels[nearest], self.clip_step)
-
-    @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Set the linear grid (t = 1) of the least squared error for a tensor of any shape."""
-        step, limit = best_grid(x, self.bits, signed=self.signed)
-        self.clip_range.fill_(limit)
-        self.clip_exponent.fill_(1.0)
-        if self.searching:
-            self.clip_step.fill_(step)
-
-
-def djpq_quantizer(*, bits: int, kind: Kind, normalized: bool) -> DjpqQuantizer:
-    """Make DJPQ's quantizer for a fixed number of bits; weights are not standardised, since their range is learned."""
-    return DjpqQuantizer(bits=bits, kind=kind)
-
-
-class DjpqNetwork(RangeNetwork):
+class DjpqNetwork(CompandedNetwork):
     """A model whose searched layers have the quantizers and gates of DJPQ.
 
     Args:
@@ -181,8 +114,6 @@ class DjpqNetwork(RangeNetwork):
         gates: Gates by layer.
         sides: Side of the map that the gates of a layer multiply, √(height · width), by layer.
     """
-
-    fixed_parameters = ("clip_range", "clip_exponent")
 
     def __init__(self, job: SearchJob, options: DjpqOptions) -> None:
         self.options = options
@@ -199,7 +130,12 @@ class DjpqNetwork(RangeNetwork):
         super().__init__(
             job,
             options.bits,
-            partial(DjpqQuantizer, candidates=options.bits if options.rounding == "search" else None),
+            partial(
+                CompandedQuantizer,
+                candidates=options.bits if options.rounding == "search" else None,
+                linear=options.exponent == "linear",
+            ),
+            exponent_bounds=options.exponent_bounds,
             start_bits=options.start_bits,
             layer=self._gated,
             pruned=self.gates,
@@ -221,52 +157,18 @@ class DjpqNetwork(RangeNetwork):
         terms = [self.sides[name] * gates.information() for name, gates in self.gates.items()]
         return torch.stack(terms).sum() if terms else torch.zeros((), device=self.signed.device)
 
-    def continuous_bits(self) -> Tensor:
-        """Compute b = log2(q^t/d + 1), and 1 more for weights, shape (2, L), differentiable."""
-        step, limit, exponent = (self.stacked(name) for name in _ALL)
-        return (torch.log2(limit**exponent / step + 1) + self.signed).double()
-
     def relaxed_bits(self) -> Tensor:
         """Compute the continuous bits, or the candidates to which the search rounds them."""
-        bits = self.continuous_bits()
+        bits = super().relaxed_bits()
         if self.options.rounding == "end":
             return bits
         return passed_on(self.candidates[self.chosen()], bits)
-
-    @torch.no_grad()
-    def margins(self) -> Tensor:
-        """Compute distances to the middles between two candidates."""
-        middles = (self.candidates[1:] + self.candidates[:-1]) / 2
-        return self.continuous_bits().unsqueeze(2) - middles
-
-    @torch.no_grad()
-    def chosen(self) -> Tensor:
-        """Find the nearest candidates; in a middle, the lower one."""
-        return (self.margins() > 0).sum(2)
 
     def channels(self) -> dict[str, Tensor]:
         """Count the channels that are left, as functions of the gates."""
         if not self.gates:
             return {}
         return self.relaxed.channels({name: gates.count().double() for name, gates in self.gates.items()})
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Keep parameters positive and t in its bounds, and change d to keep bits between the candidates."""
-        limit = self.stacked("clip_range").clamp_min(SMALLEST)
-        exponent = self.stacked("clip_exponent").clamp(*self.options.exponent_bounds)
-        fewest, most = (levels_of(self.bits[end], self.signed) for end in (0, -1))
-        power = limit**exponent
-        self.fill("clip_range", limit)
-        self.fill("clip_exponent", exponent)
-        self.fill("clip_step", torch.clamp(self.stacked("clip_step"), power / most, power / fewest))
-
-    @torch.no_grad()
-    def bound_gradients(self) -> None:
-        """Clip gradients so that none is larger than its parameter."""
-        for parameter in self.parameters(*_ALL):
-            if parameter.grad is not None:
-                parameter.grad.clamp_(-parameter, parameter)
 
     @torch.no_grad()
     def decisions(self) -> list[Decision]:
@@ -342,7 +244,7 @@ class Djpq(TrainingMethod[DjpqNetwork], ChoosesFromSpace):
     @property
     def quantizer(self) -> QuantizerFactory:
         """The learned range and exponent at a fixed number of bits."""
-        return djpq_quantizer
+        return partial(companded_quantizer, linear=self.options.exponent == "linear")
 
     def network(self, job: SearchJob) -> DjpqNetwork:
         """Build the network of the search from the pretrained weights."""
@@ -369,9 +271,9 @@ def _optimizers(
     """Make the optimizers of weights, quantizers and gates, and the rates of the quantizers."""
     options, gates = network.options, list(network.gates.values())
     means, variances = [gate.mean for gate in gates], [gate.log_variance for gate in gates]
-    learned = _LINEAR if options.exponent == "linear" else _ALL
+    learned = LINEAR if options.exponent == "linear" else COMPANDED
     of_ranges, rates = range_optimizer(job, network, learned, options.range_travel)
-    apart = [*network.parameters(*_ALL), *means, *variances]
+    apart = [*network.parameters(*COMPANDED), *means, *variances]
     optimizers = {"of_weights": sgd(weight_groups(network.model, exclude=apart), job.schedule), "of_ranges": of_ranges}
     if gates:
         of_gates = [

@@ -20,15 +20,9 @@ from bench.matching.repair import repair
 from bench.method import SearchJob, Task
 from bench.spec.schema import AcceleratorSpec, SearchSchedule
 from bench.training.loop import reestimate_norms
-from methods.djpq import (
-    Djpq,
-    DjpqNetwork,
-    DjpqOptions,
-    DjpqQuantizer,
-    djpq_quantizer,
-    penalty,
-)
+from methods.djpq import Djpq, DjpqNetwork, DjpqOptions, penalty
 from methods.shared.networks.bottleneck import ChannelGates, gated_norms
+from methods.shared.quantizers.companded import CompandedQuantizer, companded_quantizer
 
 MakeJob = Callable[..., SearchJob]
 OwnForm = Callable[..., nn.Module]
@@ -101,8 +95,8 @@ def test_a_search_starts_at_eight_bits_and_takes_the_nearest_candidates(make_job
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["weight", "activation"])
 def test_a_fixed_width_has_its_step_from_range_and_exponent(kind: str, bits: int) -> None:
-    searched = DjpqQuantizer(bits=bits, kind=kind, searching=True)  # type: ignore[arg-type]
-    fixed = djpq_quantizer(bits=bits, kind=kind, normalized=True)  # type: ignore[arg-type]
+    searched = CompandedQuantizer(bits=bits, kind=kind, searching=True)  # type: ignore[arg-type]
+    fixed = companded_quantizer(bits=bits, kind=kind, normalized=True)  # type: ignore[arg-type]
     levels = 2 ** (bits - (kind == "weight")) - 1
     with torch.no_grad():
         searched.clip_range.fill_(0.7)
@@ -115,7 +109,7 @@ def test_a_fixed_width_has_its_step_from_range_and_exponent(kind: str, bits: int
 
 
 def test_gradients_of_a_fixed_width_are_bounded() -> None:
-    fixed = djpq_quantizer(bits=4, kind="weight", normalized=True)
+    fixed = companded_quantizer(bits=4, kind="weight", normalized=True)
     (fixed(5 * torch.ones(100)) * 1000).sum().backward()
     assert fixed.clip_range.grad is not None
     assert fixed.clip_range.grad.item() == pytest.approx(1.0)
