@@ -9,7 +9,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ DEEPEST = 100
 LARGEST_NUMBER = 1 << 64
 """Whole numbers in JSON are smaller, so that each of them can be a float too."""
 
+_SHORT = 4
+"""Largest number of characters of whole numbers that are kept."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -35,14 +36,23 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: It cannot be opened, or is a folder, pipe, device or socket.
     """
+    return os.fdopen(_opened(path)[0], "rb")
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """Open a regular file; return its descriptor and its size in bytes.
+
+    Raises:
+        OSError: It cannot be opened, or is a folder, pipe, device or socket.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor, status.st_size
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -55,11 +65,17 @@ def read_bytes(path: Path, limit: int) -> bytes:
     Raises:
         OSError: It cannot be read, is no regular file, or is larger.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
+    descriptor, left = _opened(path)
+    try:
+        if left > limit:
             raise OSError(errno.EFBIG, f"it has more than {limit >> 20} MB", str(path))
-        return file.read(size)
+        parts = []
+        while left and (part := os.read(descriptor, left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
@@ -80,10 +96,10 @@ def parse_json(content: bytes) -> Any:
             twice.
     """
     try:
-        document = json.loads(content.decode(), parse_int=_whole_number, object_pairs_hook=_object)
+        document = _DECODER.decode(content.decode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if _is_deep(document):
+    if content.count(b"{") + content.count(b"[") > DEEPEST and _is_deep(document):
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     return document
 
@@ -108,19 +124,26 @@ def _without_surrogates(item: Any) -> Any:
     return item
 
 
-def _whole_number(text: str) -> int:
-    number = int(text) if len(text) <= len(str(LARGEST_NUMBER)) + 1 else LARGEST_NUMBER
-    if abs(number) >= LARGEST_NUMBER:
-        raise ValueError(f"the number {text[:30]} is too large")
-    return number
+class _WholeNumbers(dict[str, int]):
+    """Whole numbers by their text. Short ones are kept, as policies and curves hold many of them."""
+
+    def __missing__(self, text: str) -> int:
+        number = int(text) if len(text) <= len(str(LARGEST_NUMBER)) + 1 else LARGEST_NUMBER
+        if abs(number) >= LARGEST_NUMBER:
+            raise ValueError(f"the number {text[:30]} is too large")
+        if len(text) <= _SHORT:
+            self[text] = number
+        return number
 
 
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a key is in one object twice")
     return made
+
+
+_DECODER = json.JSONDecoder(parse_int=_WholeNumbers().__getitem__, object_pairs_hook=_object)
 
 
 def _is_deep(document: Any) -> bool:

@@ -59,6 +59,8 @@ UnitKind = Literal["pretrained", "tuning", "trials", "runs"]
 
 CHECKSUM = "checksum"
 """Field of a JSON object that holds the checksum of its other fields."""
+_CANONICAL = json.JSONEncoder(sort_keys=True)
+"""Form of JSON of which checksums are made."""
 
 _PATHS_INSIDE = 250
 """Bytes that the longest path inside a store may have."""
@@ -233,7 +235,7 @@ def checked_bytes(document: Mapping[str, Any]) -> bytes:
 
 def _checksum(document: Mapping[str, Any]) -> str:
     content = {key: value for key, value in document.items() if key != CHECKSUM}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ installation, need no pydantic.
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from bench.errors import BenchError
 from bench.inputs.names import FileName, StudyName, UnitId
@@ -195,8 +195,10 @@ class StoredLease(_Document):
 
 def fitting(document: Any, schema: type[BaseModel]) -> dict[str, Any] | None:
     """Return a document if it is an object of a schema; otherwise `None`."""
-    try:
-        schema.model_validate(document)
-    except (ValidationError, BenchError, RecursionError):
+    if not isinstance(document, Mapping):
         return None
-    return dict(document) if isinstance(document, Mapping) else None
+    try:
+        fits = schema.__pydantic_validator__.isinstance_python(document)
+    except (BenchError, RecursionError):
+        return None
+    return dict(document) if fits else None
