@@ -1,10 +1,11 @@
 """Comparison of two studies, two of their methods, or two runs, in pairs of runs with the same seed."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from bench.costs.measures import MEASURES
 from bench.errors import BenchError
@@ -13,7 +14,8 @@ from bench.results.fairness import flags as fairness_flags
 from bench.results.groups import Flags, RunGroup, common_seeds, difference, p_to_correct, run_groups
 from bench.results.selection import Selection
 from bench.results.statistics import PairedDifference, holm
-from bench.results.tables import StudyResults
+from bench.results.tables import StudyResults, section
+from bench.store.files import read_stored_specification
 
 MATCHED = ("method", "model", "dataset", "budget")
 """Fields of a group of runs that may have to agree on both sides of a line."""
@@ -84,7 +86,8 @@ def compare(
         second_flags: The same for B's study.
 
     Raises:
-        BenchError: One selection is a whole study and the other is not.
+        BenchError: One selection is a whole study and the other is not, or their budgets are times or energies of
+            different hardware.
     """
     if (first.kind == "study") != (second.kind == "study"):
         study, other = (first, second) if first.kind == "study" else (second, first)
@@ -99,6 +102,7 @@ def compare(
     )
     pairs = _partners(ours, theirs, strict)
     if _origin(first.results) != _origin(second.results):
+        _require_same_hardware(first.results, second.results, pairs)
         pairs = _with_terms(first.results, second.results, pairs)
     lines = [Line(label=label, first=a, second=b) for label, (a, b) in zip(_labels(pairs, strict), pairs, strict=True)]
     if first.kind != "study":
@@ -109,6 +113,40 @@ def compare(
 def _origin(results: StudyResults) -> tuple[object, str]:
     """Return what identifies a study: its store and its name."""
     return results.store.root, results.name
+
+
+def _require_same_hardware(
+    first: StudyResults, second: StudyResults, pairs: Sequence[tuple[RunGroup, RunGroup]]
+) -> None:
+    """Refuse pairs whose budgets limit times or energies of different hardware: the same number is another budget.
+
+    Raises:
+        BenchError: There is such a pair.
+    """
+    for a, b in pairs:
+        measures = [MEASURES.get(group.measure) for group in (a, b)]
+        if all(measure is not None and measure.on_accelerator for measure in measures):
+            ours, theirs = _hardware(first, a), _hardware(second, b)
+            if ours != theirs:
+                raise BenchError(
+                    f"the budgets of '{first.name}' and '{second.name}' are not the same: {a.budget} is a time or "
+                    f"energy {_on(ours)} in one and {b.budget} {_on(theirs)} in the other; run both with the same "
+                    "accelerator.hardware, or compare at another budget: STUDY/METHOD/BUDGET"
+                )
+
+
+def _hardware(results: StudyResults, group: RunGroup) -> Mapping[str, Any]:
+    """Return what times and energies of a group depend on, as its first run states it, or else the study."""
+    stored = read_stored_specification(results.store.unit("runs", group.runs[0])) if group.runs else None
+    return section(section(stored or {}, "depends_on"), "accelerator") or section(results.spec, "accelerator")
+
+
+def _on(hardware: Mapping[str, Any]) -> str:
+    """Name hardware: by its configuration, or by the beginning of the checksum of its measured times."""
+    if "measured" in hardware:
+        return f"by the measured times {str(hardware['measured'])[:8]}"
+    settings = ", ".join(f"{key} {value}" for key, value in hardware.items() if key != "hardware")
+    return f"on {hardware.get('hardware', 'unknown hardware')}{f' ({settings})' if settings else ''}"
 
 
 def _with_terms(

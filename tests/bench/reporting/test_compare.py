@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -222,6 +223,45 @@ def test_two_studies_of_unequal_training_get_no_verdict(tmp_path: Path) -> None:
         "no verdict: short/sbs: its networks saw 250 updates after pretraining, the others 2,500; "
         "long/sbs: its networks saw 2,500 updates after pretraining, the others 250"
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (
+            {"measured": "a" * 64, "batch": 1},
+            {"measured": "b" * 64, "batch": 1},
+            "21.6ms is a time or energy by the measured times aaaaaaaa in one and 21.6ms by the measured times bbbbb",
+        ),
+        (
+            {"hardware": "bf_e", "batch": 16, "depthwise": "dense"},
+            {"hardware": "bf_e", "batch": 1, "depthwise": "dense"},
+            r"on bf_e \(batch 16, depthwise dense\) in one and 21.6ms on bf_e \(batch 1, depthwise dense\) in the",
+        ),
+    ],
+)
+def test_budgets_of_different_hardware_are_refused(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], expected: str
+) -> None:
+    def study(name: str, accelerator: dict[str, Any], measure: str = "latency", budget: str = "21.6ms") -> str:
+        fake = fake_store.FakeStore(tmp_path, name=name)
+        for run in fake.seeds("sbs", FIXED, budget=budget, budget_measure=measure, id_suffix=name):
+            stated = {"id": run, "unit": {}, "depends_on": {"accelerator": accelerator}, "specification": {}}
+            fake_store.write_checked(fake.store.unit("runs", run) / "spec.json", stated)
+        fake.document()
+        return name
+
+    store = fake_store.FakeStore(tmp_path).store
+    names = [study("one", one), study("same", one), study("other", other)]
+    first, same, second = (select(store, name) for name in names)
+    assert [line.label for line in compare(first, same).lines] == ["sbs 21.6ms"]
+    with pytest.raises(BenchError, match=expected) as error:
+        compare(first, second)
+    assert "\n" not in str(error.value)
+    bops = [
+        select(store, study(f"bops-{index}", hardware, "bops", "4bit")) for index, hardware in enumerate((one, other))
+    ]
+    assert [line.label for line in compare(*bops).lines] == ["sbs 4bit"]
 
 
 def test_two_studies_have_a_line_for_what_both_have(studies: SimpleNamespace) -> None:
