@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.outputs.escaping import visible_texts
+from bench.reporting.svg_room import with_room
 from bench.store.files import write_bytes
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def save(chart: "altair.TopLevelMixin", path: Path) -> Path:
 
     spec, version = specification(chart), vega_lite_version()
     if path.suffix == ".svg":
-        content = vl_convert.vegalite_to_svg(spec, vl_version=version).encode()
+        content = with_room(vl_convert.vegalite_to_svg(spec, vl_version=version)).encode()
     elif path.suffix == ".pdf":
         content = vl_convert.vegalite_to_pdf(spec, vl_version=version)
     elif path.suffix == ".png":
