@@ -1,10 +1,10 @@
 """Agreement between seeds: whether repeats of a search find the same policy, beyond what chance gives."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+
+import numpy as np
 
 from bench.api import Column, Report, StudyResults, Table
 from bench.results.statistics import mean
@@ -59,7 +59,7 @@ def _rows(results: StudyResults) -> Iterator[_Row]:
     for _, group in runs[runs["status"] == "done"].groupby(list(IDENTITY), sort=False):
         bits, pruned = [], []
         for run in group["id"]:
-            middle = list(decisions(results, str(run)))[1:-1]  # first and last layer have 8 bits in every network
+            middle = decisions(results, str(run))[1:-1]  # first and last layer have 8 bits in every network
             if middle:
                 bits.append({kind: [int(decision[kind]) for _, decision in middle] for kind in BITS})
             pruned += [decision["pruned"] for _, decision in middle if "pruned" in decision]
@@ -67,23 +67,31 @@ def _rows(results: StudyResults) -> Iterator[_Row]:
         yield _Row(method=line, budget=budget, runs=bits, pruned=mean(pruned) if pruned else math.nan)
 
 
-def kappa(first: Bits, second: Bits) -> tuple[float, float]:
-    """Return the share p of equal choices, and Cohen's κ = (p − p_e)/(1 − p_e).
+def mean_kappa(runs: Sequence[Bits]) -> tuple[float, float]:
+    """Return the share p of equal choices, and Cohen's κ = (p − p_e)/(1 − p_e), as means over all pairs of runs.
 
     p_e is the share of equal choices that two runs with the same numbers of each choice would have by chance (Cohen
-    1960, doi 10.1177/001316446002000104). κ is NaN when both runs can only agree.
+    1960, doi 10.1177/001316446002000104). κ is NaN when two runs can only agree. Runs with the same numbers of each
+    choice are added up first, so that the time does not grow with the number of pairs.
+
+    Args:
+        runs: At least two runs, with a choice for each tensor; NaN when they have different numbers of tensors.
     """
-    n = len(first)
-    equal = sum(a == b for a, b in zip(first, second, strict=True)) / n
-    counts, others = Counter(first), Counter(second)
-    chance = sum(counts[bits] * others[bits] for bits in counts) / n**2
-    return equal, math.nan if chance == 1 else (equal - chance) / (1 - chance)
-
-
-def _mean_kappa(runs: Sequence[Bits]) -> tuple[float, float]:
-    """Return the share of equal choices and κ, as means over all pairs of runs."""
-    agreements = [kappa(first, second) for first, second in combinations(runs, 2)]
-    return mean([equal for equal, _ in agreements]), mean([beyond for _, beyond in agreements])
+    if len(set(map(len, runs))) != 1:
+        return math.nan, math.nan
+    bits = np.asarray(runs)
+    tensors = bits.shape[1]
+    chosen = bits[:, :, np.newaxis] == np.unique(bits)  # run × tensor × choice
+    counts, group = np.unique(chosen.sum(axis=1), axis=0, return_inverse=True)
+    members = np.bincount(group.reshape(-1))
+    choices = np.zeros((len(counts), chosen[0].size))
+    np.add.at(choices, group.reshape(-1), chosen.reshape(len(bits), -1))
+    pairs = members * members[:, np.newaxis] - np.diag(members)  # ordered, of two different runs
+    equal = choices @ choices.T / tensors - np.diag(members)  # sums over pairs; a run equals itself
+    chance = counts @ counts.T / tensors**2
+    with np.errstate(invalid="ignore"):
+        beyond = (equal - pairs * chance) / (1 - chance)
+    return float(equal.sum() / pairs.sum()), float(beyond[pairs > 0].sum() / pairs.sum())
 
 
 def _table(rows: Sequence[_Row]) -> Table:
@@ -111,7 +119,7 @@ def _table(rows: Sequence[_Row]) -> Table:
 
 
 def _cells(row: _Row) -> tuple[str, ...]:
-    equal, beyond = _mean_kappa(row.all_bits())
+    equal, beyond = mean_kappa(row.all_bits())
     bits = (number(row.mean_bits(kind), 2) for kind in BITS)
     return (
         row.method,

@@ -71,26 +71,28 @@ def _gathered(results: StudyResults) -> _Values:
     values: _Values = defaultdict(lambda: defaultdict(list))
     for run in done[["id", "line", "budget", "budget_cost"]].to_dict("records"):
         line = (str(run["line"]), str(run["budget"]) or "none")
-        for phase, epoch, figures in _epochs(results.file(run["id"], "curves.json"), run["budget_cost"]):
-            for key, value in figures.items():
-                values[line, phase, key][epoch].append(value)
+        entries = results.file(run["id"], "curves.json")
+        for phase, key, epoch, value in _figures(entries, run["budget_cost"]):
+            values[line, phase, key][epoch].append(value)
     return values
 
 
-def _epochs(entries: Any, budget: float) -> Iterator[tuple[str, int, Mapping[str, float]]]:
-    """Yield the phase, number and figures of each epoch of a run.
+def _figures(entries: Any, budget: float) -> Iterator[tuple[str, str, int, float]]:
+    """Yield the phase, name, epoch and value of each figure of a run.
 
     Epochs are numbered through all stages of a search. Cost is a percentage of the run's budget, if it has one.
     """
+    keys = ("loss", "accuracy", *(("cost",) if budget > 0 else ()))
     counts: dict[str, int] = defaultdict(int)
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict):
             continue
         phase = str(entry.get("phase"))
         counts[phase] += 1
-        figures = {key: figure(entry.get(key)) for key in ("loss", "accuracy")}
-        figures["cost"] = 100 * figure(entry.get("cost")) / budget if budget > 0 else math.nan
-        yield phase, counts[phase], {key: value for key, value in figures.items() if math.isfinite(value)}
+        for key in keys:
+            value = 100 * figure(entry.get(key)) / budget if key == "cost" else figure(entry.get(key))
+            if math.isfinite(value):
+                yield phase, key, counts[phase], value
 
 
 def _figure(curve: _Curve, methods: Sequence[str], lines: Sequence[_Line], values: _Values) -> Figure | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from bench.api import FULL_PRECISION_BITS, Column, Figure, Part, Report, StudyResults, Table
 from bench.results.statistics import mean, std
@@ -94,8 +95,21 @@ def _lines(results: StudyResults) -> Iterator[list[_Layer]]:
         yield [_Layer(method=method, budget=budget, layer=layer, values=kinds) for layer, kinds in values.items()]
 
 
-def decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the decisions of a run for each layer; entries that are no policy of a layer are left out."""
+_Decisions = Sequence[tuple[str, Mapping[str, float]]]
+"""Decisions of a run for each layer, with the layer's name."""
+_known: WeakKeyDictionary[StudyResults, dict[str, _Decisions]] = WeakKeyDictionary()
+"""Decisions of the runs of a study by run, since several reports ask for them."""
+
+
+def decisions(results: StudyResults, run: str) -> _Decisions:
+    """Return the decisions of a run for each layer; entries that are no policy of a layer are left out."""
+    known = _known.setdefault(results, {})
+    if run not in known:
+        known[run] = list(_decisions(results, run))
+    return known[run]
+
+
+def _decisions(results: StudyResults, run: str) -> Iterator[tuple[str, dict[str, float]]]:
     policy = results.file(run, "policy.json")
     filters = section(results.record("runs", run) or {}, "filters")
     for layer, entry in section(policy, "layers").items() if isinstance(policy, dict) else ():

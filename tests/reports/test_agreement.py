@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from bench.results.tables import StudyResults
-from reports.agreement import Agreement, kappa
+from reports.agreement import Agreement, mean_kappa
 from tests import fake_store
 
 
@@ -18,15 +19,34 @@ from tests import fake_store
 def test_kappa_is_cohens(seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311
     one, two = ([draw.choice((2, 4, 8)) for _ in range(40)] for _ in range(2))
-    equal, beyond = kappa(one, two)
+    equal, beyond = mean_kappa([one, two])
     assert equal == sum(a == b for a, b in zip(one, two, strict=True)) / 40
     assert beyond == pytest.approx(cohen_kappa_score(one, two))
 
 
+def test_the_mean_is_over_all_pairs() -> None:
+    draw = random.Random(5)  # noqa: S311
+    runs = [[draw.choice((2, 4, 8)) for _ in range(12)] for _ in range(9)]
+    runs += [runs[0], sorted(runs[0])]  # equal ones, and one with the same numbers of each choice
+    pairs = [mean_kappa(pair) for pair in itertools.combinations(runs, 2)]
+    expected = [sum(values) / len(pairs) for values in zip(*pairs, strict=True)]
+    assert mean_kappa(runs) == pytest.approx(expected)
+    assert all(map(math.isnan, mean_kappa([[2, 4], [2]])))
+
+
+def test_thousands_of_runs_take_no_time_for_each_pair() -> None:
+    draw = random.Random(6)  # noqa: S311
+    runs = [[draw.choice((2, 4, 8)) for _ in range(20)] for _ in range(4000)]
+    began = time.process_time()
+    equal, beyond = mean_kappa(runs)
+    assert time.process_time() - began < 5  # eight million pairs would take minutes
+    assert equal == pytest.approx(1 / 3, abs=0.01) and beyond == pytest.approx(0, abs=0.01)
+
+
 def test_chance_and_identity() -> None:
-    assert kappa([2, 4, 2, 4], [2, 4, 2, 4]) == (1.0, 1.0)
-    assert kappa([2, 2, 4, 4], [2, 4, 2, 4]) == (0.5, 0.0)
-    equal, beyond = kappa([4, 4], [4, 4])
+    assert mean_kappa([[2, 4, 2, 4], [2, 4, 2, 4]]) == (1.0, 1.0)
+    assert mean_kappa([[2, 2, 4, 4], [2, 4, 2, 4]]) == (0.5, 0.0)
+    equal, beyond = mean_kappa([[4, 4], [4, 4]])
     assert equal == 1
     assert math.isnan(beyond)
 
