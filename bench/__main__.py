@@ -24,6 +24,8 @@ from bench.errors import (
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Errors of a disk, whoever writes to it."""
+_LONGEST_LINE, _END_OF_LINE = 4000, 1000
+"""Characters of a line on stderr, and those of its end that stay if it is longer."""
 
 
 def main() -> None:
@@ -76,7 +78,10 @@ def _status() -> int:
 
 def _print_error(line: str) -> None:
     """Print one line on stderr, whatever foreign text it holds."""
-    sys.stderr.write(f"bench: {escaped(line)}\n")
+    shown = escaped(line)
+    if len(shown) > _LONGEST_LINE:  # a value without end; what to do about it is said last
+        shown = f"{shown[: _LONGEST_LINE - _END_OF_LINE]} … {shown[-_END_OF_LINE:]}"
+    sys.stderr.write(f"bench: {shown}\n")
 
 
 def _report(error: BaseException) -> int:

@@ -8,10 +8,11 @@ network takes the sum of its layers, and a rest: what the float network takes be
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.compression.policy import FULL_PRECISION_BITS
 from bench.errors import BenchError
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 FOLDER = "measured"
 """Folder of a store with tables, each in a folder named by the hash of what was measured, and on which machine."""
 
-Quartiles = tuple[float, float, float]
+Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
+Bits = Annotated[int, Field(ge=1, le=FULL_PRECISION_BITS)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+Quartiles = tuple[Milliseconds, Milliseconds, Milliseconds]
 """First quartile, median and third quartile, in milliseconds for one image."""
 
 
@@ -40,8 +45,8 @@ class LevelTimes(_Document):
         ms: Times by number of inputs and of outputs.
     """
 
-    weight_bits: int
-    activation_bits: int
+    weight_bits: Bits
+    activation_bits: Bits
     ms: tuple[tuple[Quartiles, ...], ...]
 
 
@@ -55,9 +60,19 @@ class MeasuredLayer(_Document):
     """
 
     layer: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    inputs: Counts
+    outputs: Counts
     levels: tuple[LevelTimes, ...]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        for counts in (self.inputs, self.outputs):
+            if any(low >= high for low, high in pairwise(counts)):
+                raise ValueError("numbers of channels do not rise")
+        rows = [len(self.outputs)] * len(self.inputs)
+        if any([len(row) for row in level.ms] != rows for level in self.levels):
+            raise ValueError("times are missing, or there are too many")
+        return self
 
     def quartiles(self, weight_bits: int, activation_bits: int, in_channels: int, out_channels: int) -> Quartiles:
         """Return the quartiles of the time, interpolated between the numbers of channels that were measured.
@@ -88,9 +103,9 @@ class MeasuredLayer(_Document):
 class WholeTime(_Document):
     """Time of a whole network with the same bits in all layers, for one image."""
 
-    weight_bits: int
-    activation_bits: int
-    ms: float
+    weight_bits: Bits
+    activation_bits: Bits
+    ms: Milliseconds
 
 
 class MeasuredNetwork(_Document):
@@ -104,7 +119,7 @@ class MeasuredNetwork(_Document):
 
     model: str
     dataset: str
-    rest_ms: float
+    rest_ms: Milliseconds
     whole: tuple[WholeTime, ...]
 
 
@@ -123,7 +138,7 @@ class LayerTimes(_Document):
     engine: str
     version: str
     form: str
-    batch: int
+    batch: Annotated[int, Field(ge=1)]
     machine: dict[str, Any]
     networks: tuple[MeasuredNetwork, ...]
     layers: tuple[MeasuredLayer, ...]

@@ -21,6 +21,8 @@ TEXT_BYTES = 4 << 20
 """Largest size of a specification or another file that a person writes."""
 DEEPEST = 100
 """Largest number of JSON objects and lists inside each other."""
+MOST_VALUES = 5_000_000
+"""Largest number of values in a JSON document; an empty list of two bytes takes thirty times as many in the memory."""
 LARGEST_NUMBER = 1 << 64
 """Whole numbers in JSON are smaller, so that each of them can be a float too."""
 
@@ -88,13 +90,19 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
     return read_bytes(path, limit).decode()
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, most: int = MOST_VALUES) -> Any:
     """Parse a JSON document; halves of characters that text cannot have stay in it, see `with_whole_characters`.
 
+    Args:
+        content: Content of the document.
+        most: Largest number of values that it may have; a comma or a bracket in a text counts as one.
+
     Raises:
-        ValueError: It is not UTF-8 or not JSON, is nested too deeply, has a number that is too large, or has a key
-            twice.
+        ValueError: It is not UTF-8 or not JSON, is too large or nested too deeply, has a number that is too large, or
+            has a key twice.
     """
+    if len(content) > JSON_BYTES or sum(map(content.count, (b",", b"[", b"{"))) > most:
+        raise ValueError(f"it has more than {JSON_BYTES >> 20} MB or {most:,} values")
     try:
         document = _DECODER.decode(content.decode())
     except RecursionError as error:

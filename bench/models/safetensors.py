@@ -4,7 +4,6 @@ A file is read only if every byte of it belongs to exactly one tensor, as the fo
 Source: the format's specification, https://github.com/huggingface/safetensors#format.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import BenchError
-from bench.inputs.reading import CHECKPOINT_BYTES, read_bytes
+from bench.errors import BenchError, printable
+from bench.inputs.reading import CHECKPOINT_BYTES, parse_json, read_bytes
 
 SUFFIX = ".safetensors"
 """Ending of the names of such files."""
@@ -24,6 +23,10 @@ _LONGEST_HEADER = 100_000_000
 """Largest length of a header in bytes that the format allows."""
 _MOST_ELEMENTS = 1 << 40
 """More than a file can hold; an empty tensor may state any shape with a zero in it."""
+_MOST_DIMENSIONS = 64
+"""Largest number of dimensions of a tensor; PyTorch and NumPy have no more."""
+_MOST_VALUES = 1 << 20
+"""Largest number of values in a header; a tensor has seven."""
 _METADATA = "__metadata__"
 _DTYPES = {
     "F64": torch.float64,
@@ -54,7 +57,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise BenchError(f"cannot read the checkpoint '{path}': {error.strerror}") from error
     except FormatError as error:
-        raise BenchError(f"the checkpoint '{path}' cannot be read: it is no valid safetensors file: {error}") from error
+        raise BenchError(
+            f"the checkpoint '{path}' cannot be read: it is no valid safetensors file: {printable(str(error))}"
+        ) from error
 
 
 def parse_safetensors(content: bytes) -> dict[str, Tensor]:
@@ -75,19 +80,10 @@ def parse_safetensors(content: bytes) -> dict[str, Tensor]:
 
 
 def _header(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-        if twice:
-            raise FormatError(f"its header has '{twice[0]}' twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply
-        raise FormatError("its header is not JSON") from error
+        header = parse_json(text, _MOST_VALUES)
+    except ValueError as error:
+        raise FormatError(f"its header is not JSON that can be read: {error}") from error
     if not isinstance(header, dict):
         raise FormatError("its header is not a JSON object")
     return header
@@ -111,7 +107,11 @@ def _place(name: str, entry: Any) -> _Place:
 
 
 def _whole_numbers(value: Any) -> tuple[int, ...] | None:
-    fit = isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    fit = (
+        isinstance(value, list)
+        and len(value) <= _MOST_DIMENSIONS
+        and all(type(number) is int and number >= 0 for number in value)
+    )
     return tuple(value) if fit else None
 
 

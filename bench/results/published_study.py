@@ -7,12 +7,12 @@ with each other and not with what they were made from.
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError
+from bench.errors import BenchError, printable
 from bench.inputs.names import StudyName
 from bench.inputs.reading import JSON_BYTES, parse_json, read_bytes, with_whole_characters
 from bench.results.tables import BELOW, IDENTITY, INSIDE, OVER, RUN_COLUMNS, StudyResults, section
@@ -26,6 +26,8 @@ SPECIFICATION, RUNS, RESULTS, VERSIONS = "specification.json", "runs.csv", "resu
 
 _TRUTH = {"True": True, "False": False}
 _ROUNDING = 1e-9
+_PERCENTAGES = frozenset({"top1", "top5", "validation_top1"})
+"""Columns of `runs.csv` with numbers from 0 to 100."""
 _COMPARED = ("n", "n_failed", "top1_mean", "top1_std", "bops_mean", "cost_mean", "search_seconds_mean")
 """Columns of `results.csv` that follow from `runs.csv`; older files do not have all of them."""
 _TEXTS = frozenset(
@@ -56,6 +58,7 @@ class PublishedStudy(StudyResults):
             raise BenchError(f"'{folder / SPECIFICATION}' has no valid name of a study: {ascii(name)[:60]}")
         self._rows = _table(folder / RUNS)
         checksum = section(self.versions, "fingerprint").get("data_checksum")
+        _check_numbers(self._rows, folder / RUNS)
         runs = [row["id"] for row in self._rows]
         super().__init__(Store(folder), {"name": name, "spec": spec, "runs": runs, "data_checksum": checksum})
         self._results = {tuple(row[key] for key in IDENTITY): row for row in _table(folder / RESULTS)}
@@ -135,6 +138,18 @@ def _table(path: Path) -> list[dict[str, str]]:
     if path.name == RUNS and rows and not {"id", "seed", "status", "top1", "within_budget"} <= rows[0].keys():
         raise BenchError(f"'{path}' lacks one of the columns id, seed, status, top1, within_budget")
     return rows
+
+
+def _check_numbers(rows: Iterable[Mapping[str, str]], path: Path) -> None:
+    """Make sure that no number is infinite, and that percentages are some."""
+    for row in rows:
+        for column, text in row.items():
+            number = _number(text)
+            if not text or column in _TEXTS:
+                continue
+            if math.isinf(number) or (column in _PERCENTAGES and not 0 <= number <= 100):
+                allowed = "0 to 100" if column in _PERCENTAGES else "finite numbers"
+                raise BenchError(f"'{path}': {column} of run {row['id']} is {printable(text)}; allowed: {allowed}")
 
 
 def _position(row: Mapping[str, str]) -> str:

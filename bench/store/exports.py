@@ -19,6 +19,8 @@ class _Document(BaseModel):
 
 
 Whole = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,12}$")]
+Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Classes = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}( [0-9]{1,9})*$")]
 
 
@@ -49,18 +51,18 @@ class StoredTime(_Document):
     engine: str
     version: str
     batch: int
-    milliseconds: float
-    ratio: tuple[float, float, float]
+    milliseconds: Real
+    ratio: tuple[Real, Real, Real]
 
 
 class StoredCosts(_Document):
     """Costs by the counter, and the bytes of the float parameters."""
 
-    bops: float
-    memory_kb: float | None = None
-    full_precision_bops: float
+    bops: Real
+    memory_kb: Real | None = None
+    full_precision_bops: Real
     float_parameter_bytes: int
-    simulated_latency_ms: float | None = None
+    simulated_latency_ms: Real | None = None
 
 
 class StoredExport(_Document):
@@ -79,7 +81,7 @@ class StoredExport(_Document):
     model: str | None = None
     dataset: str | None = None
     method: str | None = None
-    recorded_top1: float | None = None
+    recorded_top1: Percent | None = None
     predictions: Classes | None = None
     counted: StoredCosts
     forms: dict[str, StoredForm]

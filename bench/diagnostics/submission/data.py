@@ -61,7 +61,7 @@ def _faults(run: SubmittedUnit, data: TaskData) -> Iterator[str]:
     metrics = section(run.record, "metrics")
     for name, images in (("top1", len(data.test)), ("top5", len(data.test)), ("validation_top1", len(data.validation))):
         value = metrics.get(name)
-        if isinstance(value, int | float) and not _is_whole(value * images / 100):
+        if isinstance(value, int | float) and not _is_share(value, images):
             yield f"{name} of {value} % is not that of a whole number of {images} images"
     evaluated = _evaluated(run.record, "evaluate")
     if evaluated is not None and evaluated != len(data.validation) + len(data.test):
@@ -78,8 +78,10 @@ def _of_trials(submission: Submission, tuning: SubmittedUnit, data: TaskData) ->
                 yield f"{tuning.title}, trial {number}: {counted} images, not all {len(data.validation)} of validation"
 
 
-def _is_whole(images: float) -> bool:
-    return math.isclose(images, round(images), abs_tol=_WHOLE)
+def _is_share(percent: float, images: int) -> bool:
+    """Return whether a figure is the share of a whole number of images."""
+    correct = percent * images / 100
+    return 0 <= percent <= 100 and math.isclose(correct, round(correct), abs_tol=_WHOLE)
 
 
 def _evaluated(record: Mapping[str, object], phase: str) -> object:

@@ -44,6 +44,8 @@ from bench.inputs.reading import parse_json
 VERSION = 2
 """Version of the program's meaning."""
 _MOST_OPERATIONS = 20_000
+_MOST_VALUES = 1 << 19
+"""Largest number of values of a program; an operation has at most thirty."""
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def read_program(content: bytes) -> Graph:
             than any network that is exported.
     """
     try:
-        document = parse_json(content)
+        document = parse_json(content, _MOST_VALUES)
     except ValueError as error:
         raise ProgramError(f"its program is not JSON: {error}") from error
     version = document.get("version") if isinstance(document, dict) else None

@@ -19,6 +19,7 @@ from bench.errors import BenchError
 from bench.export.graph.operations import AddConstant, Graph, Layer, LayerNorm, Operation, Prepend, border_map
 from bench.export.graph.program import read_program
 from bench.export.graph.tensors import ProgramError
+from bench.export.importing.onnx_size import check_size
 from bench.export.onnx_forms.form import PROGRAM, OnnxForm
 from bench.export.onnx_forms.integer import IntegerForm
 from bench.export.onnx_forms.qdq import QdqForm
@@ -43,6 +44,7 @@ def read_onnx(content: bytes) -> tuple[str, Graph]:
     Raises:
         ProgramError: It is none that this version of the harness writes.
     """
+    check_size(content)
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:

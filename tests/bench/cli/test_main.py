@@ -219,3 +219,9 @@ def test_a_model_that_ends_the_process_does_not_end_the_command_silently(tmp_pat
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"bench: {tmp_path}/ending.py:2 ended the command with os._exit(0)\n"
+
+
+def test_a_value_without_end_is_cut_and_what_to_do_is_said(bench: Callable[..., Any]) -> None:
+    refusal = bench("run", "--budget", "x" * 100_000).refusal
+    assert len(refusal) < 5000
+    assert "xxxx … " in refusal and refusal.endswith("'1.2ms@onnxruntime' (on this hardware)")

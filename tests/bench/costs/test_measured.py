@@ -23,7 +23,7 @@ from bench.matching.repair import policy_of, repair
 from bench.method import Decision
 from bench.planning.networks import model_shape
 from bench.spec.schema import AcceleratorSpec
-from tests.bench.costs.tables import crooked, write_table
+from tests.bench.costs.tables import crooked, table, write_table
 
 REST = 0.25
 
@@ -300,3 +300,34 @@ def test_the_fixture_is_a_table(hardware: AcceleratorSpec) -> None:
     document = json.loads(Path(hardware.hardware).read_text())
     counts = {len(entry["inputs"]) * len(entry["outputs"]) for entry in document["layers"]}
     assert counts == {1, 5}  # layers with no free channels, and with free inputs or outputs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": []},
+        {"outputs": [8, 8]},
+        {"inputs": [0, 1]},
+        {"levels": [{"weight_bits": 8, "activation_bits": 8, "ms": [[[1.0, 1.0, 1.0]]]}]},
+        {"levels": [{"weight_bits": 8, "activation_bits": 8, "ms": []}]},
+        {"levels": [{"weight_bits": 0, "activation_bits": 8, "ms": []}]},
+    ],
+    ids=range(6),
+)
+def test_tables_that_are_not_complete_are_refused(
+    network: NetworkShape, change: dict[str, Any], tmp_path: Path
+) -> None:
+    document = table(network)
+    for layer in document["layers"]:
+        layer.update(change)
+    (tmp_path / "times.json").write_text(json.dumps(document))
+    with pytest.raises(BenchError, match="it is no table of measured times; name the runtime to measure again"):
+        read_times(str(tmp_path / "times.json"))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_times_that_are_no_times_are_refused(network: NetworkShape, wrong: float, tmp_path: Path) -> None:
+    for document in (table(network, rest=wrong), table(network, time=lambda *_: wrong)):
+        (tmp_path / "times.json").write_text(json.dumps(document))
+        with pytest.raises(BenchError, match="it is no table of measured times"):
+            read_times(str(tmp_path / "times.json"))

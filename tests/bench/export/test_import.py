@@ -241,6 +241,14 @@ def test_programs_that_the_harness_does_not_write_are_refused(
     assert reason in refusal_of(tmp_path / "network.safetensors", content)
 
 
+def test_a_program_that_would_fill_the_memory_is_refused(small: Sample, tmp_path: Path) -> None:
+    tensors = PackedNetwork(packed_network(small.graph)).tensors
+    program = b'{"version":2,"more":[' + b"[]," * 600_000 + b"[]]}"
+    content = _safetensors({**tensors, "program": np.frombuffer(program, np.uint8)}, {})
+    reason = refusal_of(tmp_path / "network.safetensors", content)
+    assert "its program is not JSON: it has more than 64 MB or 524,288 values" in reason
+
+
 def test_other_files_are_refused_in_one_line(small: Sample, tmp_path: Path) -> None:
     path, content = tmp_path / "network.safetensors", packed_network(small.graph)
     assert "it is no valid safetensors file" in refusal_of(path, content[:-1])
@@ -293,3 +301,19 @@ def test_models_that_the_harness_does_not_write_are_refused(small: Sample, tmp_p
     assert "its nodes or constants are not those" in refusal(doubled)
     assert "constants in another form" in refusal(external)
     assert "it is no ONNX model" in refusal_of(tmp_path / "network.onnx", b"\xff" + content)
+    assert "it is no ONNX model" in refusal_of(tmp_path / "network.onnx", content[:-1])
+
+
+@onnx_installed
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (b"\x0a\x00" * 1_100_000, "it has more than 1,048,576 nodes and constants"),
+        (b"\x0a\x80\x80\x80\x05" + b"\x2a\x00" * (5 << 20), "bytes besides its constants"),
+    ],
+    ids=("nodes", "attributes of one node"),
+)
+def test_models_that_would_fill_the_memory_are_refused(graph: bytes, reason: str, tmp_path: Path) -> None:
+    length = len(graph)
+    content = b"\x3a" + bytes([*((length >> shift & 127) | 128 for shift in (0, 7, 14)), length >> 21]) + graph
+    assert reason in refusal_of(tmp_path / "network.onnx", content)

@@ -48,7 +48,9 @@ def test_tensors_come_back_with_shape_and_type(tmp_path: Path) -> None:
         (b"\xff\xfe", "its header is not JSON"),
         (b"[" * 100_000, "its header is not JSON"),
         ([1], "not a JSON object"),
-        (b'{"a": 1, "a": 2}', "its header has 'a' twice"),
+        (b'{"a": 1, "a": 2}', "its header is not JSON that can be read: a key is in one object twice"),
+        (b"{" + b",".join(b'"%d":1' % number for number in range(50_000)) + b',"0":1}', "a key is in one object twice"),
+        (b'{"a": ' + b"[" + b"[]," * 600_000 + b"[]]}", "it has more than 64 MB or 1,048,576 values"),
         ({"a": 3}, "'a' has data type None"),
         ({"a": {**ENTRY, "dtype": "F8_E4M3"}}, "'a' has data type 'F8_E4M3'; allowed: F64, F32"),
         ({"a": {**ENTRY, "shape": [2, -3]}}, "'a' lacks a shape or two offsets"),
@@ -59,15 +61,18 @@ def test_tensors_come_back_with_shape_and_type(tmp_path: Path) -> None:
         ({"a": ENTRY, "b": ENTRY}, "'b' begins at byte 0, but what is before it ends at 24"),
         ({"a": {**ENTRY, "shape": [5], "data_offsets": [0, 20]}}, "its tensors have 20 bytes, but 24 bytes follow"),
         ({"a": {**ENTRY, "shape": [9], "data_offsets": [0, 36]}}, "its tensors have 36 bytes, but 24 bytes follow"),
-        ({"a": {**ENTRY, "shape": [0, 1 << 70], "data_offsets": [0, 0]}}, "'a' of shape (0, "),
+        ({"a": {**ENTRY, "shape": [0, 1 << 63], "data_offsets": [0, 0]}}, "'a' of shape (0, "),
+        ({"a": {**ENTRY, "shape": [0, 1 << 70], "data_offsets": [0, 0]}}, "the number 1180591620717411303424 is too"),
+        ({"a": {**ENTRY, "shape": [1 << 63] * 100_000}}, "'a' lacks a shape or two offsets"),
+        ({"a" * 100_000: {**ENTRY, "shape": [2, 4]}}, "aaa…"),
         ({}, "its tensors have 0 bytes, but 24 bytes follow"),
     ],
-    ids=range(17),
+    ids=range(22),
 )
 def test_what_breaks_the_format_is_one_line(tmp_path: Path, header: Any, told: str) -> None:
     with pytest.raises(BenchError) as caught:
         read_safetensors(written(tmp_path / "a.safetensors", header))
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert told in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 1000
     assert f"the checkpoint '{tmp_path / 'a.safetensors'}' cannot be read" in str(caught.value)
 
 

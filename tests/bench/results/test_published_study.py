@@ -80,6 +80,23 @@ def test_a_damaged_file_is_one_line(folder: Path, name: str, content: str, messa
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"top1": "1e999"}, "top1 of run fixed-4bit-0 is 1e999; allowed: 0 to 100"),
+        ({"top1": "100.5"}, "is 100.5; allowed: 0 to 100"),
+        ({"validation_top1": "-1"}, "validation_top1 of run fixed-4bit-0 is -1; allowed: 0 to 100"),
+        ({"top5": "nan"}, "top5 of run fixed-4bit-0 is nan; allowed: 0 to 100"),
+        ({"bops": "inf"}, "bops of run fixed-4bit-0 is inf; allowed: finite numbers"),
+    ],
+)
+def test_figures_that_no_run_can_have_are_refused(folder: Path, cells: dict[str, str], words: str) -> None:
+    changed(folder / "runs.csv", 0, **cells)
+    with pytest.raises(BenchError) as told:
+        PublishedStudy(folder)
+    assert words in str(told.value)
+
+
 def test_a_folder_stands_for_the_studies_in_it(folder: Path) -> None:
     assert list(published_below(folder)) == [folder] == list(published_below(folder.parent))
     (folder / "versions.json").unlink()

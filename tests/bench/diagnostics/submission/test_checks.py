@@ -78,6 +78,7 @@ def test_a_cheaper_policy_than_the_one_that_was_priced_is_found(store: Store) ->
     ("fields", "words"),
     [
         ({"metrics": {"top1": 50.01}}, "top1 of 50.01 % is not that of a whole number of"),
+        ({"metrics": {"top1": 300.0}}, "top1 of 300.0 % is not that of a whole number of"),
         ({"data_use": {"evaluate": {"evaluated_images": 10_000}}}, "10000 images were evaluated after fine-tuning"),
         ({"fingerprint": {"data_checksum": "0" * 64}}, "made with other data than the study's document says"),
     ],
