@@ -273,8 +273,10 @@ class GetaNetwork(CompandedNetwork):
     """
 
     def __init__(self, job: SearchJob, options: GetaOptions, group_size: int, upper: int) -> None:
-        make = partial(CompandedQuantizer, linear=options.exponent == "linear", clip_init=options.clip_init)
-        super().__init__(job, options.bits, make, exponent_bounds=EXPONENTS, start_bits=options.bits[-1])
+        linear = options.exponent == "linear"
+        make = partial(CompandedQuantizer, linear=linear, clip_init=options.clip_init)
+        bounds = (1.0, 1.0) if linear else EXPONENTS
+        super().__init__(job, options.bits, make, exponent_bounds=bounds, start_bits=options.bits[-1])
         self._job, self._upper = job, upper
         groups = groups_of(self.network, self.model, group_size)
         self.removal, self.rounding = Removal(job, uniform(self.network, upper), groups), Rounding()

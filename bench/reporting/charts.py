@@ -33,7 +33,7 @@ _FIRST_METHODS = (
     *("sbs", "dnas", "random", "sbs_q", "multi_path", "hawq", "fixed", "full_precision"),
     *("sbs_extended", "bayesian_bits", "cost_only", "prune_then_quantize", "edmips", "haq", "greedy", "width"),
     *("sbs_p", "dq", "cost_only_q", "quantize_then_prune", "djpq", "hawq_v3", "ip", "limpq", "clado", "evopress"),
-    *("fliqs", "joint_mps", "hesso"),
+    *("fliqs", "joint_mps", "hesso", "geta"),
 )
 """Methods in the order in which they get colours and marks: the most common ones first, the baseline black."""
 

@@ -330,3 +330,35 @@ def _loss(job: SearchJob, policy: Policy) -> float:
     images, labels = next(data.training_batches(1000, generator("tests")))
     with torch.no_grad():
         return F.cross_entropy(network.eval()(images), labels).item()
+
+
+class Pair(nn.Module):
+    """A layer of which nothing reads the last filters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.wide, self.wide_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.reader, self.reader_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        x = F.relu(self.reader_norm(self.reader(F.relu(self.wide_norm(self.wide(x))))))
+        return self.fc(x.amax((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def unread(task: Task) -> tuple[SearchJob, Policy]:
+    """A job on a network of which nothing reads half the filters of a layer, and the policy without these at 4 bits."""
+    shapes = trace(Pair(), task.data.image_shape, name="pair", dataset="digits")
+    of_pair = Task(data=task.data, network=shapes, make_model=Pair)
+    torch.manual_seed(0)
+    model = Pair()
+    fit(model, task.data, Schedule(epochs=3, batch_size=64, decay="one_cycle"), generator("tests"), quiet)
+    with torch.no_grad():
+        model.reader.weight[:, 4:] = 0
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    half = uniform(shapes, 4).with_layer("wide", kept_filters=(0, 1, 2, 3))
+    job = job_of(of_pair, state, schedule=SearchSchedule(epochs=2, batch_size=64, lr=1e-3))
+    return replace(job, budget=job.price(half)), half

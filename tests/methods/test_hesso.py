@@ -1,29 +1,20 @@
 """HESSO: searches that end inside the window, and a problem whose best groups are known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
 
-from bench.compression.policy import uniform
-from bench.compression.shapes import trace
+from bench.compression.policy import Policy, uniform
 from bench.costs.measures import BOPS, Energy, Latency, Measure, Memory
 from bench.errors import UnreachableBudgetError
-from bench.method import SearchJob, Task
-from bench.spec.schema import AcceleratorSpec, Schedule, SearchSchedule
-from bench.spec.seeds import generator
-from bench.training.loop import fit
+from bench.method import SearchJob
+from bench.spec.schema import AcceleratorSpec
 from methods.hesso import Hesso, HessoOptions
 
 MakeJob = Callable[..., SearchJob]
 MEASURES = [BOPS, Memory(), Latency(AcceleratorSpec()), Energy(AcceleratorSpec())]
-
-
-def quiet(figures: Mapping[str, float]) -> None:
-    """A report that nobody reads."""
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
@@ -71,45 +62,10 @@ def test_every_layer_keeps_a_group_at_the_smallest_budget(make_job: MakeJob) -> 
     assert caught.value.nearest == least
 
 
-class Pair(nn.Module):
-    """A layer of which nothing reads the last filters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.stem_norm = nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.wide, self.wide_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.reader, self.reader_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem_norm(self.stem(x)))
-        x = torch.relu(self.reader_norm(self.reader(torch.relu(self.wide_norm(self.wide(x))))))
-        return self.fc(x.amax((2, 3)))  # type: ignore[no-any-return]
-
-
-def test_the_groups_that_nothing_reads_are_removed(task: Task) -> None:
+def test_the_groups_that_nothing_reads_are_removed(unread: tuple[SearchJob, Policy]) -> None:
     """The best half of four groups is known; it is not that of the largest weights."""
-    shapes = trace(Pair(), task.data.image_shape, name="pair", dataset="digits")
-    torch.manual_seed(0)
-    model = Pair()
-    fit(model, task.data, Schedule(epochs=3, batch_size=64, decay="one_cycle"), generator("tests"), quiet)
-    with torch.no_grad():
-        model.reader.weight[:, 4:] = 0
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    job = SearchJob(
-        task=Task(data=task.data, network=shapes, make_model=Pair),
-        pretrained=state,
-        knobs={},
-        budget=1.0,
-        match="hinge",
-        schedule=SearchSchedule(epochs=2, batch_size=64, lr=1e-3),
-        seed=0,
-        report=quiet,
-    )
-    half = uniform(shapes, 4).with_layer("wide", kept_filters=(0, 1, 2, 3))
-    job = replace(job, budget=job.price(half))
-    options = HessoOptions(bits=4, group_size=2, warmup=0.3)
-    assert Hesso(options).search(job).policy == half
+    job, half = unread
+    assert Hesso(HessoOptions(bits=4, group_size=2, warmup=0.3)).search(job).policy == half
 
 
 @pytest.mark.parametrize("changes", [{"warmup": 0.6}, {"pruned_after": 0.05}, {"periods": 0}, {"bits": 17}])

@@ -21,6 +21,7 @@ from methods.dnas import Dnas
 from methods.dq import Dq
 from methods.evopress import Evopress, EvopressOptions
 from methods.fliqs import Fliqs
+from methods.geta import Geta
 from methods.haq import Haq, HaqOptions
 from methods.hesso import Hesso
 from methods.joint_mps import JointMps
@@ -31,7 +32,7 @@ from methods.two_stage import PruneThenQuantize, QuantizeThenPrune
 
 EPOCHS = {"prune_then_quantize": 4, "quantize_then_prune": 4}
 """Two for each stage; other searches have three."""
-KNOBS = {"strength": 0.3, "first_strength": 2.0, "split": 0.5}
+KNOBS = {"strength": 0.3, "first_strength": 2.0, "split": 0.5, "headroom": 0.0}
 METHODS: Mapping[str, Callable[[], Method]] = {
     "sbs alternating": Sbs,
     "sbs joint": lambda: Sbs(SbsOptions(gate_training="joint", final_gates="last")),
@@ -44,6 +45,7 @@ METHODS: Mapping[str, Callable[[], Method]] = {
     "fliqs": Fliqs,
     "joint_mps": JointMps,
     "hesso": Hesso,
+    "geta": Geta,
     "haq": lambda: Haq(HaqOptions(episodes=3, warmup_episodes=1)),
     "evopress": lambda: Evopress(EvopressOptions(generations=3, offspring=4, survivors=(1,), images=(8,), initial=4)),
     "bayesian_bits": BayesianBits,

@@ -21,6 +21,7 @@ from methods.edmips import Edmips
 from methods.evopress import Evopress, EvopressOptions
 from methods.fixed import Fixed
 from methods.fliqs import Fliqs
+from methods.geta import Geta
 from methods.greedy import Greedy
 from methods.haq import Haq, HaqOptions
 from methods.hawq import Hawq
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "greedy": Greedy,
     "joint_mps": JointMps,
     "fliqs": Fliqs,
+    "geta": Geta,
     "evopress": lambda: Evopress(EvopressOptions(generations=2, offspring=4, survivors=(1,), images=(8,), initial=4)),
 }
 WITHOUT_DECISIONS = {"fixed", "random", "hawq_v3", "ip", "limpq", "clado", "evopress"}
@@ -71,7 +73,9 @@ def bits_of(quantizer: nn.Module) -> int:
 def test_every_method_searches_a_transformer(compact_job: SearchJob, name: str) -> None:
     torch.manual_seed(0)
     method = METHODS[name]()
-    result = method.search(replace(compact_job, knobs={"strength": 0.3, "bits": 4}, stage=compact_job.stage))
+    result = method.search(
+        replace(compact_job, knobs={"strength": 0.3, "bits": 4, "headroom": 0.0}, stage=compact_job.stage)
+    )
     network = compact_job.task.network
     assert price(network, result.policy).bops > 0
     about = {(decision.layer, decision.what) for decision in result.decisions}

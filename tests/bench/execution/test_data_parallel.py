@@ -281,6 +281,7 @@ SEARCHES: dict[str, dict[str, float]] = {
     "joint_mps": {"strength": 0.3},
     "fliqs": {},
     "hesso": {},
+    "geta": {"strength": 4.0, "headroom": 0.0},
     "bayesian_bits": {"strength": 6.0},
     "dq": {"strength": 1.8},
     "djpq": {"strength": 0.3},
