@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from bench.plugins.registry import source_hash
 from bench.reporting.mlflow.tracker import VIEWS_LOCK, Tracker
 from bench.reporting.report import write_views
 from bench.reporting.unit_result import result_in_words
-from bench.results.status import stale_notes, unit_states
+from bench.results.status import UnitState, stale_notes, unit_states
 from bench.results.tables import StudyResults
 from bench.store.contents import UnitKey, units_of
 from bench.store.files import Status, Store, write_checked
@@ -179,12 +179,21 @@ def _costliest(reach: Reach) -> dict[str, Any]:
     }
 
 
-def notes_before(plan: Plan, store: Store, document: Mapping[str, Any]) -> list[str]:
-    """Return what a user should know before a study begins: budgets that methods cannot use, and unused results."""
-    return [*budget_notes(plan.reaches), *unused_results(store, document)]
+def notes_before(
+    plan: Plan, store: Store, document: Mapping[str, Any], states: Iterable[UnitState] | None = None
+) -> list[str]:
+    """Return what a user should know before a study begins: budgets that methods cannot use, and unused results.
+
+    Args:
+        plan: Plan of the study.
+        store: Store of the study.
+        document: Description of the study as it is about to be run.
+        states: States of its units, if they are known.
+    """
+    return [*budget_notes(plan.reaches), *unused_results(store, document, states)]
 
 
-def unused_results(store: Store, document: Mapping[str, Any]) -> list[str]:
+def unused_results(store: Store, document: Mapping[str, Any], states: Iterable[UnitState] | None = None) -> list[str]:
     """Explain which stored results a study will not use, one line for each reason.
 
     Results that are stale will be made again. Results of units that only the stored study of the same name refers to
@@ -193,8 +202,9 @@ def unused_results(store: Store, document: Mapping[str, Any]) -> list[str]:
     Args:
         store: Store of the study.
         document: Description of the study as it is about to be run.
+        states: States of its units, if they are known.
     """
-    lines = stale_notes(unit_states(store, document))
+    lines = stale_notes(unit_states(store, document) if states is None else states)
     name = str(document["name"])
     stored = store.study_document(name) or {}
     dropped = [unit for unit in units_of(stored) - units_of(document) if _has_result(store, unit)]

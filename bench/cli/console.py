@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +26,7 @@ def simple_table(title: str, columns: Mapping[str, bool], rows: list[list[str]])
         columns: Headings, and whether their columns are right-aligned.
         rows: Cells of each row.
     """
-    table = Table(title=_text(title), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=_text(title), title_justify="left")
     for heading, right in columns.items():
         table.add_column(heading, justify="right" if right else "left")
     for row in rows:

@@ -10,6 +10,8 @@ from bench.errors import BenchError
 from bench.outputs.terminal import COLOR_CHOICES, choose_color
 
 DEFAULT_STORE = "bench-store"
+MOST_LISTED = 200
+"""Units of a study up to which a command gives each a row of its own."""
 
 
 class _Path(click.Path):

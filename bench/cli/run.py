@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 
 from bench.cli.options import (
     FILE,
+    MOST_LISTED,
     MOST_PROCESSES,
     WHOLE,
     WholeNumber,
@@ -25,10 +27,13 @@ from bench.outputs.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from bench.diagnostics.speed.estimate import Estimate
     from bench.execution.settings import RunSettings
     from bench.planning.plan import Plan
+    from bench.planning.units import Unit
+    from bench.results.status import UnitState
     from bench.spec.schema import StudySpec
     from bench.store.files import Store
 
@@ -276,10 +281,8 @@ def _hint(line: str) -> None:
 
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
-    from bench.cli.console import simple_table
     from bench.planning.checkpoints import check_checkpoints
     from bench.planning.plan import phases
-    from bench.planning.units import title
     from bench.reporting.wording import duration
     from bench.results.status import unit_states
     from bench.store.outcomes import RESULTS
@@ -291,17 +294,45 @@ def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | Non
     checksum = next(iter(estimates.values())).data.checksum
     document = study_document(plan, checksum)
     states = {state.identity: state for state in unit_states(store, document)}
-    rows, total = [], 0.0
-    for unit in (unit for _, units in phases(plan) for unit in units):
-        state = states[unit.identity].state
-        seconds = 0.0 if state in RESULTS else estimates[unit.spec.task.model].seconds(unit)
-        total += seconds
-        rows.append([title(unit), state, duration(seconds), unit.identity])
-    columns = {"unit": False, "state": False, "time left": True, "id": False}
-    console.print(simple_table(f"plan of study {plan.spec.name}", columns, rows))
-    for line in notes_before(plan, store, document):
+    left = [
+        (unit, 0.0 if states[unit.identity].state in RESULTS else estimates[unit.spec.task.model].seconds(unit))
+        for _, units in phases(plan)
+        for unit in units
+    ]
+    console.print(_plan_table(f"plan of study {plan.spec.name}", left, states))
+    for line in notes_before(plan, store, document, states.values()):
         say(line)
+    total = sum(seconds for _, seconds in left)
     say(f"about {duration(total / jobs)} with {jobs} at a time; up to {plan.most_trials} trials a tuning")
+
+
+def _plan_table(heading: str, left: Sequence[tuple[Unit, float]], states: Mapping[str, UnitState]) -> Table:
+    """Make the table of a plan: a row for each unit, or of a large plan for all units that differ in their seeds alone.
+
+    Args:
+        heading: Line above the table.
+        left: Units, with the seconds that each takes.
+        states: States of the units by identity.
+    """
+    from bench.cli.console import simple_table
+    from bench.planning.units import title
+    from bench.reporting.wording import duration
+
+    if len(left) <= MOST_LISTED:
+        columns = {"unit": False, "state": False, "time left": True, "id": False}
+        return simple_table(
+            heading,
+            columns,
+            [[title(unit), states[unit.identity].state, duration(seconds), unit.identity] for unit, seconds in left],
+        )
+    groups: dict[tuple[str, str], list[float]] = {}
+    for unit, seconds in left:
+        without_seed = title(unit).replace(f" seed {unit.seed}", "", 1)
+        groups.setdefault((without_seed, states[unit.identity].state), []).append(seconds)
+    columns = {"units of all seeds": False, "state": False, "units": True, "time left": True}
+    return simple_table(
+        heading, columns, [[*key, str(len(times)), duration(sum(times))] for key, times in groups.items()]
+    )
 
 
 def _estimates(plan: Plan, data_dir: Path | None) -> dict[str, Estimate]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.options import FOLDER, Number, data_option, names, networks_option, store_option
+from bench.cli.options import FOLDER, MOST_LISTED, Number, data_option, names, networks_option, store_option
 from bench.errors import BenchError
 from bench.outputs.commands import command, shell
 from bench.outputs.terminal import say
@@ -21,8 +21,6 @@ _LEFT = frozenset({"unit", "state", "progress", "held by", "reason"})
 """Columns of `bench status` that are left-aligned."""
 
 
-_MOST_LISTED = 200
-"""Units of a study above which `bench status` only counts those that nothing has to be said about."""
 _QUIET = frozenset({"done", "planned"})
 
 
@@ -38,14 +36,15 @@ def status(study: str | None, every: bool, store_dir: Path) -> None:
     """
     from bench.cli.console import simple_table
     from bench.outputs.terminal import make_console
-    from bench.results.status import unit_states
+    from bench.reporting.wording import duration
+    from bench.results.status import seconds_left, unit_states
     from bench.store.files import Store
     from bench.store.leases import Leases, sessions
 
     store = Store(store_dir)
     document = store.load_study(study)
     states = list(unit_states(store, document))
-    quiet = len(states) > _MOST_LISTED and not every
+    quiet = len(states) > MOST_LISTED and not every
     listed = [state for state in states if not (quiet and state.state in _QUIET)]
     rows = [_status_row(state) for state in listed]
     used = [heading for heading in (rows[0] if rows else ()) if any(row[heading] for row in rows)]
@@ -57,6 +56,9 @@ def status(study: str | None, every: bool, store_dir: Path) -> None:
         )
     counts = Counter(state.state for state in states)
     say(f"{len(states)} units: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    left = seconds_left(document, states)
+    if left:
+        say(f"work left for one worker: about {duration(left)}, at the pace of the units that are done")
     if len(listed) < len(states):
         words = ("status", *([] if study is None else [study]), "--all")
         say(f"units that are done or planned are not listed; to list them: {command(*words, store=store.root)}")
@@ -75,6 +77,7 @@ def _status_row(state: UnitState) -> dict[str, str]:
         "last sign": _figure(state.sign, "{:.0f} s ago"),
         "held by": state.holder,
         "tries": str(state.attempt or ""),
+        "seconds": _figure(state.seconds, "{:.1f}"),
         "top-1 %": _figure(state.top1, "{:.2f}"),
         Bops.title: "" if state.bops is None else _figure(state.bops / Bops.scale, "{:.1f}"),
         "reason": state.reason,

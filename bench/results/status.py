@@ -1,17 +1,20 @@
 """The state of each unit of a study: how far it is, which process runs it, and that process's last sign of life."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.results.tables import DAMAGED, STALE
 from bench.store.files import Store, UnitKind
 from bench.store.leases import Leases, LeaseView
+from bench.store.outcomes import LOST
 from bench.store.staleness import Staleness
 
 PLANNED, ORPHANED = "planned", "orphaned"
 """State of a unit that no process has begun, and of one whose process died without reporting an outcome."""
+_LEFT = LOST | {PLANNED, ORPHANED, STALE, DAMAGED}
+"""States of units that the same command works on."""
 
 _UNITS: tuple[tuple[UnitKind, str], ...] = (("pretrained", "pretrained"), ("tuning", "tunings"), ("runs", "runs"))
 """Kinds of units, and the field of a study's document that lists them."""
@@ -29,6 +32,7 @@ class UnitState:
         sign: Seconds since the process's last sign of life; `None` while no process runs the unit.
         holder: Process that runs the unit; empty for none.
         attempt: Number of times that the unit was begun.
+        seconds: Time that the unit took; `None` before it has ended.
         top1, bops: Figures of the result, when there is one.
         reason: Reason for the state; empty when it needs none.
     """
@@ -41,6 +45,7 @@ class UnitState:
     sign: float | None = None
     holder: str = ""
     attempt: int = 0
+    seconds: float | None = None
     top1: float | None = None
     bops: float | None = None
     reason: str = ""
@@ -92,6 +97,7 @@ def _with_record(
         sign=None if holder is None else leases.age(holder),
         holder="" if holder is None else str(holder.holder),
         attempt=int(record.get("attempt") or 0),
+        seconds=(record.get("times") or {}).get("total_seconds", record.get("tuning_seconds")),
         top1=metrics.get("top1"),
         bops=metrics.get("bops"),
         reason=reason,
@@ -125,6 +131,33 @@ def progress_in_words(progress: Mapping[str, Any]) -> str:
     if "epochs" in progress:
         text += f"/{progress['epochs']:.0f}"
     return f"{text}, {progress_in_words(progress['within'])}" if progress.get("within") else text
+
+
+def seconds_left(study: Mapping[str, Any], states: Sequence[UnitState]) -> float | None:
+    """Estimate the seconds that one worker takes for the rest of a study; `None` while there is nothing to go by.
+
+    Units of one method on one model are taken to last equally long, and a unit that has begun counts as a whole. There
+    is no estimate before every kind of unit that is left has been finished once.
+
+    Args:
+        study: Document of the study.
+        states: States of its units.
+    """
+    places = study.get("places") or {}
+
+    def group(state: UnitState) -> tuple[str, ...]:
+        place = places.get(state.identity) or {}
+        return (state.kind, *(str(place.get(key)) for key in ("model", "method")))
+
+    times: dict[tuple[str, ...], list[float]] = {}
+    for state in states:
+        if state.state == "done" and state.seconds is not None:
+            times.setdefault(group(state), []).append(state.seconds)
+    left = [group(state) for state in states if state.state in _LEFT]
+    if not left or not all(map(times.__contains__, left)):
+        return None
+    paces = {key: sum(times[key]) / len(times[key]) for key in times}
+    return sum(map(paces.__getitem__, left))
 
 
 def stale_notes(states: Iterable[UnitState]) -> list[str]:

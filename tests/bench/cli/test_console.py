@@ -36,9 +36,9 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 def test_tables_align_their_columns(output: io.StringIO) -> None:
     table = simple_table("title", {"name": False, "figure": True}, [["a", "1"], ["[/b]", "22"]])
     Console(file=output, width=80).print(table)
-    lines = [line.strip(" │┃┏┓┡┩└┘") for line in output.getvalue().splitlines()]
+    lines = [line.strip() for line in output.getvalue().splitlines()]
     assert lines[0] == "title"
-    assert "a    │      1" in lines and "[/b] │     22" in lines
+    assert "a          1" in lines and "[/b]      22" in lines
 
 
 def test_tables_of_reports_leave_out_what_does_not_fit(

@@ -9,6 +9,7 @@ import pytest
 from bench.plugins.entry_points import available
 from bench.plugins.registry import load
 from bench.spec.sources import preset_names
+from tests.bench.cli.printed import table_rows
 
 
 @pytest.mark.parametrize(
@@ -32,9 +33,7 @@ def test_lists_have_a_line_on_each(bench: Callable[..., Any], kind: str, expecte
 
 def test_presets_say_how_long_they_take_with_each_schedule(bench: Callable[..., Any]) -> None:
     answer = bench("list", "presets", "--long")
-    rows = {
-        cells[0]: cells[1:] for line in answer.out.splitlines() if (cells := [c.strip() for c in line.split("│")[1:-1]])
-    }
+    rows = {row[0]: row[1:] for row in table_rows(answer.out)}
     assert rows.keys() == set(preset_names())
     assert all(time.split()[1] in ("s", "min", "h", "d") for times in rows.values() for time in times[1:])
 

@@ -1,5 +1,6 @@
 """`bench run`: its specification, dry runs, failures and interruptions."""
 
+import io
 import os
 import re
 import signal
@@ -12,16 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from bench.cli.run import parse_seeds
+from bench.cli.run import _plan_table, parse_seeds
 from bench.errors import BenchError
 from bench.execution.stages import finetuning, pretraining
 from bench.interface.specification import read_specification
 from bench.method import Capabilities, Method, SearchJob, SearchResult
 from bench.planning.plan import make_plan, phases
 from bench.reporting.mlflow.tracker import Tracker
+from bench.results.status import UnitState
 from bench.store import files as store_module
 from bench.store.files import read_json
+from tests.bench.cli.printed import table_rows
 from tests.bench.cli.specification import toml
 
 
@@ -82,12 +86,28 @@ def test_a_dry_run_lists_every_unit_and_leaves_no_store(
     )
     assert (answer.status, answer.err) == (0, "")
     plan = make_plan(tiny.spec(changes))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
+    rows = table_rows(answer.out)
     assert [row[3] for row in rows] == [unit.identity for _, units in phases(plan) for unit in units]
     assert {row[1] for row in rows} == {"planned"}
     assert answer.out.startswith("measuring a few steps of each kind of work …\nmeasured on resnet8: ")
     assert "ms a step of sbs" in answer.out and "up to 2 trials a tuning" in answer.out
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_large_plan_has_one_row_for_all_seeds(tiny: SimpleNamespace) -> None:
+    plan = make_plan(tiny.spec({"methods": ["fixed"], "seeds": list(range(150))}))
+    units = [unit for _, units in phases(plan) for unit in units]
+    states = {
+        unit.identity: UnitState(kind="runs", identity=unit.identity, title="", state="planned" if number else "done")
+        for number, unit in enumerate(units)
+    }
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(_plan_table("plan", [(unit, 2.0) for unit in units], states))
+    assert table_rows(printed.getvalue()) == [
+        ["pretrain", "done", "1", "2 s"],
+        ["pretrain", "planned", "149", "5 min"],
+        ["run fixed 4bit", "planned", "150", "5 min"],
+    ]
 
 
 def test_a_dry_run_tells_which_methods_cannot_use_a_budget_up(bench: Callable[..., Any], spec_file: Path) -> None:
@@ -102,7 +122,7 @@ def test_a_dry_run_knows_what_is_done_and_writes_nothing(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     answer = bench("run", "--spec", spec_file, "--methods", "fixed", "--seeds", "0,2", "--store", copied, "--dry-run")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
+    rows = table_rows(answer.out)
     states = {row[0]: row[1:3] for row in rows}
     assert states["run fixed 4bit seed 0"] == ["done", "0 s"]
     assert states["run fixed 4bit seed 2"][0] == states["pretrain seed 2"][0] == "planned"

@@ -11,6 +11,7 @@ import pytest
 
 from bench.planning.units import title
 from bench.store.files import read_json
+from tests.bench.cli.printed import table_rows
 from tests.fake_store import FakeStore
 
 
@@ -32,15 +33,16 @@ def test_status_shows_every_run(bench: Callable[..., Any], copied: Path, finishe
     (copied / "runs" / damaged / "record.json").write_text("{")
     answer = bench("status", "--store", copied)
     assert (answer.status, answer.err) == (0, "")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in answer.out.splitlines() if "│" in line]
-    rows = [row for row in rows if row[0]]  # a long reason goes on in the next line
+    rows = table_rows(answer.out)
     plan = finished.plan
     assert [row[0] for row in rows] == [title(unit) for unit in (*plan.pretrainings, *plan.tunings, *plan.runs)]
     assert [row[1] for row in rows] == ["done"] * 5 + ["planned", "damaged"] + ["done"] * 6
     assert "NA" not in answer.out and "nan" not in answer.out
     record = finished.record("fixed 0")
-    assert ["run fixed 4bit seed 0", "done", "1", f"{record['metrics']['top1']:.2f}", "55.4", ""] in rows
+    seconds, top1 = record["times"]["total_seconds"], record["metrics"]["top1"]
+    assert ["run fixed 4bit seed 0", "done", "1", f"{seconds:.1f}", f"{top1:.2f}", "55.4"] in rows
     assert "11 done, 1 planned, 1 damaged" in answer.out
+    assert "━" not in answer.out  # one style for all tables
 
 
 def test_the_page_of_a_report_is_named_and_opened(
