@@ -135,16 +135,28 @@ def save(chart: "altair.TopLevelMixin", path: Path) -> Path:
     Raises:
         ValueError: The path has another ending.
     """
+    return save_all(chart, [path])[0]
+
+
+def save_all(chart: "altair.TopLevelMixin", paths: Iterable[Path]) -> list[Path]:
+    """Write a figure to SVG, PDF or PNG files, drawn once for all of them, and return their paths.
+
+    Raises:
+        ValueError: A path has another ending.
+    """
     import vl_convert
 
-    spec, version = specification(chart), vega_lite_version()
-    if path.suffix == ".svg":
-        content = with_room(vl_convert.vegalite_to_svg(spec, vl_version=version)).encode()
-    elif path.suffix == ".pdf":
-        content = vl_convert.vegalite_to_pdf(spec, vl_version=version)
-    elif path.suffix == ".png":
-        content = vl_convert.vegalite_to_png(spec, vl_version=version, scale=_PNG_SCALE)
-    else:
-        raise ValueError(f"figures are SVG, PDF or PNG, not '{path.suffix}'")
-    write_bytes(path, content)
-    return path
+    drawn = with_room(vl_convert.vegalite_to_svg(specification(chart), vl_version=vega_lite_version()))
+    written = []
+    for path in paths:
+        if path.suffix == ".svg":
+            content = drawn.encode()
+        elif path.suffix == ".pdf":
+            content = vl_convert.svg_to_pdf(drawn)
+        elif path.suffix == ".png":
+            content = vl_convert.svg_to_png(drawn, scale=_PNG_SCALE)
+        else:
+            raise ValueError(f"figures are SVG, PDF or PNG, not '{path.suffix}'")
+        write_bytes(path, content)
+        written.append(path)
+    return written

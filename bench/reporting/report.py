@@ -287,12 +287,12 @@ def write_document(document: Document, folder: Path) -> list[Path]:
             files.append(folder / f"{_PAGE}{form.suffix}")
             write_text(files[-1], form.render(replace(document, with_files=True), DEFAULT_WIDTH))
     if document.figures:
-        from bench.reporting.charts import save
+        from bench.reporting.charts import save_all
 
         for figure in document.figures:
             chart = (figure.still or figure.draw)()
             names = [FileName(f"{figure.name}.{ending}") for ending in FIGURE_ENDINGS]
-            files += [save(chart, inside(folder, name)) for name in names]
+            files += save_all(chart, [inside(folder, name) for name in names])
     return files
 
 
