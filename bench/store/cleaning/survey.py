@@ -86,7 +86,7 @@ def survey(store: Store, study: str | None = None) -> Survey:
         _check_study(store, study, usage)
         items, doubt = _items_of_study(store, study, usage), usage.doubt(without=study)
     else:
-        items, doubt = _items_without_study(store), usage.doubt()
+        items, doubt = _items_without_study(store, usage), usage.doubt()
     free = (item for item in items if is_free(store, item, usage))
     notes = [*_linked_folders(store), *_unproven_folders(store), *([] if doubt is None else [doubt])]
     return Survey(items=_outermost(free), notes=notes)
@@ -119,10 +119,10 @@ def _items_of_study(store: Store, name: str, usage: StoreUsage) -> Iterator[Item
             yield Item(category=OWN_UNITS, path=path, unit=(kind, identity), study=name)
 
 
-def _items_without_study(store: Store) -> Iterator[Item]:
+def _items_without_study(store: Store, usage: StoreUsage) -> Iterator[Item]:
     yield from _stale_results(store)
     for kind, identity in units(store):
-        if is_unit(path := store.unit(kind, identity), identity):
+        if not usage.owners.get((kind, identity)) and is_unit(path := store.unit(kind, identity), identity):
             yield Item(category=UNREFERENCED, path=path, unit=(kind, identity))
     yield from _checkpoints(store)
     yield from _temporary_files(store)
