@@ -65,7 +65,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], see: str) -> BenchE
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return BenchError(f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'} (see `{see}`)")
+    return BenchError(f"unknown {kind} '{printable(name)}': {hint}known: {', '.join(names) or 'none'} (see `{see}`)")
 
 
 def first_line(error: object) -> str:

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from bench.spec.schema import StudySpec
     from bench.store.files import Store
 
-_MOST_SEEDS = 10_000
-
 
 @click.command()
 @click.option("--preset", default=None, help="Preset to start from; `bench list presets` names them.  [default: quick]")
@@ -262,11 +260,13 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         BenchError: The text is neither.
     """
+    from bench.interface.specification import MOST_SEEDS
+
     parts = text.rstrip().removesuffix(",").split(",")
     numbers = [int(part) for part in parts] if all(map(WHOLE.fullmatch, parts)) else []
-    if not numbers or ("," not in text and not 1 <= numbers[0] <= _MOST_SEEDS):
+    if not numbers or ("," not in text and not 1 <= numbers[0] <= MOST_SEEDS):
         raise BenchError(
-            f"--seeds '{text}' is not understood; give a count up to {_MOST_SEEDS}, e.g. 5, or a list, e.g. 0,1,2 or 7,"
+            f"--seeds '{text}' is not understood; give a count up to {MOST_SEEDS}, e.g. 5, or a list, e.g. 0,1,2 or 7,"
         )
     return numbers if "," in text else list(range(numbers[0]))
 

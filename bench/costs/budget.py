@@ -15,6 +15,9 @@ _ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)", re.ASCII)
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Multiples in which bit operations are written."""
 _MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)", re.ASCII)
+_NOTATION = re.compile(
+    r"(\d+(?:\.\d+)?)(?:[kMGT]?|KB|MB|ms|mJ|(?:bit|x)(?::(?:KB|ms|mJ))?)(?:@.*)?", re.ASCII | re.DOTALL
+)
 _SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
 _MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
@@ -85,12 +88,25 @@ def parse_budget(
     return Budget(text=text, limit=limit, tolerance=tolerance, measure=measure)
 
 
+def number_of(text: str) -> float:
+    """Return the number of a budget, for which neither a network nor times that may have to be measured are needed.
+
+    Raises:
+        BenchError: The text has none of the forms.
+    """
+    found = _NOTATION.fullmatch(text)
+    if found is None:
+        raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
+    return float(found[1])
+
+
 def _at(bits: int) -> str:
     return "at full precision" if bits == FULL_PRECISION_BITS else f"at {bits} bits"
 
 
 def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
     """Return the measure that a text limits, and the limit."""
+    number_of(text)
     amount, at, hardware = text.partition("@")
     relative, colon, unit = amount.partition(":")
     measure: Measure = BOPS

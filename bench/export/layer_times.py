@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bench.compression.policy import FULL_PRECISION_BITS, LayerPolicy, Policy
 from bench.compression.shapes import LayerShape, NetworkShape
+from bench.costs.budget import number_of
 from bench.costs.measured import FOLDER, Quartiles, is_free_input, is_free_output, layer_key
 from bench.costs.relaxed import channel_counts
 from bench.errors import BenchError
@@ -61,10 +62,13 @@ def with_measured_times(spec: StudySpec, store: Store, report: Report) -> StudyS
         report: Function that shows a line on what is measured.
 
     Raises:
-        BenchError: The runtime is not installed, or a network cannot be exported.
+        BenchError: The runtime is not installed, a network cannot be exported, or a budget is not understood.
     """
     if spec.accelerator.hardware not in ENGINES:
         return spec
+    for text in spec.budgets:
+        if not number_of(text):
+            raise BenchError(f"budget '{text}' must be above 0, e.g. '0.9x:ms@{spec.accelerator.hardware}'")
     tasks = [spec.task.model_copy(update={"model": model}) for model in (spec.task.model, *spec.further_models)]
     networks = [untrained_network(task_network(task), described(task)) for task in tasks]
     path = measured_times(spec.accelerator.hardware, networks, spec.accelerator.batch, store, report)

@@ -47,7 +47,10 @@ def _opened(path: Path) -> tuple[int, int]:
     Raises:
         OSError: It cannot be opened, or is a folder, pipe, device or socket.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except ValueError as error:  # no file can have such a name
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -107,7 +110,7 @@ def parse_json(content: bytes, most: int = MOST_VALUES) -> Any:
         document = _DECODER.decode(content.decode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if content.count(b"{") + content.count(b"[") > DEEPEST and _is_deep(document):
+    if content.count(b"{") + content.count(b"[") > DEEPEST and is_deep(document):
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     return document
 
@@ -154,7 +157,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(parse_int=_WholeNumbers().__getitem__, object_pairs_hook=_object)
 
 
-def _is_deep(document: Any) -> bool:
+def is_deep(document: Any) -> bool:
+    """Return whether a document has more than `DEEPEST` objects and lists inside each other."""
     level = [document]
     for _ in range(DEEPEST):
         inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))

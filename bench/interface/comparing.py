@@ -80,6 +80,7 @@ def compare(
         BenchError: A name is unknown, or one is a whole study and the other is not.
     """
     folder = Store(Path(store))
+    first, second = str(first), str(second)
     if study is None:
         return PairedComparison(compare_selections(select(folder, first), select(folder, second)))
     one, other = (replace(select(folder, f"{study}/{name}"), name=name) for name in (first, second))

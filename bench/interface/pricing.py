@@ -11,7 +11,7 @@ from bench.compression.function_check import check_function
 from bench.compression.policy import Policy, load_policy, uniform
 from bench.compression.shapes import NetworkShape, trace
 from bench.costs.breakdown import CostBreakdown, breakdown
-from bench.errors import BenchError
+from bench.errors import BenchError, printable
 from bench.models.normal_form import normal_form
 from bench.planning.networks import model_shape
 from bench.plugins.entry_points import is_own
@@ -59,8 +59,12 @@ def price(
         network = network_of(model, dataset, image_size=image_size, data_dir=folder)
     if isinstance(policy, int):
         policy = uniform(network, policy)
-    elif not isinstance(policy, Policy):
+    elif isinstance(policy, str | PathLike):
         policy = load_policy(Path(policy))
+    elif not isinstance(policy, Policy):
+        raise BenchError(
+            f"the policy is {printable(repr(policy))}; give a Policy, the path of a file with one, or bits from 1 to 32"
+        )
     together = {} if batch is None else {"batch": batch}
     accelerator = AcceleratorSpec(hardware=hardware, depthwise=depthwise, **together)
     return breakdown(accelerator, network, policy)

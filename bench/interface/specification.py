@@ -16,6 +16,8 @@ from bench.store.files import read_checked
 from bench.store.machine import resolve_device
 
 DEFAULT_PRESET = "quick"
+MOST_SEEDS = 10_000
+"""Largest number of seeds that is given as a count."""
 
 
 def make_specification(
@@ -104,10 +106,12 @@ def method_entry(method: str | type) -> str:
     """Return an entry of `methods`: a name or location as it is, and the location of a class.
 
     Raises:
-        BenchError: The class is not defined in a file, from which other processes could load it.
+        BenchError: It is neither, or the class is not defined in a file, from which other processes could load it.
     """
     if isinstance(method, str):
         return method
+    if not isinstance(method, type):
+        raise BenchError(f"'methods' has {method!r}; allowed: names, locations 'file.py:Class', and classes")
     location = f"{method.__module__}:{method.__qualname__}"
     registered = next((name for name, entry in available("methods").items() if entry.value == location), None)
     if registered is not None:
@@ -126,7 +130,15 @@ def method_entry(method: str | type) -> str:
 
 
 def seed_list(seeds: int | Iterable[int] | None) -> list[int] | None:
-    """Return a list of seeds for a number of seeds or for the seeds themselves."""
+    """Return a list of seeds for a number of seeds or for the seeds themselves.
+
+    Raises:
+        BenchError: It is neither.
+    """
     if seeds is None:
         return None
-    return list(range(int(seeds))) if isinstance(seeds, Integral | int) else list(seeds)
+    if isinstance(seeds, Integral | int) and 1 <= seeds <= MOST_SEEDS:
+        return list(range(int(seeds)))
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise BenchError(f"'seeds' is {seeds!r}; give a count from 1 to {MOST_SEEDS}, e.g. 5, or a list, e.g. [0, 1]")
+    return list(seeds)

@@ -50,7 +50,8 @@ class Study:
         data_dir: Folder of data sets.
         tracking_uri: MLflow server or database; an SQLite file in the store by default.
         name: Name of the study.
-        methods: Names of methods, locations of the form "file.py:Class", or classes that are defined in files.
+        methods: Names of methods, locations of the form "file.py:Class", or classes that are defined in files; a single
+            one need not be in a list.
         model: Name of the model, or "package.module:function".
         dataset: Name of the data set.
         budgets: Budgets, e.g. "4bit", "630.6M", "0.016x", "395KB", "21.6ms" or "29.8mJ"; a single one need not be in a
@@ -79,7 +80,7 @@ class Study:
         data_dir: AnyPath | None = None,
         tracking_uri: str | None = None,
         name: str | None = None,
-        methods: Iterable[str | type] | None = None,
+        methods: str | type | Iterable[str | type] | None = None,
         model: str | None = None,
         dataset: str | None = None,
         budgets: str | Iterable[str] | None = None,
@@ -89,8 +90,8 @@ class Study:
     ) -> None:
         stated = {
             "name": name,
-            "methods": None if methods is None else [method_entry(method) for method in methods],
-            "budgets": [budgets] if isinstance(budgets, str) else budgets and list(budgets),
+            "methods": None if methods is None else [method_entry(method) for method in _several(methods, "methods")],
+            "budgets": None if budgets is None else _several(budgets, "budgets"),
             "seeds": seed_list(seeds),
         }
         values = merge(nested_settings(settings or {}), {**keys, **{k: v for k, v in stated.items() if v is not None}})
@@ -375,3 +376,16 @@ class Study:
 
         at = "" if budget is None else f"/{budget}"
         return compare(f"{first}{at}", f"{second}{at}", study=self.spec.name, store=self.store.root)
+
+
+def _several(given: Any, key: str) -> list[Any]:
+    """Return the entries of a list, or a single one as a list.
+
+    Raises:
+        BenchError: It is neither.
+    """
+    if isinstance(given, str | type):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise BenchError(f"'{key}' is {given!r}; give a list")
+    return list(given)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +19,7 @@ Compile = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Processes = Annotated[int, Field(ge=1, le=1024)]
 _UNNAMED = Field(exclude_if=lambda value: value is None)
 """For fields added after release: omit them when unset, so that existing ids do not change."""
@@ -184,7 +185,7 @@ class TuningSpec(Options):
     stop_early: bool = True
     tolerance: Fraction = 0.03
     repair: bool = True
-    finetune_epochs: Annotated[int, Field(ge=0)] = 1
+    finetune_epochs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 1
     seed: Annotated[int, Field(ge=0, le=999)] = 0
 
 
@@ -284,7 +285,7 @@ class StudySpec(Options):
     @field_validator("methods", "seeds", "budgets")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        repeated = sorted({str(value) for value in values if values.count(value) > 1})
+        repeated = sorted(str(value) for value, number in Counter(values).items() if number > 1)
         if repeated:
             raise ValueError(f"{', '.join(repeated)} is listed twice; each may appear once")
         return values

@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.errors import BenchError, unknown_name
-from bench.inputs.reading import TEXT_BYTES, read_bytes
+from bench.errors import BenchError, printable, unknown_name
+from bench.inputs.reading import DEEPEST, TEXT_BYTES, is_deep, read_bytes
+from bench.outputs.commands import command
 from bench.plugins.method_files import with_files
 from bench.spec.options import explain
 from bench.spec.schema import StudySpec
@@ -39,7 +40,10 @@ def build(layers: Iterable[Mapping[str, Any]]) -> StudySpec:
     Raises:
         BenchError: A key is unknown, or a value is not allowed.
     """
-    values = with_files(reduce(merge, layers, {}))
+    checked = list(layers)
+    if any(map(is_deep, checked)):
+        raise BenchError(f"the specification has values that are nested more than {DEEPEST} deep")
+    values = with_files(reduce(merge, checked, {}))
     try:
         return StudySpec.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
@@ -56,7 +60,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
-    """Put a value under a path of keys: `nested("search.epochs", 3)` is `{"search": {"epochs": 3}}`."""
+    """Put a value under a path of keys: `nested("search.epochs", 3)` is `{"search": {"epochs": 3}}`.
+
+    Raises:
+        BenchError: The path has more keys than any specification.
+    """
+    if path.count(".") >= DEEPEST:
+        raise BenchError(f"the key '{printable(path)}' has more than {DEEPEST} parts; see `{command('list', 'keys')}`")
     key, *inner = path.split(".", 1)
     return {key: nested(inner[0], value) if inner else value}
 
@@ -110,11 +120,11 @@ def with_schedule(values: Mapping[str, Any], asked: str | None = None) -> dict[s
     own = with_files({key: value for key, value in values.items() if key not in ("schedule", "schedules")})
     named, family = values.get("schedule"), values.get("schedules")
     if asked is None:
-        return own if named is None else _only_known_options(merge(_read_schedule(str(named), family), own))
-    completed = merge(own, _read_schedule(asked, family))
+        return own if named is None else merge(_for_methods(_read_schedule(str(named), family), own), own)
+    completed = merge(own, _for_methods(_read_schedule(asked, family), own))
     if asked != named:
         completed["name"] = f"{own.get('name', 'study')}-{asked}"
-    return _only_known_options(completed)
+    return completed
 
 
 def _read_schedule(name: str, family: str | None) -> dict[str, Any]:
@@ -123,17 +133,18 @@ def _read_schedule(name: str, family: str | None) -> dict[str, Any]:
         raise unknown_name("schedule", name, schedule_names(), "bench run --help")
     folder = resources.files(f"{_PRESETS}.schedules")
     families = {file.name.rpartition("-")[0] for file in folder.iterdir() if "-" in file.name}
-    if family is not None and family not in families:
+    if family is not None and str(family) not in families:
         raise unknown_name("family of schedules", str(family), families, "docs/paper.md")
     own = folder.joinpath(f"{family}-{name}.toml")
     return tomllib.loads((own if own.is_file() else folder.joinpath(f"{name}.toml")).read_text(encoding="utf-8"))
 
 
-def _only_known_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop options of methods that do not take part; a schedule has options for many methods."""
+def _for_methods(schedule: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schedule, which has options for many methods, with those of the methods of a file alone."""
     methods = values.get("methods", StudySpec.model_fields["methods"].default)
-    options = {name: own for name, own in values.get("options", {}).items() if name in methods}
-    return {**values, "options": options}
+    known = methods if isinstance(methods, list | tuple) else ()  # building the specification reports the error
+    options = {name: own for name, own in schedule.get("options", {}).items() if name in known}
+    return {**schedule, "options": options}
 
 
 # --- files and the command line ----------------------------------------------------------------------------------
@@ -150,7 +161,9 @@ def read_toml(path: Path, what: str = "specification") -> dict[str, Any]:
         BenchError: The file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(_decoded(read_bytes(path, TEXT_BYTES)))
+        values = tomllib.loads(_decoded(read_bytes(path, TEXT_BYTES)))
+        if is_deep(values):
+            raise RecursionError
     except OSError as error:
         raise BenchError(f"cannot read the {what} '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -159,6 +172,7 @@ def read_toml(path: Path, what: str = "specification") -> dict[str, Any]:
         raise BenchError(f"the {what} '{path}' is not valid TOML: its values are nested too deeply") from error
     except ValueError as error:  # also a number with too many digits
         raise BenchError(f"the {what} '{path}' is not valid TOML: {error}") from error
+    return values
 
 
 def _decoded(content: bytes) -> str:

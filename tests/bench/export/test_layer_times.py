@@ -16,10 +16,11 @@ from bench.costs.measured import LayerTimes, layer_key, read_times
 from bench.costs.measures import MeasuredLatency
 from bench.errors import BenchError
 from bench.export import forms, layer_times
-from bench.export.layer_times import measured_times, repeated_layer
+from bench.export.layer_times import measured_times, repeated_layer, with_measured_times
 from bench.export.untrained import UntrainedNetwork, untrained_network
 from bench.planning.networks import model_shape
 from bench.spec.schema import AcceleratorSpec
+from bench.spec.sources import build
 from bench.store.files import Store
 from datasets.digits import Digits
 from tests.bench.export.networks import CASES
@@ -144,6 +145,13 @@ def test_products_of_activations_are_refused(tmp_path: Path) -> None:
     network = untrained_network(model_shape("cct_2_3x2", "digits"), Digits.described())
     with pytest.raises(BenchError, match=r"the layers of 'cct_2_3x2' are not measured: '.*' multiplies activations"):
         measured_times("onnxruntime", [network], 1, Store(tmp_path), str)
+
+
+@pytest.mark.parametrize(("budget", "words"), [("@onnxruntime", "is not understood"), ("0ms@onnxruntime", "above 0")])
+def test_a_wrong_budget_is_found_before_anything_is_measured(budget: str, words: str, tmp_path: Path) -> None:
+    spec = build([{"name": "s", "task": {"model": "resnet8", "dataset": "digits"}, "budgets": [budget]}])
+    with pytest.raises(BenchError, match=words):
+        with_measured_times(spec, Store(tmp_path / "store"), pytest.fail)
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

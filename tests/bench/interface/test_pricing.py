@@ -37,3 +37,9 @@ def test_a_module_can_be_priced_and_is_not_changed() -> None:
     assert price(costs.network, 8).total("bops") > (costs.total("bops") or 0)
     with pytest.raises(BenchError, match="a module needs the shape of its images"):
         price(nn.Linear(3, CLASSES), 4)
+
+
+@pytest.mark.parametrize("policy", [1.5, float("nan"), None, [4], {"stem": 4}, 0, True, 64])
+def test_what_is_no_policy_is_refused_in_one_line(policy: Any) -> None:
+    with pytest.raises(BenchError, match=r"; give a Policy, the path|allowed: a whole number from 1 to 32"):
+        price("resnet8", policy, dataset="digits")

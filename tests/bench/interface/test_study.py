@@ -12,6 +12,7 @@ import torch
 import bench
 from bench import BenchError, Study, compare, load_network
 from bench.method import Method
+from methods.fixed import Fixed
 from methods.sbs import Sbs
 from tests.bench.cli.specification import toml
 
@@ -42,6 +43,7 @@ def test_values_beat_the_preset_or_file(file: Path) -> None:
     assert (made.name, made.task.model, made.task.dataset) == ("tiny", "resnet20", "synthetic")
     assert (made.methods, made.budgets, made.seeds) == (("fixed", "sbs"), ("3bit",), (0, 1))
     assert (made.search.epochs, made.search.lr, made.search.batch_size, made.tuning.trials) == (7, 0.5, 32, 5)
+    assert Study(methods="fixed").spec.methods == Study(methods=Fixed).spec.methods == ("fixed",)
     assert Study().spec.name == Study("quick").spec.name == "quick"
 
 
@@ -50,7 +52,13 @@ def test_values_beat_the_preset_or_file(file: Path) -> None:
     [
         ({"metods": ["sbs"]}, "unknown specification key 'metods': did you mean 'methods'?"),
         ({"search": {"epoch": 3}}, "unknown specification key 'epoch': did you mean 'epochs'?"),
-        ({"seeds": 0}, "'seeds' is"),
+        ({"seeds": 0}, "'seeds' is 0; give a count from 1 to 10000"),
+        ({"seeds": 10**9}, "'seeds' is 1000000000; give a count from 1 to 10000"),
+        ({"seeds": 1.5}, "'seeds' is 1.5; give a count"),
+        ({"seeds": "3"}, "'seeds' is '3'; give a count"),
+        ({"methods": 5}, "'methods' is 5; give a list"),
+        ({"methods": [None]}, "'methods' has None; allowed: names"),
+        ({"budgets": 4}, "'budgets' is 4; give a list"),
         ({"preset": "quik"}, "unknown preset 'quik': did you mean 'quick'?"),
         ({"preset": "quick", "file": "x.toml"}, "preset 'quick' and file 'x.toml' exclude each other"),
         ({"file": "x.toml"}, "cannot read the specification 'x.toml'"),

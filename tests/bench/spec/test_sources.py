@@ -1,5 +1,6 @@
 import codecs
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bench.plugins.registry import load
 from bench.spec.sources import (
     build,
     merge,
+    nested,
     parse_ablation,
     parse_setting,
     preset_names,
@@ -261,3 +263,31 @@ def test_other_files_are_one_line(content: bytes, told: str, tmp_path: Path) -> 
 
 def test_values_that_are_nested_too_deeply_are_a_text() -> None:
     assert parse_setting("a=" + "[" * 50_000) == {"a": "[" * 50_000}
+
+
+def test_options_of_a_file_for_a_method_that_does_not_take_part_are_refused() -> None:
+    """A schedule has options for many methods, and those of a file are meant."""
+    for schedule in schedule_names():
+        with pytest.raises(BenchError, match="options are given for 'sb', which is not among the methods sbs"):
+            build([with_schedule({"schedule": schedule, "methods": ["sbs"], "options": {"sb": {}}})])
+
+
+@pytest.mark.parametrize("values", [{"methods": 5}, {"options": 5}, {"schedules": ["imagenet"]}, {"schedules": {}}])
+def test_values_of_wrong_types_beside_a_schedule_are_one_line(values: dict[str, Any]) -> None:
+    with pytest.raises(BenchError) as told:
+        build([with_schedule({"schedule": "paper", **values})])
+    assert "\n" not in str(told.value)
+
+
+def test_what_would_take_for_ever_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text("a." * 5000 + "b = 1")
+    with pytest.raises(BenchError, match="its values are nested too deeply"):
+        read_toml(tmp_path / "deep.toml")
+    with pytest.raises(BenchError, match="has more than 100 parts"):
+        nested("a." * 5000 + "b", 1)
+    with pytest.raises(BenchError, match="nested more than 100 deep"):
+        build([reduce(lambda inner, _: {"a": inner}, range(200), {})])
+    with pytest.raises(BenchError, match="0 is listed twice"):
+        build([{"seeds": [*range(60_000), 0]}])
+    with pytest.raises(BenchError, match=r"'search\.epochs' is 9223372036854775808, but must be at most"):
+        build([{"search": {"epochs": 1 << 63}}])
