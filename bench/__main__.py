@@ -87,7 +87,7 @@ def _print_error(line: str) -> None:
 def _report(error: BaseException) -> int:
     """Print one line about an exception that is not of the harness; return the exit status."""
     if isinstance(error, OSError) and (error.errno in _DISK or not place(error, only_users=True)):
-        path = error.filename or "unknown file"
+        path = error.filename or "the output, or a file that was not named"
         _print_error(f"{error.strerror or error}: {path}; nothing that had finished is lost")
     else:
         _print_error(f"{described(error)}; the traceback is in {_kept(error)}")

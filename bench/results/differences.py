@@ -109,5 +109,6 @@ def write_numbers(results: StudyResults) -> None:
 
 
 def _csv(table: "pd.DataFrame") -> str:
-    """Write a table as CSV, in which no text is a formula."""
-    return table.map(lambda value: in_csv(value) if isinstance(value, str) else value).to_csv(index=False)
+    """Write a table as CSV, in which no text is a formula; names of knobs are titles of columns."""
+    safe = table.map(lambda value: in_csv(value) if isinstance(value, str) else value)
+    return safe.rename(columns=lambda title: in_csv(str(title))).to_csv(index=False)

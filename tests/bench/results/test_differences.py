@@ -73,3 +73,14 @@ def test_flagged_rows_are_named_and_not_tested(fake: fake_store.FakeStore) -> No
     assert lines.loc[("sbs", "4bit"), "p"] == pytest.approx(alone)
     of_baseline = {("resnet8", "digits", "fixed", "4bit"): ["it saw 0.7 of the images"]}
     assert all(pd.isna(row.p) for row in baseline_differences(results, of_baseline))
+
+
+def test_names_of_knobs_are_no_instructions_to_what_shows_the_table(tmp_path: Path) -> None:
+    """The names of knobs become titles of columns, and may come from somebody else's archive."""
+    fake = fake_store.FakeStore(tmp_path)
+    fake.seeds("sbs", [70.0], knobs={"\x1b]0;title\x07": 1.0, "a\u202eb": 2.0})
+    results = StudyResults(fake.store, fake.document())
+    write_numbers(results)
+    text = (fake.store.study("quick") / "runs.csv").read_text()
+    assert text.replace("\n", "").isprintable()
+    assert r"\x1b]0;title\x07" in text and r"a\u202eb" in text
