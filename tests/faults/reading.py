@@ -6,6 +6,7 @@ line; it must not raise anything else, wait, fill the memory, or execute what th
 
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -23,14 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.compression.policy import load_policy
+from bench.compression.policy import load_policy, uniform
+from bench.compression.shapes import NetworkShape
 from bench.costs.accelerator.hardware import read_hardware
 from bench.costs.breakdown import breakdown
+from bench.costs.budget import parse_budget
 from bench.errors import BenchError
 from bench.export.executor import PackedNetwork
 from bench.export.importing.files import read_network_file
 from bench.export.packed import _safetensors, packed_network
+from bench.planning.networks import model_shape
 from bench.plugins.registry import load
+from bench.reporting.cost_tables import table
 from bench.reporting.mlflow.folders import StudyFolders
 from bench.reporting.report import make_document
 from bench.results.status import unit_states
@@ -44,6 +49,7 @@ from bench.store.files import Store, file_hash, load_state, read_checked, read_j
 from bench.store.leases import Holder, Leases
 from bench.training.checkpoints import Checkpoints, GeneratorState
 from tests import fake_store
+from tests.bench.costs.tables import write_table
 from tests.bench.export.networks import Shifting, Tokens, sample
 from tests.faults.mutations import mutated_bytes, mutated_json
 
@@ -169,6 +175,28 @@ def _archive(folder: Path) -> Path:
 def _policy(folder: Path) -> Path:
     write_json(folder / "policy.json", fake_store.POLICY)
     return folder / "policy.json"
+
+
+@cache
+def _network_shape() -> NetworkShape:
+    return model_shape("resnet8", "digits")
+
+
+def _times(folder: Path) -> Path:
+    """Make a table of measured times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "times.json", _network_shape())
+    return folder / "times.json"
+
+
+def _priced(path: Path) -> None:
+    """Price a network by a table of measured times, in every way; what is accepted gives times."""
+    network, accelerator = _network_shape(), AcceleratorSpec(hardware=str(path), batch=1)
+    priced = breakdown(accelerator, network, uniform(network, 4))
+    table(priced, "latency")
+    assert math.isfinite(priced.total("latency") or 0.0)
+    json.dumps(priced.to_json(), allow_nan=False)
+    parse_budget("0.9x:ms", network, 0.03, accelerator)
 
 
 def _text(name: str, text: str) -> Callable[[Path], Path]:
@@ -456,6 +484,7 @@ READERS = (
     Reader("policy", _policy, load_policy, _of_json),
     Reader("specification", _text("s.toml", _SPECIFICATION), lambda path: build([read_toml(path)]), _of_bytes),
     Reader("hardware", _text("h.toml", _HARDWARE), read_hardware, _of_bytes),
+    Reader("measured times", _times, _priced, _of_json),
     Reader("state", _state, load_state, _of_state),
     Reader("checkpoint", _state, _checkpoint, _of_state),
     Reader("packed network", _network("packed", "network.safetensors", Shifting), _executed, _of_packed),
