@@ -11,7 +11,8 @@ cost term: the sparsity K and the bound b_u decide what the network costs. One t
 1. *Warm-up*: weights and quantizers learn.
 2. *Projection*: after each update d is clipped to [d(b_u), d(b_l)], d(b) = q^t/(2^(b−1) − 1), while b_u falls in equal
    steps, one at the end of each period but the last.
-3. *Joint stage*: at the start of a period, the groups of least saliency become redundant (`methods.shared.removal`).
+3. *Joint stage*: at the start of a period, the groups of least saliency become redundant (`methods.shared.removal`),
+   and shrink while d is chosen so that the loss falls (`methods.shared.forgetting`).
    After each update x ← x − lr·g, the redundant part of a layer forgets:
 
        x ← x − γ·Q(x)        (biases and normalisations: x − γ·x)
@@ -31,12 +32,12 @@ cost term: the sparsity K and the bound b_u decide what the network costs. One t
 bits whose full network costs more than B, plus a headroom. Then groups are removed on the way from the cost at b_u down
 to B, so that K follows from b_u, and a larger headroom means a higher sparsity. At the start of the last period, bits
 are rounded, so that the groups of this period can be chosen until the cost is in the window. If the rounded bits cost
-less than B by themselves, b_l rises from candidate to candidate until they do not. So every search lands.
+less than B by themselves, b_l rises from candidate to candidate until they do not. So one search lands, unless groups
+are larger than the window.
 
 "The code" is that of the authors, github.com/microsoft/geta.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,17 +64,16 @@ from bench.api import (
 )
 from bench.spec.schema import Match
 from methods.shared.budget import unreachable
+from methods.shared.forgetting import forget
 from methods.shared.history import History
 from methods.shared.networks.companded import COMPANDED, LINEAR, CompandedNetwork
 from methods.shared.networks.ranges import SignedCandidates, range_optimizer
 from methods.shared.quantizers.companded import CompandedQuantizer, companded_quantizer
 from methods.shared.quantizers.starts import ClipInit
-from methods.shared.removal import Periods, Removal, Slices, direction_of, groups_of
+from methods.shared.removal import Periods, Removal, groups_of
 from methods.shared.space import ChoosesFromSpace, SearchSpace, cheapest_policy, uniform_space
 from methods.shared.training import TrainingMethod, train_jointly
 
-ETA, ZETA, SHRINK = 0.999, 0.9, 0.8
-"""η, ζ and the factor by which γ falls where d would be too fine (the code)."""
 EXPONENTS = (0.5, 2.0)
 """Bounds of learned exponents, as for DJPQ."""
 HEADROOM = Knob(low=0.0, high=3.0)
@@ -128,83 +128,6 @@ class GetaOptions(Options):
                 "must rise, e.g. 0.1, 0.4 and 0.7: they are the shares of the search at which stages end"
             )
         return self
-
-
-def forgetting(
-    products: tuple[Tensor, Tensor],
-    squares: tuple[Tensor, Tensor],
-    bounds: tuple[Tensor, Tensor],
-    *,
-    lr: float,
-    linear: float,
-) -> tuple[Tensor, Tensor]:
-    """Choose γ, a scalar, and d of each weight, shape (W,), so that the loss falls.
-
-    Args:
-        products: ⟨g, c⟩ of all that is redundant in a layer, a scalar, and ⟨g, r⟩ of each of its weights, shape (W,).
-        squares: ‖g‖² of all, a scalar, and of each weight, shape (W,).
-        bounds: d(b_u) and d(b_l) of each weight, shape (W,).
-        lr: Learning rate.
-        linear: γ with which the groups fall linearly to zero.
-    """
-    (with_clipped, with_errors), (square, own_squares), (finest, coarsest) = products, squares, bounds
-    least = torch.finfo(square.dtype).tiny
-    falling = (1 - ETA) * lr * square / (-with_clipped).clamp_min(least)
-    rate = torch.where(with_clipped < 0, falling, linear).clamp(max=1.0)
-    along = with_errors < 0
-    wanted = ZETA * ETA * lr * own_squares / (rate * -with_errors).clamp_min(least)
-    lacking = torch.where(along, finest / wanted.clamp_min(least), 0).max().clamp_min(1)
-    shrunk = SHRINK ** torch.ceil(torch.log(lacking) / -math.log(SHRINK))
-    return rate * shrunk, torch.where(along, torch.clamp(wanted / shrunk, finest, coarsest), coarsest)
-
-
-def clipped_and_error(x: Tensor, step: Tensor, limit: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute c = sign(x) min(|x|, q)^t and r = (Q(x) − c)/d, for weights of any shape."""
-    size = x.abs().minimum(limit) ** exponent
-    return x.sign() * size, x.sign() * (torch.floor(size / step + 0.5) - size / step)
-
-
-@torch.no_grad()
-def forget(
-    rows: Slices,
-    quantizers: Mapping[nn.Parameter, CompandedQuantizer],
-    bounds: tuple[Tensor, Tensor],
-    optimizer: torch.optim.Optimizer,
-    linear: float,
-) -> None:
-    """Shrink the redundant groups of a layer, and set d of its weights.
-
-    Args:
-        rows: Parameters with the indices that are redundant; one of them is quantized at least.
-        quantizers: Quantizers of the parameters that are quantized, with an exponent.
-        bounds: d(b_u) and d(b_l) of those in `rows`, in their order, shape (W,).
-        optimizer: Optimizer that has just updated the parameters.
-        linear: γ with which the groups fall linearly to zero.
-    """
-    with_clipped, square, with_errors, own_squares = [], [], [], []
-    for parameter, index in rows:
-        x, g = parameter[index], direction_of(optimizer, parameter)[index]
-        square.append(g.square().sum())
-        if parameter in quantizers:
-            grid = quantizers[parameter]
-            x, error = clipped_and_error(x, grid.clip_step, grid.clip_range, grid.clip_exponent)
-            with_errors.append((g * error).sum())
-            own_squares.append(square[-1])
-        with_clipped.append((g * x).sum())
-    rate, steps = forgetting(
-        (torch.stack(with_clipped).sum(), torch.stack(with_errors)),
-        (torch.stack(square).sum(), torch.stack(own_squares)),
-        bounds,
-        lr=optimizer.param_groups[0]["lr"],
-        linear=linear,
-    )
-    fresh = iter(steps)
-    for parameter, index in rows:
-        x = parameter[index]
-        if parameter in quantizers:
-            quantizers[parameter].clip_step.copy_(next(fresh))
-            x = quantizers[parameter](x)
-        parameter[index] -= rate * x
 
 
 @dataclass(frozen=True, slots=True)
