@@ -83,8 +83,7 @@ def train_jointly(
         job: Data and schedule.
         network: Network to train.
         optimizers: Optimizers of all its parameters, by name.
-        penalty: Term that is added to the cross-entropy, a scalar; it is called after the forward pass. None by
-            default.
+        penalty: Called after the forward pass for the term that is added to the cross-entropy, a scalar.
         draw: Called before each forward pass, with the number of images of the batch.
         rates: Schedule of learning rates, advanced after each update.
         after: Called after each update, before parameters are moved into their bounds, with the number of the update.
@@ -104,8 +103,7 @@ def train_jointly(
             outputs = forward(images)
             loss = F.cross_entropy(outputs, labels)
             network.model.zero_grad(set_to_none=True)
-            total = loss if penalty is None else loss + penalty()
-            total.backward()  # type: ignore[no-untyped-call]
+            (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
             replicas.average_gradients(network.model.parameters())
             network.bound_gradients()
             for optimizer in optimizers.values():
