@@ -31,6 +31,12 @@ _TRIAL = _Axis(field="number", title="trial")
 _LAMBDA = _Axis(field=_STRENGTH, title="strength λ", log=True)
 _COST = _Axis(field="raw", title="cost before repair (% of the budget)", log=True)
 _ACCURACY = _Axis(field="accuracy", title="validation Top-1 (%)")
+_CHOSEN = (
+    "Chosen: the best validation accuracy inside the window, but a search that met the window by itself goes before a "
+    "repaired one that validation cannot tell from it"
+)
+_CHOSEN_LAMBDA = "Chosen: the search whose cost before repair is in the window, or else nearest to it"
+"""Which trial is chosen, in words."""
 _FIGURES = (
     ("tuning-trials", "Cost from trial to trial", _TRIAL, _COST),
     ("tuning-cost", "Cost over strength", _LAMBDA, _COST),
@@ -56,7 +62,11 @@ class Tuning(Report):
         tolerance = figure(section(results.spec, "tuning").get("tolerance"))
         low = 100 * (1 - (_DEFAULT_TOLERANCE if math.isnan(tolerance) else tolerance))
         shown, thin = thinned(rows, "trials")
-        notes = (f"Ring: chosen trial. Dashed lines: budget window, {low:.0f} to 100 % of the budget", *thin)
+        notes = (
+            f"Ring: chosen trial. Dashed lines: budget window, {low:.0f} to 100 % of the budget. Numbers: trials",
+            _CHOSEN_LAMBDA if section(results.spec, "tuning").get("match") == "lambda" else _CHOSEN,
+            *thin,
+        )
         return [*_figures(shown, low, notes), _table(rows)]
 
 
@@ -128,8 +138,10 @@ def _layers(rows: Rows, x: _Axis, y: _Axis, low: float) -> "list[alt.Chart]":
     up = alt.Y(f"{y.field}:Q", title=y.title, scale=_scale(y), axis=_axis(y, last))
     base = alt.Chart().encode(x=across, y=up)
     colour = method_colour(methods)
+    joined = [base.mark_line(opacity=0.35).encode(color=colour, order="number:Q", detail="budget:N")]
+    numbered = [base.mark_text(dx=9, dy=-7, fontSize=9, color=GREY).encode(text="number:Q")]
     layers = [
-        base.mark_line(opacity=0.35).encode(color=colour, order="number:Q", detail="budget:N"),
+        *(joined if x is _TRIAL else numbered),  # over λ, a line in the order of trials would look like a curve
         base.mark_point(filled=True, size=60, opacity=1).encode(
             color=colour, shape=method_shape(methods), tooltip=_hover()
         ),

@@ -18,6 +18,8 @@ _CHOSEN = "chosen"
 _FEW_EPOCHS = 30
 _FACET = {"width": 260, "height": 180}
 _BAND = 0.15
+_STEEP = 10.0
+"""Multiple of a line above which the axis of a chart is logarithmic."""
 _FADED = 0.08
 
 
@@ -110,6 +112,8 @@ def legend_toggle() -> "tuple[alt.Parameter, Any]":
 def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | None = None) -> "list[alt.Chart]":
     """Make the layers of a chart, without data: for each method the mean by `epoch`, in a band from `low` to `high`.
 
+    The axis of shares is logarithmic if some share is many times as high as the line, which would hide all others.
+
     Args:
         methods: All methods of the study.
         rows: Rows that will be drawn.
@@ -134,10 +138,13 @@ def curves(methods: Sequence[str], rows: Rows, x: str, y: str, share: float | No
     base = alt.Chart().encode(x=alt.X("epoch:Q", title=x, axis=axis, scale=across))
     base = base.encode(detail=["method:N", "budget:N"])
     dots = last <= _FEW_EPOCHS
-    height = alt.Scale(zero=False)
+    is_steep = share is not None and max((row["mean"] or 0 for row in rows), default=0) > _STEEP * share
+    height = alt.Scale(type="log", nice=False, padding=10) if is_steep else alt.Scale(zero=False)
     chosen, faded = legend_toggle()
     layers = [
-        base.mark_area(opacity=_BAND).encode(y=alt.Y("low:Q", title=y, scale=height), y2="high:Q", color=colour),
+        (base.transform_filter("datum.low > 0") if is_steep else base)
+        .mark_area(opacity=_BAND)
+        .encode(y=alt.Y("low:Q", title=y, scale=height), y2="high:Q", color=colour),
         base.mark_line(strokeWidth=1.8)
         .encode(y=alt.Y("mean:Q", title=y, scale=height), color=colour, opacity=faded)
         .add_params(chosen),

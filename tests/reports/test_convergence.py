@@ -8,6 +8,7 @@ import pytest
 
 from bench.store.files import write_json
 from reports.convergence import Convergence
+from reports.shared.drawing import curves
 from tests import fake_store
 from tests.reports.reading import figures_of, records, rows_in, table_of
 
@@ -44,3 +45,14 @@ def test_long_curves_keep_their_last_epoch(tmp_path: Path, monkeypatch: pytest.M
     figure = figures_of(Convergence(), fake)["search-loss"]
     assert [row["epoch"] for row in rows_in(figure, "epoch")] == [1, 5, 9, 13, 17, 21, 25, 29, 33, 36]
     assert "The figure shows every 4th epoch and the last" in figure.notes
+
+
+@pytest.mark.parametrize(("most", "kind"), [(900.0, None), (15_000.0, "log")])
+def test_shares_far_above_the_budget_do_not_hide_the_others(most: float, kind: str | None) -> None:
+    rows = [
+        {"method": "sbs", "budget": "4bit", "epoch": epoch, "mean": mean, "low": mean - 120, "high": mean, "n": 3}
+        for epoch, mean in ((1, most), (2, 101.0))
+    ]
+    area, line, *_ = (layer.to_dict() for layer in curves(["sbs"], rows, "epoch", "share", 100.0))
+    assert area["encoding"]["y"]["scale"].get("type") == line["encoding"]["y"]["scale"].get("type") == kind
+    assert bool(area.get("transform")) == (kind == "log")  # a band that reaches 0 has no place on such an axis
