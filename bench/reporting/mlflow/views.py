@@ -188,6 +188,6 @@ def _state(view: View) -> dict[str, Any]:
         "columnWidths": widths,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": view.charts,
-        "compareRunSections": [section | {"isGenerated": False, "columns": 2}],
+        "compareRunSections": [section | {"isGenerated": False, "columns": 1}],
         "isAccordionReordered": True,
     }
