@@ -59,8 +59,8 @@ class CompandedQuantizer(LearnedQuantizer):
         levels = levels_of(self.bits, self.signed)
         if self.linear:
             return quantize(x, limit / levels, limit, signed=self.signed)
-        exponent = positive(bounded(self.clip_exponent, positive(self.clip_exponent)))
-        return quantize(x, limit**exponent / levels, limit, exponent, signed=self.signed)
+        power = positive(bounded(self.clip_exponent, positive(self.clip_exponent)))
+        return quantize(x, limit**power / levels, limit, power, signed=self.signed)
 
     def _searched_step(self) -> Tensor:
         """Return d, or that of the nearest candidate with the gradient of d."""

@@ -104,7 +104,7 @@ def test_least_squares_with_an_irrelevant_group_ends_at_the_solution_of_the_redu
     for step in range(300):
         loss = (inputs @ quantizer(weight).flatten() - target).square().mean() / 2
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if period.begins(step):
             momentum = optimizer.state[weight]["momentum_buffer"]

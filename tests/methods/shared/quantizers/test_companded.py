@@ -30,8 +30,7 @@ def test_steps_of_bits_and_bits_of_steps_are_inverse(kind: Kind) -> None:
 def test_the_first_range_of_the_paper_is_the_largest_value(kind: Kind) -> None:
     x = values() if kind == "weight" else values().abs()
     paper, best = (
-        CompandedQuantizer(bits=3, kind=kind, searching=True, clip_init=init)  # type: ignore[arg-type]
-        for init in ("paper", "calibrated")
+        CompandedQuantizer(bits=3, kind=kind, searching=True, clip_init=init) for init in ("paper", "calibrated")
     )
     for quantizer in (paper, best):
         quantizer.calibrate(x)
