@@ -2,7 +2,7 @@
 
     .venv/bin/python docs/make_matching.py STORE STUDY
 
-The study compares the modes `dual` and `hinge`, as `docs/results/matching.toml` does. The table replaces what stands
+The study is that of `docs/results/matching.toml`, or another with methods that search. The table replaces what stands
 between `<!-- matching -->` and `<!-- end -->`.
 """
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, first_line, printable
 from bench.inputs.reading import read_text
-from bench.reporting.mlflow.artifacts import artifact_root, follow_store
+from bench.reporting.mlflow.artifacts import artifact_root, check_places, follow_store
 from bench.reporting.mlflow.mirror import STORE, Connection, Counts, Mirror
 from bench.reporting.mlflow.probe import is_database, is_server, open_sqlite, probe, sqlite_file
 from bench.reporting.mlflow.views import experiment_tags
@@ -205,6 +205,9 @@ class Tracker:
             experiment = self._client.get_experiment(made)
         if experiment.lifecycle_stage != "active":
             self._client.restore_experiment(experiment.experiment_id)
+        file = sqlite_file(self.uri)
+        if file is not None and self._is_private:
+            check_places(file, self.root, str(experiment.experiment_id))
         for key, value in experiment_tags(experiment.creation_time).items():
             if experiment.tags.get(key) != value:
                 self._client.set_experiment_tag(experiment.experiment_id, key, value)

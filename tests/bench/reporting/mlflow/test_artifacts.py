@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.errors import BenchError
 from bench.reporting.mlflow.artifacts import artifact_root, follow_store
 from bench.reporting.mlflow.tracker import Tracker
 from tests.bench.reporting.mlflow.reading import by_name, log_study
@@ -73,6 +74,33 @@ def test_places_outside_of_stores_stay(tmp_path: Path, place: str | None) -> Non
         connection.execute("create table runs (experiment_id, artifact_uri)")
         connection.execute("insert into experiments values (1, ?)", (place,))
     assert follow_store(tmp_path / "mlflow.db", tmp_path) == 0
+
+
+@pytest.mark.parametrize("table", ["experiments", "runs"])
+@pytest.mark.parametrize("ending", ["", "/mlartifacts/quick/../../.."])
+def test_places_outside_of_a_store_are_not_written(mixed: Any, tmp_path: Path, table: str, ending: str) -> None:
+    """Its own database may come from somebody else, with any folder in it."""
+    log_study(mixed)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    column = {"experiments": "artifact_location", "runs": "artifact_uri"}[table]
+    with sqlite3.connect(mixed.root / "mlflow.db") as connection:
+        place = victim.as_uri() + ending
+        connection.execute(f"update {table} set {column} = ? where experiment_id > 0", (place,))  # noqa: S608
+    with pytest.raises(BenchError, match="outside of the store; nothing was written there"):
+        Tracker(None, mixed.root).sync(mixed.store, mixed.document(), rebuild=True)
+    assert not list(victim.iterdir())
+
+
+def test_a_link_out_of_the_folder_of_artifacts_is_not_followed(mixed: Any, tmp_path: Path) -> None:
+    log_study(mixed)
+    folder = artifact_root(mixed.root) / "quick"
+    shutil.rmtree(folder)
+    (tmp_path / "victim").mkdir()
+    folder.symlink_to(tmp_path / "victim")
+    with pytest.raises(BenchError, match="outside of the store"):
+        Tracker(None, mixed.root).sync(mixed.store, mixed.document(), rebuild=True)
+    assert not list((tmp_path / "victim").iterdir())
 
 
 def test_names_that_look_like_the_folder_are_kept_apart(tmp_path: Path) -> None:
