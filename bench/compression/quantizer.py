@@ -177,7 +177,8 @@ def best_clip(x: Tensor, bits: int, kind: Kind) -> float:
         return 1.0
     candidates = x.new_tensor([largest * (step + 1) / _CALIBRATION_STEPS for step in range(_CALIBRATION_STEPS)])
     rows = max(1, _CALIBRATION_SAMPLE // x.numel())
-    errors = torch.cat([_squared_errors(x, some, bits, kind) for some in candidates.split(rows)]).tolist()
+    starts = range(0, _CALIBRATION_STEPS, rows)
+    errors = torch.cat([_squared_errors(x, candidates[start : start + rows], bits, kind) for start in starts]).tolist()
     return largest * (errors.index(min(errors)) + 1) / _CALIBRATION_STEPS
 
 
