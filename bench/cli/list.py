@@ -196,7 +196,7 @@ def _print_preset_times(names: Sequence[str]) -> None:
     from bench.cli.console import simple_table
     from bench.diagnostics.speed.preset_times import seconds
     from bench.outputs.terminal import make_console
-    from bench.reporting.wording import duration
+    from bench.outputs.times import duration
     from bench.spec.sources import build, read_preset, schedule_names, with_schedule
 
     rows = []

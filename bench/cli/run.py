@@ -281,9 +281,9 @@ def _hint(line: str) -> None:
 
 
 def _print_plan(console: Console, plan: Plan, store: Store, data_dir: Path | None, jobs: int) -> None:
+    from bench.outputs.times import duration
     from bench.planning.checkpoints import check_checkpoints
     from bench.planning.plan import phases
-    from bench.reporting.wording import duration
     from bench.results.status import unit_states
     from bench.store.outcomes import RESULTS
     from bench.study import notes_before, study_document
@@ -315,8 +315,8 @@ def _plan_table(heading: str, left: Sequence[tuple[Unit, float]], states: Mappin
         states: States of the units by identity.
     """
     from bench.cli.console import simple_table
+    from bench.outputs.times import duration
     from bench.planning.units import title
-    from bench.reporting.wording import duration
 
     if len(left) <= MOST_LISTED:
         columns = {"unit": False, "state": False, "time left": True, "id": False}

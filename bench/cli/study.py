@@ -36,7 +36,7 @@ def status(study: str | None, every: bool, store_dir: Path) -> None:
     """
     from bench.cli.console import simple_table
     from bench.outputs.terminal import make_console
-    from bench.reporting.wording import duration
+    from bench.outputs.times import duration
     from bench.results.status import seconds_left, unit_states
     from bench.store.files import Store
     from bench.store.leases import Leases, sessions

@@ -5,6 +5,7 @@ do not wait for a pipe, do not read devices without end, and do not fill the mem
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,8 @@ MOST_VALUES = 5_000_000
 LARGEST_NUMBER = 1 << 64
 """Whole numbers in JSON are smaller, so that each of them can be a float too."""
 
+_PART_BYTES = 1 << 16
+"""Bytes of a file that are hashed at once."""
 _SHORT = 4
 """Largest number of characters of whole numbers that are kept."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -91,6 +94,19 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
         UnicodeDecodeError: It is not UTF-8.
     """
     return read_bytes(path, limit).decode()
+
+
+def file_hash(path: Path) -> str:
+    """Compute the SHA-256 of a file.
+
+    Raises:
+        OSError: The file cannot be read, or is not a regular one.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while part := file.read(_PART_BYTES):  # the library's own loop clears 256 KB of memory for every file
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def parse_json(content: bytes, most: int = MOST_VALUES) -> Any:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bench.outputs.escaping import in_terminal
 from bench.outputs.terminal import STYLES, Tone, is_terminal, make_console
-from bench.reporting.wording import duration
+from bench.outputs.times import duration
 from bench.results.status import progress_in_words
 
 if TYPE_CHECKING:  # plans need PyTorch, the terminal does not

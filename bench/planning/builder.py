@@ -12,6 +12,7 @@ from typing import Any
 from bench.costs.budget import Budget, parse_budget
 from bench.costs.measured import times_on
 from bench.errors import BenchError, StudyHaltedError
+from bench.inputs.reading import file_hash
 from bench.matching.tune import largest_trials
 from bench.method import Method
 from bench.models.weights import checkpoint_of
@@ -20,7 +21,6 @@ from bench.planning.networks import task_network
 from bench.planning.units import RunUnit, TrialUnit, TuningUnit, Unit, kind_of, method_unit, title, trial_of
 from bench.spec.schema import AcceleratorSpec, StudySpec, canonical_hash
 from bench.spec.seeds import tuning_seed
-from bench.store.files import file_hash
 
 
 class UnitBuilder:

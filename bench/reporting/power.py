@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from bench.errors import unknown_name
 from bench.outputs.commands import command
+from bench.outputs.times import duration
 from bench.reporting import wording
 from bench.reporting.report import Column, Table
-from bench.reporting.wording import count, duration, listed, number
+from bench.reporting.wording import count, listed, number
 from bench.results.groups import RunGroup, baseline_of, difference, run_groups
 from bench.results.selection import methods_of
 from bench.results.statistics import MOST_PAIRS, Interval, deviation_interval, pairs_needed

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.reporting.wording import count, duration
+from bench.outputs.times import duration
+from bench.reporting.wording import count
 from bench.store.files import UnitKind
 
 _SYMBOLS = {"strength": "λ"}

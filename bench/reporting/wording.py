@@ -78,14 +78,6 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: "45 s", "12 min", "3.4 h", "2.1 d"."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}" if unit < 3600 else f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 86_400:.1f} d"
-
-
 def period(start: str, end: str) -> str:
     """Format two times: "30 Nov 2026, 14:37 to 14:39 UTC", or with both dates; what is no ISO time stays as it is.
 

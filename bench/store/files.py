@@ -31,6 +31,7 @@ from bench.inputs.names import FileName, StudyName, UnitId, inside
 from bench.inputs.reading import (
     CHECKPOINT_BYTES,
     JSON_BYTES,
+    file_hash,
     open_regular,
     parse_json,
     read_bytes,
@@ -66,8 +67,6 @@ _PATHS_INSIDE = 250
 """Bytes that the longest path inside a store may have."""
 _LONGEST_PATH = 4096 - 1 - _PATHS_INSIDE
 """Largest length of a store's own path in bytes, on Linux."""
-_PART_BYTES = 1 << 16
-"""Bytes of a file that are hashed at once."""
 _HASHED_BYTES = 1 << 20
 """Largest size of files that are hashed whenever they are checked; larger ones are hashed on request."""
 
@@ -190,19 +189,6 @@ class Store:
             raise BenchError(
                 f"cannot write to the store '{self.root}': {error.strerror}; choose another with --store DIR"
             ) from error
-
-
-def file_hash(path: Path) -> str:
-    """Compute the SHA-256 of a file.
-
-    Raises:
-        OSError: The file cannot be read, or is not a regular one.
-    """
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while part := file.read(_PART_BYTES):  # the library's own loop clears 256 KB of memory for every file
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def manifest(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -33,6 +33,7 @@ from bench.errors import BenchError
 from bench.export.executor import PackedNetwork
 from bench.export.importing.files import read_network_file
 from bench.export.packed import _safetensors, packed_network
+from bench.inputs.reading import file_hash
 from bench.planning.networks import model_shape
 from bench.plugins.registry import load
 from bench.reporting.cost_tables import table
@@ -45,7 +46,7 @@ from bench.spec.sources import build, read_toml
 from bench.store.archive import archive, restore
 from bench.store.cleaning.cleanup import clean
 from bench.store.cleaning.survey import survey
-from bench.store.files import Store, file_hash, load_state, read_checked, read_json, write_json
+from bench.store.files import Store, load_state, read_checked, read_json, write_json
 from bench.store.leases import Holder, Leases
 from bench.training.checkpoints import Checkpoints, GeneratorState
 from tests import fake_store

@@ -6,8 +6,8 @@ from rich.console import Console
 from bench.cli import console as module
 from bench.cli.console import make_console, show, simple_table
 from bench.outputs import terminal
+from bench.outputs.times import duration
 from bench.reporting.report import Column, Table
-from bench.reporting.wording import duration
 
 
 @pytest.fixture

@@ -27,13 +27,14 @@ from bench.execution.context import Clock, DataUse
 from bench.execution.stages import finetuning, pretraining, search
 from bench.execution.stages.finetuning import reduced_form
 from bench.execution.task_loader import TaskLoader, on_device
+from bench.inputs.reading import file_hash
 from bench.method import Capabilities, Decision, Method, SearchJob, SearchResult
 from bench.planning.builder import stored_unit
 from bench.plugins.registry import source_hash
 from bench.spec.schema import REPORT_SEEDS, AcceleratorSpec, canonical_hash
 from bench.spec.seeds import derive, tuning_seed
 from bench.store import staleness
-from bench.store.files import file_hash, load_state, read_checked, read_json, save_state
+from bench.store.files import load_state, read_checked, read_json, save_state
 from bench.store.outcomes import RETRIABLE, StoppedError
 from bench.store.staleness import COUNTER_VERSION
 from bench.training.loop import evaluate

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bench.errors import BenchError
-from bench.inputs.reading import DEEPEST, JSON_BYTES, LARGEST_NUMBER, parse_json, read_bytes, read_text
-from bench.store.files import Store, file_hash, load_state, read_checked, read_json, save_state, write_checked
+from bench.inputs.reading import DEEPEST, JSON_BYTES, LARGEST_NUMBER, file_hash, parse_json, read_bytes, read_text
+from bench.store.files import Store, load_state, read_checked, read_json, save_state, write_checked
 from bench.training.checkpoints import Checkpoints
 from tests import fake_store
 from tests.faults.reading import READERS, Reader, attack, limited
