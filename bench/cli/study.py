@@ -119,7 +119,7 @@ def report(
     bench report --report comparison --format latex
     """  # noqa: D301  (click wants the character)
     from bench.cli.console import show_document
-    from bench.outputs.folders import make_folder
+    from bench.outputs.folders import require_writable
     from bench.plugins.registry import load
     from bench.reporting.report import DEFAULT_REPORT, make_document, write_document
     from bench.results.tables import StudyResults
@@ -131,7 +131,7 @@ def report(
     store = Store(store_dir)
     results = StudyResults(store, store.load_study(study))
     if out is not None:
-        make_folder(out)
+        require_writable(out)
     everything = wanted == "all" or (wanted is None and (out is not None or renderer.page))
     chosen = None if everything else names(DEFAULT_REPORT if wanted is None else wanted, "--report")
     document = make_document(results, chosen)
@@ -227,7 +227,7 @@ def leaderboard(sources: tuple[Path, ...], out: Path, data_dir: Path | None, *, 
     """  # noqa: D301  (click wants the character)
     from bench.errors import EXIT_SOME_FAILED, BenchError
     from bench.leaderboard import boards_of, entries_of, read_sources, write_site
-    from bench.outputs.folders import make_folder
+    from bench.outputs.folders import require_writable
     from bench.reporting.wording import count
 
     with read_sources(sources, data_dir, networks=networks) as read:
@@ -237,7 +237,7 @@ def leaderboard(sources: tuple[Path, ...], out: Path, data_dir: Path | None, *, 
             raise BenchError(
                 reasons or "no source has a run with a result at a budget; finish a study first: bench run"
             )
-        make_folder(out)
+        require_writable(out)
         for source in read:
             say(f"{source.name}: {source.in_words}")
         files = write_site(out, boards, read)

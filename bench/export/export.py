@@ -21,7 +21,7 @@ from bench.export.rebuild import RebuiltRun, check_rebuilt, rebuild, runs_named
 from bench.export.untrained import UntrainedNetwork
 from bench.export.verification import Agreement, verify
 from bench.outputs.commands import command
-from bench.outputs.folders import make_folder
+from bench.outputs.folders import require_writable
 from bench.store.exports import DOCUMENT, FOLDER
 from bench.store.files import Store, write_bytes, write_checked
 from bench.store.machine import hardware, instructions, versions
@@ -98,7 +98,7 @@ def export(
     runs = runs_named(place, name)
     if not runs:
         raise BenchError(f"'{name}' has no finished runs to export; see: {command('status', store=place.root)}")
-    make_folder(root)
+    require_writable(root)
     exports = Exports()
     for run in runs:
         if len(runs) > 1 and _has_full_precision(place, run):

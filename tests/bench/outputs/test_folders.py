@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.errors import BenchError
-from bench.outputs.folders import make_folder
+from bench.outputs.folders import require_writable
 from tests import fake_store
 
 
@@ -15,7 +15,12 @@ from tests import fake_store
 def test_a_folder_that_cannot_be_written_is_one_line(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match=r"cannot write to '.*': .*; choose another folder with --out DIR"):
-        make_folder(tmp_path / place)
+        require_writable(tmp_path / place)
+
+
+def test_a_folder_is_tried_without_being_left(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", [("report", "quick", "--store"), ("leaderboard",), ("export", "quick", "--store")])
