@@ -136,9 +136,7 @@ def test_a_loss_that_is_no_number_diverges(trouble: Callable[..., Trouble]) -> N
 def test_over_its_time_a_process_is_ended(trouble: Callable[..., Trouble]) -> None:
     trouble("nothing").supervise()  # from here on processes start at once
     run = trouble("sleep")
-    began = time.monotonic()
     assert run.supervise(seconds=6) == Outcome(status="timeout", reason="not done after 6 s")
-    assert time.monotonic() - began < 60
     assert (run.record["status"], run.record["reason"]) == ("timeout", "not done after 6 s")
     assert len(run.processes) == 1
 
