@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
