@@ -10,6 +10,7 @@ from tests.fake_store import FakeStore
 
 def left(fake: FakeStore) -> float | None:
     study = fake.document()
+    study["places"] = {run: {"method": run.partition("-")[0], "model": "resnet8"} for run in fake.runs}
     return seconds_left(study, list(unit_states(fake.store, study)))
 
 
