@@ -18,7 +18,7 @@ from bench.cli.main import bench as commands
 from bench.cli.run import make_specification
 from bench.planning.plan import make_plan
 from bench.results.tables import StudyResults
-from bench.spec.sources import build, read_toml
+from bench.spec.sources import build, read_toml, with_schedule
 from tests.fake_store import FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +233,7 @@ SPECIFICATIONS = [path for path in sorted(ROOT.glob("docs/results/*.toml")) if p
 @pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
 def test_published_studies_can_be_planned_and_their_rows_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the specification names its checkpoint from there
-    plan = make_plan(build([read_toml(path)]))
+    plan = make_plan(build([with_schedule(read_toml(path))]))
     provenance = ROOT / "docs" / "results" / plan.spec.name / "provenance.md"
     named = re.findall(r"--spec docs/results/(\S+) --methods (\S+)", provenance.read_text())
     assert {file for file, _ in named} == {path.name}
