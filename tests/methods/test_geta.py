@@ -126,14 +126,15 @@ def test_a_search_ends_near_its_budget(make_job: MakeJob, measure: Measure, head
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["3bit", "4bit"])
-@pytest.mark.parametrize("headroom", [0.0, 1.0])
-def test_a_longer_search_lands(make_job: MakeJob, task: Task, text: str, headroom: float) -> None:
+@pytest.mark.parametrize(("headroom", "most"), [(0.0, 2), (1.0, 4)])
+def test_a_longer_search_lands(make_job: MakeJob, task: Task, text: str, headroom: float, most: int) -> None:
+    """With more groups to remove, the last one may step over the window: a group of this network costs more than it."""
     limit = parse_budget(text, task.network, 0.03, AcceleratorSpec()).limit
     schedule = SearchSchedule(epochs=15, batch_size=56)
     job = make_job(match="dual", knobs={"headroom": headroom}, budget=limit, schedule=schedule)
     result = Geta().search(job)
     repaired = repair(task.network, result.policy, result.decisions, Budget(text="test", limit=limit, tolerance=0.03))
-    assert repaired.moved <= 2 and 0.97 * limit <= repaired.cost <= limit
+    assert repaired.moved <= most and 0.97 * limit <= repaired.cost <= limit
 
 
 @pytest.mark.parametrize("match", ["lambda", "hinge"])
