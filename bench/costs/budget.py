@@ -11,15 +11,15 @@ from bench.costs.measures import BOPS, Energy, Latency, Measure, MeasuredLatency
 from bench.errors import BenchError
 from bench.spec.schema import AcceleratorSpec
 
-_ABSOLUTE = re.compile(r"(\d+(?:\.\d+)?)([kMGT]?)", re.ASCII)
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Multiples in which bit operations are written."""
-_MEASURED = re.compile(r"(\d+(?:\.\d+)?)(KB|MB|ms|mJ)", re.ASCII)
 _NOTATION = re.compile(
-    r"(\d+(?:\.\d+)?)(?:[kMGT]?|KB|MB|ms|mJ|(?:bit|x)(?::(?:KB|ms|mJ))?)(?:@.*)?", re.ASCII | re.DOTALL
+    r"(?P<number>\d+(?:\.\d+)?)"
+    r"(?:(?P<prefix>[kMGT]?)|(?P<unit>KB|MB|ms|mJ)|(?P<relative>bit|x)(?::(?P<of>KB|ms|mJ))?)"
+    r"(?:@(?P<hardware>.*))?",
+    re.ASCII | re.DOTALL,
 )
 _SIZES = {"KB": 1.0, "MB": 1e3, "ms": 1.0, "mJ": 1.0}
-_MEASURES = ("KB", "ms", "mJ")
 _FORMS = (
     "allowed: '4bit' (cost of uniform 4 bit), '2.5bit' (half-way between 2 and 3 bit), '630.6M' (BOPs), "
     "'0.016x' (of full precision), '395KB' (memory), "
@@ -94,10 +94,19 @@ def number_of(text: str) -> float:
     Raises:
         BenchError: The text has none of the forms.
     """
+    return float(_parts(text)["number"])
+
+
+def _parts(text: str) -> re.Match[str]:
+    """Split the notation of a budget.
+
+    Raises:
+        BenchError: The text has none of the forms.
+    """
     found = _NOTATION.fullmatch(text)
     if found is None:
         raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
-    return float(found[1])
+    return found
 
 
 def _at(bits: int) -> str:
@@ -106,41 +115,32 @@ def _at(bits: int) -> str:
 
 def _read(text: str, network: NetworkShape, accelerator: AcceleratorSpec) -> tuple[Measure, float]:
     """Return the measure that a text limits, and the limit."""
-    number_of(text)
-    amount, at, hardware = text.partition("@")
-    relative, colon, unit = amount.partition(":")
-    measure: Measure = BOPS
-    limit: float | None
-    if colon and unit in _MEASURES:
-        measure = measure_in(unit, accelerator)
-        limit = _relative(relative, network, measure)
-    elif measured := _MEASURED.fullmatch(amount):
-        measure, limit = measure_in(measured[2], accelerator), float(measured[1]) * _SIZES[measured[2]]
-    elif absolute := _ABSOLUTE.fullmatch(amount):
-        limit = float(absolute[1]) * PREFIXES[absolute[2]]
+    parts = _parts(text)
+    unit, hardware = parts["unit"] or parts["of"], parts["hardware"]
+    measure: Measure = measure_in(unit, accelerator) if unit else BOPS
+    if parts["relative"]:
+        limit = _relative(parts["number"], parts["relative"], network, measure)
+    elif unit:
+        limit = float(parts["number"]) * _SIZES[unit]
     else:
-        limit = _relative(amount, network, BOPS)
-    if limit is None:
-        raise BenchError(f"budget '{text}' is not understood; {_FORMS}")
-    if at and not measure.on_accelerator:
+        limit = float(parts["number"]) * PREFIXES[parts["prefix"]]
+    if hardware is not None and not measure.on_accelerator:
         raise BenchError(f"budget '{text}': only a budget in ms or mJ depends on hardware; leave out '@{hardware}'")
-    if at and hardware != accelerator.title:
+    if hardware is not None and hardware != accelerator.title:
         raise BenchError(
             f"budget '{text}' is on '{hardware}', but the hardware is '{accelerator.title}'; {_SET_HARDWARE}"
         )
     return measure, limit
 
 
-def _relative(text: str, network: NetworkShape, measure: Measure) -> float | None:
-    """Price `4bit`, uniform bits, or `0.5x`, a share of the costliest uniform network; `None` for other texts."""
-    if bits := re.fullmatch(r"(\d+(?:\.\d+)?)bit", text, re.ASCII):
-        number = Fraction(bits[1])
-        if not 1 <= number <= measure.max_bits:
-            raise BenchError(f"budget '{text}': bits go from 1 to {measure.max_bits}")
-        return _uniform_cost(number, network, measure)
-    if share := re.fullmatch(r"(\d+(?:\.\d+)?)x", text, re.ASCII):
-        return float(share[1]) * measure.price(network, uniform(network, measure.max_bits))
-    return None
+def _relative(number: str, kind: str, network: NetworkShape, measure: Measure) -> float:
+    """Price `4bit`, uniform bits, or `0.5x`, a share of the costliest uniform network."""
+    if kind == "x":
+        return float(number) * measure.price(network, uniform(network, measure.max_bits))
+    bits = Fraction(number)
+    if not 1 <= bits <= measure.max_bits:
+        raise BenchError(f"budget '{number}bit': bits go from 1 to {measure.max_bits}")
+    return _uniform_cost(bits, network, measure)
 
 
 def _uniform_cost(bits: Fraction, network: NetworkShape, measure: Measure) -> float:
