@@ -67,7 +67,7 @@ from methods.shared.networks.stochastic_gates import (
 from methods.shared.quantizers.residual_bits import RangeQuantizer
 from methods.shared.quantizers.starts import ClipInit
 from methods.shared.search import edge_layer, replace_layers
-from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
+from methods.shared.space import ChoosesFromSpace, SearchSpace, grouped_space
 from methods.shared.training import TrainedNetwork, TrainingMethod, train_jointly
 
 PAPER_LR = 1e-3
@@ -291,10 +291,7 @@ class BayesianBits(TrainingMethod[BayesianNetwork], ChoosesFromSpace):
 
     def space(self, network: NetworkShape) -> SearchSpace:
         """State the choices: the same bits in every layer, and groups of filters in prunable layers."""
-        size = self.options.group_size or network.group_size
-        return uniform_space(
-            network, self.options.bits, {layer.name: size for layer in network.middle if layer.prunable}
-        )
+        return grouped_space(network, self.options.bits, self.options.group_size or network.group_size)
 
     @property
     def quantizer(self) -> QuantizerFactory:

@@ -71,7 +71,7 @@ from methods.shared.networks.ranges import SignedCandidates, range_optimizer
 from methods.shared.quantizers.companded import CompandedQuantizer, companded_quantizer
 from methods.shared.quantizers.starts import ClipInit
 from methods.shared.removal import Periods, Removal, groups_of
-from methods.shared.space import ChoosesFromSpace, SearchSpace, cheapest_policy, uniform_space
+from methods.shared.space import ChoosesFromSpace, SearchSpace, cheapest_policy, grouped_space
 from methods.shared.training import TrainingMethod, train_jointly
 
 EXPONENTS = (0.5, 2.0)
@@ -346,8 +346,7 @@ class Geta(TrainingMethod[GetaNetwork], ChoosesFromSpace):
         return self._space(network, self.options.bits)
 
     def _space(self, network: NetworkShape, bits: tuple[int, ...]) -> SearchSpace:
-        size = self._group_size(network)
-        return uniform_space(network, bits, {layer.name: size for layer in network.middle if layer.prunable})
+        return grouped_space(network, bits, self._group_size(network))
 
     @property
     def quantizer(self) -> QuantizerFactory:

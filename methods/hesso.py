@@ -29,7 +29,7 @@ from bench.api import (
 )
 from methods.shared.budget import unreachable
 from methods.shared.removal import Periods, Removal, groups_of
-from methods.shared.space import cheapest_policy, uniform_space
+from methods.shared.space import cheapest_policy, grouped_space
 from methods.shared.training import TrainedNetwork, train_jointly
 
 _MOST_BITS = 16
@@ -98,9 +98,7 @@ class Hesso(Method):
         return self._narrowest(network, self.options.bits or 1)
 
     def _narrowest(self, network: NetworkShape, bits: int) -> Policy:
-        size = self._group_size(network)
-        sizes = {layer.name: size for layer in network.middle if layer.prunable}
-        return cheapest_policy(network, uniform_space(network, (bits,), sizes))
+        return cheapest_policy(network, grouped_space(network, (bits,), self._group_size(network)))
 
     def costliest(self, network: NetworkShape) -> Policy:
         """Keep all filters, at the bits of the options or at the most that are tried."""

@@ -43,7 +43,7 @@ from methods.shared.decisions import group_decisions
 from methods.shared.gates import filter_groups, of_inputs
 from methods.shared.history import History
 from methods.shared.networks.paths import MixedLayer, PathNetwork, PathOptions
-from methods.shared.space import ChoosesFromSpace, SearchSpace, uniform_space
+from methods.shared.space import ChoosesFromSpace, SearchSpace, grouped_space
 from methods.shared.training import TrainingMethod, train_jointly
 
 
@@ -95,10 +95,7 @@ class JointMps(TrainingMethod["JointNetwork"], ChoosesFromSpace):
 
     def space(self, network: NetworkShape) -> SearchSpace:
         """Build the space of bits and filters."""
-        size = self.options.group_size or network.group_size
-        return uniform_space(
-            network, self.options.bits, {layer.name: size for layer in network.middle if layer.prunable}
-        )
+        return grouped_space(network, self.options.bits, self.options.group_size or network.group_size)
 
     def network(self, job: SearchJob) -> "JointNetwork":
         """Build a network in which all candidates of a layer share one weight."""

@@ -211,7 +211,7 @@ class Removal:
 
     Attributes:
         base: Policy with all filters; its bits may change during a search.
-        redundant: What belongs to the groups of the present period, by layer.
+        redundant: Parameters of the groups of the present period with their indices, by layer.
     """
 
     def __init__(self, job: SearchJob, base: Policy, groups: Sequence[Group]) -> None:

@@ -84,6 +84,17 @@ def uniform_space(
     }
 
 
+def grouped_space(network: NetworkShape, bits: tuple[int, ...], group_size: int) -> SearchSpace:
+    """Build a space with the same bits everywhere, whose prunable layers lose groups of filters.
+
+    Args:
+        network: Shapes of the network.
+        bits: Candidates for weights and activations.
+        group_size: Number of filters of a group.
+    """
+    return uniform_space(network, bits, {layer.name: group_size for layer in network.middle if layer.prunable})
+
+
 class ChoosesFromSpace(Method):
     """A method that chooses bits and filters from a search space."""
 

@@ -83,11 +83,11 @@ def train_jointly(
         job: Data and schedule.
         network: Network to train.
         optimizers: Optimizers of all its parameters, by name.
-        penalty: Called after the forward pass for the term that is added to the cross-entropy, a scalar.
+        penalty: Function that returns the term added to the cross-entropy, a scalar, after the forward pass.
         draw: Called before each forward pass, with the number of images of the batch.
         rates: Schedule of learning rates, advanced after each update.
-        after: Called after each update, before parameters are moved into their bounds, with the number of the update.
-        others: What else of the method, by name, a checkpoint must keep the state of, such as generators.
+        after: Function for the end of each update, before parameters are moved into their bounds; gets its number.
+        others: Objects of the method, such as generators, whose state a checkpoint must keep, by name.
     """
     history = History()
     network.model.train()

@@ -149,6 +149,11 @@ def network(task: Task) -> NetworkShape:
     return task.network
 
 
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a network's state."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 @pytest.fixture(scope="session")
 def pretrained(task: Task) -> Mapping[str, Tensor]:
     """The state of a network that reads digits well."""
@@ -156,7 +161,7 @@ def pretrained(task: Task) -> Mapping[str, Tensor]:
     model = task.make_model()
     schedule = Schedule(epochs=4, batch_size=64, lr=0.1, decay="one_cycle")
     fit(model, task.data, schedule, generator("tests"), quiet)
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return copied(model)
 
 
 def scramble(model: nn.Module, seed: int) -> nn.Module:
@@ -296,17 +301,22 @@ class Branches(nn.Module):
         return self.fc(x.amax((2, 3)))  # type: ignore[no-any-return]
 
 
+def trained(kind: type[nn.Module], task: Task, epochs: int) -> tuple[Task, nn.Module]:
+    """A task with a network of another kind, and this network after a short training."""
+    shapes = trace(kind(), task.data.image_shape, name=kind.__name__.lower(), dataset="digits")
+    torch.manual_seed(0)
+    model = kind()
+    fit(model, task.data, Schedule(epochs=epochs, batch_size=64, decay="one_cycle"), generator("tests"), quiet)
+    return Task(data=task.data, network=shapes, make_model=kind), model
+
+
 @pytest.fixture(scope="session")
 def known_best(task: Task) -> tuple[SearchJob, Policy]:
     """A job on a network of two layers whose best policy is known: the best of all that have 2 or 4 bits and cost no
     more than the busy layer at 4 and the idle one at 2 bits.
     """
-    shapes = trace(Branches(), task.data.image_shape, name="branches", dataset="digits")
-    of_branches = Task(data=task.data, network=shapes, make_model=Branches)
-    torch.manual_seed(0)
-    model = Branches()
-    fit(model, task.data, Schedule(epochs=5, batch_size=64, decay="one_cycle"), generator("tests"), quiet)
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    of_branches, model = trained(Branches, task, epochs=5)
+    shapes, state = of_branches.network, copied(model)
     budget = price(shapes, uniform(shapes, 4).with_layer("idle", weight_bits=2, activation_bits=2)).bops
     schedule = SearchSchedule(epochs=4, batch_size=64)
     job = job_of(of_branches, state, budget=float(budget), schedule=schedule)
@@ -351,14 +361,9 @@ class Pair(nn.Module):
 @pytest.fixture(scope="session")
 def unread(task: Task) -> tuple[SearchJob, Policy]:
     """A job on a network of which nothing reads half the filters of a layer, and the policy without these at 4 bits."""
-    shapes = trace(Pair(), task.data.image_shape, name="pair", dataset="digits")
-    of_pair = Task(data=task.data, network=shapes, make_model=Pair)
-    torch.manual_seed(0)
-    model = Pair()
-    fit(model, task.data, Schedule(epochs=3, batch_size=64, decay="one_cycle"), generator("tests"), quiet)
-    with torch.no_grad():
-        model.reader.weight[:, 4:] = 0
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    of_pair, model = trained(Pair, task, epochs=3)
+    shapes, state = of_pair.network, copied(model)
+    state["reader.weight"][:, 4:] = 0
     half = uniform(shapes, 4).with_layer("wide", kept_filters=(0, 1, 2, 3))
     job = job_of(of_pair, state, schedule=SearchSchedule(epochs=2, batch_size=64, lr=1e-3))
     return replace(job, budget=job.price(half)), half
