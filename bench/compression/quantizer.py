@@ -197,14 +197,9 @@ def _squared_errors(x: Tensor, clips: Tensor, bits: int, kind: Kind) -> Tensor:
     """
     clip = clips[:, None]
     z = x / clip
-    if kind == "weight":
-        z.clamp_(-1, 1).add_(1).div_(2)
-    else:
-        z.clamp_(0, 1)
-    z.mul_(steps(bits)).sub_(0.5).ceil_().div_(steps(bits))
-    if kind == "weight":
-        z.mul_(2).sub_(1)
-    return z.mul_(clip).sub_(x).square_().mean(dim=1)
+    # `normalize` without gradients: in place, which takes a quarter of the time.
+    z = z.clamp_(0, 1) if kind == "activation" else z.clamp_(-1, 1).add_(1).div_(2)
+    return denormalize(discretize(z, bits), clip, kind).sub_(x).square_().mean(dim=1)
 
 
 class Quantizer(Protocol):

@@ -144,9 +144,9 @@ def _check_numbers(rows: Iterable[Mapping[str, str]], path: Path) -> None:
     """Make sure that no number is infinite, and that percentages are some."""
     for row in rows:
         for column, text in row.items():
-            number = _number(text)
             if not text or column in _TEXTS:
                 continue
+            number = _number(text)
             if math.isinf(number) or (column in _PERCENTAGES and not 0 <= number <= 100):
                 allowed = "0 to 100" if column in _PERCENTAGES else "finite numbers"
                 raise BenchError(f"'{path}': {column} of run {row['id']} is {printable(text)}; allowed: {allowed}")

@@ -19,7 +19,8 @@ Compile = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+_LARGEST_COUNT = 1_000_000_000
+Count = Annotated[int, Field(ge=1, le=_LARGEST_COUNT)]
 Processes = Annotated[int, Field(ge=1, le=1024)]
 _UNNAMED = Field(exclude_if=lambda value: value is None)
 """For fields added after release: omit them when unset, so that existing ids do not change."""
@@ -185,7 +186,7 @@ class TuningSpec(Options):
     stop_early: bool = True
     tolerance: Fraction = 0.03
     repair: bool = True
-    finetune_epochs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 1
+    finetune_epochs: Annotated[int, Field(ge=0, le=_LARGEST_COUNT)] = 1
     seed: Annotated[int, Field(ge=0, le=999)] = 0
 
 

@@ -111,9 +111,8 @@ class Tracker:
         """Return a study's experiment; `None` when there is none."""
         with self._environment():
             probe(self.uri, write=False)
-            file = sqlite_file(self.uri)
-            if file is not None and self._is_private:
-                follow_store(file, self.root)
+            if (own := self._own_database) is not None:
+                follow_store(own, self.root)
             experiment = self._client.get_experiment_by_name(name)
         return experiment if experiment is not None and experiment.lifecycle_stage == "active" else None
 
@@ -133,6 +132,11 @@ class Tracker:
     def _is_private(self) -> bool:
         """Whether the database is the store's own, so that every run in it belongs to the store."""
         return self.uri == resolve_uri(None, self.root, environment={})
+
+    @property
+    def _own_database(self) -> Path | None:
+        """SQLite file of the store itself; `None` when MLflow's data is elsewhere."""
+        return sqlite_file(self.uri) if self._is_private else None
 
     def _guarded(self, action: Callable[[], bool]) -> bool:
         try:
@@ -169,9 +173,9 @@ class Tracker:
         """
         probe(self.uri)
         file = sqlite_file(self.uri)
-        if file is not None and self._is_private:
-            _make_database(file)
-            follow_store(file, self.root)
+        if (own := self._own_database) is not None:
+            _make_database(own)
+            follow_store(own, self.root)
 
         def glance() -> None:
             if file is not None:  # MLflow would wait for a lock for 20 seconds
@@ -205,9 +209,8 @@ class Tracker:
             experiment = self._client.get_experiment(made)
         if experiment.lifecycle_stage != "active":
             self._client.restore_experiment(experiment.experiment_id)
-        file = sqlite_file(self.uri)
-        if file is not None and self._is_private:
-            check_places(file, self.root, str(experiment.experiment_id))
+        if (own := self._own_database) is not None:
+            check_places(own, self.root, str(experiment.experiment_id))
         for key, value in experiment_tags(experiment.creation_time).items():
             if experiment.tags.get(key) != value:
                 self._client.set_experiment_tag(experiment.experiment_id, key, value)
