@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
@@ -135,7 +136,9 @@ def test_a_loss_that_is_no_number_diverges(trouble: Callable[..., Trouble]) -> N
 def test_over_its_time_a_process_is_ended(trouble: Callable[..., Trouble]) -> None:
     trouble("nothing").supervise()  # from here on processes start at once
     run = trouble("sleep")
+    began = time.monotonic()
     assert run.supervise(seconds=6) == Outcome(status="timeout", reason="not done after 6 s")
+    assert time.monotonic() - began < 60
     assert (run.record["status"], run.record["reason"]) == ("timeout", "not done after 6 s")
     assert len(run.processes) == 1
 
